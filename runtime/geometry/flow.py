@@ -1,0 +1,91 @@
+"""What a flow is, and the three things done with it: slow, readable NumPy definitions.
+
+A flow is a displacement in voxels of its own grid, shape (3, I, J, K), component order = axis order. It lives on the
+fixed grid and points into the moving image: ``warped(x) = moving(x + flow(x))``. Every fast implementation (numba,
+CUDA, torch in `train`) is tested against the functions of this file.
+"""
+
+import itertools
+
+import numpy as np
+
+Array = np.ndarray
+
+
+def sample(image: Array, coordinates: Array) -> Array:
+    """Trilinear samples of an image at voxel coordinates, zero outside it.
+
+    Corners that lie outside the image count as zero, so values fade to zero over one voxel beyond the border
+    (torch ``grid_sample(padding_mode="zeros", align_corners=True)``).
+
+    Args:
+        image: (..., I, J, K).
+        coordinates: (3, *S) voxel coordinates in the image's own grid.
+
+    Returns:
+        (..., *S), floating point.
+    """
+    shape = np.array(image.shape[-3:])
+    base = np.floor(coordinates).astype(np.int64)
+    fraction = coordinates - base
+    total = np.zeros(image.shape[:-3] + coordinates.shape[1:], np.result_type(image, np.float32))
+    for corner in itertools.product((0, 1), repeat=3):
+        offset = np.reshape(corner, (3,) + (1,) * (coordinates.ndim - 1))
+        index = base + offset
+        limit = shape.reshape(offset.shape)
+        inside = np.all((index >= 0) & (index < limit), axis=0)
+        weight = np.prod(np.where(offset == 1, fraction, 1 - fraction), axis=0) * inside
+        i, j, k = np.clip(index, 0, limit - 1)
+        total += weight * image[..., i, j, k]
+    return total
+
+
+def identity(shape: tuple[int, int, int]) -> Array:
+    """Voxel coordinates of a grid, (3, I, J, K)."""
+    return np.stack(np.meshgrid(*(np.arange(size, dtype=np.float64) for size in shape), indexing="ij"))
+
+
+def warp(image: Array, flow: Array) -> Array:
+    """Resample an image through a flow: ``image(x + flow(x))``, trilinear, zeros outside.
+
+    Args:
+        image: (..., I, J, K), the moving image or its features.
+        flow: (3, I, J, K), voxels.
+    """
+    return sample(image, identity(flow.shape[1:]) + flow).astype(image.dtype)
+
+
+def resize(array: Array, shape: tuple[int, int, int]) -> Array:
+    """Trilinear resize to `shape` on an align-corners grid: the corner voxels' centres stay where they are.
+
+    Args:
+        array: (..., I, J, K).
+        shape: the new (I, J, K). An axis of one voxel is repeated.
+    """
+    axes = [np.arange(new) * ((old - 1) / max(new - 1, 1)) for old, new in zip(array.shape[-3:], shape, strict=True)]
+    return sample(array, np.stack(np.meshgrid(*axes, indexing="ij"))).astype(array.dtype)
+
+
+def upsample(flow: Array, scale: int) -> Array:
+    """The same displacement on a grid `scale` times finer: resized, and its values (voxels) multiplied by `scale`."""
+    return resize(flow, tuple(scale * size for size in flow.shape[1:])) * flow.dtype.type(scale)
+
+
+def compose(flow: Array, residual: Array) -> Array:
+    """``flow(x + residual(x)) + residual(x)``: first the residual, then the flow; zeros outside. Both (3, I, J, K)."""
+    return warp(flow, residual) + residual
+
+
+def jacobian_determinant(flow: Array) -> Array:
+    """Determinant of the Jacobian of ``x + flow(x)`` by central differences (one-sided at the border), (I, J, K).
+
+    1 is no change of volume, values <= 0 are folds. Needs at least two voxels along each axis.
+    """
+    jacobian = np.stack([np.stack(np.gradient(component.astype(np.float64))) for component in flow])
+    jacobian += np.eye(3).reshape(3, 3, 1, 1, 1)
+    return np.linalg.det(np.moveaxis(jacobian, (0, 1), (-2, -1)))
+
+
+def folded_share(flow: Array) -> float:
+    """Share of voxels whose Jacobian determinant is <= 0, in [0, 1]."""
+    return float(np.mean(jacobian_determinant(flow) <= 0))

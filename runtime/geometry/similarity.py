@@ -1,0 +1,50 @@
+"""How alike two images on one grid are: NumPy definitions. Larger is always more alike."""
+
+import numpy as np
+
+Array = np.ndarray
+LNCC_WINDOW = 9
+LNCC_EPSILON = 1e-5
+
+
+def ncc(fixed: Array, warped: Array) -> float:
+    """Normalised cross-correlation (Pearson) over the whole image, in [-1, 1]; NaN where an image is constant."""
+    f, w = (image.astype(np.float64) - image.mean(dtype=np.float64) for image in (fixed, warped))
+    norm = np.sqrt(np.sum(f * f) * np.sum(w * w))
+    return float(np.sum(f * w) / norm) if norm > 0 else float("nan")
+
+
+def box_sum(image: Array, window: int) -> Array:
+    """Sum over a cube of `window` voxels about every voxel, zeros outside, by running sums along each axis."""
+    radius = window // 2
+    for axis in range(3):
+        padding = [(radius + 1, radius) if a == axis else (0, 0) for a in range(3)]
+        running = np.cumsum(np.pad(image, padding), axis=axis)
+        size = image.shape[axis]
+        index = np.arange(size)
+        image = running.take(index + window, axis) - running.take(index, axis)
+    return image
+
+
+def lncc(fixed: Array, warped: Array, window: int = LNCC_WINDOW) -> float:
+    """Mean over voxels of the squared local correlation in a cube of `window` voxels, in [0, 1].
+
+    ``cross^2 / (var_fixed var_warped + 1e-5)`` with zeros outside the image, as in the released training code; the
+    window's sums are divided by ``window^3`` only where they stand for means.
+    """
+    f, w = fixed.astype(np.float64), warped.astype(np.float64)
+    count = window**3
+    sum_f, sum_w = box_sum(f, window), box_sum(w, window)
+    cross = box_sum(f * w, window) - sum_f * sum_w / count
+    var_f = box_sum(f * f, window) - sum_f**2 / count
+    var_w = box_sum(w * w, window) - sum_w**2 / count
+    return float(np.mean(cross**2 / (var_f * var_w + LNCC_EPSILON)))
+
+
+def negative_mse(fixed: Array, warped: Array) -> float:
+    """Minus the mean squared difference, so that larger is more alike."""
+    difference = fixed.astype(np.float64) - warped.astype(np.float64)
+    return -float(np.mean(difference * difference))
+
+
+SIMILARITIES = {"ncc": ncc, "lncc": lncc, "mse": negative_mse}

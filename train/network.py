@@ -1,0 +1,126 @@
+"""RP-Net: one feature extractor for both images and one flow estimator per level.
+
+Source: "IIRP-Net: Iterative Inference Residual Pyramid Network for Enhanced Image Registration" (CVPR 2024),
+section 3.1, in the form of the network its authors released (activations and channels).
+"""
+
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from train.fields import compose, upsample, warp
+
+LEVELS = (4, 3, 2, 1)
+SIZE_MULTIPLE = 8
+NEGATIVE_SLOPE = 0.1
+MAX_RES_BLOCKS = 4
+
+
+def _activate(x: Tensor) -> Tensor:
+    return F.leaky_relu(x, NEGATIVE_SLOPE)
+
+
+def _conv(channels_in: int, channels_out: int) -> nn.Conv3d:
+    return nn.Conv3d(channels_in, channels_out, kernel_size=3, padding=1)
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """What fixes the network's tensors: the channels of level 1 and the residual blocks of each estimator (0..4)."""
+
+    first_channels: int = 8
+    res_blocks: int = 2
+
+    def __post_init__(self) -> None:
+        if self.first_channels < 1 or self.first_channels % 2:
+            raise ValueError(f"first_channels: got {self.first_channels}, expected an even number >= 2")
+        if not 0 <= self.res_blocks <= MAX_RES_BLOCKS:
+            raise ValueError(f"res_blocks: got {self.res_blocks}, expected 0 to {MAX_RES_BLOCKS}")
+
+    @property
+    def feature_channels(self) -> dict[int, int]:
+        """Channels of each level's feature map: 8, 16, 32, 32 at levels 1 to 4."""
+        c = self.first_channels
+        return {1: c, 2: 2 * c, 3: 4 * c, 4: 4 * c}
+
+    @property
+    def estimator_channels(self) -> dict[int, int]:
+        """Width q of each level's estimator: 16 at level 1, 32 above."""
+        c = self.first_channels
+        return {1: 2 * c, 2: 4 * c, 3: 4 * c, 4: 4 * c}
+
+    def as_dict(self) -> dict[str, int]:
+        return asdict(self)
+
+
+class FeatureExtractor(nn.Module):
+    """Image (N, 1, I, J, K) -> feature maps of levels 1 to 4, each half the size of the one before."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        widths = [1, *(config.feature_channels[level] for level in (1, 2, 3, 4))]
+        self.convolutions = nn.ModuleList(_conv(a, b) for a, b in zip(widths, widths[1:], strict=False))
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        features = []
+        x = image
+        for n, convolution in enumerate(self.convolutions):
+            x = _activate(convolution(F.avg_pool3d(x, 2) if n else x))
+            features.append(x)
+        return tuple(features)
+
+
+class FlowEstimator(nn.Module):
+    """One level's estimator: features (N, 2C, I, J, K), warped moving then fixed -> residual flow (N, 3, I, J, K)."""
+
+    def __init__(self, feature_channels: int, channels: int, res_blocks: int) -> None:
+        super().__init__()
+        self.entry = _conv(2 * feature_channels, channels)
+        self.blocks = nn.ModuleList(_conv(channels, channels) for _ in range(res_blocks))
+        self.narrow = _conv(channels, channels // 2)
+        self.flow = _conv(channels // 2, 3)
+
+    def forward(self, features: Tensor) -> Tensor:
+        x = _activate(self.entry(features))
+        for block in self.blocks:
+            x = _activate(x + block(x))
+        return self.flow(self.narrow(x))
+
+
+class RPNet(nn.Module):
+    """The whole network; `forward` is RP-Net, one iteration per level."""
+
+    def __init__(self, config: NetworkConfig | None = None) -> None:
+        super().__init__()
+        self.config = config or NetworkConfig()
+        self.extractor = FeatureExtractor(self.config)
+        self.estimators = nn.ModuleDict(
+            {
+                str(level): FlowEstimator(
+                    self.config.feature_channels[level], self.config.estimator_channels[level], self.config.res_blocks
+                )
+                for level in LEVELS
+            }
+        )
+
+    def encode(self, image: Tensor) -> dict[int, Tensor]:
+        """Feature maps by level of an image (N, 1, I, J, K) in [0, 1] whose sizes are multiples of 8."""
+        if image.ndim != 5 or any(size % SIZE_MULTIPLE for size in image.shape[2:]):
+            raise ValueError(f"image: got shape {tuple(image.shape)}, expected (N, 1, I, J, K) with sizes % 8 == 0")
+        return dict(enumerate(self.extractor(image), start=1))
+
+    def estimate(self, level: int, warped_moving: Tensor, fixed: Tensor) -> Tensor:
+        """Residual flow (N, 3, I, J, K) of one level from its two feature maps (N, C, I, J, K)."""
+        return self.estimators[str(level)](torch.cat((warped_moving, fixed), dim=1))
+
+    def forward(self, moving: Tensor, fixed: Tensor) -> Tensor:
+        """Flow (N, 3, I, J, K) in voxels, on the fixed grid, that aligns `moving` to `fixed` (both (N, 1, I, J, K))."""
+        moving_features, fixed_features = self.encode(moving), self.encode(fixed)
+        flow = self.estimate(4, moving_features[4], fixed_features[4])
+        for level in LEVELS[1:]:
+            flow = upsample(flow, 2)
+            residual = self.estimate(level, warp(moving_features[level], flow), fixed_features[level])
+            flow = compose(flow, residual)
+        return flow
