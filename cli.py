@@ -1,0 +1,157 @@
+"""Command line of the RP-Net / IIRP-Net deployment pipeline. Every command parses, calls one function, prints."""
+
+import contextlib
+import functools
+import sys
+from pathlib import Path
+
+import click
+
+FOLDER = click.Path(file_okay=False, path_type=Path)
+FILE = click.Path(dir_okay=False, path_type=Path)
+ENGINE_DIR = click.option(
+    "--engine-dir", type=FOLDER, default="engines", show_default=True, help="Folder of an engine set (manifest.json)."
+)
+OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace an earlier result in the output folder.")
+QUIET = click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+
+
+class Numbers(click.ParamType):
+    """Comma-separated numbers, so many as `counts` allows."""
+
+    def __init__(self, kind: type, *counts: int) -> None:
+        self.kind, self.counts = kind, counts
+        self.name = ",".join([kind.__name__.upper()[:5]] * counts[-1]).lower()
+
+    def convert(self, value, param, ctx):
+        if isinstance(value, tuple):
+            return value
+        try:
+            numbers = tuple(self.kind(part) for part in value.split(","))
+        except ValueError:
+            numbers = ()
+        if len(numbers) not in self.counts:
+            many = " or ".join(map(str, self.counts))
+            self.fail(f"got {value!r}, expected {many} comma-separated {self.kind.__name__} value(s)", param, ctx)
+        return numbers
+
+
+def one_line_errors(command):
+    """Turns bad input into one line and exit code 1."""
+
+    @functools.wraps(command)
+    def wrapped(*args, **kwargs):
+        from runtime.geometry.errors import InputError
+
+        try:
+            return command(*args, **kwargs)
+        except InputError as error:
+            raise click.ClickException(str(error)) from None
+
+    return wrapped
+
+
+class Stages:
+    """Shows which stage runs: one line that changes on a terminal, one line per stage elsewhere."""
+
+    def __init__(self, quiet: bool) -> None:
+        self._quiet, self._terminal = quiet, sys.stderr.isatty()
+
+    def __call__(self, stage: str) -> None:
+        if self._quiet:
+            return
+        if self._terminal:
+            click.echo(f"\r\033[K{stage} ...", nl=False, err=True)
+        elif not stage.startswith(("level", "pass")):
+            click.echo(f"{stage} ...", err=True)
+
+    @contextlib.contextmanager
+    def shown(self):
+        try:
+            yield self
+        finally:
+            if self._terminal and not self._quiet:
+                click.echo("\r\033[K", nl=False, err=True)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+def main() -> None:
+    """Learned 3-D image registration: RP-Net and IIRP-Net (CVPR 2024) from training to deployment."""
+
+
+@main.command()
+@ENGINE_DIR
+@click.option("--fixed", type=FILE, required=True, help="Target scan (.nii, .nii.gz, .mgh, .mgz).")
+@click.option("--moving", type=FILE, required=True, help="Scan to be aligned with the fixed one.")
+@click.option("--output", type=FOLDER, required=True, help="Folder for the results.")
+@click.option("--moving-labels", type=FILE, help="Label map of the moving scan, carried along (nearest neighbour).")
+@click.option(
+    "--affine",
+    default="auto",
+    show_default=True,
+    help="auto: centres of mass, rigid, affine. none: trust the headers. Or a text file: 4x4, RAS mm, fixed to moving.",
+)
+@click.option("--backend", type=click.Choice(["auto", "onnxruntime"]), default="auto", show_default=True)
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: all cores]")
+@click.option(
+    "--schedule",
+    default="iterstop",
+    show_default=True,
+    help="iterstop; fixed iterations a,b,c,d at levels 4,3,2,1 (1,1,1,1 is RP-Net); cascade:t is RP-Net t times.",
+)
+@click.option("--delta", type=Numbers(float, 1, 4), help="Smallest improvement, one or four values (levels 4,3,2,1).")
+@click.option("--on-stop", type=click.Choice(["keep", "revert"]), help="Keep (released code) or undo the failing step.")
+@click.option("--similarity", type=click.Choice(["ncc", "lncc", "mse"]), help="What IterStop watches.")
+@click.option("--max-iterations", type=Numbers(int, 1, 4), help="Limit per level, one or four values.")
+@click.option("--window", type=Numbers(float, 2), help="LOW,HIGH intensities mapped to 0..1, for CT, e.g. -200,300.")
+@QUIET
+@OVERWRITE
+@one_line_errors
+def register(engine_dir, fixed, moving, output, moving_labels, backend, threads, quiet, overwrite, **options) -> None:
+    """Align a moving scan with a fixed one.
+
+    Writes warped.nii.gz (moving on the fixed grid), warp.nii.gz (the whole displacement, as ANTs and ITK read it),
+    affine.txt, warped_labels.nii.gz if labels are given, report.json and preview.png. Options that are not given
+    follow the engine set.
+    """
+    import runtime
+    from runtime.report import check_output
+
+    check_output(output, overwrite, moving_labels is not None)
+    with Stages(quiet).shown() as stages:
+        stages("open engines")
+        with runtime.open_engines(engine_dir, backend, threads) as engines:
+            result = runtime.register(fixed, moving, engines, runtime.Options(**options), moving_labels, stages)
+        result.save(output, overwrite, stages)
+    if not quiet:
+        click.echo(result.summary())
+        click.echo(f"wrote {output}/: look at preview.png first")
+
+
+@main.command()
+@click.option("--checkpoint", type=FILE, required=True, help="best.pt of `train`, or an authors' checkpoint.")
+@ENGINE_DIR
+@click.option(
+    "--gate-shape", type=Numbers(int, 3), default=(64, 80, 72), show_default="64,80,72", help="Size of the gate's pair."
+)
+@click.option("--gate-fixed", type=FILE, help="Run the parity gate on two real scans instead of generated ones.")
+@click.option("--gate-moving", type=FILE, help="See --gate-fixed.")
+@click.option("--spacing", type=float, default=1.0, show_default=True, help="Voxel size the network expects, mm.")
+@click.option("--window", type=Numbers(float, 2), help="LOW,HIGH intensity window the network was trained with (CT).")
+@click.option("--notes", type=FILE, help="Markdown to append to the model card.")
+@QUIET
+@one_line_errors
+def export(checkpoint, engine_dir, gate_shape, gate_fixed, gate_moving, spacing, window, notes, quiet) -> None:
+    """Turn a checkpoint into an engine set.
+
+    The feature extractor and the four flow estimators become ONNX graphs; they are published, in one atomic step, only
+    after whole registrations with them equal those of the PyTorch network (0.01 voxel, same iteration counts).
+    """
+    from export.publish import ExportOptions, export_checkpoint
+
+    options = ExportOptions(gate_shape, gate_fixed, gate_moving, spacing, window, notes)
+    export_checkpoint(checkpoint, engine_dir, options, (lambda line: None) if quiet else click.echo)
+
+
+if __name__ == "__main__":
+    main(prog_name="cli.py")

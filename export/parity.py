@@ -1,0 +1,165 @@
+"""The parity gate: an engine set is published only after it has shown that it computes what the network computes."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from export.reference import register_with_torch
+from runtime import iterstop
+from runtime.engines import Engines
+from runtime.geometry.errors import InputError
+from runtime.register import register_arrays
+from train.network import LEVELS, SIZE_MULTIPLE, RPNet
+
+Array = np.ndarray
+FLOW_TOLERANCE = 0.01
+GRAPH_TOLERANCE = 1e-3
+GATE_SCHEDULES = ("1,1,1,1", "1,2,2,2", "cascade:2")
+GATE_ON_STOP = iterstop.ON_STOP
+
+
+class ParityError(InputError):
+    """The gate failed; nothing was published."""
+
+
+@dataclass(frozen=True)
+class GraphParity:
+    """One engine output against the network: largest difference, relative to the output's largest value."""
+
+    output: str
+    difference: float
+
+
+@dataclass(frozen=True)
+class LoopParity:
+    """One whole registration against the PyTorch definition.
+
+    Attributes:
+        schedule: what was run.
+        largest, mean: difference of the flows, voxels.
+        counts, expected_counts: iterations per level (a, b, c, d), engines and definition.
+        similarity, expected_similarity: at the end.
+    """
+
+    schedule: str
+    largest: float
+    mean: float
+    counts: tuple
+    expected_counts: tuple
+    similarity: float
+    expected_similarity: float
+
+    @property
+    def passed(self) -> bool:
+        return self.largest <= FLOW_TOLERANCE and self.counts == self.expected_counts
+
+
+@dataclass(frozen=True)
+class Parity:
+    """What the gate measured."""
+
+    shape: tuple[int, int, int]
+    images: str
+    graphs: tuple[GraphParity, ...]
+    loops: tuple[LoopParity, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"flow_tolerance_voxels": FLOW_TOLERANCE, "graph_tolerance": GRAPH_TOLERANCE, **asdict(self)}
+
+
+def check_parity(
+    network: RPNet,
+    engines: Engines,
+    pair: tuple[Array, Array],
+    images: str,
+    echo: Callable[[str], None] = lambda line: None,
+) -> Parity:
+    """Each graph against the network, then whole registrations (fixed counts, cascade, IterStop) on a pair.
+
+    Args:
+        network: what was exported.
+        engines: the exported graphs, opened as users will open them.
+        pair: fixed and moving (I, J, K), float32 in [0, 1], sizes multiples of 8.
+        images: what the pair is, for the record.
+        echo: told one line per comparison.
+
+    Raises:
+        ParityError: a difference above tolerance, or other iteration counts.
+    """
+    fixed, moving = pair
+    graphs = tuple(_graph_parities(network, engines))
+    worst = max(graphs, key=lambda graph: graph.difference)
+    echo(f"graphs: largest relative difference {worst.difference:.1e} ({worst.output})")
+    if not worst.difference <= GRAPH_TOLERANCE:
+        raise ParityError(
+            f"parity: {worst.output} differs by {worst.difference:.2e} of its range, allowed {GRAPH_TOLERANCE}; "
+            "nothing was published"
+        )
+    loops = []
+    for name, schedule in _gate_schedules(engines):
+        loops.append(_loop_parity(name, network, engines, fixed, moving, schedule))
+        loop = loops[-1]
+        echo(f"{name}: flow within {loop.largest:.1e} voxel (mean {loop.mean:.1e}), iterations {_text(loop.counts)}")
+        if not loop.passed:
+            raise ParityError(
+                f"parity: {name}: flow differs by {loop.largest:.4f} voxel (allowed {FLOW_TOLERANCE}), iterations "
+                f"{_text(loop.counts)}, expected {_text(loop.expected_counts)}; nothing was published"
+            )
+    return Parity(fixed.shape, images, graphs, tuple(loops))
+
+
+def _gate_schedules(engines: Engines):
+    for text in GATE_SCHEDULES:
+        yield text, iterstop.parse_schedule(text)
+    stop = engines.engine_set.stop
+    for on_stop in GATE_ON_STOP:
+        options = {"similarity": stop["similarity"], "delta": stop["delta"], "limit": stop["limit"]}
+        yield f"iterstop {on_stop}", iterstop.iterstop_schedule(on_stop=on_stop, **options)
+
+
+def _loop_parity(name, network, engines, fixed, moving, schedule) -> LoopParity:
+    similarity = engines.engine_set.stop["similarity"]
+    expected = register_with_torch(network, fixed, moving, schedule, similarity)
+    found = register_arrays(engines, fixed, moving, schedule, similarity)
+    difference = np.abs(found.flow - expected.flow)
+    return LoopParity(
+        name,
+        # A NaN must fail the gate: it compares false with every tolerance.
+        largest=float(difference.max()),
+        mean=float(difference.mean()),
+        counts=found.counts,
+        expected_counts=expected.counts,
+        similarity=found.similarity,
+        expected_similarity=expected.similarity,
+    )
+
+
+def _graph_parities(network: RPNet, engines: Engines):
+    """Two sizes, so that a graph with a frozen size cannot pass."""
+    generator = torch.Generator().manual_seed(0)
+    for n in (2, 3):
+        shape = tuple(SIZE_MULTIPLE * (n + axis) for axis in range(3))
+        image = torch.rand((1, 1, *shape), generator=generator)
+        with torch.inference_mode():
+            expected = {level: f[0].numpy() for level, f in network.encode(image).items()}
+            for level, features in engines.networks.features(image[0, 0].numpy()).items():
+                yield GraphParity(f"features of level {level}", _relative(features, expected[level]))
+            for level in LEVELS:
+                channels = network.config.feature_channels[level]
+                features = torch.rand((1, 2 * channels, *shape), generator=generator)
+                residual = network.estimate(level, *features.split(channels, dim=1))[0].numpy()
+                found = engines.networks.residual(level, features[0].numpy())
+                yield GraphParity(f"residual of level {level}", _relative(found, residual))
+
+
+def _relative(found: Array, expected: Array) -> float:
+    if found.shape != expected.shape:
+        raise ParityError(f"parity: an engine gives shape {found.shape}, expected {expected.shape}")
+    return float(np.max(np.abs(found - expected)) / max(np.max(np.abs(expected)), 1e-6))
+
+
+def _text(counts: tuple) -> str:
+    return " + ".join(str(tuple(passed)) for passed in counts)

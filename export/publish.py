@@ -1,0 +1,206 @@
+"""From a checkpoint to a published engine set."""
+
+import contextlib
+import datetime
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+
+from export.graphs import OPSET, export_graphs
+from export.parity import Parity, check_parity
+from runtime import iterstop
+from runtime.engines import open_engines
+from runtime.example import example_pair
+from runtime.geometry.errors import InputError
+from runtime.geometry.intensity import PercentileRule, Rule, WindowRule
+from runtime.geometry.volume import read_volume
+from runtime.manifest import ENGINES, FORMAT, MANIFEST, VERSION, EngineSet, sha256
+from runtime.prepare import prepare
+from train.checkpoint import Checkpoint, load_checkpoint
+from train.network import LEVELS, SIZE_MULTIPLE
+
+CARD = "MODEL_CARD.md"
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """How to export.
+
+    Attributes:
+        gate_shape: size of the generated pair the parity gate runs on, multiples of 8, at least 16.
+        gate_fixed, gate_moving: two scans to run it on instead, prepared as `register` does.
+        spacing: voxel size in mm the network was trained at.
+        window: (low, high) intensity window the network was trained with; None: 0 and the 99.9th percentile.
+        notes: Markdown file appended to the model card.
+    """
+
+    gate_shape: tuple[int, int, int] = (64, 80, 72)
+    gate_fixed: Path | None = None
+    gate_moving: Path | None = None
+    spacing: float = 1.0
+    window: tuple[float, float] | None = None
+    notes: Path | None = None
+
+    def __post_init__(self) -> None:
+        if any(size % SIZE_MULTIPLE or size < 2 * SIZE_MULTIPLE for size in self.gate_shape):
+            raise InputError(f"--gate-shape: got {self.gate_shape}, expected multiples of {SIZE_MULTIPLE}, at least 16")
+        if (self.gate_fixed is None) != (self.gate_moving is None):
+            raise InputError("--gate-fixed, --gate-moving: got one, expected both or neither")
+        if not self.spacing > 0:
+            raise InputError(f"--spacing: got {self.spacing}, expected mm above 0")
+        if self.notes is not None and not self.notes.is_file():
+            raise InputError(f"--notes: {self.notes} does not exist, expected a Markdown file")
+
+    @property
+    def rule(self) -> Rule:
+        return WindowRule(*self.window) if self.window else PercentileRule()
+
+
+def export_checkpoint(
+    checkpoint_path: Path, engine_dir: Path, options: ExportOptions, echo: Callable[[str], None] = lambda line: None
+) -> Parity:
+    """Exports a checkpoint, passes it through the parity gate and publishes it in one atomic step.
+
+    Until the manifest is replaced at the very end, a set that is already in `engine_dir` stays what it was.
+
+    Args:
+        checkpoint_path: a checkpoint of ours or of the authors.
+        engine_dir: where the set goes; made if missing.
+        options: see `ExportOptions`.
+        echo: told what happens, line by line.
+
+    Raises:
+        InputError: the checkpoint or the gate's scans cannot be read, the folder cannot be written.
+        ParityError: the gate failed.
+    """
+    checkpoint = load_checkpoint(checkpoint_path)
+    network = checkpoint.network()
+    notes = options.notes.read_text(encoding="utf-8") if options.notes else ""
+    echo(f"exporting {checkpoint_path} ({sum(p.numel() for p in network.parameters()):,} parameters)")
+    with _staging(engine_dir) as stage:
+        graphs = export_graphs(network)
+        manifest = _manifest(checkpoint, graphs, options)
+        _write_set(stage, graphs, manifest)
+        with open_engines(stage, backend="onnxruntime") as engines:
+            images, pair = _gate_pair(options, engines.engine_set)
+            echo(f"{len(graphs)} graphs, opset {OPSET}, pass the ONNX checker; parity gate on {images}:")
+            parity = check_parity(network, engines, pair, images, echo)
+        manifest["parity"] = parity.as_dict()
+        _write_set(stage, {}, manifest)
+        (stage / CARD).write_text(model_card(manifest, notes), encoding="utf-8")
+        _publish(stage, engine_dir, manifest)
+    echo(f"published {engine_dir}")
+    return parity
+
+
+def _gate_pair(options: ExportOptions, engine_set: EngineSet) -> tuple[str, tuple[np.ndarray, np.ndarray]]:
+    """What the gate runs on, in words, and fixed and moving (I, J, K) in [0, 1]."""
+    if options.gate_fixed is None:
+        return f"a generated pair {options.gate_shape}", example_pair(options.gate_shape)
+    prepared = prepare(
+        read_volume(options.gate_fixed, "--gate-fixed"),
+        read_volume(options.gate_moving, "--gate-moving"),
+        engine_set,
+        options.rule,
+    )
+    name = f"{options.gate_fixed.name} and {options.gate_moving.name} on {prepared.grid.shape}"
+    return name, (prepared.fixed, prepared.moving)
+
+
+@contextlib.contextmanager
+def _staging(engine_dir: Path):
+    """A folder beside the files it will replace, so that renaming them is atomic; removed in the end."""
+    try:
+        engine_dir.mkdir(parents=True, exist_ok=True)
+        stage = Path(tempfile.mkdtemp(prefix=".staging-", dir=engine_dir))
+    except OSError as error:
+        raise InputError(f"--engine-dir: cannot write to {engine_dir} ({error.strerror}); choose another") from None
+    try:
+        yield stage
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def _file_name(engine: str, graph: bytes) -> str:
+    return f"{engine}.{sha256(graph)[:8]}.onnx"
+
+
+def _manifest(checkpoint: Checkpoint, graphs: dict[str, bytes], options: ExportOptions) -> dict[str, Any]:
+    config, provenance = checkpoint.config, dict(checkpoint.provenance)
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "network": {"name": "RP-Net", **config.as_dict()},
+        "precision": "fp32",
+        "opset": OPSET,
+        "size_multiple": SIZE_MULTIPLE,
+        "spacing_mm": options.spacing,
+        "intensity": options.rule.as_dict(),
+        "levels": [
+            {"level": level, "scale": 2 ** (level - 1), "channels": config.feature_channels[level]} for level in LEVELS
+        ],
+        "stop": {
+            "similarity": "ncc",
+            "delta": iterstop.DEFAULT_DELTA["ncc"],
+            "limit": iterstop.DEFAULT_LIMIT,
+            "on_stop": "keep",
+        },
+        "engines": {
+            engine: {"file": _file_name(engine, graphs[engine]), "sha256": sha256(graphs[engine])} for engine in ENGINES
+        },
+        "licence": provenance.get("licence", "not stated"),
+        "provenance": provenance,
+        "exported_with": {"torch": torch.__version__, "onnx": onnx.__version__},
+    }
+
+
+def _write_set(folder: Path, graphs: dict[str, bytes], manifest: dict[str, Any]) -> None:
+    for engine, graph in graphs.items():
+        (folder / _file_name(engine, graph)).write_bytes(graph)
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
+def _publish(stage: Path, engine_dir: Path, manifest: dict[str, Any]) -> None:
+    """Graphs first (their names carry their hash, so none of the old set is touched), the manifest last."""
+    names = {entry["file"] for entry in manifest["engines"].values()}
+    for name in (*sorted(names), CARD, MANIFEST):
+        os.replace(stage / name, engine_dir / name)
+    for engine in ENGINES:
+        for old in engine_dir.glob(f"{engine}.*.onnx"):
+            if old.name not in names:
+                old.unlink(missing_ok=True)
+
+
+def model_card(manifest: dict[str, Any], notes: str) -> str:
+    """The facts of a set, for people."""
+    network, stop = manifest["network"], manifest["stop"]
+    facts = {
+        "network": f"RP-Net, {network['first_channels']} channels at level 1, {network['res_blocks']} residual blocks",
+        "input": f"pairs at {manifest['spacing_mm']} mm, intensities by rule {manifest['intensity']}",
+        "precision": f"{manifest['precision']}, ONNX opset {manifest['opset']}",
+        "stop rule": f"IterStop, {stop['similarity']}, delta {stop['delta']}, at most {stop['limit']}, {stop['on_stop']}",
+        "licence of the weights": manifest["licence"],
+        "created": manifest["created"],
+    }
+    facts |= {key: value for key, value in manifest["provenance"].items() if key != "licence"}
+    lines = ["# Model card", "", "| | |", "| --- | --- |"]
+    lines += [f"| {key.replace('_', ' ')} | {_cell(value)} |" for key, value in facts.items()]
+    loops = manifest.get("parity", {}).get("loops", ())
+    lines += ["", "## Parity with the PyTorch definition", "", "| schedule | largest difference, voxel | iterations |"]
+    lines += ["| --- | --- | --- |"]
+    lines += [f"| {loop['schedule']} | {loop['largest']:.1e} | {_cell(loop['counts'])} |" for loop in loops]
+    return "\n".join([*lines, "", *([notes.strip(), ""] if notes.strip() else [])])
+
+
+def _cell(value: Any) -> str:
+    return (json.dumps(value) if isinstance(value, dict | list | tuple) else str(value)).replace("|", "\\|")

@@ -1,0 +1,31 @@
+"""The torch-free runtime: engines in, one aligned scan out.
+
+    import runtime
+
+    with runtime.open_engines("engines/") as engines:
+        result = runtime.register("fixed.nii.gz", "moving.nii.gz", engines)
+        result.save("aligned/")
+
+Names are loaded when they are first used, so that importing the package costs next to nothing.
+"""
+
+import importlib
+
+_HOME = {
+    "InputError": "runtime.geometry.errors",
+    "open_engines": "runtime.engines",
+    "Options": "runtime.register",
+    "register": "runtime.register",
+    "Registration": "runtime.register",
+}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module 'runtime' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

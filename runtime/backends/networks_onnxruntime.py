@@ -1,0 +1,57 @@
+"""Engines run by ONNX Runtime on the CPU."""
+
+import numpy as np
+import onnxruntime
+
+from runtime.geometry.errors import InputError
+from runtime.iterstop import LEVELS
+from runtime.manifest import EXTRACTOR, FEATURES, IMAGE, RESIDUAL, EngineSet, estimator_name, features_name
+
+Array = np.ndarray
+
+
+class OnnxRuntimeNetworks:
+    """Feature extractor and flow estimators as ONNX Runtime sessions, on planar float32 host arrays.
+
+    Args:
+        engine_set: a checked set.
+        threads: CPU threads per engine call; None: ONNX Runtime's choice (one per core).
+
+    Raises:
+        InputError: ONNX Runtime cannot load a graph.
+    """
+
+    library = "onnxruntime"
+    version = onnxruntime.__version__
+    device = "cpu"
+
+    def __init__(self, engine_set: EngineSet, threads: int | None = None) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or 0
+        options.log_severity_level = 3
+        # Shapes change from pair to pair: an arena would keep the largest of each for good.
+        options.enable_cpu_mem_arena = False
+        options.enable_mem_pattern = False
+        self._extractor = _open(engine_set, EXTRACTOR, options)
+        self._estimators = {level: _open(engine_set, estimator_name(level), options) for level in LEVELS}
+        self._outputs = [features_name(level) for level in sorted(LEVELS)]
+
+    def features(self, image: Array) -> dict[int, Array]:
+        """Feature maps (C, I, J, K) by level of an image (I, J, K) in [0, 1]."""
+        maps = self._extractor.run(self._outputs, {IMAGE: image[None, None]})
+        return {level: features[0] for level, features in zip(sorted(LEVELS), maps, strict=True)}
+
+    def residual(self, level: int, features: Array) -> Array:
+        """Residual flow (3, I, J, K) of one level from its two feature maps (2C, I, J, K), warped moving first."""
+        return self._estimators[level].run([RESIDUAL], {FEATURES: features[None]})[0][0]
+
+
+def _open(engine_set: EngineSet, engine: str, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+    path = engine_set.path(engine)
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's own exceptions share no public base class
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"--backend: onnxruntime {onnxruntime.__version__} cannot load {path} ({reason}); export the set again"
+        ) from None

@@ -1,0 +1,79 @@
+"""Opening an engine set on a backend."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runtime.backends.pair import FixedSide
+from runtime.backends.table import BACKENDS, choose_backend
+from runtime.geometry.errors import InputError
+from runtime.manifest import EngineSet, load_engine_set
+
+
+@dataclass(frozen=True)
+class Engines:
+    """An open engine set: the networks and the field operations, ready to run. A context manager.
+
+    Attributes:
+        engine_set: the checked set the engines come from.
+        backend: name of the pairing that runs.
+        reason: why this backend was chosen.
+        threads: CPU threads asked for.
+    """
+
+    engine_set: EngineSet
+    backend: str
+    reason: str
+    threads: int
+    networks: Any
+    fields: Any
+
+    def fixed_side(self, fixed: np.ndarray, similarity: str) -> FixedSide:
+        """Makes a fixed image (I, J, K) ready, float32 in [0, 1] on a working grid."""
+        return FixedSide(self.networks, self.fields, self.fields.to_device(fixed), similarity)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "backend": self.backend,
+            "reason": self.reason,
+            "library": f"{self.networks.library} {self.networks.version}",
+            "device": self.networks.device,
+            "fields": self.fields.name,
+            "precision": self.engine_set.precision,
+            "threads": self.threads,
+            "engine_dir": str(self.engine_set.folder),
+            "engines": self.engine_set.hashes,
+            "weights": self.engine_set.manifest.get("provenance", {}),
+        }
+
+    def __enter__(self) -> "Engines":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        close: Callable[[], None] | None = getattr(self.networks, "close", None)
+        if close is not None:
+            close()
+
+
+def open_engines(engine_dir: Path | str = "engines", backend: str = "auto", threads: int | None = None) -> Engines:
+    """Checks an engine set and opens it.
+
+    Args:
+        engine_dir: folder with `manifest.json` and the graphs.
+        backend: "auto" or a name of `BACKENDS`.
+        threads: CPU threads for engines and kernels; None: all cores.
+
+    Raises:
+        InputError: the set cannot be used or the backend is not there.
+    """
+    if threads is not None and threads < 1:
+        raise InputError(f"--threads: got {threads}, expected at least 1")
+    name, reason = choose_backend(backend)
+    engine_set = load_engine_set(engine_dir)
+    threads = threads or os.cpu_count() or 1
+    networks, fields = BACKENDS[name].load()
+    return Engines(engine_set, name, reason, threads, networks(engine_set, threads), fields(threads))

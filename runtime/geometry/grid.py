@@ -1,0 +1,230 @@
+"""Where the voxels of a volume are: a shape and a voxel-to-RAS map, and the grid the network works on.
+
+Physical coordinates are millimetres in RAS+ everywhere; voxel (i, j, k) is the centre of that voxel.
+"""
+
+import itertools
+from dataclasses import dataclass
+
+import nibabel as nib
+import numpy as np
+
+from runtime.geometry.errors import InputError
+
+Array = np.ndarray
+ORTHOGONAL = 1e-3  # largest cosine between two axes that still counts as a right angle (0.06 degrees)
+SAME_SPACING = 0.01  # relative difference of spacing below which the fixed image's own voxels are used
+SINGULAR = 1e-4  # smallest volume of the box of three unit axes
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """A lattice of voxels in space.
+
+    Attributes:
+        shape: (I, J, K), each at least 1.
+        affine: (4, 4) voxel -> RAS mm, invertible; shear is allowed. Read-only.
+
+    Raises:
+        InputError: if the shape or the affine cannot be a grid.
+    """
+
+    shape: tuple[int, int, int]
+    affine: Array
+
+    def __post_init__(self) -> None:
+        shape = tuple(int(size) for size in self.shape)
+        if len(shape) != 3 or min(shape) < 1:
+            raise InputError(f"grid: got shape {shape}, expected three sizes of at least 1 voxel")
+        affine = np.array(self.affine, dtype=np.float64)
+        check_affine(affine, "grid affine")
+        affine.flags.writeable = False
+        object.__setattr__(self, "shape", shape)
+        object.__setattr__(self, "affine", affine)
+
+    def __eq__(self, other: object) -> bool:
+        """Same shape and exactly the same affine; `close` allows for rounding."""
+        return isinstance(other, Grid) and self.shape == other.shape and np.array_equal(self.affine, other.affine)
+
+    def __hash__(self) -> int:
+        return hash((self.shape, self.affine.tobytes()))
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Distance between neighbouring voxels along I, J, K, mm."""
+        return tuple(float(length) for length in np.linalg.norm(self.affine[:3, :3], axis=0))
+
+    @property
+    def directions(self) -> Array:
+        """(3, 3), columns are the unit vectors of the axes I, J, K in RAS."""
+        return self.affine[:3, :3] / np.array(self.spacing)
+
+    @property
+    def orthogonal(self) -> bool:
+        """Whether the axes are at right angles, so that a quaternion (qform) or ITK can hold them."""
+        cosines = self.directions.T @ self.directions - np.eye(3)
+        return bool(np.abs(cosines).max() < ORTHOGONAL)
+
+    @property
+    def corners(self) -> Array:
+        """RAS mm of the eight corner voxels, (8, 3)."""
+        return self.to_physical(np.array(list(itertools.product(*((0, size - 1) for size in self.shape)))))
+
+    def to_physical(self, voxels: Array) -> Array:
+        """Voxel coordinates (..., 3) -> RAS mm (..., 3)."""
+        return voxels @ self.affine[:3, :3].T + self.affine[:3, 3]
+
+    def to_voxels(self, points: Array) -> Array:
+        """RAS mm (..., 3) -> voxel coordinates (..., 3)."""
+        inverse = np.linalg.inv(self.affine)
+        return points @ inverse[:3, :3].T + inverse[:3, 3]
+
+    def voxel_map(self, other: "Grid", physical: Array | None = None) -> Array:
+        """(4, 4): voxel of this grid -> RAS -> `physical` -> voxel of `other`.
+
+        Args:
+            other: the grid the result points into.
+            physical: (4, 4) RAS mm -> RAS mm applied in between, such as fixed -> moving; identity if None.
+        """
+        physical = np.eye(4) if physical is None else physical
+        return np.linalg.inv(other.affine) @ physical @ self.affine
+
+    def close(self, other: "Grid", tolerance_mm: float = 1e-2) -> bool:
+        """Whether both have the same shape and no voxel differs in place by more than `tolerance_mm`."""
+        if self.shape != other.shape:
+            return False
+        return bool(np.linalg.norm(self.corners - other.corners, axis=1).max() <= tolerance_mm)
+
+    def crop(self, start: Array, shape: tuple[int, int, int]) -> "Grid":
+        """The same lattice from voxel `start` (may be negative: padding) on, with another shape."""
+        affine = self.affine.copy()
+        affine[:3, 3] = self.to_physical(np.asarray(start, dtype=np.float64))
+        return Grid(tuple(shape), affine)
+
+
+def check_affine(affine: Array, argument: str) -> None:
+    """Refuse what is no invertible affine map.
+
+    Args:
+        affine: expected (4, 4), finite, last row 0 0 0 1.
+        argument: what to call it in the message.
+
+    Raises:
+        InputError: one line that names the fault.
+    """
+    if affine.shape != (4, 4):
+        raise InputError(f"{argument}: got shape {affine.shape}, expected a 4x4 matrix")
+    if not np.isfinite(affine).all():
+        raise InputError(f"{argument}: has entries that are not finite, expected 16 numbers; repair the header or file")
+    if not np.allclose(affine[3], (0, 0, 0, 1), atol=1e-6):
+        raise InputError(f"{argument}: last row is {affine[3].tolist()}, expected 0 0 0 1")
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    if lengths.min() <= 0 or abs(np.linalg.det(affine[:3, :3] / lengths)) < SINGULAR:
+        raise InputError(f"{argument}: is singular (axes of length 0 or in one plane); repair the header or file")
+
+
+def closest_ras(affine: Array) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """Order and direction of a grid's axes that come closest to R, A, S.
+
+    Returns:
+        (axes, signs): new axis n is old axis ``axes[n]``, reversed where ``signs[n]`` is -1.
+    """
+    orientation = nib.orientations.io_orientation(affine)
+    axes = tuple(int(axis) for axis in np.argsort(orientation[:, 0]))
+    return axes, tuple(int(orientation[axis, 1]) for axis in axes)
+
+
+def reorient(grid: Grid, axes: tuple[int, int, int], signs: tuple[int, int, int]) -> Grid:
+    """The same voxels with axes permuted and reversed; `reorient_array` does the same to the data."""
+    affine = np.eye(4)
+    start = np.zeros(3)
+    for new, (old, sign) in enumerate(zip(axes, signs, strict=True)):
+        affine[:3, new] = sign * grid.affine[:3, old]
+        start[old] = 0 if sign > 0 else grid.shape[old] - 1
+    affine[:3, 3] = grid.to_physical(start)
+    return Grid(tuple(grid.shape[axis] for axis in axes), affine)
+
+
+def reorient_array(array: Array, axes: tuple[int, int, int], signs: tuple[int, int, int]) -> Array:
+    """A view of (I, J, K) data with axes permuted and reversed as in `reorient`."""
+    return array.transpose(axes)[tuple(slice(None, None, sign) for sign in signs)]
+
+
+def bounding_box(foreground: Array) -> tuple[Array, Array]:
+    """First and last voxel (both included) of a mask along each axis, two (3,) integer arrays.
+
+    Raises:
+        InputError: if the mask is empty.
+    """
+    first, last = np.zeros(3, dtype=int), np.zeros(3, dtype=int)
+    for axis in range(3):
+        others = tuple(a for a in range(3) if a != axis)
+        used = np.flatnonzero(foreground.any(axis=others))
+        if not used.size:
+            raise InputError("foreground: is empty, expected at least one voxel above the threshold")
+        first[axis], last[axis] = used[0], used[-1]
+    return first, last
+
+
+def plan_working_grid(
+    grid: Grid,
+    foreground: Array,
+    spacing: float,
+    multiple: int = 8,
+    minimum: int = 16,
+    margin_mm: float = 8.0,
+) -> Grid:
+    """The grid the network works on: foreground plus margin at one isotropic spacing, axes closest to RAS+.
+
+    Where the fixed image's spacing is within 1 % of `spacing` and its axes are orthogonal, the working voxels are
+    voxels of the fixed image (and of its lattice continued beyond the border), so nothing is interpolated. Otherwise
+    the axes are the orthonormalised (polar factor) directions of the fixed grid. The margin ends at the image's
+    border; rounding up to `multiple` and `minimum` may go beyond it.
+
+    Args:
+        grid: the fixed image's grid, any orientation, shear allowed.
+        foreground: (I, J, K) bool on `grid`.
+        spacing: mm, what the network was trained at.
+        multiple: every size is a multiple of this.
+        minimum: smallest size, rounded up to a multiple.
+        margin_mm: distance kept around the foreground.
+
+    Raises:
+        InputError: if the foreground is empty or its shape is not the grid's.
+    """
+    if foreground.shape != grid.shape:
+        raise InputError(f"foreground: got shape {foreground.shape}, expected {grid.shape}, the fixed image's")
+    if not spacing > 0:
+        raise InputError(f"spacing: got {spacing}, expected mm above 0")
+    axes, signs = closest_ras(grid.affine)
+    canonical = reorient(grid, axes, signs)
+    first, last = bounding_box(reorient_array(foreground, axes, signs))
+    lattice = canonical if _matches(canonical, spacing) else _orthonormal(canonical, spacing)
+    low, high = _box_on(lattice, canonical, first, last)
+    border_low, border_high = _box_on(lattice, canonical, np.zeros(3), np.array(canonical.shape) - 1)
+    margin = margin_mm / np.array(lattice.spacing)
+    start = np.floor(np.maximum(low - margin, border_low) + 1e-6)
+    stop = np.ceil(np.minimum(high + margin, border_high) - 1e-6)
+    size = np.maximum(stop - start + 1, minimum)
+    padded = (np.ceil(size / multiple) * multiple).astype(int)
+    start = start.astype(int) - (padded - (stop - start + 1).astype(int)) // 2
+    return lattice.crop(start, tuple(padded))
+
+
+def _matches(grid: Grid, spacing: float) -> bool:
+    return grid.orthogonal and bool(np.abs(np.array(grid.spacing) / spacing - 1).max() <= SAME_SPACING)
+
+
+def _orthonormal(grid: Grid, spacing: float) -> Grid:
+    """A lattice with orthogonal axes at `spacing` through the grid's first voxel; its shape says nothing."""
+    left, _, right = np.linalg.svd(grid.directions)
+    affine = grid.affine.copy()
+    affine[:3, :3] = left @ right * spacing
+    return Grid((1, 1, 1), affine)
+
+
+def _box_on(lattice: Grid, grid: Grid, first: Array, last: Array) -> tuple[Array, Array]:
+    """Smallest box in voxels of `lattice` around the voxels `first` to `last` of `grid`."""
+    corners = np.array(list(itertools.product(*zip(first, last, strict=True))), dtype=np.float64)
+    voxels = lattice.to_voxels(grid.to_physical(corners))
+    return voxels.min(axis=0), voxels.max(axis=0)

@@ -1,0 +1,316 @@
+"""Volumes and label maps on disk: read whatever a scanner or another tool wrote, refuse in one line, write atomically."""
+
+import gzip
+import hashlib
+import uuid
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from runtime.geometry.errors import InputError
+from runtime.geometry.grid import Grid
+from runtime.geometry.gzip_stream import write_gzip
+
+Array = np.ndarray
+SUFFIXES = (".nii.gz", ".nii", ".mgz", ".mgh")
+SCANNER = 1  # NIfTI code of a transform to scanner coordinates
+FORMS_DIFFER_MM = 0.1
+WHOLE = 1e-3  # how far a label may be from a whole number: scl_slope is stored in single precision
+LABEL_TYPES = (np.uint8, np.int16, np.uint16, np.int32)
+READ_ERRORS = (OSError, EOFError, ValueError, KeyError, TypeError, OverflowError, MemoryError, zlib.error)
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """Voxels and where they are.
+
+    Attributes:
+        data: (I, J, K), C-contiguous; float32 from `read_volume`, an integer type from `read_labels`.
+        grid: shape and voxel -> RAS mm.
+        path, sha256: the file and the hash of its bytes; None if it came from no file.
+        codes: NIfTI (sform, qform) codes to write back with.
+        warnings: one line for each doubt about the header.
+    """
+
+    data: Array
+    grid: Grid
+    path: Path | None = None
+    sha256: str | None = None
+    codes: tuple[int, int] = (SCANNER, SCANNER)
+    warnings: tuple[str, ...] = ()
+
+
+def read_volume(path: str | PathLike, argument: str) -> Volume:
+    """Read a scalar volume, scaled as its header says, as float32.
+
+    NIfTI (.nii, .nii.gz) and MGH (.mgh, .mgz); any integer or float type, orientation and obliqueness. Sizes of one
+    after the third are dropped.
+
+    Args:
+        path: the file.
+        argument: what to call it in messages, such as ``--fixed``.
+
+    Raises:
+        InputError: missing, unreadable or truncated file; other dimensions, complex or colour voxels; NaN or Inf;
+            all voxels equal; an affine that is singular or not finite.
+    """
+    volume = _read(path, argument, _scaled)
+    if volume.data.min() == volume.data.max():
+        value = volume.data.flat[0]
+        raise InputError(f"{argument}: every voxel of {path} is {value:g}, expected an image with contrast")
+    return volume
+
+
+def read_labels(path: str | PathLike, argument: str) -> Volume:
+    """Read a label map in the smallest of uint8, int16, uint16 and int32 that holds it.
+
+    Args and errors as for `read_volume`; float files pass if their values are whole, and a constant map is allowed.
+    """
+    return _read(path, argument, _whole)
+
+
+def write_volume(
+    path: str | PathLike,
+    data: Array,
+    grid: Grid,
+    codes: tuple[int, int] = (SCANNER, SCANNER),
+    dtype: type | None = None,
+) -> None:
+    """Write a NIfTI volume, whole or not at all.
+
+    The sform is always set, the qform when the axes are orthogonal enough for its quaternion; a code of 0 is replaced
+    by the other's, or by scanner (1).
+
+    Args:
+        path: ends in .nii or .nii.gz.
+        data: (I, J, K) or, with trailing axes, (I, J, K, ...).
+        grid: of the first three axes.
+        codes: (sform, qform) codes, `Volume.codes` of the image whose space this is.
+        dtype: type on disk; None keeps the data's (bool, 64-bit and half types become uint8, int32 and float32).
+
+    Raises:
+        InputError: for another suffix, another shape than the grid's, or integers beyond the type.
+    """
+    write_nifti(path, data, grid, codes, dtype)
+
+
+def write_nifti(
+    path: str | PathLike,
+    data: Array,
+    grid: Grid,
+    codes: tuple[int, int] = (SCANNER, SCANNER),
+    dtype: type | None = None,
+    intent: str | int = "none",
+) -> None:
+    """`write_volume` with a NIfTI intent (name or code), such as ``"vector"`` for data (I, J, K, 1, 3)."""
+    path = Path(path)
+    if not path.name.lower().endswith((".nii", ".nii.gz")):
+        raise InputError(f"{path}: cannot be written, expected a name that ends in .nii or .nii.gz")
+    if data.shape[:3] != grid.shape:
+        raise InputError(f"{path}: got data of shape {data.shape} for a grid of {grid.shape}")
+    data = _storable(data, dtype, path)
+    content = _header(data, grid, codes, intent) + data.tobytes(order="F")
+    with atomic_path(path) as temporary, open(temporary, "wb") as stream:
+        if path.name.lower().endswith(".gz"):
+            write_gzip(stream, content)
+        else:
+            stream.write(content)
+
+
+@contextmanager
+def atomic_path(path: str | PathLike) -> Iterator[Path]:
+    """Give a temporary path beside `path`, with its suffixes; rename it to `path` on success, remove it on failure.
+
+    Usage::
+
+        with atomic_path("report.json") as temporary:
+            temporary.write_text(text)
+    """
+    path = Path(path)
+    stem = path.name.split(".")[0]
+    temporary = path.with_name(f".{stem}.{uuid.uuid4().hex[:12]}{path.name[len(stem) :]}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | PathLike, text: str) -> None:
+    """Write a UTF-8 text file, whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_bytes(path: str | PathLike, content: bytes) -> None:
+    """Write a binary file, whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def _read(path: str | PathLike, argument: str, convert: Callable[[nib.spatialimages.SpatialImage, str], Array]) -> Volume:
+    path = Path(path)
+    image = _open(path, argument)
+    shape = _checked_shape(image, path, argument)
+    grid = Grid(shape, _checked_affine(image, path, argument))
+    content, image = _load(type(image), path, argument)
+    with np.errstate(invalid="ignore", over="ignore"):
+        data = np.ascontiguousarray(convert(image, f"{argument}: {path}").reshape(shape))
+    warnings = tuple(f"{path.name}: {line}" for line in _doubts(image))
+    return Volume(data, grid, path, hashlib.sha256(content).hexdigest(), _codes(image), warnings)
+
+
+def _open(path: Path, argument: str) -> nib.spatialimages.SpatialImage:
+    """The image with its header read and its voxels still on disk."""
+    if not path.exists():
+        raise InputError(f"{argument}: {path} does not exist")
+    if not path.is_file():
+        raise InputError(f"{argument}: {path} is not a file")
+    if not path.name.lower().endswith(SUFFIXES):
+        raise InputError(f"{argument}: {path} is of no known type, expected a name that ends in {', '.join(SUFFIXES)}")
+    try:
+        image = nib.load(path)
+    except (*READ_ERRORS, nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError) as error:
+        raise _unreadable(path, argument, error) from None
+    if not isinstance(image, (nib.Nifti1Image, nib.MGHImage)):
+        raise InputError(f"{argument}: {path} is {type(image).__name__}, expected a single-file NIfTI or MGH volume")
+    return image
+
+
+def _load(kind: type, path: Path, argument: str) -> tuple[bytes, nib.spatialimages.SpatialImage]:
+    """The file's bytes and the image read from them; unlike reading in place, this verifies gzip's checksum."""
+    try:
+        content = path.read_bytes()
+        image = kind.from_bytes(gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content)
+        image.dataobj.get_unscaled()
+    except (*READ_ERRORS, nib.spatialimages.HeaderDataError) as error:
+        raise _unreadable(path, argument, error) from None
+    return content, image
+
+
+def _unreadable(path: Path, argument: str, error: Exception) -> InputError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return InputError(f"{argument}: {path} cannot be read, damaged, truncated or not an image ({reason})")
+
+
+def _checked_shape(image: nib.spatialimages.SpatialImage, path: Path, argument: str) -> tuple[int, int, int]:
+    shape, dtype = tuple(int(size) for size in image.shape), image.get_data_dtype()
+    if dtype.fields:
+        raise InputError(f"{argument}: {path} holds colour voxels ({dtype}), expected one number per voxel")
+    if dtype.kind == "c":
+        raise InputError(f"{argument}: {path} holds complex voxels, expected real ones; take the magnitude first")
+    if dtype.kind not in "iuf":
+        raise InputError(f"{argument}: {path} holds voxels of type {dtype}, expected integers or floats")
+    if not shape or min(shape) < 1:
+        raise InputError(f"{argument}: {path} has the shape {shape}, expected at least one voxel along each axis")
+    if any(size > 1 for size in shape[3:]):
+        volumes = int(np.prod(shape[3:]))
+        raise InputError(f"{argument}: {path} holds {volumes} volumes {shape}, expected one; extract one first")
+    if len(shape) < 3 or min(shape[:3]) < 2:
+        raise InputError(f"{argument}: {path} is a slice of shape {shape}, expected a volume of two or more slices")
+    return shape[:3]
+
+
+def _checked_affine(image: nib.spatialimages.SpatialImage, path: Path, argument: str) -> Array:
+    from runtime.geometry.grid import check_affine
+
+    affine = np.asarray(image.affine, dtype=np.float64)
+    check_affine(affine, f"{argument}: {path}: voxel-to-world affine")
+    return affine
+
+
+def _scaled(image: nib.spatialimages.SpatialImage, name: str) -> Array:
+    data = image.get_fdata(dtype=np.float32, caching="unchanged")
+    if not np.isfinite(data.sum(dtype=np.float64)):
+        _refuse_non_finite(data, name)
+    return data
+
+
+def _whole(image: nib.spatialimages.SpatialImage, name: str) -> Array:
+    data = np.asanyarray(image.dataobj)
+    if data.dtype.kind == "f":
+        _refuse_non_finite(data, name)
+        whole = np.rint(data)
+        if (count := int(np.count_nonzero(np.abs(data - whole) > WHOLE))) > 0:
+            raise InputError(f"{name} has {count} voxels that are no whole number, expected a label map")
+        data = whole
+    low, high = data.min(), data.max()
+    for dtype in LABEL_TYPES:
+        if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
+            return data.astype(dtype)
+    raise InputError(f"{name} has labels from {low} to {high}, expected values that fit 32 bits")
+
+
+def _refuse_non_finite(data: Array, name: str) -> None:
+    count = data.size - int(np.count_nonzero(np.isfinite(data)))
+    if count:
+        raise InputError(f"{name} has {count} voxels that are NaN or infinite; set them to a number first, such as 0")
+
+
+def _codes(image: nib.spatialimages.SpatialImage) -> tuple[int, int]:
+    if isinstance(image, nib.MGHImage):
+        return SCANNER, SCANNER
+    return int(image.header["sform_code"]), int(image.header["qform_code"])
+
+
+def _doubts(image: nib.spatialimages.SpatialImage) -> Iterator[str]:
+    """What in the header may mean that the image is not where its author thinks."""
+    header = image.header
+    if isinstance(image, nib.MGHImage):
+        if int(header["goodRASFlag"]) != 1:
+            yield "the header says nothing about orientation; FreeSurfer's default is assumed"
+        return
+    sform, qform = _codes(image)
+    if sform == 0 and qform == 0:
+        yield "neither sform nor qform is set; orientation and origin are guessed from the voxel sizes"
+    if header.get_xyzt_units()[0] in ("meter", "micron"):
+        yield f"the header's unit is {header.get_xyzt_units()[0]}; its numbers are taken as mm"
+    if sform > 0 and qform > 0:
+        yield from _disagreement(image)
+
+
+def _disagreement(image: nib.spatialimages.SpatialImage) -> Iterator[str]:
+    try:
+        quaternion = image.header.get_qform()
+    except nib.spatialimages.HeaderDataError:
+        yield "the qform is damaged; the sform is used"
+        return
+    corners = np.stack(np.meshgrid(*((0, size - 1) for size in image.shape[:3])), -1).reshape(-1, 3)
+    difference = quaternion - image.affine
+    distance = np.linalg.norm(corners @ difference[:3, :3].T + difference[:3, 3], axis=1).max()
+    if not distance <= FORMS_DIFFER_MM:
+        yield f"sform and qform differ by up to {distance:.2f} mm; the sform is used, other tools may take the qform"
+
+
+def _storable(data: Array, dtype: type | None, path: Path) -> Array:
+    if dtype is None:
+        dtype = {"b": np.uint8, "f": np.float32}.get(data.dtype.kind, data.dtype)
+        dtype = np.int32 if data.dtype in (np.int64, np.uint64) else dtype
+    dtype = np.dtype(dtype)
+    if dtype.kind in "iu" and data.size:
+        low, high = data.min(), data.max()
+        if not (np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max):
+            raise InputError(f"{path}: values from {low} to {high} do not fit {dtype}; choose a wider type")
+        data = np.rint(data) if data.dtype.kind == "f" else data
+    return data.astype(dtype, copy=False)
+
+
+def _header(data: Array, grid: Grid, codes: tuple[int, int], intent: str | int) -> bytes:
+    header = nib.Nifti1Header()
+    header.set_data_dtype(data.dtype)
+    header.set_data_shape(data.shape)
+    header.set_zooms(grid.spacing + (1.0,) * (data.ndim - 3))
+    header.set_xyzt_units("mm")
+    header.set_slope_inter(1, 0)
+    header.set_intent(intent)
+    if grid.orthogonal:
+        header.set_qform(grid.affine, codes[1] or codes[0] or SCANNER)
+    header.set_sform(grid.affine, codes[0] or codes[1] or SCANNER)
+    header["vox_offset"] = header.single_vox_offset
+    return header.binaryblock + bytes(4)

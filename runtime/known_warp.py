@@ -1,0 +1,142 @@
+"""A random smooth warp that is known exactly, to judge registrations by. Needs SciPy, which nilearn brings."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from runtime.geometry.flow import jacobian_determinant
+from runtime.geometry.grid import Grid
+
+Array = np.ndarray
+
+MAX_WARP_MM = 10.0
+SMALLEST_JACOBIAN = 0.15
+# Distance of control points in mm -> amplitude: lobes, gyri, sulci.
+WARP_SCALES = {56: 1.0, 32: 0.8, 20: 0.5}
+MOST_ITERATIONS = 100
+LARGEST_RESIDUAL_MM = 0.01
+
+
+@dataclass(frozen=True, eq=False)
+class KnownWarp:
+    """A smooth invertible map between fixed and moving points, RAS mm.
+
+    It is defined from moving to fixed, ``g(z) = affine^-1 z + v(z)``, so that a moving image can be made of a fixed one
+    by ``moving(z) = fixed(g(z))``. What registration seeks is its inverse.
+
+    Attributes:
+        affine: (4, 4), fixed -> moving.
+        field: (3, I, J, K), v in mm (RAS components), trilinear between voxels, the border's value beyond.
+        grid: the grid of v, in moving space.
+    """
+
+    affine: Array
+    field: Array
+    grid: Grid
+
+    def to_fixed(self, points: Array) -> Array:
+        """g: moving points (N, 3) -> fixed points (N, 3), RAS mm."""
+        return move(np.linalg.inv(self.affine), points) + self._displacement(points)
+
+    def voxels_to_fixed(self) -> Array:
+        """g at every voxel of the grid: fixed points (I, J, K, 3), RAS mm."""
+        return self.grid.to_physical(np.moveaxis(np.indices(self.grid.shape), 0, -1)) @ self._inverse_linear() + (
+            np.linalg.inv(self.affine)[:3, 3] + np.moveaxis(self.field, 0, -1)
+        )
+
+    def to_moving(self, points: Array) -> Array:
+        """g^-1: fixed points (N, 3) -> moving points (N, 3), RAS mm, by the iteration ``z <- affine (x - v(z))``.
+
+        Raises:
+            ArithmeticError: a point is left with a residual of 0.01 mm or more.
+        """
+        moved, change = move(self.affine, points), np.inf
+        for _ in range(MOST_ITERATIONS):
+            if change < LARGEST_RESIDUAL_MM / 10:
+                break
+            before, moved = moved, move(self.affine, points - self._displacement(moved))
+            change = np.abs(moved - before).max()
+        residual = np.linalg.norm(self.to_fixed(moved) - points, axis=1).max()
+        if not residual < LARGEST_RESIDUAL_MM:
+            raise ArithmeticError(f"inverse of the known warp: residual {residual:.3g} mm, expected below 0.01 mm")
+        return moved
+
+    def smallest_jacobian(self) -> float:
+        """Smallest Jacobian determinant of the warp without its affine, from every second voxel; 1: volume kept."""
+        to_voxels = np.linalg.inv(self.grid.affine)[:3, :3] @ self.affine[:3, :3]
+        flow = np.tensordot(to_voxels, self.field[:, ::2, ::2, ::2], axes=1) / 2
+        return float(jacobian_determinant(flow).min())
+
+    def _displacement(self, points: Array) -> Array:
+        voxels = self.grid.to_voxels(points)
+        return np.stack([interpolate(component, voxels, mode="nearest") for component in self.field], axis=-1)
+
+    def _inverse_linear(self) -> Array:
+        return np.linalg.inv(self.affine)[:3, :3].T
+
+
+def random_warp(rng: np.random.Generator, affine: Array, grid: Grid) -> KnownWarp:
+    """A warp of several scales on a grid of moving space: at most 10 mm, and nowhere near a fold.
+
+    Raises:
+        ArithmeticError: the field drawn squeezes a voxel to less than 0.15 of its volume.
+    """
+    field = np.zeros((3, *grid.shape), np.float32)
+    for spacing, amplitude in WARP_SCALES.items():
+        for component in field:
+            component += amplitude * smooth_field(rng, grid, spacing)
+    field *= MAX_WARP_MM / np.linalg.norm(field, axis=0).max()
+    warp = KnownWarp(affine, field, grid)
+    if (smallest := warp.smallest_jacobian()) < SMALLEST_JACOBIAN:
+        raise ArithmeticError(f"known warp: smallest Jacobian determinant {smallest:.2f}, expected 0.15 or more")
+    return warp
+
+
+def random_pose(rng: np.random.Generator, centre: Array) -> Array:
+    """(4, 4): turned by 4 to 9 degrees about each axis, scaled by up to 4 % about `centre`, shifted by 6 to 12 mm each."""
+    pose = np.eye(4)
+    pose[:3, :3] = rotation(rng.uniform(4, 9, 3) * rng.choice((-1, 1), 3)) @ np.diag(rng.uniform(0.96, 1.04, 3))
+    pose[:3, 3] = centre + rng.uniform(6, 12, 3) * rng.choice((-1, 1), 3) - pose[:3, :3] @ centre
+    return pose
+
+
+def smooth_field(rng: np.random.Generator, grid: Grid, spacing: float) -> Array:
+    """A random field (I, J, K) of unit spread: a cubic B-spline of normal coefficients every `spacing` mm, float32."""
+    bases = [_spline_basis(size, spacing / step) for size, step in zip(grid.shape, grid.spacing, strict=True)]
+    field = rng.standard_normal([basis.shape[1] for basis in bases])
+    for basis in bases:
+        field = np.tensordot(field, basis, axes=(0, 1))
+    return (field / field.std()).astype(np.float32)
+
+
+def _spline_basis(size: int, spacing: float) -> Array:
+    """(size, coefficients): the cubic B-splines centred `spacing` voxels apart, at every voxel of an axis."""
+    centres = np.arange(-1, int(np.ceil((size - 1) / spacing)) + 2)
+    distance = np.abs(np.arange(size)[:, None] / spacing - centres)
+    near, far = 2 / 3 - distance**2 + distance**3 / 2, np.clip(2 - distance, 0, None) ** 3 / 6
+    return np.where(distance < 1, near, far)
+
+
+def rotation(degrees: Array) -> Array:
+    """(3, 3): about R, then A, then S."""
+    matrix = np.eye(3)
+    for axis, angle in enumerate(np.radians(degrees)):
+        turn, (a, b) = np.eye(3), [n for n in range(3) if n != axis]
+        turn[a, a], turn[a, b], turn[b, a], turn[b, b] = np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)
+        matrix = turn @ matrix
+    return matrix
+
+
+def move(affine: Array, points: Array) -> Array:
+    """Points (..., 3) through a (4, 4) affine."""
+    return points @ affine[:3, :3].T + affine[:3, 3]
+
+
+def interpolate(image: Array, voxels: Array, order: int = 1, mode: str = "constant") -> Array:
+    """An image at voxel coordinates (..., 3): trilinear (order 1) or nearest (0); zero beyond its border, or by `mode`.
+
+    SciPy's, not this project's own sampling, so that what is made here can judge it.
+    """
+    from scipy.ndimage import map_coordinates
+
+    return map_coordinates(image, np.moveaxis(voxels, -1, 0), order=order, mode=mode)

@@ -1,0 +1,165 @@
+"""What an engine set says of itself: `manifest.json` beside the graphs, checked before anything is opened.
+
+The manifest is the set: graphs carry a part of their hash in their names, and replacing the manifest is the one step
+that publishes a new set. The runtime learns everything from it and guesses nothing from file names.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from runtime.geometry.errors import InputError
+from runtime.iterstop import LEVELS
+
+FORMAT = "rpnet-engine-set"
+VERSION = 1
+MANIFEST = "manifest.json"
+EXTRACTOR = "feature_extractor"
+IMAGE, FEATURES, RESIDUAL = "image", "features", "residual"
+REMEDY = "export the set again (python cli.py export --checkpoint best.pt --engine-dir DIR) or restore it"
+
+
+def estimator_name(level: int) -> str:
+    """The engine's name of one level's flow estimator."""
+    return f"estimator_level{level}"
+
+
+def features_name(level: int) -> str:
+    """The feature extractor's output of one level."""
+    return f"features_level{level}"
+
+
+ENGINES = (EXTRACTOR, *(estimator_name(level) for level in LEVELS))
+
+
+@dataclass(frozen=True)
+class EngineSet:
+    """A checked engine set.
+
+    Attributes:
+        folder: where it lies.
+        manifest: the whole of `manifest.json`.
+    """
+
+    folder: Path
+    manifest: Mapping[str, Any]
+
+    @property
+    def spacing(self) -> float:
+        """Voxel size in mm the network was trained at; images are resampled to it."""
+        return float(self.manifest["spacing_mm"])
+
+    @property
+    def size_multiple(self) -> int:
+        """Image sizes must be multiples of this."""
+        return int(self.manifest["size_multiple"])
+
+    @property
+    def channels(self) -> dict[int, int]:
+        """Feature channels by level."""
+        return {int(entry["level"]): int(entry["channels"]) for entry in self.manifest["levels"]}
+
+    @property
+    def precision(self) -> str:
+        return str(self.manifest["precision"])
+
+    @property
+    def intensity(self) -> Mapping[str, Any]:
+        """The intensity rule as `runtime.geometry.intensity.rule_from_dict` reads it."""
+        return self.manifest["intensity"]
+
+    @property
+    def stop(self) -> Mapping[str, Any]:
+        """Defaults of IterStop: similarity, delta, limit, on_stop."""
+        return self.manifest["stop"]
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 by engine name."""
+        return {name: entry["sha256"] for name, entry in self.manifest["engines"].items()}
+
+    def path(self, engine: str) -> Path:
+        return self.folder / self.manifest["engines"][engine]["file"]
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def load_engine_set(folder: Path | str) -> EngineSet:
+    """Reads and checks an engine set: format, version, completeness, and every file's hash.
+
+    Raises:
+        InputError: the set is missing, foreign, newer than this program, incomplete or damaged.
+    """
+    folder = Path(folder)
+    manifest = _read_manifest(folder)
+    _check_format(folder, manifest)
+    engine_set = EngineSet(folder, manifest)
+    _check_content(engine_set)
+    for engine in ENGINES:
+        _check_file(engine_set, engine)
+    return engine_set
+
+
+def _read_manifest(folder: Path) -> Any:
+    if not folder.is_dir():
+        raise InputError(f"--engine-dir: no folder {folder}; expected an engine set; {REMEDY}")
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise InputError(f"--engine-dir: {folder} has no {MANIFEST}; expected an engine set; {REMEDY}")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"--engine-dir: {path} cannot be read as JSON ({error}); {REMEDY}") from None
+
+
+def _check_format(folder: Path, manifest: Any) -> None:
+    kind = manifest.get("format") if isinstance(manifest, dict) else None
+    if kind != FORMAT:
+        raise InputError(f"--engine-dir: {folder / MANIFEST} has format {kind!r}, expected {FORMAT!r}; {REMEDY}")
+    version = manifest.get("version")
+    if not isinstance(version, int) or version < 1:
+        raise InputError(f"--engine-dir: {folder / MANIFEST} has version {version!r}, expected {VERSION}; {REMEDY}")
+    if version > VERSION:
+        raise InputError(
+            f"--engine-dir: {folder / MANIFEST} has version {version}, this program reads up to {VERSION}; "
+            "update this program or export the set with it"
+        )
+
+
+def _check_content(engine_set: EngineSet) -> None:
+    """Touches every field the runtime relies on, so that a manifest cannot fail later."""
+    place = engine_set.folder / MANIFEST
+    try:
+        found = set(engine_set.hashes)
+        levels = set(engine_set.channels)
+        facts = (engine_set.spacing, engine_set.size_multiple, *engine_set.channels.values())
+        stop = {"similarity", "delta", "limit", "on_stop"} - set(engine_set.stop)
+        names = [engine_set.path(engine).name for engine in found]
+        _ = engine_set.precision, engine_set.intensity["rule"]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"--engine-dir: {place} is incomplete or malformed ({error!r}); {REMEDY}") from None
+    if found != set(ENGINES) or levels != set(LEVELS) or stop or min(facts) <= 0:
+        raise InputError(
+            f"--engine-dir: {place} lists engines {sorted(found)} and levels {sorted(levels)}, "
+            f"expected {sorted(ENGINES)}, levels 1 to 4 and positive sizes; {REMEDY}"
+        )
+    if any(name != engine_set.manifest["engines"][engine]["file"] for engine, name in zip(found, names, strict=True)):
+        raise InputError(f"--engine-dir: {place} names files outside its folder; {REMEDY}")
+
+
+def _check_file(engine_set: EngineSet, engine: str) -> None:
+    path = engine_set.path(engine)
+    try:
+        found = sha256(path.read_bytes())
+    except OSError:
+        raise InputError(f"--engine-dir: {path} is missing or unreadable; {REMEDY}") from None
+    expected = engine_set.hashes[engine]
+    if found != expected:
+        raise InputError(
+            f"--engine-dir: {path} is damaged: SHA-256 {found[:12]}..., expected {expected[:12]}...; {REMEDY}"
+        )

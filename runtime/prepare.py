@@ -1,0 +1,95 @@
+"""From two scans to two images the network can take: intensities, working grid, affine start, resampling."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runtime.geometry.grid import Grid, plan_working_grid
+from runtime.geometry.intensity import Rule
+from runtime.geometry.transform import read_affine
+from runtime.geometry.volume import Volume
+from runtime.manifest import EngineSet
+from runtime.memory import check_fits
+from runtime.stages import Stages
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A pair ready for the network.
+
+    Attributes:
+        fixed, moving: (I, J, K) float32 in [0, 1] on `grid`, moving after the affine.
+        grid: the working grid.
+        affine: (4, 4) RAS mm, fixed -> moving.
+        affine_start: facts on how the affine was found, plain types.
+    """
+
+    fixed: Array
+    moving: Array
+    grid: Grid
+    affine: Array
+    affine_start: dict[str, Any]
+
+
+def prepare(
+    fixed: Volume,
+    moving: Volume,
+    engine_set: EngineSet,
+    rule: Rule,
+    affine: str = "auto",
+    stage: Stages | None = None,
+) -> Prepared:
+    """Intensities to [0, 1], the working grid, the affine start, and both images on that grid.
+
+    Args:
+        fixed, moving: as read, intensities as in the file.
+        engine_set: says which spacing and sizes the network takes.
+        rule: intensities to [0, 1].
+        affine: see `Options.affine`.
+        stage: told the stages and their seconds.
+
+    Raises:
+        InputError: constant or empty images, no overlap, too little memory, an affine file that cannot be read.
+    """
+    stage = stage or Stages()
+    given = _given_affine(affine)
+    with stage("normalise"):
+        fixed_image, moving_image = rule.normalise(fixed.data, "--fixed"), rule.normalise(moving.data, "--moving")
+        foreground = rule.foreground(fixed_image)
+        grid = plan_working_grid(fixed.grid, foreground, engine_set.spacing, engine_set.size_multiple)
+        check_fits(grid.shape)
+    with stage("affine"):
+        start = _affine_start(given, affine, fixed_image, fixed.grid, moving_image, moving.grid)
+        matrix = np.array(start["matrix"])
+    with stage("resample"):
+        images = _working_images(fixed_image, fixed.grid, moving_image, moving.grid, grid, matrix)
+    return Prepared(*images, grid, matrix, start)
+
+
+def _given_affine(choice: str) -> Array | None:
+    """The matrix the user gives, read before any work; None for "auto"."""
+    if choice == "auto":
+        return None
+    if choice == "none":
+        return np.eye(4)
+    return read_affine(Path(choice), "--affine")
+
+
+def _affine_start(given: Array | None, choice: str, fixed, fixed_grid: Grid, moving, moving_grid: Grid) -> dict:
+    if given is not None:
+        return {"start": choice, "matrix": given.tolist()}
+    from runtime.affine import align
+
+    found = asdict(align(fixed, fixed_grid, moving, moving_grid))
+    return {"start": "auto", **found, "matrix": np.asarray(found["matrix"]).tolist()}
+
+
+def _working_images(fixed, fixed_grid: Grid, moving, moving_grid: Grid, grid: Grid, affine: Array):
+    from runtime.resample import resample
+
+    on_grid = resample(fixed, fixed_grid, grid), resample(moving, moving_grid, grid, physical=affine)
+    return tuple(np.clip(image, 0, 1, dtype=np.float32) for image in on_grid)

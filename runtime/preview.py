@@ -1,0 +1,265 @@
+"""One picture of a registration: three planes of the images, their difference before and after, and the warped grid.
+
+Planes are shown as radiologists look at them: the patient's right at the left of the picture, superior up, anterior up
+in the axial plane and to the left in the sagittal one. Drawn with Pillow, imported when a picture is asked for.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from runtime.geometry.flow import jacobian_determinant
+from runtime.geometry.similarity import ncc
+from runtime.geometry.volume import atomic_path
+
+Array = np.ndarray
+
+WIDTH, MARGIN, GAP, GUTTER, HEADER, FOOTER = 1520, 20, 8, 24, 70, 62
+GRID_STEP = 8
+LINE_WIDTH = 1.3
+BORDER_VOXELS = 5
+FOREGROUND = 0.02
+QUANTILES = np.linspace(0, 100, 65)
+
+PAPER, PANEL = (19, 21, 26), (5, 6, 8)
+INK, FAINT = (236, 238, 241), (150, 157, 168)
+LINE, FOLD = (94, 214, 198), (255, 59, 59)
+BELOW, ABOVE = (70, 160, 255), (255, 158, 44)
+NOTES = (
+    "Planes through the middle of the foreground; R and L are the patient's right and left.",
+    "Warped grid: regular lines on the moving image, resampled through the flow together with it.",
+)
+
+
+@dataclass(frozen=True)
+class Plane:
+    """A plane through a volume in RAS+ order, turned for the eye.
+
+    Attributes:
+        name: shown beside its row.
+        axis: the axis it cuts, 0 to 2.
+        index: where, in voxels.
+        sides: the anatomical letters at the left and the right of the picture.
+    """
+
+    name: str
+    axis: int
+    index: int
+    sides: tuple[str, str]
+
+    @property
+    def in_plane(self) -> tuple[int, int]:
+        """The axes shown from top to bottom and from left to right, both running backwards."""
+        across, down = (axis for axis in range(3) if axis != self.axis)
+        return down, across
+
+    def cut(self, volume: Array) -> Array:
+        """The plane of a volume (..., I, J, K) as a picture (..., rows, columns)."""
+        plane = np.take(volume, self.index, axis=volume.ndim - 3 + self.axis)
+        return np.swapaxes(plane, -1, -2)[..., ::-1, ::-1]
+
+    def folded(self, flow: Array) -> Array:
+        """Where the warp folds in this plane, (rows, columns): Jacobian determinant <= 0. Flow (3, I, J, K)."""
+        first = max(self.index - 1, 0)
+        slab = np.take(flow, range(first, min(self.index + 2, flow.shape[1 + self.axis])), axis=1 + self.axis)
+        if min(slab.shape[1:]) < 2:
+            return np.zeros(self.cut(flow[0]).shape, bool)
+        inside = Plane(self.name, self.axis, self.index - first, self.sides)
+        return inside.cut(jacobian_determinant(slab) <= 0)
+
+
+def write_preview(path: str | Path, fixed: Array, moving: Array, warped: Array, flow: Array) -> None:
+    """Write the picture of a registration (PNG), whole or not at all.
+
+    The grid is a regular one drawn onto the moving image and resampled through the flow as that image is, so it lies
+    on the warped image line for line. Before differences are taken, the intensities of the moving image are matched to
+    those of the fixed one (one monotone curve for before and after), so that contrast does not hide the alignment.
+
+    Args:
+        path: the file to write.
+        fixed, moving, warped: (I, J, K) in [0, 1] on one isotropic grid in the order closest to RAS+; moving after
+            the affine start, warped after the flow.
+        flow: (3, I, J, K), voxels.
+    """
+    picture = draw_preview(fixed, moving, warped, flow)
+    with atomic_path(path) as partial:
+        picture.save(partial, format="PNG", optimize=True)
+
+
+def draw_preview(fixed: Array, moving: Array, warped: Array, flow: Array):
+    """The picture of `write_preview` as a Pillow image."""
+    box = _box(fixed, warped)
+    before, after = _differences(fixed, moving, warped)
+    limit = _limit(before)
+    columns = [
+        ("fixed", "the target"),
+        ("moving", "after the affine start"),
+        ("warped", "moving, after the flow"),
+        ("moving - fixed", _numbers(fixed, moving, before)),
+        ("warped - fixed", _numbers(fixed, warped, after)),
+        ("warped grid", f"one line every {GRID_STEP} voxels"),
+    ]
+    fixed, moving, warped, before, after, flow = (a[(..., *box)] for a in (fixed, moving, warped, before, after, flow))
+    planes = _planes(fixed.shape)
+    size = (WIDTH - 2 * MARGIN - GUTTER - (len(columns) - 1) * GAP) // len(columns)
+    scale = size / max(plane.cut(fixed).shape[1] for plane in planes)
+
+    rows, folds = [], False
+    for plane in planes:
+        folded = plane.folded(flow)
+        folds |= bool(folded.any())
+        panels = [_grey(_enlarge(plane.cut(image), scale)) for image in (fixed, moving, warped)]
+        panels += [_signed(_enlarge(plane.cut(image), scale) / limit) for image in (before, after)]
+        panels += [_warped_grid(plane, warped, flow, folded, scale)]
+        rows.append(panels)
+    return _sheet(columns, planes, rows, size, limit, folds)
+
+
+def _box(fixed: Array, warped: Array) -> tuple[slice, ...]:
+    """What is worth showing: the foreground's bounding box and a border."""
+    foreground = (fixed > FOREGROUND) | (warped > FOREGROUND)
+    box = []
+    for axis, size in enumerate(fixed.shape):
+        inside = np.flatnonzero(foreground.any(axis=tuple(a for a in range(3) if a != axis)))
+        first, last = (inside[0], inside[-1]) if inside.size else (0, size - 1)
+        box.append((first - BORDER_VOXELS, last + BORDER_VOXELS + 1))
+    # Left-right is as wide as front-back, so that the panels of all three planes fill their column.
+    spare = max(box[1][1] - box[1][0] - (box[0][1] - box[0][0]), 0)
+    box[0] = box[0][0] - spare // 2, box[0][1] + spare - spare // 2
+    return tuple(slice(max(first, 0), min(last, size)) for (first, last), size in zip(box, fixed.shape, strict=True))
+
+
+def _planes(shape: tuple[int, ...]) -> tuple[Plane, ...]:
+    i, j, k = (size // 2 for size in shape)
+    return Plane("sagittal", 0, i, ("A", "P")), Plane("coronal", 1, j, ("R", "L")), Plane("axial", 2, k, ("R", "L"))
+
+
+def _differences(fixed: Array, moving: Array, warped: Array) -> tuple[Array, Array]:
+    """Moving - fixed and warped - fixed, with the moving image's intensities mapped onto those of the fixed one."""
+    seen, wanted = (np.percentile(_foreground(image), QUANTILES) for image in (warped, fixed))
+    seen, wanted = np.append(0, np.maximum.accumulate(seen)), np.append(0, wanted)
+    return tuple((np.interp(image, seen, wanted) - fixed).astype(np.float32) for image in (moving, warped))
+
+
+def _foreground(image: Array) -> Array:
+    values = image[image > FOREGROUND]
+    return values[:: max(values.size // 200_000, 1)] if values.size else np.zeros(1)
+
+
+def _limit(difference: Array) -> float:
+    """The end of the colour scale: nearly the largest difference, on a round number."""
+    magnitude = np.abs(difference[difference != 0])
+    largest = np.percentile(magnitude[:: max(magnitude.size // 200_000, 1)], 97) if magnitude.size else 0
+    return max(float(np.ceil(largest / 0.05) * 0.05), 0.05)
+
+
+def _numbers(fixed: Array, image: Array, difference: Array) -> str:
+    foreground = (fixed > FOREGROUND) | (image > FOREGROUND)
+    mean = np.abs(difference[foreground]).mean() if foreground.any() else 0
+    return f"NCC {ncc(fixed, image):.3f}   mean |difference| {mean:.3f}"
+
+
+def _enlarge(picture: Array, scale: float) -> Array:
+    from PIL import Image
+
+    rows, columns = (max(round(size * scale), 1) for size in picture.shape)
+    image = Image.fromarray(np.ascontiguousarray(picture, np.float32))
+    return np.asarray(image.resize((columns, rows), Image.Resampling.BICUBIC))
+
+
+def _blend(below: Array | tuple, above: Array | tuple, share: Array) -> Array:
+    """A mix of two colours or colour pictures; `share` (rows, columns) in [0, 1] of the one above."""
+    share = np.clip(share, 0, 1)[..., None]
+    return np.asarray(below) * (1 - share) + np.asarray(above) * share
+
+
+def _grey(picture: Array) -> Array:
+    return _blend(PANEL, (255, 255, 255), picture)
+
+
+def _signed(picture: Array) -> Array:
+    """Values in [-1, 1] as colours: one hue below zero, one above, dark at zero."""
+    return _blend(_blend(PANEL, BELOW, -picture), ABOVE, picture)
+
+
+def _warped_grid(plane: Plane, warped: Array, flow: Array, folded: Array, scale: float) -> Array:
+    """The dimmed warped image under the lines of a regular grid that went through the same flow; folds in red."""
+    picture = 0.6 * _grey(_enlarge(plane.cut(warped), scale))
+    flows = plane.cut(flow)
+    for shown, axis in enumerate(plane.in_plane):
+        displacement = _enlarge(flows[axis], scale)
+        size = warped.shape[axis]
+        position = size - 1 - ((np.arange(displacement.shape[shown]) + 0.5) * size / displacement.shape[shown] - 0.5)
+        position = np.expand_dims(position, 1 - shown) + displacement
+        picture = _blend(picture, LINE, 0.85 * _lines(position))
+    return _blend(picture, FOLD, _enlarge(folded.astype(np.float32), scale))
+
+
+def _lines(position: Array) -> Array:
+    """Coverage of each pixel by the lines where `position` (voxels) is a multiple of the step: anti-aliased contours."""
+    distance = np.abs((position / GRID_STEP + 0.5) % 1 - 0.5) * GRID_STEP
+    slope = np.hypot(*np.gradient(position))
+    return np.clip(LINE_WIDTH / 2 + 0.5 - distance / np.maximum(slope, 0.1), 0, 1)
+
+
+def _sheet(columns, planes, rows, size: int, limit: float, folds: bool):
+    """Lay panels, titles, letters and legends out on one canvas."""
+    from PIL import Image, ImageDraw
+
+    heights = [max(panel.shape[0] for panel in panels) for panels in rows]
+    canvas = Image.new("RGB", (WIDTH, HEADER + sum(heights) + (len(rows) - 1) * GAP + FOOTER), PAPER)
+    draw = ImageDraw.Draw(canvas)
+    left = [MARGIN + GUTTER + n * (size + GAP) for n in range(len(columns))]
+    for x, (title, note) in zip(left, columns, strict=True):
+        draw.text((x + size / 2, 26), title, INK, _font(18), anchor="mm")
+        draw.text((x + size / 2, 50), note, FAINT, _font(12.5), anchor="mm")
+    top = HEADER
+    for plane, panels, height in zip(planes, rows, heights, strict=True):
+        _name_row(canvas, plane.name, top, height)
+        for n, (x, panel) in enumerate(zip(left, panels, strict=True)):
+            draw.rectangle((x, top, x + size - 1, top + height - 1), PANEL)
+            image = Image.fromarray(np.clip(np.rint(panel), 0, 255).astype(np.uint8))
+            canvas.paste(image, (x + (size - image.width) // 2, top + (height - image.height) // 2))
+            if n < 3:
+                draw.text((x + 8, top + 7), plane.sides[0], FAINT, _font(14), anchor="lt")
+                draw.text((x + size - 8, top + 7), plane.sides[1], FAINT, _font(14), anchor="rt")
+        top += height + GAP
+    _legends(canvas, draw, left, size, limit, folds)
+    return canvas
+
+
+def _name_row(canvas, name: str, top: int, height: int) -> None:
+    """A row's name, written upwards in the gutter."""
+    from PIL import Image, ImageDraw
+
+    label = Image.new("RGB", (height, GUTTER), PAPER)
+    ImageDraw.Draw(label).text((height / 2, GUTTER / 2 - 3), name, FAINT, _font(14), anchor="mm")
+    canvas.paste(label.rotate(90, expand=True), (MARGIN, top))
+
+
+def _legends(canvas, draw, left: list[int], size: int, limit: float, folds: bool) -> None:
+    from PIL import Image
+
+    y = canvas.height - FOOTER + 20
+    first, width = left[3] + size // 2, size + GAP
+    bar = np.broadcast_to(np.linspace(-1, 1, width), (10, width))
+    canvas.paste(Image.fromarray(np.rint(_signed(bar)).astype(np.uint8)), (first, y - 5))
+    draw.text((first - 8, y), f"-{limit:.2f}", INK, _font(13), anchor="rm")
+    draw.text((first + width + 8, y), f"+{limit:.2f}", INK, _font(13), anchor="lm")
+    scale_note = "difference of intensities in [0, 1], contrast matched"
+    draw.text((first + width / 2, y + 20), scale_note, FAINT, _font(12.5), anchor="mm")
+    for line, note in enumerate(NOTES):
+        draw.text((left[0], y + 20 * line), note, FAINT, _font(12.5), anchor="lm")
+    note = "folded voxels" if folds else "no folded voxels in these planes"
+    x = left[5] + size / 2 + (9 if folds else 0)
+    draw.text((x, y), note, FAINT, _font(12.5), anchor="mm")
+    if folds:
+        start = x - draw.textlength(note, _font(12.5)) / 2 - 18
+        draw.rectangle((start, y - 5, start + 10, y + 5), FOLD)
+
+
+def _font(size: float):
+    from PIL import ImageFont
+
+    return ImageFont.load_default(size)

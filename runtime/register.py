@@ -1,0 +1,255 @@
+"""From two scans to one aligned scan: reading, working grid, affine start, the loop, and the way back."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runtime import iterstop
+from runtime.engines import Engines
+from runtime.geometry.errors import InputError
+from runtime.geometry.grid import Grid
+from runtime.geometry.intensity import WindowRule, rule_from_dict
+from runtime.geometry.transform import SpatialTransform
+from runtime.geometry.volume import Volume, read_labels, read_volume
+from runtime.prepare import prepare
+from runtime.stages import Progress, Stages, silent
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to register. What is None follows the engine set.
+
+    Attributes:
+        affine: "auto" (centres of mass, rigid, affine), "none" (headers only) or a path to a 4x4 text file, RAS mm,
+            fixed -> moving.
+        schedule: "iterstop", "a,b,c,d" (iterations at levels 4 to 1) or "cascade:t".
+        similarity: "ncc", "lncc" or "mse", what IterStop watches.
+        delta: smallest improvement, one value or four (levels 4 to 1).
+        max_iterations: per level, one value or four.
+        on_stop: "keep" (released code) or "revert" (Algorithm 1 as printed).
+        window: (low, high) intensities mapped to [0, 1] instead of the set's rule, for CT.
+    """
+
+    affine: str = "auto"
+    schedule: str = "iterstop"
+    similarity: str | None = None
+    delta: tuple[float, ...] | None = None
+    max_iterations: tuple[int, ...] | None = None
+    on_stop: str | None = None
+    window: tuple[float, float] | None = None
+
+    def resolved(self, engines: Engines) -> "Options":
+        """The same with every None replaced by the engine set's default."""
+        stop = engines.engine_set.stop
+        similarity = self.similarity or stop["similarity"]
+        default_delta = stop["delta"] if similarity == stop["similarity"] else iterstop.DEFAULT_DELTA.get(similarity)
+        return replace(
+            self,
+            similarity=similarity,
+            delta=self.delta or (default_delta,),
+            max_iterations=self.max_iterations or (stop["limit"],),
+            on_stop=self.on_stop or stop["on_stop"],
+        )
+
+    def build_schedule(self) -> iterstop.Schedule:
+        """The schedule these (resolved) options ask for; InputError where they make none."""
+        return iterstop.parse_schedule(
+            self.schedule,
+            similarity=self.similarity,
+            delta=self.delta,
+            limit=self.max_iterations,
+            on_stop=self.on_stop,
+        )
+
+
+@dataclass(frozen=True)
+class Registration:
+    """What a registration gives.
+
+    Attributes:
+        fixed, moving: the scans as read.
+        labels: moving labels as read, or None.
+        warped: moving on the fixed grid, (I, J, K) float32, interpolated once.
+        warped_labels: labels on the fixed grid, or None.
+        transform: fixed -> moving in RAS mm, affine and flow.
+        displacement: (I, J, K, 3) float32, RAS mm, of the whole transform on the fixed grid.
+        iterations: every decision of the loop.
+        working: fixed, moving (affine only) and warped on the working grid, (I, J, K) in [0, 1], for pictures.
+        similarity_before: similarity after the affine start, before any flow.
+        folded_share: share of working voxels whose Jacobian determinant is <= 0.
+        affine_start: facts on how the affine was found.
+        options, schedule: as run.
+        engine: facts on what ran.
+        seconds: by stage.
+    """
+
+    fixed: Volume
+    moving: Volume
+    labels: Volume | None
+    warped: Array
+    warped_labels: Array | None
+    transform: SpatialTransform
+    displacement: Array
+    iterations: iterstop.Iterations
+    working: "WorkingImages"
+    similarity_before: float
+    folded_share: float
+    affine_start: dict[str, Any]
+    options: Options
+    schedule: iterstop.Schedule
+    engine: dict[str, Any]
+    seconds: dict[str, float]
+
+    def save(self, folder: Path | str, overwrite: bool = False, progress: Progress = silent) -> None:
+        """Writes images, transform, report and picture into a folder; see `runtime.report`."""
+        from runtime.report import save
+
+        save(self, Path(folder), overwrite, progress)
+
+    def summary(self) -> str:
+        """A few lines for people."""
+        from runtime.report import summary
+
+        return summary(self)
+
+
+@dataclass(frozen=True)
+class WorkingImages:
+    """The images the network saw, (I, J, K) float32 in [0, 1] on one grid, and the warped moving image."""
+
+    fixed: Array
+    moving: Array
+    warped: Array
+
+
+def register(
+    fixed: Path | str | Volume,
+    moving: Path | str | Volume,
+    engines: Engines,
+    options: Options | None = None,
+    moving_labels: Path | str | Volume | None = None,
+    progress: Progress = silent,
+) -> Registration:
+    """Registers a moving scan to a fixed one, in physical space, on open engines.
+
+    Args:
+        fixed, moving: NIfTI or MGH files, or volumes already read; any orientation, spacing and grid.
+        engines: from `runtime.open_engines`.
+        options: see `Options`.
+        moving_labels: label map in the moving scan's space, carried along by nearest neighbour.
+        progress: told the name of each stage as it begins.
+
+    Raises:
+        InputError: anything about the input that makes a registration impossible, in one line.
+    """
+    options = (options or Options()).resolved(engines)
+    schedule = options.build_schedule()
+    rule = WindowRule(*options.window) if options.window else rule_from_dict(engines.engine_set.intensity)
+    stage = Stages(progress)
+    with stage("read"):
+        fixed, moving = _volume(fixed, "--fixed"), _volume(moving, "--moving")
+        labels = None if moving_labels is None else _labels(moving_labels)
+    ready = prepare(fixed, moving, engines.engine_set, rule, options.affine, stage)
+    found, before, warped, folded = _run(engines, ready.fixed, ready.moving, schedule, options.similarity, stage)
+    with stage("apply"):
+        transform = SpatialTransform(ready.affine, found.flow, ready.grid)
+        displacement = transform.displacement(fixed.grid)
+        warped_moving, warped_labels = _apply(moving, labels, displacement, fixed.grid)
+    return Registration(
+        fixed,
+        moving,
+        labels,
+        warped_moving,
+        warped_labels,
+        transform,
+        displacement,
+        found,
+        WorkingImages(ready.fixed, ready.moving, warped),
+        before,
+        folded,
+        ready.affine_start,
+        options,
+        schedule,
+        engines.as_dict(),
+        stage.seconds,
+    )
+
+
+def register_arrays(
+    engines: Engines, fixed: Array, moving: Array, schedule: iterstop.Schedule, similarity: str = "ncc"
+) -> iterstop.Iterations:
+    """The loop alone, on two images (I, J, K), float32 in [0, 1], on one grid whose sizes are multiples of 8.
+
+    Returns:
+        Iterations whose flow is a host array (3, I, J, K) in voxels.
+
+    Raises:
+        InputError: shapes, intensities or a result that is not finite.
+    """
+    return _run(engines, fixed, moving, schedule, similarity, Stages())[0]
+
+
+def check_images(fixed: Array, moving: Array, multiple: int) -> None:
+    """Refuses images the loop cannot take: shapes, not finite, constant, outside [0, 1]."""
+    if fixed.shape != moving.shape or fixed.ndim != 3 or any(size % multiple or size == 0 for size in fixed.shape):
+        raise InputError(
+            f"images: got shapes {fixed.shape} and {moving.shape}, expected one (I, J, K), multiples of {multiple}"
+        )
+    for name, image in (("fixed", fixed), ("moving", moving)):
+        low, high = float(image.min()), float(image.max())
+        if not (np.isfinite(low) and np.isfinite(high)):
+            raise InputError(f"{name} image: has NaN or Inf, expected intensities in [0, 1]; repair it first")
+        if low == high:
+            raise InputError(
+                f"{name} image: is constant ({low:g}) where it meets the fixed image's foreground; "
+                "check that the two scans overlap (--affine auto aligns their centres)"
+            )
+        if low < 0 or high > 1:
+            raise InputError(f"{name} image: got intensities {low:g} to {high:g}, expected [0, 1]; normalise it first")
+
+
+def _run(engines: Engines, fixed: Array, moving: Array, schedule, similarity: str, stage: Stages):
+    """The loop with its beginning and end: iterations (flow on the host), similarity before, warped image, folds."""
+    check_images(fixed, moving, engines.engine_set.size_multiple)
+    fields = engines.fields
+    with stage("encode"):
+        pair = engines.fixed_side(fixed, similarity).pair(fields.to_device(moving))
+        before = pair.score(iterstop.LEVELS[-1], pair.zero(iterstop.LEVELS[-1]))
+    with stage("iterate"):
+        found = iterstop.run(pair, schedule, lambda n, level, i: stage.progress(_iteration_name(schedule, n, level, i)))
+    with stage("finish"):
+        warped, folded = fields.warp(fields.to_device(moving), found.flow), fields.folded_share(found.flow)
+        flow = fields.to_host(found.flow)
+        if not np.isfinite(flow).all():
+            raise InputError(
+                "flow: the engines gave NaN or Inf for these images; nothing was written; check both scans"
+            )
+    return replace(found, flow=flow), before, fields.to_host(warped), folded
+
+
+def _iteration_name(schedule: iterstop.Schedule, number: int, level: int, iteration: int) -> str:
+    name = f"level {level}, iteration {iteration}"
+    return f"pass {number}, {name}" if schedule.passes > 1 else name
+
+
+def _volume(source: Path | str | Volume, argument: str) -> Volume:
+    return source if isinstance(source, Volume) else read_volume(Path(source), argument)
+
+
+def _labels(source: Path | str | Volume) -> Volume:
+    return source if isinstance(source, Volume) else read_labels(Path(source), "--moving-labels")
+
+
+def _apply(moving: Volume, labels: Volume | None, displacement: Array, grid: Grid) -> tuple[Array, Array | None]:
+    """Moving image and labels on the fixed grid, each interpolated once."""
+    from runtime.resample import resample_through
+
+    outside = min(float(moving.data.min()), 0.0)
+    warped = resample_through(moving.data, moving.grid, displacement, grid, "linear", outside)
+    if labels is None:
+        return warped, None
+    return warped, resample_through(labels.data, labels.grid, displacement, grid, "nearest", 0)

@@ -1,0 +1,182 @@
+"""What a registration leaves in its folder: images, transform, report and picture, each whole or not at all."""
+
+import datetime
+import importlib.metadata
+import json
+import platform
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from runtime.geometry.errors import InputError
+from runtime.geometry.transform import write_affine, write_itk_displacement
+from runtime.geometry.volume import Volume, write_text, write_volume
+from runtime.memory import peak_bytes
+
+if TYPE_CHECKING:
+    from runtime.register import Registration
+
+WARPED, WARP, AFFINE, LABELS = "warped.nii.gz", "warp.nii.gz", "affine.txt", "warped_labels.nii.gz"
+PREVIEW, REPORT = "preview.png", "report.json"
+FORMAT, VERSION = "rpnet-registration", 1
+PACKAGES = ("numpy", "nibabel", "numba", "onnxruntime", "pillow")
+
+
+def check_output(folder: Path, overwrite: bool, labels: bool) -> None:
+    """Before any work: the folder can be made, and nothing in it would be overwritten unasked.
+
+    Raises:
+        InputError: the folder cannot be written, or holds an earlier result and `overwrite` is False.
+    """
+    names = output_names(labels)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"--output: cannot write to {folder} ({error.strerror}); choose another folder") from None
+    there = [name for name in names if (folder / name).exists()]
+    if there and not overwrite:
+        raise InputError(f"--output: {folder} already holds {', '.join(there)}; add --overwrite or choose another")
+
+
+def output_names(labels: bool) -> tuple[str, ...]:
+    """The files of a result, the report last: where it stands, the others do."""
+    return (WARPED, WARP, AFFINE, *((LABELS,) if labels else ()), PREVIEW, REPORT)
+
+
+def save(result: "Registration", folder: Path, overwrite: bool = False, progress=lambda stage: None) -> None:
+    """Writes a result; the report is the last file, so that it only stands beside complete results.
+
+    Raises:
+        InputError: see `check_output`, and a disk that refuses (full, read-only).
+    """
+    import time
+
+    from runtime.preview import write_preview
+
+    check_output(folder, overwrite, result.labels is not None)
+    (folder / REPORT).unlink(missing_ok=True)
+    progress("write")
+    start = time.perf_counter()
+    grid, codes = result.fixed.grid, result.fixed.codes
+    images = result.working
+    jobs = [
+        lambda: write_itk_displacement(folder / WARP, result.displacement, grid, codes),
+        lambda: write_volume(folder / WARPED, result.warped, grid, codes),
+        lambda: write_preview(folder / PREVIEW, images.fixed, images.moving, images.warped, result.iterations.flow),
+        lambda: write_affine(folder / AFFINE, result.transform.affine),
+    ]
+    if result.warped_labels is not None:
+        jobs.append(lambda: write_volume(folder / LABELS, result.warped_labels, grid, codes))
+    try:
+        # Compression dominates and leaves the interpreter's lock alone: files are written side by side.
+        with ThreadPoolExecutor(2) as pool:
+            for job in [pool.submit(job) for job in jobs]:
+                job.result()
+        seconds = {**result.seconds, "write": time.perf_counter() - start}
+        write_text(folder / REPORT, json.dumps(report(result, seconds), indent=2) + "\n")
+    except OSError as error:
+        raise InputError(
+            f"--output: writing to {folder} failed ({error.strerror}); free space or choose another"
+        ) from None
+
+
+def report(result: "Registration", seconds: dict[str, float]) -> dict[str, Any]:
+    """Everything a reader needs to trust or repeat the result, as plain JSON types."""
+    return _plain(
+        {
+            "format": FORMAT,
+            "version": VERSION,
+            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "inputs": _inputs(result),
+            "options": vars(result.options),
+            "schedule": result.schedule.as_dict(),
+            "engine": result.engine,
+            "affine": result.affine_start,
+            "working_grid": {"shape": result.transform.grid.shape, "affine": result.transform.grid.affine},
+            "iterations": {
+                "counts": result.iterations.counts,
+                "similarity": result.options.similarity,
+                "similarity_after_affine": result.similarity_before,
+                "similarity_after": result.iterations.similarity,
+                "passes": [[trace.as_dict() for trace in traces] for traces in result.iterations.passes],
+            },
+            "folded_share": result.folded_share,
+            "displacement_mm": _displacement_statistics(result.displacement),
+            "seconds": {**seconds, "total": sum(seconds.values())},
+            "peak_memory_bytes": peak_bytes(),
+            "versions": versions(),
+        }
+    )
+
+
+def summary(result: "Registration") -> str:
+    """A few lines for people: what ran, how alike the images became, what the field looks like."""
+    found, engine = result.iterations, result.engine
+    counts = " + ".join("(" + ", ".join(map(str, passed)) + ")" for passed in found.counts)
+    length = _displacement_statistics(result.displacement)
+    lines = [
+        f"engine      {engine['backend']} ({engine['library']}, {engine['device']}, {engine['precision']}, "
+        f"{engine['threads']} threads; {engine['reason']})",
+        f"iterations  {counts} at levels 4, 3, 2, 1 ({result.schedule.name}, {result.options.on_stop})",
+        f"similarity  {result.options.similarity} {result.similarity_before:.4f} after the affine, "
+        f"{found.similarity:.4f} after registration",
+        f"field       mean {length['mean']:.1f} mm, largest {length['max']:.1f} mm, affine included; "
+        f"folded voxels {100 * result.folded_share:.3f} %",
+        f"time        {sum(result.seconds.values()):.1f} s, of which the network {result.seconds['iterate']:.1f} s",
+    ]
+    volumes = [volume for volume in (result.fixed, result.moving, result.labels) if volume is not None]
+    lines += [f"warning     {warning}" for volume in volumes for warning in volume.warnings]
+    return "\n".join(lines)
+
+
+def versions() -> dict[str, str]:
+    """Python, the platform, and the libraries that ran."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _inputs(result: "Registration") -> dict[str, Any]:
+    volumes = {"fixed": result.fixed, "moving": result.moving, "moving_labels": result.labels}
+    return {name: _describe(volume) for name, volume in volumes.items() if volume is not None}
+
+
+def _describe(volume: Volume) -> dict[str, Any]:
+    return {
+        "path": str(volume.path) if volume.path else None,
+        "sha256": volume.sha256,
+        "shape": volume.grid.shape,
+        "spacing_mm": volume.grid.spacing,
+        "affine": volume.grid.affine,
+        "warnings": volume.warnings,
+    }
+
+
+def _displacement_statistics(displacement: np.ndarray) -> dict[str, float]:
+    """Of the whole transform, affine included, over every 2nd voxel of the fixed grid."""
+    length = np.linalg.norm(displacement[::2, ::2, ::2], axis=-1)
+    return {"mean": float(length.mean()), "percentile_95": float(np.percentile(length, 95)), "max": float(length.max())}
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN: what is not finite becomes null."""
+    if isinstance(value, dict):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if isinstance(value, float):
+        return value if np.isfinite(value) else None
+    return str(value) if isinstance(value, Path) else value
