@@ -11,7 +11,7 @@ from export.reference import register_with_torch
 from runtime import iterstop
 from runtime.engines import Engines
 from runtime.geometry.errors import InputError
-from runtime.register import register_arrays
+from runtime.registration import register_arrays
 from train.network import LEVELS, SIZE_MULTIPLE, RPNet
 
 Array = np.ndarray

@@ -14,9 +14,9 @@ import importlib
 _HOME = {
     "InputError": "runtime.geometry.errors",
     "open_engines": "runtime.engines",
-    "Options": "runtime.register",
-    "register": "runtime.register",
-    "Registration": "runtime.register",
+    "Options": "runtime.registration",
+    "register": "runtime.registration",
+    "Registration": "runtime.registration",
 }
 __all__ = sorted(_HOME)
 

@@ -79,7 +79,7 @@ def run_demo(folder: str | Path, engine_dir: str | Path, echo: Echo = print) -> 
         InputError: nilearn is missing, or the engine set is missing or damaged.
     """
     from runtime.engines import open_engines
-    from runtime.register import register
+    from runtime.registration import register
 
     folder = Path(folder)
     with open_engines(engine_dir) as engines:
@@ -198,7 +198,7 @@ def _rescan(rng: np.random.Generator, template: Volume, labels: Array, warp: Kno
 
 
 def _outcomes(pair: DemoPair, result) -> dict[str, Outcome]:
-    """By stage, of a `runtime.register.Registration` of the pair."""
+    """By stage, of a `runtime.registration.Registration` of the pair."""
     from runtime.resample import resample
 
     fixed, moving = read_labels(pair.fixed_labels, "fixed labels"), result.labels

@@ -40,9 +40,8 @@ class KnownWarp:
 
     def voxels_to_fixed(self) -> Array:
         """g at every voxel of the grid: fixed points (I, J, K, 3), RAS mm."""
-        return self.grid.to_physical(np.moveaxis(np.indices(self.grid.shape), 0, -1)) @ self._inverse_linear() + (
-            np.linalg.inv(self.affine)[:3, 3] + np.moveaxis(self.field, 0, -1)
-        )
+        voxels = np.moveaxis(np.indices(self.grid.shape), 0, -1)
+        return move(np.linalg.inv(self.affine), self.grid.to_physical(voxels)) + np.moveaxis(self.field, 0, -1)
 
     def to_moving(self, points: Array) -> Array:
         """g^-1: fixed points (N, 3) -> moving points (N, 3), RAS mm, by the iteration ``z <- affine (x - v(z))``.
@@ -71,9 +70,6 @@ class KnownWarp:
         voxels = self.grid.to_voxels(points)
         return np.stack([interpolate(component, voxels, mode="nearest") for component in self.field], axis=-1)
 
-    def _inverse_linear(self) -> Array:
-        return np.linalg.inv(self.affine)[:3, :3].T
-
 
 def random_warp(rng: np.random.Generator, affine: Array, grid: Grid) -> KnownWarp:
     """A warp of several scales on a grid of moving space: at most 10 mm, and nowhere near a fold.
@@ -93,7 +89,7 @@ def random_warp(rng: np.random.Generator, affine: Array, grid: Grid) -> KnownWar
 
 
 def random_pose(rng: np.random.Generator, centre: Array) -> Array:
-    """(4, 4): turned by 4 to 9 degrees about each axis, scaled by up to 4 % about `centre`, shifted by 6 to 12 mm each."""
+    """(4, 4): turned about `centre` by 4 to 9 degrees an axis, scaled by up to 4 %, shifted by 6 to 12 mm an axis."""
     pose = np.eye(4)
     pose[:3, :3] = rotation(rng.uniform(4, 9, 3) * rng.choice((-1, 1), 3)) @ np.diag(rng.uniform(0.96, 1.04, 3))
     pose[:3, 3] = centre + rng.uniform(6, 12, 3) * rng.choice((-1, 1), 3) - pose[:3, :3] @ centre

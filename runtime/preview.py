@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from runtime.geometry.flow import jacobian_determinant
+from runtime.geometry.grid import bounding_box
+from runtime.geometry.intensity import foreground_mask
 from runtime.geometry.similarity import ncc
 from runtime.geometry.volume import atomic_path
 
@@ -17,9 +19,9 @@ Array = np.ndarray
 
 WIDTH, MARGIN, GAP, GUTTER, HEADER, FOOTER = 1520, 20, 8, 24, 70, 62
 GRID_STEP = 8
-LINE_WIDTH = 1.3
+LINE_WIDTH, FLATTEST = 1.3, 0.02  # pixels; voxels a pixel, where a line stops growing wider
 BORDER_VOXELS = 5
-FOREGROUND = 0.02
+TALLEST = 1.5  # height of a panel at most, in widths
 QUANTILES = np.linspace(0, 100, 65)
 
 PAPER, PANEL = (19, 21, 26), (5, 6, 8)
@@ -89,21 +91,22 @@ def write_preview(path: str | Path, fixed: Array, moving: Array, warped: Array, 
 
 def draw_preview(fixed: Array, moving: Array, warped: Array, flow: Array):
     """The picture of `write_preview` as a Pillow image."""
-    box = _box(fixed, warped)
+    foreground = foreground_mask(fixed) | foreground_mask(warped)
+    box = _box(foreground)
     before, after = _differences(fixed, moving, warped)
     limit = _limit(before)
     columns = [
         ("fixed", "the target"),
         ("moving", "after the affine start"),
         ("warped", "moving, after the flow"),
-        ("moving - fixed", _numbers(fixed, moving, before)),
-        ("warped - fixed", _numbers(fixed, warped, after)),
+        ("moving - fixed", _numbers(fixed, moving, before, foreground)),
+        ("warped - fixed", _numbers(fixed, warped, after, foreground)),
         ("warped grid", f"one line every {GRID_STEP} voxels"),
     ]
     fixed, moving, warped, before, after, flow = (a[(..., *box)] for a in (fixed, moving, warped, before, after, flow))
     planes = _planes(fixed.shape)
     size = (WIDTH - 2 * MARGIN - GUTTER - (len(columns) - 1) * GAP) // len(columns)
-    scale = size / max(plane.cut(fixed).shape[1] for plane in planes)
+    scale = size / max(max(across, down / TALLEST) for down, across in (plane.cut(fixed).shape for plane in planes))
 
     rows, folds = [], False
     for plane in planes:
@@ -116,18 +119,16 @@ def draw_preview(fixed: Array, moving: Array, warped: Array, flow: Array):
     return _sheet(columns, planes, rows, size, limit, folds)
 
 
-def _box(fixed: Array, warped: Array) -> tuple[slice, ...]:
-    """What is worth showing: the foreground's bounding box and a border."""
-    foreground = (fixed > FOREGROUND) | (warped > FOREGROUND)
-    box = []
-    for axis, size in enumerate(fixed.shape):
-        inside = np.flatnonzero(foreground.any(axis=tuple(a for a in range(3) if a != axis)))
-        first, last = (inside[0], inside[-1]) if inside.size else (0, size - 1)
-        box.append((first - BORDER_VOXELS, last + BORDER_VOXELS + 1))
+def _box(foreground: Array) -> tuple[slice, ...]:
+    """What is worth showing: the foreground's bounding box and a border; everything where there is no foreground."""
+    if not foreground.any():
+        return (slice(None),) * 3
+    first, last = bounding_box(foreground)
+    first, stop = first - BORDER_VOXELS, last + BORDER_VOXELS + 1
     # Left-right is as wide as front-back, so that the panels of all three planes fill their column.
-    spare = max(box[1][1] - box[1][0] - (box[0][1] - box[0][0]), 0)
-    box[0] = box[0][0] - spare // 2, box[0][1] + spare - spare // 2
-    return tuple(slice(max(first, 0), min(last, size)) for (first, last), size in zip(box, fixed.shape, strict=True))
+    spare = max(stop[1] - first[1] - (stop[0] - first[0]), 0)
+    first[0], stop[0] = first[0] - spare // 2, stop[0] + spare - spare // 2
+    return tuple(slice(max(a, 0), min(b, size)) for a, b, size in zip(first, stop, foreground.shape, strict=True))
 
 
 def _planes(shape: tuple[int, ...]) -> tuple[Plane, ...]:
@@ -137,25 +138,22 @@ def _planes(shape: tuple[int, ...]) -> tuple[Plane, ...]:
 
 def _differences(fixed: Array, moving: Array, warped: Array) -> tuple[Array, Array]:
     """Moving - fixed and warped - fixed, with the moving image's intensities mapped onto those of the fixed one."""
-    seen, wanted = (np.percentile(_foreground(image), QUANTILES) for image in (warped, fixed))
-    seen, wanted = np.append(0, np.maximum.accumulate(seen)), np.append(0, wanted)
+    seen, wanted = (np.append(0, np.percentile(_some(image[image > 0]), QUANTILES)) for image in (warped, fixed))
     return tuple((np.interp(image, seen, wanted) - fixed).astype(np.float32) for image in (moving, warped))
 
 
-def _foreground(image: Array) -> Array:
-    values = image[image > FOREGROUND]
+def _some(values: Array) -> Array:
+    """Enough of the values (N,) for a percentile; one zero if there are none."""
     return values[:: max(values.size // 200_000, 1)] if values.size else np.zeros(1)
 
 
 def _limit(difference: Array) -> float:
     """The end of the colour scale: nearly the largest difference, on a round number."""
-    magnitude = np.abs(difference[difference != 0])
-    largest = np.percentile(magnitude[:: max(magnitude.size // 200_000, 1)], 97) if magnitude.size else 0
+    largest = np.percentile(np.abs(_some(difference[difference != 0])), 97)
     return max(float(np.ceil(largest / 0.05) * 0.05), 0.05)
 
 
-def _numbers(fixed: Array, image: Array, difference: Array) -> str:
-    foreground = (fixed > FOREGROUND) | (image > FOREGROUND)
+def _numbers(fixed: Array, image: Array, difference: Array, foreground: Array) -> str:
     mean = np.abs(difference[foreground]).mean() if foreground.any() else 0
     return f"NCC {ncc(fixed, image):.3f}   mean |difference| {mean:.3f}"
 
@@ -197,10 +195,10 @@ def _warped_grid(plane: Plane, warped: Array, flow: Array, folded: Array, scale:
 
 
 def _lines(position: Array) -> Array:
-    """Coverage of each pixel by the lines where `position` (voxels) is a multiple of the step: anti-aliased contours."""
+    """How much of each pixel is covered by the lines where `position` (voxels) is a multiple of the step, [0, 1]."""
     distance = np.abs((position / GRID_STEP + 0.5) % 1 - 0.5) * GRID_STEP
     slope = np.hypot(*np.gradient(position))
-    return np.clip(LINE_WIDTH / 2 + 0.5 - distance / np.maximum(slope, 0.1), 0, 1)
+    return np.clip(LINE_WIDTH / 2 + 0.5 - distance / np.maximum(slope, FLATTEST), 0, 1)
 
 
 def _sheet(columns, planes, rows, size: int, limit: float, folds: bool):

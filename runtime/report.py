@@ -16,7 +16,7 @@ from runtime.geometry.volume import Volume, write_text, write_volume
 from runtime.memory import peak_bytes
 
 if TYPE_CHECKING:
-    from runtime.register import Registration
+    from runtime.registration import Registration
 
 WARPED, WARP, AFFINE, LABELS = "warped.nii.gz", "warp.nii.gz", "affine.txt", "warped_labels.nii.gz"
 PREVIEW, REPORT = "preview.png", "report.json"

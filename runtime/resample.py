@@ -167,6 +167,14 @@ def _smooth_middle(image, weights, result):
     """Filter the middle axis of (A, N, B), indices clamped to the border."""
     outer, size, inner = image.shape
     radius = len(weights) // 2
+    if inner == 1:
+        for a in prange(outer):
+            for x in range(size):
+                total = np.float32(0)
+                for tap in range(len(weights)):
+                    total += weights[tap] * image[a, min(max(x + tap - radius, 0), size - 1), 0]
+                result[a, x, 0] = total
+        return
     for row in prange(outer * size):
         a, x = row // size, row % size
         line = result[a, x]

@@ -156,14 +156,11 @@ def bounding_box(foreground: Array) -> tuple[Array, Array]:
     Raises:
         InputError: if the mask is empty.
     """
-    first, last = np.zeros(3, dtype=int), np.zeros(3, dtype=int)
-    for axis in range(3):
-        others = tuple(a for a in range(3) if a != axis)
-        used = np.flatnonzero(foreground.any(axis=others))
-        if not used.size:
-            raise InputError("foreground: is empty, expected at least one voxel above the threshold")
-        first[axis], last[axis] = used[0], used[-1]
-    return first, last
+    over_k, over_i = foreground.any(axis=2), foreground.any(axis=0)
+    used = [np.flatnonzero(line) for line in (over_k.any(axis=1), over_k.any(axis=0), over_i.any(axis=0))]
+    if not used[0].size:
+        raise InputError("foreground: is empty, expected at least one voxel above the threshold")
+    return np.array([line[0] for line in used]), np.array([line[-1] for line in used])
 
 
 def plan_working_grid(

@@ -92,7 +92,7 @@ def rule_from_dict(fields: dict[str, Any]) -> Rule:
 
 
 def foreground_mask(normalised: Array) -> Array:
-    """Voxels above 0.05 that lie in or beside a block of 4^3 voxels of which a quarter is: isolated specks do not count.
+    """Voxels above 0.05 in or beside a block of 4^3 voxels of which a quarter is; isolated specks do not count.
 
     Where no block is filled that far (a tiny or very thin object) every voxel above the threshold counts.
 

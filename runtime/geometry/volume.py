@@ -1,4 +1,4 @@
-"""Volumes and label maps on disk: read whatever a scanner or another tool wrote, refuse in one line, write atomically."""
+"""Volumes and label maps on disk: read what scanners and other tools write, refuse in one line, write atomically."""
 
 import gzip
 import hashlib
@@ -14,10 +14,11 @@ import nibabel as nib
 import numpy as np
 
 from runtime.geometry.errors import InputError
-from runtime.geometry.grid import Grid
+from runtime.geometry.grid import Grid, check_affine
 from runtime.geometry.gzip_stream import write_gzip
 
 Array = np.ndarray
+Image = nib.spatialimages.SpatialImage
 SUFFIXES = (".nii.gz", ".nii", ".mgz", ".mgh")
 SCANNER = 1  # NIfTI code of a transform to scanner coordinates
 FORMS_DIFFER_MM = 0.1
@@ -154,7 +155,7 @@ def write_bytes(path: str | PathLike, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
-def _read(path: str | PathLike, argument: str, convert: Callable[[nib.spatialimages.SpatialImage, str], Array]) -> Volume:
+def _read(path: str | PathLike, argument: str, convert: Callable[[Image, str], Array]) -> Volume:
     path = Path(path)
     image = _open(path, argument)
     shape = _checked_shape(image, path, argument)
@@ -166,7 +167,7 @@ def _read(path: str | PathLike, argument: str, convert: Callable[[nib.spatialima
     return Volume(data, grid, path, hashlib.sha256(content).hexdigest(), _codes(image), warnings)
 
 
-def _open(path: Path, argument: str) -> nib.spatialimages.SpatialImage:
+def _open(path: Path, argument: str) -> Image:
     """The image with its header read and its voxels still on disk."""
     if not path.exists():
         raise InputError(f"{argument}: {path} does not exist")
@@ -183,7 +184,7 @@ def _open(path: Path, argument: str) -> nib.spatialimages.SpatialImage:
     return image
 
 
-def _load(kind: type, path: Path, argument: str) -> tuple[bytes, nib.spatialimages.SpatialImage]:
+def _load(kind: type, path: Path, argument: str) -> tuple[bytes, Image]:
     """The file's bytes and the image read from them; unlike reading in place, this verifies gzip's checksum."""
     try:
         content = path.read_bytes()
@@ -199,7 +200,7 @@ def _unreadable(path: Path, argument: str, error: Exception) -> InputError:
     return InputError(f"{argument}: {path} cannot be read, damaged, truncated or not an image ({reason})")
 
 
-def _checked_shape(image: nib.spatialimages.SpatialImage, path: Path, argument: str) -> tuple[int, int, int]:
+def _checked_shape(image: Image, path: Path, argument: str) -> tuple[int, int, int]:
     shape, dtype = tuple(int(size) for size in image.shape), image.get_data_dtype()
     if dtype.fields:
         raise InputError(f"{argument}: {path} holds colour voxels ({dtype}), expected one number per voxel")
@@ -217,22 +218,20 @@ def _checked_shape(image: nib.spatialimages.SpatialImage, path: Path, argument: 
     return shape[:3]
 
 
-def _checked_affine(image: nib.spatialimages.SpatialImage, path: Path, argument: str) -> Array:
-    from runtime.geometry.grid import check_affine
-
+def _checked_affine(image: Image, path: Path, argument: str) -> Array:
     affine = np.asarray(image.affine, dtype=np.float64)
     check_affine(affine, f"{argument}: {path}: voxel-to-world affine")
     return affine
 
 
-def _scaled(image: nib.spatialimages.SpatialImage, name: str) -> Array:
+def _scaled(image: Image, name: str) -> Array:
     data = image.get_fdata(dtype=np.float32, caching="unchanged")
     if not np.isfinite(data.sum(dtype=np.float64)):
         _refuse_non_finite(data, name)
     return data
 
 
-def _whole(image: nib.spatialimages.SpatialImage, name: str) -> Array:
+def _whole(image: Image, name: str) -> Array:
     data = np.asanyarray(image.dataobj)
     if data.dtype.kind == "f":
         _refuse_non_finite(data, name)
@@ -253,13 +252,13 @@ def _refuse_non_finite(data: Array, name: str) -> None:
         raise InputError(f"{name} has {count} voxels that are NaN or infinite; set them to a number first, such as 0")
 
 
-def _codes(image: nib.spatialimages.SpatialImage) -> tuple[int, int]:
+def _codes(image: Image) -> tuple[int, int]:
     if isinstance(image, nib.MGHImage):
         return SCANNER, SCANNER
     return int(image.header["sform_code"]), int(image.header["qform_code"])
 
 
-def _doubts(image: nib.spatialimages.SpatialImage) -> Iterator[str]:
+def _doubts(image: Image) -> Iterator[str]:
     """What in the header may mean that the image is not where its author thinks."""
     header = image.header
     if isinstance(image, nib.MGHImage):
@@ -275,7 +274,7 @@ def _doubts(image: nib.spatialimages.SpatialImage) -> Iterator[str]:
         yield from _disagreement(image)
 
 
-def _disagreement(image: nib.spatialimages.SpatialImage) -> Iterator[str]:
+def _disagreement(image: Image) -> Iterator[str]:
     try:
         quaternion = image.header.get_qform()
     except nib.spatialimages.HeaderDataError:

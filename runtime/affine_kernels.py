@@ -1,0 +1,187 @@
+"""Compiled sums for the affine start. Every sum runs in a fixed order, so the same input gives the same bits.
+
+Both kernels look at each voxel (i, j, k) of the fixed image, sample the moving image at ``matrix [i, j, k, 1]`` (its
+voxels) and skip voxels that fall outside ``low``..``high``, the part of moving space about which something is known;
+inside that part but outside the image's voxels the moving image is zero.
+"""
+
+import numpy as np
+from numba import njit, prange
+
+MOMENTS = 6  # n, sum f, sum m, sum f^2, sum m^2, sum f m
+PAIRS = 6  # unordered pairs of gradient components
+BASIS_PAIRS = 10  # unordered pairs of (u_i, u_j, u_k, 1)
+SUMS = MOMENTS + 3 * 12 + PAIRS * BASIS_PAIRS
+
+
+@njit(inline="always")
+def _known(x, y, z, low, high):
+    """False for NaN too."""
+    return x >= low[0] and x <= high[0] and y >= low[1] and y <= high[1] and z >= low[2] and z <= high[2]
+
+
+@njit(inline="always")
+def _inside(image, x, y, z):
+    size_i, size_j, size_k = image.shape
+    return x >= 0 and y >= 0 and z >= 0 and x <= size_i - 1 and y <= size_j - 1 and z <= size_k - 1
+
+
+@njit(inline="always")
+def _value_and_gradient(image, x, y, z):
+    """Trilinear value and its derivative along the axes, per voxel, at a point inside the image."""
+    size_i, size_j, size_k = image.shape
+    i, j, k = min(int(x), size_i - 2), min(int(y), size_j - 2), min(int(z), size_k - 2)
+    fx, fy, fz = np.float32(x - i), np.float32(y - j), np.float32(z - k)
+    a0, a1 = image[i, j, k], image[i, j, k + 1]
+    b0, b1 = image[i, j + 1, k], image[i, j + 1, k + 1]
+    c0, c1 = image[i + 1, j, k], image[i + 1, j, k + 1]
+    d0, d1 = image[i + 1, j + 1, k], image[i + 1, j + 1, k + 1]
+    az, bz, cz, dz = a1 - a0, b1 - b0, c1 - c0, d1 - d0
+    a, b, c, d = a0 + fz * az, b0 + fz * bz, c0 + fz * cz, d0 + fz * dz
+    ab, cd = a + fy * (b - a), c + fy * (d - c)
+    along_j = (b - a) + fx * ((d - c) - (b - a))
+    along_k_low, along_k_high = az + fy * (bz - az), cz + fy * (dz - cz)
+    return ab + fx * (cd - ab), cd - ab, along_j, along_k_low + fx * (along_k_high - along_k_low)
+
+
+@njit(cache=True, parallel=True)
+def correlation_moments(fixed, moving, matrix, low, high, slices):
+    """Per fixed slice i: n, sum f, sum m, sum f^2, sum m^2, sum f m into ``slices`` (I, 6), float64."""
+    for i in prange(fixed.shape[0]):
+        n, f1, m1, f2, m2, fm = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+        for j in range(fixed.shape[1]):
+            for k in range(fixed.shape[2]):
+                x = matrix[0, 0] * i + matrix[0, 1] * j + matrix[0, 2] * k + matrix[0, 3]
+                y = matrix[1, 0] * i + matrix[1, 1] * j + matrix[1, 2] * k + matrix[1, 3]
+                z = matrix[2, 0] * i + matrix[2, 1] * j + matrix[2, 2] * k + matrix[2, 3]
+                if not _known(x, y, z, low, high):
+                    continue
+                f, m = fixed[i, j, k], np.float32(0)
+                if _inside(moving, x, y, z):
+                    m, _, _, _ = _value_and_gradient(moving, x, y, z)
+                n += 1
+                f1 += f
+                m1 += m
+                f2 += f * f
+                m2 += m * m
+                fm += f * m
+        slices[i, 0], slices[i, 1], slices[i, 2], slices[i, 3], slices[i, 4], slices[i, 5] = n, f1, m1, f2, m2, fm
+
+
+@njit(cache=True, parallel=True)
+def normal_equations(fixed, moving, matrix, low, high, centre, scale, slices):
+    """Per fixed slice i the sums that the Gauss-Newton step of all twelve parameters needs, into ``slices`` (I, SUMS).
+
+    With g the moving gradient (per moving voxel) and u = ((i, j, k) - centre) / scale, the Jacobian of the moving
+    value with respect to ``matrix`` is ``g (x) [u, 1]``. Laid out as: six moments; sum J (12), sum J f (12), sum J m
+    (12); for each pair of gradient components (00 01 02 11 12 22) the sums of g_a g_b times the ten pairs of
+    (u_i, u_j, u_k, 1).
+
+    1. sample a row along k; 2. sums over the row of gradient products times 1, u_k, u_k^2; 3. since u_i, u_j do not
+    change along the row, multiply them in once per row.
+    """
+    size_i, size_j, size_k = fixed.shape
+    for i in prange(size_i):
+        total = np.zeros(SUMS)
+        row = np.zeros((3, size_k), np.float32)
+        value = np.zeros(size_k, np.float32)
+        seen = np.zeros(size_k, np.float32)
+        power = ((np.arange(size_k) - centre[2]) / scale[2]).astype(np.float32)
+        basis = np.ones(4)
+        basis[0] = (i - centre[0]) / scale[0]
+        for j in range(size_j):
+            basis[1] = (j - centre[1]) / scale[1]
+            if _sample_row(moving, matrix, i, j, low, high, row, value, seen):
+                _gradient_sums(fixed[i, j], row, value, seen, power, basis, total)
+            _moment_sums(fixed[i, j], value, seen, total)
+        slices[i] = total
+
+
+@njit(cache=True)
+def _sample_row(moving, matrix, i, j, low, high, row, value, seen):
+    """Fill one row's gradients (3, K), values and known flags (0 or 1); whether any gradient is there."""
+    x0 = matrix[0, 0] * i + matrix[0, 1] * j + matrix[0, 3]
+    y0 = matrix[1, 0] * i + matrix[1, 1] * j + matrix[1, 3]
+    z0 = matrix[2, 0] * i + matrix[2, 1] * j + matrix[2, 3]
+    found = False
+    for k in range(len(value)):
+        x, y, z = x0 + matrix[0, 2] * k, y0 + matrix[1, 2] * k, z0 + matrix[2, 2] * k
+        value[k] = row[0, k] = row[1, k] = row[2, k] = seen[k] = 0
+        if _known(x, y, z, low, high):
+            seen[k] = 1
+            if _inside(moving, x, y, z):
+                value[k], row[0, k], row[1, k], row[2, k] = _value_and_gradient(moving, x, y, z)
+                found = True
+    return found
+
+
+@njit(cache=True, fastmath={"reassoc", "contract"})
+def _moment_sums(fixed, value, seen, total):
+    n, f1, m1, f2, m2, fm = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+    for k in range(len(value)):
+        f, m = fixed[k] * seen[k], value[k]
+        n += seen[k]
+        f1 += f
+        m1 += m
+        f2 += f * f
+        m2 += m * m
+        fm += f * m
+    for index, moment in enumerate((n, f1, m1, f2, m2, fm)):
+        total[index] += moment
+
+
+@njit(cache=True, fastmath={"reassoc", "contract"})
+def _gradient_sums(fixed, row, value, seen, power, basis, total):
+    """Steps 2 and 3 of `normal_equations` for one row."""
+    position = MOMENTS + 36
+    for a in range(3):
+        g = row[a]
+        j0, j1, f0, f1, m0, m1 = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+        for k in range(len(value)):
+            gu = g[k] * power[k]
+            j0 += g[k]
+            j1 += gu
+            f0 += g[k] * fixed[k]
+            f1 += gu * fixed[k]
+            m0 += g[k] * value[k]
+            m1 += gu * value[k]
+        for p in range(4):
+            total[MOMENTS + 4 * a + p] += j1 if p == 2 else j0 * basis[p]
+            total[MOMENTS + 12 + 4 * a + p] += f1 if p == 2 else f0 * basis[p]
+            total[MOMENTS + 24 + 4 * a + p] += m1 if p == 2 else m0 * basis[p]
+        for b in range(a, 3):
+            h = row[b]
+            s0, s1, s2 = 0.0, 0.0, 0.0
+            for k in range(len(value)):
+                gg = g[k] * h[k]
+                s0 += gg
+                s1 += gg * power[k]
+                s2 += gg * power[k] * power[k]
+            for p in range(4):
+                for q in range(p, 4):
+                    if p == 2 and q == 2:
+                        total[position] += s2
+                    elif p == 2 or q == 2:
+                        total[position] += s1 * basis[p] * basis[q]
+                    else:
+                        total[position] += s0 * basis[p] * basis[q]
+                    position += 1
+
+
+@njit(cache=True, parallel=True)
+def block_means(image, factors, result):
+    """Mean of each block of ``factors`` voxels; the result's shape times the factors lies inside the image."""
+    fi, fj, fk = factors
+    share = np.float32(1 / (fi * fj * fk))
+    for i in prange(result.shape[0]):
+        for j in range(result.shape[1]):
+            line = result[i, j]
+            line[:] = 0
+            for di in range(fi):
+                for dj in range(fj):
+                    source = image[i * fi + di, j * fj + dj]
+                    for k in range(len(line)):
+                        for dk in range(fk):
+                            line[k] += source[k * fk + dk]
+            for k in range(len(line)):
+                line[k] *= share

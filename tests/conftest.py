@@ -1,0 +1,53 @@
+"""Engines for tests: a small random network, exported once by the real exporter through its real gate."""
+
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shipped() -> Path:
+    """The engine set that ships with the project."""
+    return ROOT / "engines"
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory) -> Path:
+    """A checkpoint of a random network whose flows are of a few tenths of a voxel: mechanics, not quality."""
+    import torch
+
+    from train.checkpoint import Checkpoint, save_checkpoint
+    from train.network import RPNet
+
+    torch.manual_seed(0)
+    network = RPNet()
+    path = tmp_path_factory.mktemp("checkpoint") / "random.pt"
+    save_checkpoint(path, Checkpoint(network.config, network.state_dict(), {"data": "none", "licence": "Apache-2.0"}))
+    return path
+
+
+@pytest.fixture(scope="session")
+def engine_dir(checkpoint, tmp_path_factory) -> Path:
+    """The engine set exported from `checkpoint`. Tests that change files take `engine_copy`."""
+    from export.publish import ExportOptions, export_checkpoint
+
+    folder = tmp_path_factory.mktemp("engines") / "set"
+    export_checkpoint(checkpoint, folder, ExportOptions(gate_shape=(24, 32, 16)))
+    return folder
+
+
+@pytest.fixture
+def engine_copy(engine_dir, tmp_path) -> Path:
+    import shutil
+
+    return Path(shutil.copytree(engine_dir, tmp_path / "set"))
+
+
+@pytest.fixture(scope="session")
+def engines(engine_dir):
+    import runtime
+
+    with runtime.open_engines(engine_dir, threads=2) as opened:
+        yield opened

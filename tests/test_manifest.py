@@ -1,0 +1,87 @@
+"""An engine set is checked before anything of it is opened; what is wrong is said in one line."""
+
+import json
+
+import pytest
+
+from runtime.geometry.errors import InputError
+from runtime.manifest import ENGINES, MANIFEST, load_engine_set
+
+
+def edit(folder, change):
+    manifest = json.loads((folder / MANIFEST).read_text())
+    change(manifest)
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+
+
+def test_a_good_set_loads(engine_dir):
+    engine_set = load_engine_set(engine_dir)
+    assert engine_set.channels == {4: 32, 3: 32, 2: 16, 1: 8}
+    assert (engine_set.spacing, engine_set.size_multiple, engine_set.precision) == (1.0, 8, "fp32")
+    assert set(engine_set.hashes) == set(ENGINES)
+
+
+def test_no_folder(tmp_path):
+    with pytest.raises(InputError, match=r"--engine-dir: no folder .*absent; expected an engine set; export"):
+        load_engine_set(tmp_path / "absent")
+
+
+def test_no_manifest(tmp_path):
+    with pytest.raises(InputError, match=r"has no manifest\.json"):
+        load_engine_set(tmp_path)
+
+
+def test_manifest_is_no_json(engine_copy):
+    (engine_copy / MANIFEST).write_text('{"format": ')
+    with pytest.raises(InputError, match="cannot be read as JSON"):
+        load_engine_set(engine_copy)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("format", "piper-voice", "has format 'piper-voice', expected 'rpnet-engine-set'"),
+        ("version", 2, "has version 2, this program reads up to 1; update"),
+        ("version", "one", "has version 'one'"),
+        ("levels", [{"level": 4, "scale": 8, "channels": 32}], "levels"),
+        ("spacing_mm", -1.0, "positive sizes"),
+        ("spacing_mm", "thin", "incomplete or malformed"),
+        ("stop", {"delta": 0.1}, "expected"),
+        ("intensity", {}, "incomplete or malformed"),
+        ("engines", [], "incomplete or malformed"),
+    ],
+)
+def test_foreign_newer_and_malformed_sets(engine_copy, field, value, message):
+    edit(engine_copy, lambda manifest: manifest.update({field: value}))
+    with pytest.raises(InputError, match=message):
+        load_engine_set(engine_copy)
+
+
+@pytest.mark.parametrize("field", ["format", "version", "engines", "levels", "spacing_mm", "intensity", "stop"])
+def test_missing_fields(engine_copy, field):
+    edit(engine_copy, lambda manifest: manifest.pop(field))
+    with pytest.raises(InputError, match=r"--engine-dir: .*manifest\.json"):
+        load_engine_set(engine_copy)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_one_flipped_bit_is_found(engine_copy, engine):
+    path = load_engine_set(engine_copy).path(engine)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=rf"{path.name} is damaged: SHA-256 \w+\.\.\., expected"):
+        load_engine_set(engine_copy)
+
+
+def test_a_missing_graph_is_named(engine_copy):
+    path = load_engine_set(engine_copy).path(ENGINES[1])
+    path.unlink()
+    with pytest.raises(InputError, match=f"{path.name} is missing"):
+        load_engine_set(engine_copy)
+
+
+def test_files_outside_the_folder_are_refused(engine_copy):
+    edit(engine_copy, lambda manifest: manifest["engines"][ENGINES[0]].update(file="../elsewhere.onnx"))
+    with pytest.raises(InputError, match="names files outside its folder"):
+        load_engine_set(engine_copy)
