@@ -50,19 +50,47 @@ def _sample(image, x, y, z):
     return v0 + u * (v1 - v0)
 
 
+@_inlined
+def _locate_row(flow, i, j, size_i, size_j, size_k, base, u, v, w):
+    """For a row of voxels: flat index of the lower corner and fractions; -1 where a corner lies outside the image."""
+    for k in range(size_k):
+        x, y, z = F(i) + flow[0, i, j, k], F(j) + flow[1, i, j, k], F(k) + flow[2, i, j, k]
+        if x >= 0 and y >= 0 and z >= 0 and x < size_i - 1 and y < size_j - 1 and z < size_k - 1:
+            fi, fj, fk = np.floor(x), np.floor(y), np.floor(z)
+            base[k] = (np.int64(fi) * size_j + np.int64(fj)) * size_k + np.int64(fk)
+            u[k], v[k], w[k] = x - fi, y - fj, z - fk
+        else:
+            base[k] = -1
+
+
 @_compiled
 def warp(image, flow, out):
-    """``out[c](x) = image[c](x + flow(x))``; image and out (C, I, J, K), flow (3, I, J, K)."""
-    channels = image.shape[0]
-    _, size_i, size_j, size_k = flow.shape
+    """``out[c](x) = image[c](x + flow(x))``; image and out (C, I, J, K), flow (3, I, J, K).
+
+    A row's places are worked out once for all channels; then channel by channel, so that gathers stay in one plane.
+    """
+    channels, size_i, size_j, size_k = image.shape
+    step_i, step_j = U(size_j * size_k), U(size_k)
     for i in prange(size_i):
+        base = np.empty(size_k, np.int64)
+        u, v, w = np.empty(size_k, np.float32), np.empty(size_k, np.float32), np.empty(size_k, np.float32)
         for j in range(size_j):
-            # Channel by channel within a row: gathers stay in one plane's cache lines.
+            _locate_row(flow, i, j, size_i, size_j, size_k, base, u, v, w)
             for c in range(channels):
+                plane = image[c].ravel()
                 for k in range(size_k):
-                    out[c, i, j, k] = _sample(
-                        image[c], F(i) + flow[0, i, j, k], F(j) + flow[1, i, j, k], F(k) + flow[2, i, j, k]
-                    )
+                    if base[k] >= 0:
+                        n = U(base[k])
+                        m = n + step_i
+                        v00 = plane[n] + w[k] * (plane[n + U(1)] - plane[n])
+                        v01 = plane[n + step_j] + w[k] * (plane[n + step_j + U(1)] - plane[n + step_j])
+                        v10 = plane[m] + w[k] * (plane[m + U(1)] - plane[m])
+                        v11 = plane[m + step_j] + w[k] * (plane[m + step_j + U(1)] - plane[m + step_j])
+                        v0, v1 = v00 + v[k] * (v01 - v00), v10 + v[k] * (v11 - v10)
+                        out[c, i, j, k] = v0 + u[k] * (v1 - v0)
+                    else:
+                        x, y, z = F(i) + flow[0, i, j, k], F(j) + flow[1, i, j, k], F(k) + flow[2, i, j, k]
+                        out[c, i, j, k] = _sample(image[c], x, y, z)
 
 
 @_compiled
