@@ -40,7 +40,7 @@ def prepare(
     moving: Volume,
     engine_set: EngineSet,
     rule: Rule,
-    affine: str = "auto",
+    start: Array | None = None,
     stage: Stages | None = None,
 ) -> Prepared:
     """Intensities to [0, 1], the working grid, the affine start, and both images on that grid.
@@ -49,43 +49,39 @@ def prepare(
         fixed, moving: as read, intensities as in the file.
         engine_set: says which spacing and sizes the network takes.
         rule: intensities to [0, 1].
-        affine: see `Options.affine`.
+        start: (4, 4) RAS mm, fixed -> moving, from `read_start`; None: found here.
         stage: told the stages and their seconds.
 
     Raises:
-        InputError: constant or empty images, no overlap, too little memory, an affine file that cannot be read.
+        InputError: constant or empty images, no overlap, too little memory.
     """
     stage = stage or Stages()
-    given = _given_affine(affine)
     with stage("normalise"):
         fixed_image, moving_image = rule.normalise(fixed.data, "--fixed"), rule.normalise(moving.data, "--moving")
         foreground = rule.foreground(fixed_image)
         grid = plan_working_grid(fixed.grid, foreground, engine_set.spacing, engine_set.size_multiple)
         check_fits(grid.shape)
     with stage("affine"):
-        start = _affine_start(given, affine, fixed_image, fixed.grid, moving_image, moving.grid)
-        matrix = np.array(start["matrix"])
+        matrix, facts = _affine_start(start, fixed_image, fixed.grid, moving_image, moving.grid)
     with stage("resample"):
         images = _working_images(fixed_image, fixed.grid, moving_image, moving.grid, grid, matrix)
-    return Prepared(*images, grid, matrix, start)
+    return Prepared(*images, grid, matrix, facts)
 
 
-def _given_affine(choice: str) -> Array | None:
-    """The matrix the user gives, read before any work; None for "auto"."""
+def read_start(choice: str) -> Array | None:
+    """The affine a user chose: "none" is the identity (headers only), a path is read, "auto" is None (to be found)."""
     if choice == "auto":
         return None
-    if choice == "none":
-        return np.eye(4)
-    return read_affine(Path(choice), "--affine")
+    return np.eye(4) if choice == "none" else read_affine(Path(choice), "--affine")
 
 
-def _affine_start(given: Array | None, choice: str, fixed, fixed_grid: Grid, moving, moving_grid: Grid) -> dict:
-    if given is not None:
-        return {"start": choice, "matrix": given.tolist()}
+def _affine_start(start: Array | None, fixed, fixed_grid: Grid, moving, moving_grid: Grid) -> tuple[Array, dict]:
+    if start is not None:
+        return start, {"found": False, "matrix": start.tolist()}
     from runtime.affine import align
 
-    found = asdict(align(fixed, fixed_grid, moving, moving_grid))
-    return {"start": "auto", **found, "matrix": np.asarray(found["matrix"]).tolist()}
+    found = align(fixed, fixed_grid, moving, moving_grid)
+    return np.array(found.matrix), {"found": True, **asdict(found)}
 
 
 def _working_images(fixed, fixed_grid: Grid, moving, moving_grid: Grid, grid: Grid, affine: Array):

@@ -22,7 +22,7 @@ GRID_STEP = 8
 LINE_WIDTH, FLATTEST = 1.3, 0.02  # pixels; voxels a pixel, where a line stops growing wider
 BORDER_VOXELS = 5
 TALLEST = 1.5  # height of a panel at most, in widths
-QUANTILES = np.linspace(0, 100, 65)
+QUANTILES = np.linspace(1, 99, 64)
 
 PAPER, PANEL = (19, 21, 26), (5, 6, 8)
 INK, FAINT = (236, 238, 241), (150, 157, 168)
@@ -58,13 +58,13 @@ class Plane:
 
     def cut(self, volume: Array) -> Array:
         """The plane of a volume (..., I, J, K) as a picture (..., rows, columns)."""
-        plane = np.take(volume, self.index, axis=volume.ndim - 3 + self.axis)
+        plane = volume[(..., *(self.index if axis == self.axis else slice(None) for axis in range(3)))]
         return np.swapaxes(plane, -1, -2)[..., ::-1, ::-1]
 
     def folded(self, flow: Array) -> Array:
         """Where the warp folds in this plane, (rows, columns): Jacobian determinant <= 0. Flow (3, I, J, K)."""
         first = max(self.index - 1, 0)
-        slab = np.take(flow, range(first, min(self.index + 2, flow.shape[1 + self.axis])), axis=1 + self.axis)
+        slab = flow[(..., *(slice(first, self.index + 2) if axis == self.axis else slice(None) for axis in range(3)))]
         if min(slab.shape[1:]) < 2:
             return np.zeros(self.cut(flow[0]).shape, bool)
         inside = Plane(self.name, self.axis, self.index - first, self.sides)
@@ -86,37 +86,37 @@ def write_preview(path: str | Path, fixed: Array, moving: Array, warped: Array, 
     """
     picture = draw_preview(fixed, moving, warped, flow)
     with atomic_path(path) as partial:
-        picture.save(partial, format="PNG", optimize=True)
+        picture.save(partial, format="PNG")
 
 
 def draw_preview(fixed: Array, moving: Array, warped: Array, flow: Array):
     """The picture of `write_preview` as a Pillow image."""
-    foreground = foreground_mask(fixed) | foreground_mask(warped)
-    box = _box(foreground)
-    before, after = _differences(fixed, moving, warped)
+    target, result = foreground_mask(fixed), foreground_mask(warped)
+    likeness = ncc(fixed, moving), ncc(fixed, warped)
+    box = _box(target | result)
+    fixed, moving, warped, flow, target, result = (
+        a[(..., *box)] for a in (fixed, moving, warped, flow, target, result)
+    )
+    before, after = _differences(fixed, moving, warped, target & result)
     limit = _limit(before)
     columns = [
         ("fixed", "the target"),
         ("moving", "after the affine start"),
         ("warped", "moving, after the flow"),
-        ("moving - fixed", _numbers(fixed, moving, before, foreground)),
-        ("warped - fixed", _numbers(fixed, warped, after, foreground)),
+        ("moving - fixed", _numbers(likeness[0], before, target | result)),
+        ("warped - fixed", _numbers(likeness[1], after, target | result)),
         ("warped grid", f"one line every {GRID_STEP} voxels"),
     ]
-    fixed, moving, warped, before, after, flow = (a[(..., *box)] for a in (fixed, moving, warped, before, after, flow))
     planes = _planes(fixed.shape)
     size = (WIDTH - 2 * MARGIN - GUTTER - (len(columns) - 1) * GAP) // len(columns)
     scale = size / max(max(across, down / TALLEST) for down, across in (plane.cut(fixed).shape for plane in planes))
-
-    rows, folds = [], False
-    for plane in planes:
-        folded = plane.folded(flow)
-        folds |= bool(folded.any())
-        panels = [_grey(_enlarge(plane.cut(image), scale)) for image in (fixed, moving, warped)]
-        panels += [_signed(_enlarge(plane.cut(image), scale) / limit) for image in (before, after)]
-        panels += [_warped_grid(plane, warped, flow, folded, scale)]
-        rows.append(panels)
-    return _sheet(columns, planes, rows, size, limit, folds)
+    folded = [plane.folded(flow) for plane in planes]
+    rows = []
+    for plane, folds in zip(planes, folded, strict=True):
+        grey = [_grey(_enlarge(plane.cut(image), scale)) for image in (fixed, moving, warped)]
+        signed = [_signed(_enlarge(plane.cut(image), scale) / limit) for image in (before, after)]
+        rows.append([*grey, *signed, _warped_grid(plane, warped, flow, folds, scale)])
+    return _sheet(columns, planes, rows, size, limit, any(folds.any() for folds in folded))
 
 
 def _box(foreground: Array) -> tuple[slice, ...]:
@@ -136,9 +136,12 @@ def _planes(shape: tuple[int, ...]) -> tuple[Plane, ...]:
     return Plane("sagittal", 0, i, ("A", "P")), Plane("coronal", 1, j, ("R", "L")), Plane("axial", 2, k, ("R", "L"))
 
 
-def _differences(fixed: Array, moving: Array, warped: Array) -> tuple[Array, Array]:
-    """Moving - fixed and warped - fixed, with the moving image's intensities mapped onto those of the fixed one."""
-    seen, wanted = (np.append(0, np.percentile(_some(image[image > 0]), QUANTILES)) for image in (warped, fixed))
+def _differences(fixed: Array, moving: Array, warped: Array, common: Array) -> tuple[Array, Array]:
+    """Moving - fixed and warped - fixed, the moving image's intensities mapped onto those of the fixed one.
+
+    The map takes 0 to 0 and the quantiles of the warped image to those of the fixed one, both from the mask `common`.
+    """
+    seen, wanted = (np.append(0, np.percentile(_some(image[common]), QUANTILES)) for image in (warped, fixed))
     return tuple((np.interp(image, seen, wanted) - fixed).astype(np.float32) for image in (moving, warped))
 
 
@@ -153,9 +156,9 @@ def _limit(difference: Array) -> float:
     return max(float(np.ceil(largest / 0.05) * 0.05), 0.05)
 
 
-def _numbers(fixed: Array, image: Array, difference: Array, foreground: Array) -> str:
+def _numbers(likeness: float, difference: Array, foreground: Array) -> str:
     mean = np.abs(difference[foreground]).mean() if foreground.any() else 0
-    return f"NCC {ncc(fixed, image):.3f}   mean |difference| {mean:.3f}"
+    return f"NCC {likeness:.3f}   mean |difference| {mean:.3f}"
 
 
 def _enlarge(picture: Array, scale: float) -> Array:

@@ -13,7 +13,7 @@ from runtime.geometry.grid import Grid
 from runtime.geometry.intensity import WindowRule, rule_from_dict
 from runtime.geometry.transform import SpatialTransform
 from runtime.geometry.volume import Volume, read_labels, read_volume
-from runtime.prepare import prepare
+from runtime.prepare import prepare, read_start
 from runtime.stages import Progress, Stages, silent
 
 Array = np.ndarray
@@ -149,11 +149,12 @@ def register(
     options = (options or Options()).resolved(engines)
     schedule = options.build_schedule()
     rule = WindowRule(*options.window) if options.window else rule_from_dict(engines.engine_set.intensity)
+    given_affine = read_start(options.affine)
     stage = Stages(progress)
     with stage("read"):
         fixed, moving = _volume(fixed, "--fixed"), _volume(moving, "--moving")
         labels = None if moving_labels is None else _labels(moving_labels)
-    ready = prepare(fixed, moving, engines.engine_set, rule, options.affine, stage)
+    ready = prepare(fixed, moving, engines.engine_set, rule, given_affine, stage)
     found, before, warped, folded = _run(engines, ready.fixed, ready.moving, schedule, options.similarity, stage)
     with stage("apply"):
         transform = SpatialTransform(ready.affine, found.flow, ready.grid)

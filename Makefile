@@ -1,0 +1,43 @@
+# From a fresh clone:  make demo  (one aligned scan)   make test  (all tests)
+# With another interpreter:  make demo PYTHON=python3.12
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+PIP := $(RUN) -m pip --quiet --disable-pip-version-check
+INSTALLED := $(VENV)/.installed
+TORCH_FOR_CPU := https://download.pytorch.org/whl/cpu
+
+.PHONY: help demo test clean
+
+help:
+	@echo "make demo    make a sample pair with a known answer, register it, say how well it went"
+	@echo "make test    run all tests"
+	@echo "make clean   remove $(VENV)/, demo/ and caches"
+	@echo "Both install what they need into $(VENV)/ first. Another interpreter: make demo PYTHON=python3.12"
+
+demo: $(INSTALLED)
+	@$(RUN) cli.py demo
+
+test: $(INSTALLED)
+	@$(RUN) -m pytest
+
+$(INSTALLED): requirements.txt requirements-runtime.txt
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" 2>/dev/null || { \
+	    echo "$(PYTHON): got '$$($(PYTHON) --version 2>&1 | head -n 1)', expected Python 3.11 or later;" \
+	         "name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(RUN) -m pip --version >/dev/null 2>&1 || { \
+	    echo "Creating $(VENV)/ with $$($(PYTHON) --version)"; \
+	    $(PYTHON) -m venv --clear $(VENV) >/dev/null || { \
+	        echo "$(PYTHON): cannot create a virtual environment, expected the modules venv and ensurepip;" \
+	             "on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }; }
+	@if [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null; then \
+	    echo "Installing PyTorch's CPU build"; \
+	    $(PIP) install --retries 0 --index-url $(TORCH_FOR_CPU) "$$(grep '^torch==' requirements.txt)" 2>/dev/null || \
+	        echo "  not to be had from $(TORCH_FOR_CPU); taking the default one"; fi
+	@echo "Installing requirements.txt (a few minutes the first time)"
+	@$(PIP) install -r requirements.txt
+	@touch $@
+
+clean:
+	rm -rf $(VENV) demo .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

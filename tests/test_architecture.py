@@ -1,0 +1,156 @@
+"""The doors between the rooms, read from the imports, and the promise that nothing heavy is loaded unasked.
+
+`runtime` imports none of ours and never torch; `train` sees only `runtime.geometry`; `export` sees `train` and
+`runtime`; `cli` sees everything, but only inside a command. An engine library has one driver.
+"""
+
+import ast
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+OURS = ("runtime", "train", "export", "cli", "tests", "benchmarks")
+DOORS = {"runtime": ("runtime",), "train": ("train", "runtime.geometry"), "export": ("export", "train", "runtime")}
+ENGINE_LIBRARIES = ("onnxruntime", "openvino", "tensorrt")
+# Loaded when they are needed, never by `import runtime` or `python cli.py --help`.
+LATE = ("torch", "numba", "onnxruntime", "onnx", "openvino", "tensorrt", "matplotlib", "nilearn", "SimpleITK", "PIL")
+NO_ROOM_FOR = ("utils.py", "util.py", "common.py", "helpers.py", "helper.py", "misc.py", "config.py")
+
+
+def imports(source: str, package: str = "", everywhere: bool = True) -> set[str]:
+    """Dotted names a module imports, relative ones resolved against `package`; without `everywhere` at import time."""
+    names = set()
+    for node in ast.walk(ast.parse(source)) if everywhere else _at_import_time(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*parents, *([node.module] if node.module else [])])
+            names |= {f"{base}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("importlib.import_module", "__import__"):
+            names |= {argument.value for argument in node.args[:1] if isinstance(argument, ast.Constant)}
+    return names
+
+
+def _at_import_time(node: ast.AST):
+    """The nodes that run when a module is imported: not the bodies of functions, nor what only type checkers see."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            continue
+        yield child
+        yield from _at_import_time(child)
+
+
+def within(name: str, packages: tuple[str, ...]) -> bool:
+    """Whether a dotted name is one of the packages or lies in one."""
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+def modules(*rooms: str) -> list[Path]:
+    return [path for room in rooms for path in sorted((ROOT / room).rglob("*.py"))]
+
+
+def imports_of(path: Path, everywhere: bool = True) -> set[str]:
+    package = ".".join(path.relative_to(ROOT).parent.parts)
+    return imports(path.read_text(encoding="utf-8"), package, everywhere)
+
+
+def run_python(code: str) -> subprocess.CompletedProcess:
+    """Run code in a new interpreter whose only addition is the project's root."""
+    return subprocess.run([sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT, capture_output=True, text=True)
+
+
+BLOCK = """
+    import importlib.abc, sys
+
+    class Block(importlib.abc.MetaPathFinder):
+        def find_spec(self, name, path=None, target=None):
+            if name.partition(".")[0] in {blocked!r}:
+                raise ImportError(f"{{name}} is blocked")
+
+    sys.meta_path.insert(0, Block())
+"""
+
+
+class TestReadingImports:
+    """The rules below are worth as much as the reading of imports, so that is tested first."""
+
+    @pytest.mark.parametrize(
+        "source, expected",
+        [
+            ("import torch.nn as nn", {"torch.nn"}),
+            ("def f():\n    from torch import nn", {"torch.nn"}),
+            ("from . import manifest", {"runtime.backends.manifest"}),
+            ("from ..geometry.flow import warp", {"runtime.geometry.flow.warp"}),
+            ("import importlib\nimportlib.import_module('torch')", {"importlib", "torch"}),
+        ],
+    )
+    def test_every_way_to_import_is_seen(self, source, expected):
+        assert imports(source, "runtime.backends") == expected
+
+    def test_imports_inside_functions_do_not_run_at_import_time(self):
+        source = "import numpy\nif True:\n    import numba\n\ndef f():\n    import torch"
+        assert imports(source, everywhere=False) == {"numpy", "numba"}
+
+    def test_a_package_does_not_contain_its_namesakes(self):
+        assert within("runtime.geometry.flow", ("runtime.geometry",))
+        assert not within("runtime.geometry_tools", ("runtime.geometry",))
+        assert not within("torchvision", ("torch",))
+
+
+@pytest.mark.parametrize("path", modules(*DOORS), ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_room_imports_only_through_its_doors(path):
+    room = path.relative_to(ROOT).parts[0]
+    ours = {name for name in imports_of(path) if within(name, OURS)}
+    assert {name for name in ours if not within(name, DOORS[room])} == set()
+
+
+@pytest.mark.parametrize("path", modules("runtime"), ids=lambda path: str(path.relative_to(ROOT)))
+def test_runtime_never_names_torch(path):
+    assert not [name for name in imports_of(path) if within(name, ("torch",))]
+
+
+@pytest.mark.parametrize("library", ENGINE_LIBRARIES)
+def test_an_engine_library_has_one_driver(library):
+    files = [*modules(*DOORS), ROOT / "cli.py"]
+    drivers = [path for path in files if any(within(name, (library,)) for name in imports_of(path))]
+    assert len(drivers) <= 1
+    assert all(path.parent == ROOT / "runtime" / "backends" for path in drivers)
+
+
+def test_cli_imports_ours_only_inside_its_commands():
+    names = imports_of(ROOT / "cli.py", everywhere=False)
+    assert not [name for name in names if within(name, OURS)]
+
+
+def test_no_room_without_a_name():
+    unnamed = [path for path in modules(*DOORS, "tests", "benchmarks") if path.name in NO_ROOM_FOR]
+    assert unnamed == []
+
+
+class TestWithoutTheHeavyLibraries:
+    def test_runtime_and_cli_are_imported_without_any_of_them(self):
+        done = run_python(BLOCK.format(blocked=LATE) + "    import runtime, cli")
+        assert done.returncode == 0, done.stderr
+
+    def test_every_runtime_module_is_imported_without_torch(self):
+        """Training and export are blocked as well, so an import the reading above cannot see would show here."""
+        code = """
+            import importlib, pkgutil, runtime
+            for module in pkgutil.walk_packages(runtime.__path__, "runtime."):
+                importlib.import_module(module.name)
+            assert "torch" not in sys.modules and "numpy" in sys.modules
+        """
+        done = run_python(textwrap.dedent(BLOCK.format(blocked=("torch", "train", "export"))) + textwrap.dedent(code))
+        assert done.returncode == 0, done.stderr
+
+    @pytest.mark.parametrize("library", ["torch", "numba.core", "onnxruntime"])
+    def test_blocking_blocks(self, library):
+        done = run_python(BLOCK.format(blocked=LATE) + f"    import {library}")
+        assert f"ImportError: {library.partition('.')[0]}" in done.stderr

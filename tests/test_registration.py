@@ -1,0 +1,238 @@
+"""Two scans in, one aligned scan out: what is written is checked with other tools, not with our own code."""
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+import runtime
+from runtime import iterstop
+from runtime.example import example_pair
+from runtime.geometry.errors import InputError
+from runtime.geometry.volume import read_volume, write_volume
+from runtime.registration import Options, register_arrays
+from runtime.report import output_names
+from tests import scans
+
+QUICK = Options(affine="none", schedule="1,1,1,1")
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """Fixed: oblique, 1.2 x 1 x 1.5 mm. Moving: LPS order, another grid, bent."""
+    fixed = scans.write_scan(tmp_path / "f.nii.gz", scans.grid((30, 44, 26), (1.2, 1, 1.5), scans.OBLIQUE))
+    moving = scans.write_scan(tmp_path / "m.nii.gz", scans.grid((48, 56, 46), axes="LPS"), scans.bend)
+    return fixed, moving
+
+
+@pytest.fixture
+def labels(tmp_path):
+    return scans.write_labels(tmp_path / "l.nii.gz", scans.grid((48, 56, 46), axes="LPS"), scans.bend)
+
+
+def test_simpleitk_repeats_our_resampling_from_the_written_warp(pair, engines, tmp_path):
+    """`warp.nii.gz` alone, applied by ITK to the untouched moving scan, gives `warped.nii.gz`."""
+    result = runtime.register(*pair, engines)
+    result.save(tmp_path / "out")
+    field = sitk.ReadImage(str(tmp_path / "out" / "warp.nii.gz"), sitk.sitkVectorFloat64)
+    fixed, moving = (sitk.ReadImage(str(path), sitk.sitkFloat32) for path in pair)
+    again = sitk.Resample(moving, fixed, sitk.DisplacementFieldTransform(field), sitk.sitkLinear, 0.0)
+    ours = sitk.ReadImage(str(tmp_path / "out" / "warped.nii.gz"))
+    assert ours.GetDirection() == pytest.approx(fixed.GetDirection(), abs=1e-5)
+    assert ours.GetOrigin() == pytest.approx(fixed.GetOrigin(), abs=1e-4)
+    difference = sitk.GetArrayFromImage(again) - sitk.GetArrayFromImage(ours)
+    assert np.abs(difference).max() < 1e-3 * 900
+
+
+def test_without_iterations_the_warp_is_the_given_affine(pair, engines, tmp_path):
+    matrix = np.array([[0.98, 0.1, 0, 2], [-0.1, 1.02, 0, -3], [0, 0.05, 1, 1.5], [0, 0, 0, 1]])
+    np.savetxt(tmp_path / "start.txt", matrix)
+    result = runtime.register(*pair, engines, Options(affine=str(tmp_path / "start.txt"), schedule="0,0,0,0"))
+    points = result.fixed.grid.to_physical(np.array([[0, 0, 0], [5, 30, 7], [29, 43, 25]]))
+    expected = points @ matrix[:3, :3].T + matrix[:3, 3]
+    np.testing.assert_allclose(result.transform.points(points), expected, atol=1e-4)
+    np.testing.assert_allclose(result.displacement[5, 30, 7], (expected - points)[1], atol=1e-4)
+
+
+def test_auto_affine_finds_a_shifted_header(engines, tmp_path):
+    fixed = scans.write_scan(tmp_path / "f.nii.gz", scans.grid())
+    shift = np.array((30.0, -20.0, 10.0))
+    place = scans.grid()
+    write_volume(tmp_path / "m.nii.gz", scans.scan(place), place.crop(shift, place.shape))
+    result = runtime.register(fixed, tmp_path / "m.nii.gz", engines, Options(schedule="0,0,0,0"))
+    np.testing.assert_allclose(result.displacement[18, 21, 17], shift, atol=0.1)
+    assert result.similarity_before > 0.999
+
+
+def test_labels_follow_by_nearest_neighbour(pair, labels, engines, tmp_path):
+    result = runtime.register(*pair, engines, QUICK, labels)
+    assert result.warped_labels.dtype == np.int16
+    assert set(np.unique(result.warped_labels)) == {0, 10, 250, 1035}
+    result.save(tmp_path / "out")
+    written = sitk.ReadImage(str(tmp_path / "out" / "warped_labels.nii.gz"))
+    assert written.GetSize() == result.fixed.grid.shape
+    assert written.GetPixelID() == sitk.sitkInt16
+
+
+def test_report_tells_what_ran_and_why_it_stopped(pair, labels, engines, tmp_path):
+    result = runtime.register(*pair, engines, Options(on_stop="revert", delta=(0.001,)), labels)
+    result.save(tmp_path / "out")
+    report = json.loads((tmp_path / "out" / "report.json").read_text(), parse_constant=pytest.fail)
+    for name, path in zip(("fixed", "moving", "moving_labels"), (*pair, labels), strict=True):
+        assert report["inputs"][name]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert report["engine"]["engines"] == engines.engine_set.hashes
+    assert report["engine"]["backend"] == "onnxruntime" and report["engine"]["precision"] == "fp32"
+    assert report["options"]["on_stop"] == "revert" and report["options"]["delta"] == [0.001]
+    assert report["iterations"]["counts"] == [list(result.iterations.counts[0])]
+    levels = report["iterations"]["passes"][0]
+    assert [level["level"] for level in levels] == [4, 3, 2, 1]
+    for decision in (decision for level in levels for decision in level["decisions"]):
+        assert decision["margin"] == pytest.approx(decision["after"] - decision["before"] - decision["delta"])
+        assert decision["passed"] == (decision["margin"] >= 0)
+    assert report["seconds"]["total"] == pytest.approx(sum(v for k, v in report["seconds"].items() if k != "total"))
+    assert report["peak_memory_bytes"] > 10**7
+    assert 0 <= report["folded_share"] < 1
+
+
+def test_the_same_input_gives_the_same_bits(pair, engines):
+    one, two = (runtime.register(*pair, engines) for _ in range(2))
+    np.testing.assert_array_equal(one.displacement, two.displacement)
+    np.testing.assert_array_equal(one.warped, two.warped)
+
+
+def test_every_schedule_runs_on_scans(pair, engines):
+    for options, counts in (
+        (Options(affine="none", schedule="1,2,0,1"), [(1, 2, 0, 1)]),
+        (Options(affine="none", schedule="cascade:2"), [(1, 1, 1, 1)] * 2),
+    ):
+        assert list(runtime.register(*pair, engines, options).iterations.counts) == counts
+    for similarity in iterstop.DEFAULT_DELTA:
+        options = Options(affine="none", similarity=similarity, max_iterations=(2,))
+        result = runtime.register(*pair, engines, options)
+        assert all(1 <= count <= 2 for count in result.iterations.counts[0])
+
+
+def test_one_fixed_side_serves_many_moving_images(engines):
+    """In turn or on its own, a moving image gets the same flow."""
+    fixed, first = example_pair((24, 32, 16), seed=1)
+    _, second = example_pair((24, 32, 16), seed=2)
+    schedule = iterstop.parse_schedule("1,2,1,1")
+    side = engines.fixed_side(fixed, "ncc")
+    shared = [iterstop.run(side.pair(moving), schedule).flow for moving in (first, second, first)]
+    alone = [register_arrays(engines, fixed, moving, schedule).flow for moving in (first, second, first)]
+    np.testing.assert_array_equal(shared, alone)
+
+
+def test_results_appear_whole_or_not_at_all(pair, engines, tmp_path, monkeypatch):
+    """A failure while writing leaves no report (the sign of a whole result) and no partial file."""
+    result = runtime.register(*pair, engines, QUICK)
+    folder = tmp_path / "out"
+    result.save(folder)
+    assert {path.name for path in folder.iterdir()} == set(output_names(labels=False))
+    from PIL import Image
+
+    def full_disk(self, stream, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full_disk)
+    with pytest.raises(InputError, match="--output: writing to .* failed \\(No space left on device\\)"):
+        result.save(folder, overwrite=True)
+    assert "report.json" not in {path.name for path in folder.iterdir()}
+    assert all(not path.name.startswith(".") for path in folder.iterdir())
+
+
+def test_earlier_results_are_not_overwritten_unasked(pair, engines, tmp_path):
+    result = runtime.register(*pair, engines, QUICK)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "warp.nii.gz").write_text("precious")
+    with pytest.raises(InputError, match=r"already holds warp\.nii\.gz; add --overwrite"):
+        result.save(tmp_path / "out")
+    assert (tmp_path / "out" / "warp.nii.gz").read_text() == "precious"
+
+
+def test_ct_window(engines, tmp_path):
+    """Hounsfield units with air at -1000: the window maps them to [0, 1], and what lies outside the scan is air."""
+    place = scans.grid()
+    for name, move in (("f", lambda points: points), ("m", lambda points: points + (4, 0, 0))):
+        write_volume(tmp_path / f"{name}.nii.gz", (scans.scan(place, move) - 1000).astype(np.int16), place)
+    options = Options(window=(-1000, 0), affine="none", schedule="0,0,0,0")
+    result = runtime.register(tmp_path / "f.nii.gz", tmp_path / "m.nii.gz", engines, options)
+    assert result.working.fixed.min() == 0 and result.working.fixed.max() > 0.5
+    assert result.warped.min() == -1000
+
+
+def test_memory_is_checked_before_work(pair, engines, monkeypatch):
+    monkeypatch.setattr("runtime.memory.available_bytes", lambda: 300 * 2**20)
+    with pytest.raises(InputError, match=r"--fixed: the working grid \(.*\) needs about .* GiB are available"):
+        runtime.register(*pair, engines, QUICK)
+
+
+def test_scans_that_do_not_meet_say_so(engines, tmp_path):
+    fixed = scans.write_scan(tmp_path / "f.nii.gz", scans.grid())
+    place = scans.grid()
+    write_volume(tmp_path / "m.nii.gz", scans.scan(place), place.crop((500, 0, 0), place.shape))
+    with pytest.raises(InputError, match="moving image: is constant .* check that the two scans overlap"):
+        runtime.register(fixed, tmp_path / "m.nii.gz", engines, QUICK)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda image: image * np.nan, "moving image: has NaN or Inf"),
+        (lambda image: image * 0 + 0.5, "moving image: is constant"),
+        (lambda image: image * 255, r"moving image: got intensities 0 to .* expected \[0, 1\]"),
+        (lambda image: image[:-1], "images: got shapes"),
+        (lambda image: image[None], "images: got shapes"),
+    ],
+)
+def test_arrays_are_checked(engines, change, message):
+    fixed, moving = example_pair((16, 16, 16))
+    with pytest.raises(InputError, match=message):
+        register_arrays(engines, fixed, change(moving), iterstop.parse_schedule("1,1,1,1"))
+
+
+def test_engines_that_give_nan_are_found_out(engines, monkeypatch):
+    """Fixed counts watch no similarity on the way; the result is checked all the same."""
+    fixed, moving = example_pair((16, 16, 16))
+
+    def broken(level, features):
+        residual = np.zeros((3, *features.shape[1:]), np.float32)
+        residual[0, 0, 0, 0] = np.nan
+        return residual
+
+    monkeypatch.setattr(engines.networks, "residual", broken)
+    with pytest.raises(InputError, match="got nan after registration"):
+        register_arrays(engines, fixed, moving, iterstop.parse_schedule("1,1,1,1"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (Options(schedule="often"), "schedule: got 'often'"),
+        (Options(similarity="mi"), "similarity: got 'mi'"),
+        (Options(on_stop="perhaps"), "on-stop: got 'perhaps'"),
+        (Options(window=(5.0, 5.0)), "intensity rule: got the window"),
+        (Options(affine="/absent/start.txt"), "--affine"),
+    ],
+)
+def test_options_are_checked_before_the_scans_are_read(engines, options, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        runtime.register(tmp_path / "absent.nii", tmp_path / "absent.nii", engines, options)
+
+
+def test_backends_are_opened_by_name_or_refused(engine_dir):
+    with runtime.open_engines(engine_dir) as engines:
+        assert engines.backend == "onnxruntime" and engines.reason.startswith("auto: ")
+    with pytest.raises(InputError, match="--backend: got 'tpu', expected auto or one of onnxruntime"):
+        runtime.open_engines(engine_dir, "tpu")
+    with pytest.raises(InputError, match="--threads: got 0"):
+        runtime.open_engines(engine_dir, threads=0)
+
+
+def test_volumes_already_read_are_taken_as_they_are(pair, engines):
+    fixed, moving = (read_volume(path, "scan") for path in pair)
+    by_volume = runtime.register(fixed, moving, engines, QUICK)
+    by_path = runtime.register(*pair, engines, QUICK)
+    np.testing.assert_array_equal(by_volume.warped, by_path.warped)
