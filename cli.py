@@ -153,5 +153,80 @@ def export(checkpoint, engine_dir, gate_shape, gate_fixed, gate_moving, spacing,
     export_checkpoint(checkpoint, engine_dir, options, (lambda line: None) if quiet else click.echo)
 
 
+@main.command()
+@click.option("--data", help="Folder, glob or CSV (column image, optionally labels) of prepared volumes to train on.")
+@click.option("--generated", is_flag=True, help="Train on pairs made on the fly instead: no data needed.")
+@click.option("--output", type=FOLDER, required=True, help="Folder for best.pt, last.pt and log.csv.")
+@click.option("--validation", help="A second list to validate on.  [default: the last volumes of --data]")
+@click.option("--validation-volumes", type=int, default=4, show_default=True, help="Volumes of --data kept from training.")
+@click.option("--validation-pairs", type=int, default=8, show_default=True, help="Pairs to validate on.")
+@click.option("--validate-every", type=int, default=200, show_default=True, help="Steps from one validation to the next.")
+@click.option("--template", help="Base of a part of the generated pairs: mni152 (comes with nilearn) or a skull-stripped scan.")
+@click.option("--shape", type=Numbers(int, 3), default=(80, 96, 80), show_default="80,96,80", help="Size of generated pairs.")
+@click.option("--steps", type=int, default=100_000, show_default=True, help="Training steps, one pair each.")
+@click.option("--minutes", type=float, help="End after this much training time, whatever --steps says.")
+@click.option("--res-blocks", type=int, default=2, show_default=True, help="Residual blocks per estimator, 0 to 4.")
+@click.option("--loss", type=click.Choice(["plain", "squared"]), default="plain", show_default=True, help="Local NCC.")
+@click.option("--smooth", type=float, default=1.0, show_default=True, help="Lambda, the weight of smoothness.")
+@click.option("--learning-rate", type=float, default=1e-4, show_default=True, help="Of Adam.")
+@click.option("--schedule", type=click.Choice(["constant", "cosine"]), default="constant", show_default=True)
+@click.option("--warmup", type=int, default=0, show_default=True, help="Steps over which the learning rate rises.")
+@click.option("--clip", type=float, default=0.0, show_default=True, help="Largest gradient norm; 0: none.")
+@click.option("--average", type=float, default=0.0, show_default=True, help="Decay of the weights' running mean; 0: none.")
+@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True)
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--threads", type=int, help="CPU threads.  [default: all cores]")
+@click.option("--workers", type=int, default=0, show_default=True, help="Processes that prepare pairs beside training.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the first weights and of all pairs.")
+@click.option("--save-minutes", type=float, default=5.0, show_default=True, help="Time from one last.pt to the next.")
+@click.option("--start", type=FILE, help="Checkpoint whose weights to start from.")
+@click.option("--resume", is_flag=True, help="Continue last.pt of --output exactly; give the same options again.")
+@click.option("--licence", default="not stated", show_default=True, help="Of the weights, kept with them.")
+@QUIET
+@one_line_errors
+def train(data, generated, quiet, **options) -> None:
+    """Train RP-Net, on prepared volumes (--data) or with no data at all (--generated).
+
+    Defaults are the paper's: Adam, 1e-4, one pair a step, local NCC plus smoothness. Ctrl-C saves and ends.
+    """
+    if bool(data) == generated:
+        raise click.UsageError("give either --data LIST or --generated")
+    from train.fit import fit
+    from train.options import FitOptions
+
+    result = _with_bar(quiet, fit, FitOptions(data=data, **options))
+    if not quiet:
+        state = "interrupted, --resume continues" if result.interrupted else "finished"
+        click.echo(f"{state} after {result.steps} steps, {result.seconds / 60:.1f} min ({result.device}, {result.precision})")
+        click.echo(f"best validation {result.best:.4f}: {result.best_path or 'none yet'}; log: {result.log_path}")
+
+
+def _with_bar(quiet: bool, fit, options):
+    """Runs `fit` behind a progress bar with time left and losses."""
+    if quiet:
+        return fit(options)
+    with click.progressbar(length=options.steps, show_pos=True, item_show_func=lambda line: line) as bar:
+        return fit(options, lambda progress: bar.update(progress.step - bar.pos, progress.line()))
+
+
+@main.command()
+@click.option("--output", type=FOLDER, default="demo", show_default=True, help="Folder for the pair and the result.")
+@ENGINE_DIR
+@QUIET
+@one_line_errors
+def demo(output, engine_dir, quiet) -> None:
+    """Register a sample pair whose true warp is known.
+
+    The pair is made from the MNI152 brain inside nilearn: the moving one is deformed, turned, given another contrast,
+    noise and a tilted header. Prints the distance from the truth before and after, and which files to open.
+    """
+    from runtime.demo import run_demo
+
+    lines = []
+    with Stages(quiet).shown() as stages:
+        run_demo(output, engine_dir, lines.append, stages)
+    click.echo("\n".join(lines))
+
+
 if __name__ == "__main__":
     main(prog_name="cli.py")

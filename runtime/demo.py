@@ -16,6 +16,7 @@ from runtime.geometry.errors import InputError
 from runtime.geometry.grid import Grid
 from runtime.geometry.volume import Volume, atomic_path, read_labels, read_volume, write_volume
 from runtime.known_warp import KnownWarp, interpolate, move, random_pose, random_warp, rotation, smooth_field
+from runtime.stages import Progress, silent
 
 Array = np.ndarray
 PointMap = Callable[[Array], Array]
@@ -64,13 +65,16 @@ class Outcome:
     dice: float
 
 
-def run_demo(folder: str | Path, engine_dir: str | Path, echo: Echo = print) -> dict[str, Outcome]:
+def run_demo(
+    folder: str | Path, engine_dir: str | Path, echo: Echo = print, progress: Progress = silent
+) -> dict[str, Outcome]:
     """Make the pair, register it, and say how far each stage is from the truth and which files to open.
 
     Args:
         folder: gets the pair, and the registration in ``aligned/``.
         engine_dir: the engine set to register with.
-        echo: takes one line of text at a time.
+        echo: takes the findings, one line of text at a time.
+        progress: told the name of each stage as it begins.
 
     Returns:
         Outcome of "headers only", "affine start" and "registered".
@@ -83,12 +87,12 @@ def run_demo(folder: str | Path, engine_dir: str | Path, echo: Echo = print) -> 
 
     folder = Path(folder)
     with open_engines(engine_dir) as engines:
-        echo(f"Making two scans with a known answer from the MNI152 brain, in {folder}/")
+        progress("make a pair with a known answer from the MNI152 brain")
         pair = make_pair(folder)
-        echo("Registering them")
-        result = register(pair.fixed, pair.moving, engines, moving_labels=pair.moving_labels)
-        result.save(folder / "aligned", overwrite=True)
-    outcomes = _outcomes(pair, result)
+        result = register(pair.fixed, pair.moving, engines, moving_labels=pair.moving_labels, progress=progress)
+        result.save(folder / "aligned", overwrite=True, progress=progress)
+        progress("compare with the truth")
+        outcomes = _outcomes(pair, result)
     for line in (*_table(outcomes), *_what_to_open(folder)):
         echo(line)
     return outcomes

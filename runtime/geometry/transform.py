@@ -129,7 +129,7 @@ def read_itk_displacement(path: str | PathLike, argument: str = "displacement") 
     try:
         image = nib.load(path)
         values = image.get_fdata(dtype=np.float32, caching="unchanged")
-    except (OSError, EOFError, ValueError, nib.filebasedimages.ImageFileError) as error:
+    except Exception as error:  # as in `volume`: damaged files raise errors of a dozen kinds
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"{argument}: {path} cannot be read ({reason})") from None
     intent = int(image.header["intent_code"]) if "intent_code" in image.header else 0

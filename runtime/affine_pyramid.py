@@ -1,0 +1,155 @@
+"""Both images, coarse to fine, as the affine start sees them: in closest RAS+ order, cut to their foreground."""
+
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numba
+import numpy as np
+
+from runtime.affine_kernels import MOMENTS, block_means, correlation_moments
+from runtime.geometry.errors import InputError
+from runtime.geometry.grid import Grid, bounding_box, closest_ras, reorient, reorient_array
+from runtime.geometry.intensity import FOREGROUND
+from runtime.resample import smooth
+
+Array = np.ndarray
+FINEST_SHARE = 1 / 85  # finest spacing as a share of the fixed foreground's longest edge: about 2 mm for a head
+LEVELS = (4, 2, 1)  # spacings, in units of the finest
+MARGIN = 0.03  # of the longest edge, kept around both foregrounds, in units of the level's step
+SMALLEST = 8  # voxels along an axis below which a level does not go
+CUT = 0.02  # share of a face of the image that is foreground from which the object counts as cut off there
+OVERLAP = 0.25  # share of the fixed intensity that must fall on known parts of the moving image
+BLUR = 0.7  # voxels of each level
+VOXELS_PER_THREAD = 150_000
+
+
+@dataclass(frozen=True, eq=False)
+class LevelImage:
+    """One level of one image: voxels, grid, and the faces (3, 2) beyond which the object goes on unseen."""
+
+    data: Array
+    grid: Grid
+    cut: Array
+
+    @property
+    def known(self) -> tuple[Array, Array]:
+        """Lowest and highest voxel coordinates about which something is known."""
+        last = np.array(self.grid.shape) - 1.0
+        return np.where(self.cut[:, 0], 0.0, -np.inf), np.where(self.cut[:, 1], last, np.inf)
+
+    @property
+    def centre(self) -> Array:
+        """Centre of mass, RAS mm."""
+        mass = [self.data.sum(axis=tuple(a for a in range(3) if a != axis), dtype=np.float64) for axis in range(3)]
+        return self.grid.to_physical(np.array([np.sum(np.arange(len(m)) * m) / np.sum(m) for m in mass]))
+
+
+@dataclass(frozen=True, eq=False)
+class Level:
+    """Both images at one spacing, and how well they correlate there."""
+
+    fixed: LevelImage
+    moving: LevelImage
+
+    @property
+    def spacing(self) -> float:
+        """Mean distance of the fixed voxels, mm."""
+        return float(np.mean(self.fixed.grid.spacing))
+
+    @contextmanager
+    def threads(self) -> Iterator[None]:
+        """No more threads than there is work for: on coarse levels waking them takes longer than the sums."""
+        allowed = numba.get_num_threads()
+        numba.set_num_threads(min(allowed, 1 + self.fixed.data.size // VOXELS_PER_THREAD))
+        try:
+            yield
+        finally:
+            numba.set_num_threads(allowed)
+
+    def similarity(self, matrix: Array) -> float:
+        """Correlation for a physical map fixed -> moving; -1 where it means nothing."""
+        slices = np.zeros((self.fixed.grid.shape[0], MOMENTS))
+        voxels = self.fixed.grid.voxel_map(self.moving.grid, matrix)
+        with self.threads():
+            correlation_moments(self.fixed.data, self.moving.data, voxels, *self.moving.known, slices)
+        return self.correlation(slices.sum(axis=0))
+
+    def correlation(self, moments: Array) -> float:
+        """Pearson's correlation from n, sum f, sum m, sum f^2, sum m^2, sum f m; -1 for too little overlap."""
+        n, f, m, ff, mm, fm = moments
+        if n < 8 or f < OVERLAP * float(self.fixed.data.sum(dtype=np.float64)):
+            return -1.0
+        norm = (ff - f * f / n) * (mm - m * m / n)
+        return float((fm - f * m / n) / np.sqrt(norm)) if norm > 0 else -1.0
+
+
+def prepared(data: Array, grid: Grid, argument: str) -> LevelImage:
+    """The image in closest RAS+ order, cut to its foreground; the same for every orientation of the same voxels.
+
+    Raises:
+        InputError: if nothing is above the foreground threshold, or all of it is of one value.
+    """
+    if data.shape != grid.shape:
+        raise InputError(f"{argument}: got shape {data.shape}, expected {grid.shape}, its grid's")
+    mask = data > FOREGROUND
+    if not mask.any():
+        raise InputError(f"{argument}: is empty, expected an image with its foreground above {FOREGROUND}")
+    first, last = bounding_box(mask)
+    data = data[tuple(slice(a, b + 1) for a, b in zip(first, last, strict=True))]
+    if data.min() == data.max():
+        raise InputError(f"{argument}: is constant inside its foreground, expected an image with contrast to align")
+    axes, signs = closest_ras(grid.affine)
+    cut = _cut_faces(reorient_array(mask, axes, signs))
+    grid = reorient(grid.crop(first, data.shape), axes, signs)
+    return LevelImage(np.ascontiguousarray(reorient_array(data, axes, signs), dtype=np.float32), grid, cut)
+
+
+def _cut_faces(mask: Array) -> Array:
+    """(3, 2) bool: the faces of the image (low, high) that cut through the foreground."""
+    cut = np.zeros((3, 2), dtype=bool)
+    for axis, side in itertools.product(range(3), (0, 1)):
+        face: list[slice | int] = [slice(None)] * 3
+        face[axis] = -side
+        cut[axis, side] = mask[tuple(face)].mean() > CUT
+    return cut
+
+
+def pyramid(fixed: LevelImage, moving: LevelImage) -> list[Level]:
+    """Coarse to fine. The margin lets moving tissue count where fixed has none, and values fade out in `moving`."""
+    edge = float((np.array(fixed.grid.shape) * fixed.grid.spacing).max())
+    levels: list[Level] = []
+    there = 0.0
+    for step in sorted(LEVELS):
+        margin, spacing = MARGIN * step * edge, FINEST_SHARE * step * edge
+        fixed, moving = (_coarser(_padded(image, margin - there), spacing) for image in (fixed, moving))
+        levels.insert(0, Level(_blurred(fixed), _blurred(moving)))
+        there = margin
+    return levels
+
+
+def _padded(image: LevelImage, margin: float) -> LevelImage:
+    """Zeros added on the sides where the object is not cut off."""
+    voxels = np.ceil(margin / np.array(image.grid.spacing)).astype(int)
+    width = np.where(image.cut, 0, voxels[:, None])
+    data = np.pad(image.data, width)
+    return LevelImage(data, image.grid.crop(-width[:, 0], data.shape), image.cut)
+
+
+def _coarser(image: LevelImage, spacing: float) -> LevelImage:
+    """Means of blocks, about `spacing` wide; axes that would become too short keep their voxels."""
+    shape, old = np.array(image.grid.shape), np.array(image.grid.spacing)
+    factors = np.clip(np.rint(spacing / old), 1, np.maximum(shape // SMALLEST, 1)).astype(int)
+    if (factors == 1).all():
+        return image
+    data = np.empty(tuple(shape // factors), np.float32)
+    block_means(image.data, tuple(int(factor) for factor in factors), data)
+    step = np.eye(4)
+    step[:3, :3] = np.diag(factors)
+    step[:3, 3] = (factors - 1) / 2
+    return LevelImage(data, Grid(data.shape, image.grid.affine @ step), image.cut)
+
+
+def _blurred(image: LevelImage) -> LevelImage:
+    return LevelImage(smooth(image.data, (BLUR,) * 3), image.grid, image.cut)

@@ -1,0 +1,179 @@
+"""The command line, in process: what a user types, sees, and gets when something is wrong."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+import cli
+from runtime.report import output_names
+from tests import scans
+
+ROOT = Path(__file__).resolve().parent.parent
+COMMANDS = ("register", "export", "train", "demo")
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli.main, [str(argument) for argument in arguments])
+
+
+def failure(result) -> str:
+    """The one line a failed command prints; usage errors print click's usage before it."""
+    assert result.exit_code != 0
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    lines = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    assert len(lines) == 1 and lines[0] == result.stderr.splitlines()[-1]
+    return lines[0]
+
+
+@pytest.fixture
+def pair(tmp_path):
+    fixed = scans.write_scan(tmp_path / "f.nii.gz", scans.grid())
+    return fixed, scans.write_scan(tmp_path / "m.nii.gz", scans.grid(), scans.bend)
+
+
+@pytest.fixture
+def register(pair, engine_dir, tmp_path):
+    """`register` on the small pair into tmp_path/out, with further arguments."""
+
+    def call(*arguments):
+        fixed, moving = pair
+        base = ("register", "--engine-dir", engine_dir, "--fixed", fixed, "--moving", moving)
+        return run(*base, "--output", tmp_path / "out", "--affine", "none", *arguments)
+
+    return call
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_documents_every_option(command):
+    result = run(command, "--help")
+    assert result.exit_code == 0
+    for parameter in cli.main.commands[command].params:
+        assert parameter.opts[0] in result.output
+
+
+def test_commands_are_listed():
+    assert set(cli.main.commands) == set(COMMANDS)
+    assert all(command in run("--help").output for command in COMMANDS)
+
+
+def test_register_writes_every_file_and_a_summary(register, tmp_path):
+    labels = scans.write_labels(tmp_path / "l.nii.gz", scans.grid(), scans.bend)
+    result = register("--moving-labels", labels, "--schedule", "1,1,1,1")
+    assert result.exit_code == 0, result.stderr
+    assert {path.name for path in (tmp_path / "out").iterdir()} == set(output_names(labels=True))
+    for word in ("engine", "iterations  (1, 1, 1, 1)", "similarity  ncc", "field", "time", "preview.png"):
+        assert word in result.stdout
+    for stage in ("read ...", "affine ...", "iterate", "write ..."):
+        assert stage.split()[0] in result.stderr or stage == "iterate"
+
+
+def test_quiet_says_nothing(register):
+    result = register("--quiet", "--schedule", "1,1,1,1")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_a_result_is_kept_unless_overwrite_is_given(register, tmp_path):
+    assert register("--schedule", "0,0,0,0").exit_code == 0
+    first = (tmp_path / "out" / "warp.nii.gz").read_bytes()
+    assert "already holds" in failure(register("--schedule", "1,1,1,1"))
+    assert (tmp_path / "out" / "warp.nii.gz").read_bytes() == first
+    assert register("--schedule", "1,1,1,1", "--overwrite").exit_code == 0
+    assert (tmp_path / "out" / "warp.nii.gz").read_bytes() != first
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--schedule", "now"), "schedule: got 'now', expected iterstop, four counts such as 1,2,2,2, or cascade:3"),
+        (("--delta", "much"), "got 'much', expected 1 or 4 comma-separated float value"),
+        (("--delta", "0.1,0.2"), "expected 1 or 4"),
+        (("--max-iterations", "0"), "max-iterations: got 0, expected at least 1"),
+        (("--similarity", "mi"), "'mi' is not one of"),
+        (("--backend", "cuda"), "'cuda' is not one of"),
+        (("--threads", "0"), "0 is not in the range"),
+        (("--affine", "start.txt"), "--affine"),
+        (("--engine-dir", "nowhere"), "--engine-dir: no folder nowhere"),
+        (("--fixed", "nowhere.nii.gz"), "--fixed: nowhere.nii.gz does not exist"),
+        (("--moving", "README.md"), "--moving: README.md"),
+        (("--moving-labels", "nowhere.nii"), "--moving-labels: nowhere.nii does not exist"),
+        (("--window", "300"), "expected 2 comma-separated float value"),
+    ],
+)
+def test_bad_input_is_one_clear_line_and_leaves_nothing(register, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(ROOT)
+    assert message in failure(register(*arguments))
+    assert not list((tmp_path / "out").glob("*"))
+
+
+def test_output_that_is_a_file(pair, engine_dir):
+    fixed, moving = pair
+    result = run("register", "--engine-dir", engine_dir, "--fixed", fixed, "--moving", moving, "--output", fixed)
+    assert "is a file" in failure(result)
+
+
+def test_export_says_what_is_wrong_with_a_checkpoint(tmp_path):
+    (tmp_path / "no.pt").write_text("not a checkpoint")
+    for path in ("absent.pt", "no.pt"):
+        line = failure(run("export", "--checkpoint", tmp_path / path, "--engine-dir", tmp_path / "set"))
+        assert path in line
+    assert not (tmp_path / "set").exists()
+
+
+def test_train_wants_exactly_one_source(tmp_path):
+    for arguments in ((), ("--generated", "--data", "scans/")):
+        assert "--data LIST or --generated" in failure(run("train", "--output", tmp_path / "run", *arguments))
+    assert not (tmp_path / "run").exists()
+
+
+def test_train_export_register_from_nothing(tmp_path, pair):
+    """The whole way a user goes, in small: weights from generated pairs, engines, an aligned scan."""
+    fixed, moving = pair
+    run_dir, set_dir, out = tmp_path / "run", tmp_path / "set", tmp_path / "out"
+    small = ("--shape", "16,24,16", "--validation-pairs", 1, "--precision", "fp32", "--quiet")
+    result = run("train", "--generated", "--output", run_dir, "--steps", 2, *small)
+    assert result.exit_code == 0, result.stderr
+    result = run("export", "--checkpoint", run_dir / "best.pt", "--engine-dir", set_dir, "--gate-shape", "16,16,24")
+    assert result.exit_code == 0 and "published" in result.output, result.stderr
+    result = run("register", "--engine-dir", set_dir, "--fixed", fixed, "--moving", moving, "--output", out)
+    assert result.exit_code == 0, result.stderr
+    assert (out / "report.json").is_file()
+
+
+def readme_commands():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```(?:bash|sh)\n(.*?)```", text, flags=re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [line.split("#")[0].strip() for line in lines if "cli.py " in line]
+
+
+@pytest.mark.parametrize("line", readme_commands())
+def test_commands_in_the_readme_exist_with_these_options(line):
+    """Parsed by click itself, not run: names, values and required options are right."""
+    words = shlex.split(line.partition("cli.py ")[2])
+    context = cli.main.make_context("cli.py", words, resilient_parsing=False)
+    name, command, rest = cli.main.resolve_command(context, words)
+    command.make_context(name, rest, parent=context)
+
+
+def test_readme_shows_the_main_commands():
+    shown = " ".join(readme_commands())
+    assert all(f"cli.py {command}" in shown for command in ("register", "export", "train"))
+
+
+def test_the_engines_that_ship_are_whole_and_improve_a_pair(shipped):
+    """The set in the repository: hashes, gate figures, and that it does what it is for on a pair it has never seen."""
+    import runtime
+    from runtime import iterstop
+    from runtime.example import example_pair
+    from runtime.registration import register_arrays
+
+    fixed, moving = example_pair((64, 80, 64), seed=11, displacement=2.0)
+    with runtime.open_engines(shipped, threads=2) as engines:
+        assert engines.engine_set.manifest["licence"] == "Apache-2.0"
+        assert all(loop["largest"] <= 0.01 for loop in engines.engine_set.manifest["parity"]["loops"])
+        before = register_arrays(engines, fixed, moving, iterstop.parse_schedule("0,0,0,0")).similarity
+        after = register_arrays(engines, fixed, moving, iterstop.iterstop_schedule()).similarity
+    assert after > before + 0.5 * (1 - before)

@@ -1,0 +1,175 @@
+"""Checkpoints: ours goes there and back, the authors' two forms are read, everything else is one clear line."""
+
+import pickle
+
+import pytest
+import torch
+
+from runtime.geometry.errors import InputError
+from train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from train.network import LEVELS, NetworkConfig, RPNet
+
+PROVENANCE = {"data": "nothing", "steps": 3, "recipe": {"loss": "plain"}, "licence": "Apache-2.0"}
+
+
+def _network(res_blocks=2, seed=0):
+    torch.manual_seed(seed)
+    return RPNet(NetworkConfig(res_blocks=res_blocks)).eval()
+
+
+def _authors_state(network):
+    """The network's tensors under the names of the released code, written down layer by layer."""
+    blocks = network.config.res_blocks
+    modules = {f"encoder.block{n + 1}.main": network.extractor.convolutions[n] for n in range(4)}
+    for level in LEVELS:
+        estimator = network.estimators[str(level)]
+        mains = [estimator.entry, *estimator.blocks]
+        modules |= {f"decoder{level}.Conv{n + 1}.main": conv for n, conv in enumerate(mains)}
+        modules[f"decoder{level}.Conv{blocks + 2}"] = estimator.narrow
+        modules[f"decoder{level}.Conv{blocks + 3}"] = estimator.flow
+    return {
+        f"{name}.{kind}": getattr(conv, kind).detach() for name, conv in modules.items() for kind in ("weight", "bias")
+    }
+
+
+def _released(network):
+    return {
+        "config": {"first_channel": 8, "in_channel": 1, "size": (160, 192, 160)},
+        "model_state": _authors_state(network),
+    }
+
+
+def _bare(network):
+    grids = {f"transformer.{n}.grid": torch.zeros(1, 3, 4, 4, 4) for n in range(4)}
+    return _authors_state(network) | grids
+
+
+def _same_tensors(state, network):
+    expected = network.state_dict()
+    assert set(state) == set(expected)
+    assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
+
+
+def _saved(tmp_path, content):
+    path = tmp_path / "checkpoint.pt"
+    torch.save(content, path)
+    return path
+
+
+def _refused(path, *words):
+    """The message, which is one line and holds every word."""
+    with pytest.raises(InputError) as caught:
+        load_checkpoint(path)
+    message = str(caught.value)
+    assert "\n" not in message and all(word in message for word in words), message
+    return message
+
+
+@pytest.fixture
+def ours(tmp_path):
+    network = _network()
+    path = tmp_path / "best.pt"
+    save_checkpoint(path, Checkpoint(network.config, network.state_dict(), PROVENANCE))
+    return path
+
+
+def test_ours_there_and_back(tmp_path):
+    network, path = _network(res_blocks=3), tmp_path / "best.pt"
+    save_checkpoint(path, Checkpoint(network.config, network.state_dict(), PROVENANCE, {"step": 7}))
+    loaded = load_checkpoint(path)
+    assert loaded.config == network.config and loaded.provenance == PROVENANCE and loaded.training == {"step": 7}
+    _same_tensors(loaded.state, network)
+    assert not loaded.network().training
+
+
+def test_ours_is_plain_types_and_tensors(ours):
+    content = torch.load(ours, weights_only=True)
+    assert content["format"] == "rpnet-checkpoint" and content["version"] == 1
+    assert content["config"] == {"first_channels": 8, "res_blocks": 2}
+    assert "training" not in content
+
+
+@pytest.mark.parametrize("form", [_released, _bare])
+@pytest.mark.parametrize("res_blocks", range(5))
+def test_authors_forms_give_the_same_tensors_and_the_number_of_blocks(tmp_path, form, res_blocks):
+    network = _network(res_blocks)
+    loaded = load_checkpoint(_saved(tmp_path, form(network)))
+    assert loaded.config == network.config
+    assert loaded.provenance["licence"] == "not stated" and loaded.training is None
+    _same_tensors(loaded.state, network)
+
+
+@pytest.mark.parametrize("form", [_released, _bare])
+def test_missing_unexpected_and_misshapen_tensors_are_named_as_the_file_names_them(tmp_path, form):
+    content = form(_network())
+    state = content.get("model_state", content)
+    del state["decoder3.Conv2.main.bias"]
+    state["decoder2.Conv9.weight"] = torch.zeros(1)
+    state["encoder.block1.main.bias"] = torch.zeros(9)
+    message = _refused(
+        _saved(tmp_path, content), "missing: decoder3.Conv2.main.bias", "unexpected: decoder2.Conv9.weight"
+    )
+    assert "wrong shape: encoder.block1.main.bias (9,) instead of (8,)" in message
+
+
+def test_ours_with_wrong_tensors_is_refused_and_many_names_are_abbreviated(ours):
+    content = torch.load(ours, weights_only=True)
+    content["model"] = {name: t for name, t in content["model"].items() if not name.startswith("estimators")}
+    torch.save(content, ours)
+    assert "and 34 more" in _refused(ours, "missing: estimators.4.entry.weight")
+
+
+def test_a_tensor_that_is_none_is_refused(ours):
+    content = torch.load(ours, weights_only=True)
+    content["model"]["extractor.convolutions.0.bias"] = None
+    torch.save(content, ours)
+    _refused(ours, "extractor.convolutions.0.bias")
+
+
+def test_a_newer_version_is_refused(ours):
+    content = torch.load(ours, weights_only=True)
+    torch.save(content | {"version": 2}, ours)
+    _refused(ours, "version 2", "expected 1")
+
+
+@pytest.mark.parametrize("config", [{"res_blocks": 9}, {"depth": 3}, {"res_blocks": "two"}])
+def test_a_config_that_is_none_of_ours_is_refused(ours, config):
+    content = torch.load(ours, weights_only=True)
+    torch.save(content | {"config": config}, ours)
+    _refused(ours, "expected")
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    _refused(tmp_path / "none.pt", "is not a file")
+
+
+@pytest.mark.parametrize("kept", [0, 10, 5_000, -200])
+def test_a_truncated_file_is_refused(ours, kept):
+    ours.write_bytes(ours.read_bytes()[:kept])
+    _refused(ours, "damaged or no checkpoint")
+
+
+@pytest.mark.parametrize("content", [b"P5 not a checkpoint", pickle.dumps(print, protocol=2)], ids=["text", "code"])
+def test_another_file_is_refused_and_nothing_in_it_is_run(tmp_path, content):
+    path = tmp_path / "other.pt"
+    path.write_bytes(content)
+    _refused(path, "damaged or no checkpoint")
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"weights": torch.zeros(2)}, {}])
+def test_a_torch_file_of_something_else_is_refused(tmp_path, content):
+    _refused(_saved(tmp_path, content), "checkpoint:")
+
+
+def test_a_failed_save_leaves_the_old_file_and_nothing_else(ours, monkeypatch):
+    before = ours.read_bytes()
+
+    def break_off(content, file):
+        file.write(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch, "save", break_off)
+    network = _network(seed=1)
+    with pytest.raises(OSError, match="disk full"):
+        save_checkpoint(ours, Checkpoint(network.config, network.state_dict()))
+    assert ours.read_bytes() == before and [file.name for file in ours.parent.iterdir()] == [ours.name]
