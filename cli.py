@@ -131,9 +131,7 @@ def register(engine_dir, fixed, moving, output, moving_labels, backend, threads,
 @main.command()
 @click.option("--checkpoint", type=FILE, required=True, help="best.pt of `train`, or an authors' checkpoint.")
 @ENGINE_DIR
-@click.option(
-    "--gate-shape", type=Numbers(int, 3), default=(64, 80, 72), show_default="64,80,72", help="Size of the gate's pair."
-)
+@click.option("--gate-shape", type=Numbers(int, 3), help="Size of the gate's pair.  [default: 64,80,72, or the scans']")
 @click.option("--gate-fixed", type=FILE, help="Run the parity gate on two real scans instead of generated ones.")
 @click.option("--gate-moving", type=FILE, help="See --gate-fixed.")
 @click.option("--spacing", type=float, default=1.0, show_default=True, help="Voxel size the network expects, mm.")
@@ -156,12 +154,12 @@ def export(checkpoint, engine_dir, gate_shape, gate_fixed, gate_moving, spacing,
 @main.command()
 @click.option("--data", help="Folder, glob or CSV (column image, optionally labels) of prepared volumes to train on.")
 @click.option("--generated", is_flag=True, help="Train on pairs made on the fly instead: no data needed.")
-@click.option("--output", type=FOLDER, required=True, help="Folder for best.pt, last.pt and log.csv.")
+@click.option("--output", type=FOLDER, required=True, help="Gets best.pt, last.pt, log.csv.")
 @click.option("--validation", help="A second list to validate on.  [default: the last volumes of --data]")
-@click.option("--validation-volumes", type=int, default=4, show_default=True, help="Volumes of --data kept from training.")
-@click.option("--validation-pairs", type=int, default=8, show_default=True, help="Pairs to validate on.")
-@click.option("--validate-every", type=int, default=200, show_default=True, help="Steps from one validation to the next.")
-@click.option("--template", help="Base of a part of the generated pairs: mni152 (comes with nilearn) or a skull-stripped scan.")
+@click.option("--validation-volumes", type=int, default=4, show_default=True, help="Of --data, not trained on.")
+@click.option("--validation-pairs", type=int, default=8, show_default=True, help="How many to validate on.")
+@click.option("--validate-every", type=int, default=200, show_default=True, help="Steps between validations.")
+@click.option("--template", help="Base of some generated pairs: mni152 (from nilearn) or a skull-stripped scan.")
 @click.option("--shape", type=Numbers(int, 3), default=(80, 96, 80), show_default="80,96,80", help="Size of generated pairs.")
 @click.option("--steps", type=int, default=100_000, show_default=True, help="Training steps, one pair each.")
 @click.option("--minutes", type=float, help="End after this much training time, whatever --steps says.")
@@ -172,7 +170,7 @@ def export(checkpoint, engine_dir, gate_shape, gate_fixed, gate_moving, spacing,
 @click.option("--schedule", type=click.Choice(["constant", "cosine"]), default="constant", show_default=True)
 @click.option("--warmup", type=int, default=0, show_default=True, help="Steps over which the learning rate rises.")
 @click.option("--clip", type=float, default=0.0, show_default=True, help="Largest gradient norm; 0: none.")
-@click.option("--average", type=float, default=0.0, show_default=True, help="Decay of the weights' running mean; 0: none.")
+@click.option("--average", type=float, default=0.0, show_default=True, help="Decay of a running mean of the weights.")
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True)
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--threads", type=int, help="CPU threads.  [default: all cores]")
@@ -197,7 +195,8 @@ def train(data, generated, quiet, **options) -> None:
     result = _with_bar(quiet, fit, FitOptions(data=data, **options))
     if not quiet:
         state = "interrupted, --resume continues" if result.interrupted else "finished"
-        click.echo(f"{state} after {result.steps} steps, {result.seconds / 60:.1f} min ({result.device}, {result.precision})")
+        minutes = result.seconds / 60
+        click.echo(f"{state} after {result.steps} steps, {minutes:.1f} min ({result.device}, {result.precision})")
         click.echo(f"best validation {result.best:.4f}: {result.best_path or 'none yet'}; log: {result.log_path}")
 
 

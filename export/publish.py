@@ -29,6 +29,7 @@ from train.checkpoint import Checkpoint, load_checkpoint
 from train.network import LEVELS, SIZE_MULTIPLE
 
 CARD = "MODEL_CARD.md"
+GENERATED_SHAPE = (64, 80, 72)
 
 
 @dataclass(frozen=True)
@@ -36,14 +37,15 @@ class ExportOptions:
     """How to export.
 
     Attributes:
-        gate_shape: size of the generated pair the parity gate runs on, multiples of 8, at least 16.
-        gate_fixed, gate_moving: two scans to run it on instead, prepared as `register` does.
+        gate_shape: size of the pair the parity gate runs on, multiples of 8, at least 16; None: 64 x 80 x 72 for a
+            generated pair, the working grid for scans. Scans are cropped or padded to it about their centre.
+        gate_fixed, gate_moving: two scans to run it on instead of a generated pair, prepared as `register` does.
         spacing: voxel size in mm the network was trained at.
         window: (low, high) intensity window the network was trained with; None: 0 and the 99.9th percentile.
         notes: Markdown file appended to the model card.
     """
 
-    gate_shape: tuple[int, int, int] = (64, 80, 72)
+    gate_shape: tuple[int, int, int] | None = None
     gate_fixed: Path | None = None
     gate_moving: Path | None = None
     spacing: float = 1.0
@@ -51,7 +53,7 @@ class ExportOptions:
     notes: Path | None = None
 
     def __post_init__(self) -> None:
-        if any(size % SIZE_MULTIPLE or size < 2 * SIZE_MULTIPLE for size in self.gate_shape):
+        if any(size % SIZE_MULTIPLE or size < 2 * SIZE_MULTIPLE for size in self.gate_shape or ()):
             raise InputError(f"--gate-shape: got {self.gate_shape}, expected multiples of {SIZE_MULTIPLE}, at least 16")
         if (self.gate_fixed is None) != (self.gate_moving is None):
             raise InputError("--gate-fixed, --gate-moving: got one, expected both or neither")
@@ -105,15 +107,25 @@ def export_checkpoint(
 def _gate_pair(options: ExportOptions, engine_set: EngineSet) -> tuple[str, tuple[np.ndarray, np.ndarray]]:
     """What the gate runs on, in words, and fixed and moving (I, J, K) in [0, 1]."""
     if options.gate_fixed is None:
-        return f"a generated pair {options.gate_shape}", example_pair(options.gate_shape)
+        shape = options.gate_shape or GENERATED_SHAPE
+        return f"a generated pair {shape}", example_pair(shape)
     prepared = prepare(
         read_volume(options.gate_fixed, "--gate-fixed"),
         read_volume(options.gate_moving, "--gate-moving"),
         engine_set,
         options.rule,
     )
-    name = f"{options.gate_fixed.name} and {options.gate_moving.name} on {prepared.grid.shape}"
-    return name, (prepared.fixed, prepared.moving)
+    shape = options.gate_shape or prepared.grid.shape
+    name = f"{options.gate_fixed.name} and {options.gate_moving.name} on {shape}"
+    return name, (_centred(prepared.fixed, shape), _centred(prepared.moving, shape))
+
+
+def _centred(image: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """An image (I, J, K) cropped or padded with zeros to `shape` about its centre."""
+    padding = [max(size - old, 0) for size, old in zip(shape, image.shape, strict=True)]
+    image = np.pad(image, [(pad // 2, pad - pad // 2) for pad in padding])
+    starts = [(old - size) // 2 for size, old in zip(shape, image.shape, strict=True)]
+    return image[tuple(slice(start, start + size) for start, size in zip(starts, shape, strict=True))]
 
 
 @contextlib.contextmanager
@@ -188,7 +200,7 @@ def model_card(manifest: dict[str, Any], notes: str) -> str:
         "network": f"RP-Net, {network['first_channels']} channels at level 1, {network['res_blocks']} residual blocks",
         "input": f"pairs at {manifest['spacing_mm']} mm, intensities by rule {manifest['intensity']}",
         "precision": f"{manifest['precision']}, ONNX opset {manifest['opset']}",
-        "stop rule": f"IterStop, {stop['similarity']}, delta {stop['delta']}, at most {stop['limit']}, {stop['on_stop']}",
+        "stop rule": f"IterStop: {stop['similarity']}, delta {stop['delta']}, limit {stop['limit']}, {stop['on_stop']}",
         "licence of the weights": manifest["licence"],
         "created": manifest["created"],
     }

@@ -14,19 +14,19 @@ BASIS_PAIRS = 10  # unordered pairs of (u_i, u_j, u_k, 1)
 SUMS = MOMENTS + 3 * 12 + PAIRS * BASIS_PAIRS
 
 
-@njit(inline="always")
+@njit(cache=True)
 def _known(x, y, z, low, high):
     """False for NaN too."""
     return x >= low[0] and x <= high[0] and y >= low[1] and y <= high[1] and z >= low[2] and z <= high[2]
 
 
-@njit(inline="always")
+@njit(cache=True)
 def _inside(image, x, y, z):
     size_i, size_j, size_k = image.shape
     return x >= 0 and y >= 0 and z >= 0 and x <= size_i - 1 and y <= size_j - 1 and z <= size_k - 1
 
 
-@njit(inline="always")
+@njit(cache=True)
 def _value_and_gradient(image, x, y, z):
     """Trilinear value and its derivative along the axes, per voxel, at a point inside the image."""
     size_i, size_j, size_k = image.shape
@@ -48,24 +48,29 @@ def _value_and_gradient(image, x, y, z):
 def correlation_moments(fixed, moving, matrix, low, high, slices):
     """Per fixed slice i: n, sum f, sum m, sum f^2, sum m^2, sum f m into ``slices`` (I, 6), float64."""
     for i in prange(fixed.shape[0]):
-        n, f1, m1, f2, m2, fm = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
-        for j in range(fixed.shape[1]):
-            for k in range(fixed.shape[2]):
-                x = matrix[0, 0] * i + matrix[0, 1] * j + matrix[0, 2] * k + matrix[0, 3]
-                y = matrix[1, 0] * i + matrix[1, 1] * j + matrix[1, 2] * k + matrix[1, 3]
-                z = matrix[2, 0] * i + matrix[2, 1] * j + matrix[2, 2] * k + matrix[2, 3]
-                if not _known(x, y, z, low, high):
-                    continue
-                f, m = fixed[i, j, k], np.float32(0)
-                if _inside(moving, x, y, z):
-                    m, _, _, _ = _value_and_gradient(moving, x, y, z)
-                n += 1
-                f1 += f
-                m1 += m
-                f2 += f * f
-                m2 += m * m
-                fm += f * m
-        slices[i, 0], slices[i, 1], slices[i, 2], slices[i, 3], slices[i, 4], slices[i, 5] = n, f1, m1, f2, m2, fm
+        _slice_moments(i, fixed, moving, matrix, low, high, slices[i])
+
+
+@njit(cache=True)
+def _slice_moments(i, fixed, moving, matrix, low, high, total):
+    n, f1, m1, f2, m2, fm = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+    for j in range(fixed.shape[1]):
+        for k in range(fixed.shape[2]):
+            x = matrix[0, 0] * i + matrix[0, 1] * j + matrix[0, 2] * k + matrix[0, 3]
+            y = matrix[1, 0] * i + matrix[1, 1] * j + matrix[1, 2] * k + matrix[1, 3]
+            z = matrix[2, 0] * i + matrix[2, 1] * j + matrix[2, 2] * k + matrix[2, 3]
+            if not _known(x, y, z, low, high):
+                continue
+            f, m = fixed[i, j, k], np.float32(0)
+            if _inside(moving, x, y, z):
+                m, _, _, _ = _value_and_gradient(moving, x, y, z)
+            n += 1
+            f1 += f
+            m1 += m
+            f2 += f * f
+            m2 += m * m
+            fm += f * m
+    total[0], total[1], total[2], total[3], total[4], total[5] = n, f1, m1, f2, m2, fm
 
 
 @njit(cache=True, parallel=True)
@@ -80,21 +85,28 @@ def normal_equations(fixed, moving, matrix, low, high, centre, scale, slices):
     1. sample a row along k; 2. sums over the row of gradient products times 1, u_k, u_k^2; 3. since u_i, u_j do not
     change along the row, multiply them in once per row.
     """
-    size_i, size_j, size_k = fixed.shape
-    for i in prange(size_i):
-        total = np.zeros(SUMS)
-        row = np.zeros((3, size_k), np.float32)
-        value = np.zeros(size_k, np.float32)
-        seen = np.zeros(size_k, np.float32)
-        power = ((np.arange(size_k) - centre[2]) / scale[2]).astype(np.float32)
-        basis = np.ones(4)
-        basis[0] = (i - centre[0]) / scale[0]
-        for j in range(size_j):
-            basis[1] = (j - centre[1]) / scale[1]
-            if _sample_row(moving, matrix, i, j, low, high, row, value, seen):
-                _gradient_sums(fixed[i, j], row, value, seen, power, basis, total)
-            _moment_sums(fixed[i, j], value, seen, total)
-        slices[i] = total
+    for i in prange(fixed.shape[0]):
+        _slice_sums(i, fixed, moving, matrix, low, high, centre, scale, slices[i])
+
+
+@njit(cache=True)
+def _slice_sums(i, fixed, moving, matrix, low, high, centre, scale, total):
+    _, size_j, size_k = fixed.shape
+    row = np.zeros((3, size_k), np.float32)
+    value = np.zeros(size_k, np.float32)
+    seen = np.zeros(size_k, np.float32)
+    power = np.zeros(size_k, np.float32)
+    for k in range(size_k):
+        power[k] = (k - centre[2]) / scale[2]
+    basis = np.ones(4)
+    basis[0] = (i - centre[0]) / scale[0]
+    for index in range(SUMS):
+        total[index] = 0
+    for j in range(size_j):
+        basis[1] = (j - centre[1]) / scale[1]
+        if _sample_row(moving, matrix, i, j, low, high, row, value, seen):
+            _gradient_sums(fixed[i, j], row, value, seen, power, basis, total)
+        _moment_sums(fixed[i, j], value, seen, total)
 
 
 @njit(cache=True)

@@ -104,6 +104,20 @@ class Registration:
     engine: dict[str, Any]
     seconds: dict[str, float]
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Doubts about the headers and about the result, one line each."""
+        volumes = [volume for volume in (self.fixed, self.moving, self.labels) if volume is not None]
+        lines = [line for volume in volumes for line in volume.warnings]
+        if self.iterations.similarity < self.similarity_before:
+            lines.append(
+                f"the images are less alike than after the affine ({self.options.similarity} "
+                f"{self.iterations.similarity:.4f}, before {self.similarity_before:.4f}); were they aligned already?"
+            )
+        if note := self.affine_start.get("note"):
+            lines.append(f"affine start: {note}")
+        return tuple(lines)
+
     def save(self, folder: Path | str, overwrite: bool = False, progress: Progress = silent) -> None:
         """Writes images, transform, report and picture into a folder; see `runtime.report`."""
         from runtime.report import save

@@ -106,6 +106,7 @@ def report(result: "Registration", seconds: dict[str, float]) -> dict[str, Any]:
                 "passes": [[trace.as_dict() for trace in traces] for traces in result.iterations.passes],
             },
             "folded_share": result.folded_share,
+            "warnings": result.warnings,
             "displacement_mm": _displacement_statistics(result.displacement),
             "seconds": {**seconds, "total": sum(seconds.values())},
             "peak_memory_bytes": peak_bytes(),
@@ -129,8 +130,7 @@ def summary(result: "Registration") -> str:
         f"folded voxels {100 * result.folded_share:.3f} %",
         f"time        {sum(result.seconds.values()):.1f} s, of which the network {result.seconds['iterate']:.1f} s",
     ]
-    volumes = [volume for volume in (result.fixed, result.moving, result.labels) if volume is not None]
-    lines += [f"warning     {warning}" for volume in volumes for warning in volume.warnings]
+    lines += [f"warning     {warning}" for warning in result.warnings]
     return "\n".join(lines)
 
 
@@ -157,7 +157,6 @@ def _describe(volume: Volume) -> dict[str, Any]:
         "shape": volume.grid.shape,
         "spacing_mm": volume.grid.spacing,
         "affine": volume.grid.affine,
-        "warnings": volume.warnings,
     }
 
 
