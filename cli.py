@@ -74,6 +74,16 @@ class Stages:
                 click.echo("\r\033[K", nl=False, err=True)
 
 
+def _prepare(stages: Stages) -> None:
+    """Compiles what this machine has not compiled yet, and says so."""
+    from runtime.warmup import is_cold, warm_up
+
+    if is_cold():
+        stages("compile for this computer (only this once, about a minute)")
+        warm_up()
+    stages("open engines")
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 def main() -> None:
     """Learned 3-D image registration: RP-Net and IIRP-Net (CVPR 2024) from training to deployment."""
@@ -119,7 +129,7 @@ def register(engine_dir, fixed, moving, output, moving_labels, backend, threads,
 
     check_output(output, overwrite, moving_labels is not None)
     with Stages(quiet).shown() as stages:
-        stages("open engines")
+        _prepare(stages)
         with runtime.open_engines(engine_dir, backend, threads) as engines:
             result = runtime.register(fixed, moving, engines, runtime.Options(**options), moving_labels, stages)
         result.save(output, overwrite, stages)
@@ -223,6 +233,7 @@ def demo(output, engine_dir, quiet) -> None:
 
     lines = []
     with Stages(quiet).shown() as stages:
+        _prepare(stages)
         run_demo(output, engine_dir, lines.append, stages)
     click.echo("\n".join(lines))
 

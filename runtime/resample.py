@@ -187,7 +187,7 @@ def _smooth_middle(image, weights, result):
                 line[b] += weight * from_line[b]
 
 
-@njit(cache=True)
+@njit(inline="always")
 def _trilinear(image, x, y, z, outside):
     """One trilinear sample; corners outside the image (and everything where x, y or z is NaN) are `outside`."""
     size_i, size_j, size_k = image.shape
@@ -217,7 +217,7 @@ def _trilinear(image, x, y, z, outside):
     return total
 
 
-@njit(cache=True)
+@njit(inline="always")
 def _nearest(image, x, y, z, outside):
     """The voxel that contains the point; `outside` if none does."""
     size_i, size_j, size_k = image.shape
@@ -253,7 +253,7 @@ def _nearest_affine(image, matrix, outside, result):
                 )
 
 
-@njit(cache=True)
+@njit(inline="always")
 def _moved(matrix, linear, displacement, i, j, k, row):
     """Row `row` of ``matrix [i, j, k, 1] + linear displacement(i, j, k)``: a coordinate in the image."""
     return (

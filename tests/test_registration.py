@@ -236,3 +236,18 @@ def test_volumes_already_read_are_taken_as_they_are(pair, engines):
     by_volume = runtime.register(fixed, moving, engines, QUICK)
     by_path = runtime.register(*pair, engines, QUICK)
     np.testing.assert_array_equal(by_volume.warped, by_path.warped)
+
+
+def test_kernels_are_compiled_once_and_kept():
+    """After `warm_up` nothing is left to compile: every kernel has a compiled version and came from or went to disk."""
+    from runtime import affine_kernels, resample
+    from runtime.backends import kernels_numba
+    from runtime.warmup import is_cold, warm_up
+
+    warm_up()
+    assert not is_cold()
+    for module in (affine_kernels, resample, kernels_numba):
+        compiled = [value for value in vars(module).values() if hasattr(value, "signatures")]
+        kernels = [kernel for kernel in compiled if kernel.targetoptions.get("parallel")]
+        assert kernels
+        assert all(kernel.signatures for kernel in kernels), module.__name__
