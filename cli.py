@@ -170,7 +170,9 @@ def export(checkpoint, engine_dir, gate_shape, gate_fixed, gate_moving, spacing,
 @click.option("--validation-pairs", type=int, default=8, show_default=True, help="How many to validate on.")
 @click.option("--validate-every", type=int, default=200, show_default=True, help="Steps between validations.")
 @click.option("--template", help="Base of some generated pairs: mni152 (from nilearn) or a skull-stripped scan.")
-@click.option("--shape", type=Numbers(int, 3), default=(80, 96, 80), show_default="80,96,80", help="Size of generated pairs.")
+@click.option(
+    "--shape", type=Numbers(int, 3), default=(80, 96, 80), show_default="80,96,80", help="Of generated pairs."
+)
 @click.option("--steps", type=int, default=100_000, show_default=True, help="Training steps, one pair each.")
 @click.option("--minutes", type=float, help="End after this much training time, whatever --steps says.")
 @click.option("--res-blocks", type=int, default=2, show_default=True, help="Residual blocks per estimator, 0 to 4.")

@@ -65,9 +65,7 @@ def run(engines, data: Path, pair: str, options: runtime.Options) -> dict:
     labels = scored_labels(pair, truth, result.labels.data)
     transform, grid = result.transform, result.fixed.grid
     still = SpatialTransform(transform.affine, np.zeros_like(transform.flow), transform.grid)
-    affine_only = resample_through(
-        result.labels.data, result.labels.grid, still.displacement(grid), grid, "nearest", 0
-    )
+    affine_only = resample_through(result.labels.data, result.labels.grid, still.displacement(grid), grid, "nearest", 0)
     return {
         "pair": pair,
         "labels": len(labels),

@@ -100,7 +100,8 @@ def show(shape, threads: int, runs: int, counts, records: dict[str, list[float]]
     click.echo(f"working grid {shape}, {threads} threads, {runs} runs; iterations {counts[0]}, PyTorch {counts[1]}")
     click.echo("| | median | range |\n| --- | --- | --- |")
     units = {"register": "whole command, s", "loop": "of which the loop, s", "memory": "its peak memory, GB"}
-    units |= {"torch loop": "eager PyTorch loop, s", "torch memory": "its peak memory, GB", "ratio": "PyTorch / our loop"}
+    units |= {"torch loop": "eager PyTorch loop, s", "torch memory": "its peak memory, GB"}
+    units |= {"ratio": "PyTorch loop / our loop"}
     for name, label in units.items():
         click.echo(f"| {label} | {median[name]:.2f} | {spread[name]} |")
 

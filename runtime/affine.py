@@ -65,8 +65,8 @@ def align(fixed: Array, fixed_grid: Grid, moving: Array, moving_grid: Grid) -> A
     levels = pyramid(prepared(fixed, fixed_grid, "fixed"), prepared(moving, moving_grid, "moving"))
     finest = levels[-1]
     headers, centres = np.eye(4), _centres(finest)
-    rigid, stages = _best_rigid(levels[0], headers, centres)
-    affine, steps = _descend(levels, rigid, "affine")
+    rigid, affine, stages = _best_start(levels[0], headers, centres)
+    affine, steps = _descend(levels[1:], affine, "affine")
     candidates, note = {"headers": headers, "centres of mass": centres, "affine": affine}, None
     if not _plausible(affine):
         candidates.pop("affine")
@@ -100,25 +100,33 @@ def _centres(level: Level) -> Array:
     return matrix
 
 
-def _best_rigid(level: Level, headers: Array, centres: Array) -> tuple[Array, list[Stage]]:
-    """Rotations and shifts about the centres of mass, the best of them (and the headers) refined by rigid steps."""
-    edge = float((np.array(level.fixed.grid.shape) * level.fixed.grid.spacing).max())
-    pivot = level.fixed.centre
-    starts = [headers, centres]
-    for angles, shift in itertools.product(itertools.product(ANGLES, repeat=3), SHIFTS):
-        starts.append(_turned(centres, np.radians(angles), pivot, shift * edge))
+def _best_start(level: Level, headers: Array, centres: Array) -> tuple[Array, Array, list[Stage]]:
+    """Rotations and shifts about the centres of mass; the best of them, and the headers, climb rigidly, then affinely.
+
+    A wrong rotation can beat the right one as long as sizes differ, so the affine decides.
+
+    Returns:
+        (rigid, affine, stages) from the start that got furthest.
+    """
+    starts = [headers, centres, *_turns(level, centres)]
     scores = [level.similarity(start) for start in starts]
     order = sorted(range(len(starts)), key=lambda index: -scores[index])[:REFINED]
-    chosen = sorted({0, 1, *order})
-    found = [climb(level, starts[index], RIGID) for index in chosen]
-    best = max(range(len(found)), key=lambda index: found[index][1])
-    stages = [
-        Stage("headers", level.spacing, scores[0]),
-        Stage("centres of mass", level.spacing, scores[1]),
-        Stage("rotation search", level.spacing, max(scores)),
-        Stage("rigid", level.spacing, found[best][1]),
+    rigids = [climb(level, starts[index], RIGID) for index in sorted({0, 1, *order})]
+    affines = [climb(level, rigid, AFFINE) for rigid, _ in rigids]
+    plausible = [affine if _plausible(affine[0]) else rigid for rigid, affine in zip(rigids, affines, strict=True)]
+    best = max(range(len(rigids)), key=lambda index: plausible[index][1])
+    reached = {"headers": scores[0], "centres of mass": scores[1], "rotation search": max(scores)}
+    reached |= {"rigid": rigids[best][1], "affine": affines[best][1]}
+    return rigids[best][0], affines[best][0], [Stage(name, level.spacing, score) for name, score in reached.items()]
+
+
+def _turns(level: Level, centres: Array) -> list[Array]:
+    """`centres` turned about the fixed centre of mass by each combination of angles, at three heights."""
+    edge = float((np.array(level.fixed.grid.shape) * level.fixed.grid.spacing).max())
+    angles = itertools.product(np.radians(ANGLES), repeat=3)
+    return [
+        _turned(centres, turn, level.fixed.centre, shift * edge) for turn, shift in itertools.product(angles, SHIFTS)
     ]
-    return found[best][0], stages
 
 
 def _turned(matrix: Array, angles: Array, pivot: Array, shift: float) -> Array:

@@ -254,7 +254,7 @@ def run(pair: Pair, schedule: Schedule, progress=lambda pass_, level, iteration:
 
 
 def _run_levels(pair: Pair, schedule: Schedule, progress) -> tuple[Flow, tuple[LevelTrace, ...], float | None]:
-    """All levels once. The similarity known at the end of a level is the start of the next: it is not computed twice."""
+    """All levels once. The similarity known at the end of a level is the start of the next, not computed again."""
     flow, similarity, traces = pair.zero(LEVELS[0]), None, []
     for level in LEVELS:
         if level != LEVELS[0]:

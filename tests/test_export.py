@@ -77,9 +77,7 @@ def test_nothing_but_the_set_is_published(engine_dir):
     assert {path.name for path in engine_dir.iterdir()} == {*names, MANIFEST, CARD}
 
 
-def test_a_set_that_computes_something_else_fails_the_gate_and_the_old_one_stays(
-    checkpoint, engine_copy, monkeypatch
-):
+def test_a_set_that_computes_something_else_fails_the_gate_and_the_old_one_stays(checkpoint, engine_copy, monkeypatch):
     """The exported graphs are those of another network: a real difference, found by the real gate."""
     before = contents(engine_copy)
     torch.manual_seed(99)

@@ -154,7 +154,8 @@ def test_progress_hears_of_every_iteration_before_it_runs():
 
 
 @pytest.mark.parametrize(
-    ("text", "counts", "passes"), [("1,2,3,4", (1, 2, 3, 4), 1), (" 0,0,1,0 ", (0, 0, 1, 0), 1), ("cascade:5", (1,) * 4, 5)]
+    ("text", "counts", "passes"),
+    [("1,2,3,4", (1, 2, 3, 4), 1), (" 0,0,1,0 ", (0, 0, 1, 0), 1), ("cascade:5", (1,) * 4, 5)],
 )
 def test_schedules_as_text(text, counts, passes):
     schedule = iterstop.parse_schedule(text)

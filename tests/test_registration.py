@@ -137,7 +137,7 @@ def test_results_appear_whole_or_not_at_all(pair, engines, tmp_path, monkeypatch
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Image.Image, "save", full_disk)
-    with pytest.raises(InputError, match="--output: writing to .* failed \\(No space left on device\\)"):
+    with pytest.raises(InputError, match=r"--output: writing to .* failed \(No space left on device\)"):
         result.save(folder, overwrite=True)
     assert "report.json" not in {path.name for path in folder.iterdir()}
     assert all(not path.name.startswith(".") for path in folder.iterdir())
@@ -173,7 +173,7 @@ def test_scans_that_do_not_meet_say_so(engines, tmp_path):
     fixed = scans.write_scan(tmp_path / "f.nii.gz", scans.grid())
     place = scans.grid()
     write_volume(tmp_path / "m.nii.gz", scans.scan(place), place.crop((500, 0, 0), place.shape))
-    with pytest.raises(InputError, match="moving image: is constant .* check that the two scans overlap"):
+    with pytest.raises(InputError, match=r"moving image: is constant .* check that the two scans overlap"):
         runtime.register(fixed, tmp_path / "m.nii.gz", engines, QUICK)
 
 

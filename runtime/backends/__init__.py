@@ -1,1 +1,1 @@
-"""Below the loop: networks (run an engine) and field operations (everything between engine calls), and their pairing."""
+"""Below the loop: networks (run an engine), field operations (everything between engine calls), and their pairing."""

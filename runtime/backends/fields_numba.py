@@ -92,7 +92,7 @@ class Scorer:
         self._sum_ff = float(np.square(fixed, dtype=np.float64).sum())
 
     def __call__(self, moving: Array, flow: Array) -> float:
-        """Similarity for a flow (3, i, j, k) whose grid is coarser than the image by a whole factor; NaN if undefined."""
+        """Similarity for a flow (3, i, j, k) on a grid coarser than the image by a whole factor; NaN if undefined."""
         if self._similarity == "lncc":
             return self._lncc(moving, flow)
         partial = np.empty((self._fixed.shape[0], 3))

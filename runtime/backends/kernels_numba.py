@@ -27,7 +27,7 @@ def _corner(image, i, j, k):
 
 @_inlined
 def _sample(image, x, y, z):
-    """Trilinear sample of an image (I, J, K) at voxel coordinates, zeros outside; NaN where a coordinate is not finite."""
+    """Trilinear sample of an image (I, J, K) at voxel coordinates, zeros outside; NaN for one that is not finite."""
     size_i, size_j, size_k = image.shape
     if not (x > -1 and y > -1 and z > -1 and x < size_i and y < size_j and z < size_k):
         return F(0) * (x + y + z)
@@ -108,7 +108,7 @@ def compose(flow, residual, out):
 
 @_inlined
 def _cell(index, old, new):
-    """Where voxel `index` of an axis of `new` voxels lies on one of `old` (align corners): lower voxel, upper, fraction."""
+    """Where voxel `index` of an axis of `new` voxels lies on one of `old` (align corners): two voxels, fraction."""
     position = F(index) * (F(old - 1) / F(max(new - 1, 1)))
     lower = min(int(position), old - 1)
     return U(lower), U(min(lower + 1, old - 1)), position - F(lower)

@@ -1,0 +1,178 @@
+"""Resampling against the NumPy definition and closed forms."""
+
+import numpy as np
+import pytest
+
+from runtime.geometry.errors import InputError
+from runtime.geometry.flow import sample
+from runtime.geometry.grid import Grid
+from runtime.resample import resample, resample_through, smooth
+
+RNG = np.random.default_rng(5)
+
+
+def turned(shape, degrees=(10.0, -7.0, 5.0), spacing=(1.0, 1.2, 0.9), origin=(-8.0, 3.0, 11.0)) -> Grid:
+    """An oblique grid."""
+    affine = np.eye(4)
+    for axis, angle in enumerate(np.radians(degrees)):
+        a, b = (axis + 1) % 3, (axis + 2) % 3
+        turn = np.eye(3)
+        turn[a, a] = turn[b, b] = np.cos(angle)
+        turn[b, a], turn[a, b] = np.sin(angle), -np.sin(angle)
+        affine[:3, :3] = turn @ affine[:3, :3]
+    affine[:3, :3] = affine[:3, :3] @ np.diag(spacing)
+    affine[:3, 3] = origin
+    return Grid(shape, affine)
+
+
+SOURCE = turned((14, 11, 13))
+TARGET = turned((12, 16, 9), degrees=(-4.0, 12.0, 8.0), spacing=(1.1, 1.0, 1.3), origin=(-9.0, 1.0, 12.0))
+PHYSICAL = np.array([[1.1, 0.1, 0, 1], [-0.05, 0.95, 0.1, -2], [0, 0.1, 1.0, 0.5], [0, 0, 0, 1]])
+
+
+def image(grid: Grid, dtype=np.float32) -> np.ndarray:
+    return RNG.integers(1, 200, grid.shape).astype(dtype)
+
+
+def places(grid: Grid) -> np.ndarray:
+    """RAS mm of every voxel, (I, J, K, 3)."""
+    return grid.to_physical(np.stack(np.meshgrid(*map(np.arange, grid.shape), indexing="ij"), -1).astype(float))
+
+
+def through(physical: np.ndarray, points: np.ndarray) -> np.ndarray:
+    return points @ physical[:3, :3].T + physical[:3, 3]
+
+
+def definition(values: np.ndarray, source: Grid, points: np.ndarray) -> np.ndarray:
+    return sample(values, np.moveaxis(source.to_voxels(points), -1, 0))
+
+
+def nearest_definition(values: np.ndarray, source: Grid, points: np.ndarray, outside: float) -> np.ndarray:
+    index = np.floor(source.to_voxels(points) + 0.5).astype(int)
+    inside = np.all((index >= 0) & (index < source.shape), axis=-1)
+    i, j, k = np.moveaxis(np.where(inside[..., None], index, 0), -1, 0)
+    return np.where(inside, values[i, j, k], outside)
+
+
+def test_linear_resampling_is_the_definition():
+    values = image(SOURCE)
+    expected = definition(values, SOURCE, through(PHYSICAL, places(TARGET)))
+    result = resample(values, SOURCE, TARGET, PHYSICAL)
+    assert result == pytest.approx(expected, abs=1e-3) and result.dtype == np.float32
+    assert 0.2 < np.mean(expected > 0) < 0.98, "the case has voxels inside and outside"
+
+
+def test_a_field_is_the_definition_and_one_interpolation():
+    values = image(SOURCE)
+    displacement = RNG.normal(0, 2, (*TARGET.shape, 3)).astype(np.float32)
+    expected = definition(values, SOURCE, places(TARGET) + displacement)
+    assert resample_through(values, SOURCE, displacement, TARGET) == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.int32, np.float32])
+def test_nearest_takes_the_voxel_that_holds_the_point(dtype):
+    values = image(SOURCE, dtype)
+    expected = nearest_definition(values, SOURCE, through(PHYSICAL, places(TARGET)), 0)
+    result = resample(values, SOURCE, TARGET, PHYSICAL, order="nearest")
+    assert np.array_equal(result, expected) and result.dtype == dtype
+    displacement = RNG.normal(0, 2, (*TARGET.shape, 3)).astype(np.float32)
+    expected = nearest_definition(values, SOURCE, places(TARGET) + displacement, 0)
+    assert np.array_equal(resample_through(values, SOURCE, displacement, TARGET, "nearest"), expected)
+
+
+def test_an_affine_written_as_a_field_gives_the_same():
+    values = image(SOURCE)
+    displacement = (through(PHYSICAL, places(TARGET)) - places(TARGET)).astype(np.float32)
+    expected = resample(values, SOURCE, TARGET, PHYSICAL)
+    assert resample_through(values, SOURCE, displacement, TARGET) == pytest.approx(expected, abs=1e-2)
+
+
+def test_what_is_outside_counts_as_told():
+    """A CT has air, not zero, outside: resampling commutes with adding a constant to image and outside."""
+    values = image(SOURCE)
+    displacement = RNG.normal(0, 2, (*TARGET.shape, 3)).astype(np.float32)
+    air = resample(values - 1000, SOURCE, TARGET, PHYSICAL, outside=-1000)
+    assert air == pytest.approx(resample(values, SOURCE, TARGET, PHYSICAL) - 1000, abs=1e-3)
+    air = resample_through(values - 1000, SOURCE, displacement, TARGET, outside=-1000)
+    assert air == pytest.approx(resample_through(values, SOURCE, displacement, TARGET) - 1000, abs=1e-3)
+    labels = resample(image(SOURCE, np.int16), SOURCE, TARGET, PHYSICAL, order="nearest", outside=-1)
+    assert np.array_equal(labels == -1, resample(values, SOURCE, TARGET, PHYSICAL, order="nearest") == 0)
+
+
+def test_whole_voxel_moves_copy_exactly():
+    """Flips, permutations, crops and padding of the same lattice change no bit, whatever the rounding of the affine."""
+    values = RNG.random(SOURCE.shape, dtype=np.float32)
+    crop = SOURCE.crop((2, -3, 1), (8, 17, 9))
+    expected = np.zeros(crop.shape, np.float32)
+    expected[:, 3:14] = values[2:10, :, 1:10]
+    assert np.array_equal(resample(values, SOURCE, crop), expected)
+    flipped = SOURCE.affine @ np.array([[0, -1, 0, 13], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]])
+    result = resample(values, SOURCE, Grid((11, 14, 13), flipped))
+    assert np.array_equal(result, values[::-1].transpose(1, 0, 2))
+
+
+def test_memory_order_and_type_do_not_matter():
+    values = image(SOURCE)
+    expected = resample(values, SOURCE, TARGET, PHYSICAL)
+    assert np.array_equal(resample(np.asfortranarray(values), SOURCE, TARGET, PHYSICAL), expected)
+    assert np.array_equal(resample(values.astype(np.int16), SOURCE, TARGET, PHYSICAL), expected)
+
+
+def test_displacements_that_are_not_finite_or_far_away_give_the_outside():
+    values = image(SOURCE)
+    displacement = np.zeros((*TARGET.shape, 3), np.float32)
+    displacement[0, 0, 0], displacement[1, 1, 1], displacement[2, 2, 2] = np.nan, np.inf, 1e30
+    for order in ("linear", "nearest"):
+        result = resample_through(values, SOURCE, displacement, TARGET, order, outside=-7)
+        assert result[0, 0, 0] == result[1, 1, 1] == result[2, 2, 2] == -7
+        assert np.isfinite(result).all()
+
+
+def wave(period_mm: float, grid: Grid) -> np.ndarray:
+    return np.cos(2 * np.pi * places(grid)[..., 0] / period_mm).astype(np.float32)
+
+
+def test_coarse_targets_do_not_alias():
+    """A wave too fine for a grid of 4 mm disappears on it instead of turning into another; a slow one stays."""
+    source = Grid((96, 8, 8), np.diag([1.0, 1, 1, 1]))
+    target = Grid((22, 8, 8), np.array([[4.0, 0, 0, 4], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]))
+    inner = (slice(2, -2), slice(1, -1), slice(1, -1))
+    fine = wave(4.0, source)
+    assert np.abs(resample(fine, source, target, order="nearest")[inner]).max() > 0.9
+    assert np.abs(resample(fine, source, target)[inner]).max() < 0.1
+    zero = np.zeros((*target.shape, 3), np.float32)
+    assert np.abs(resample_through(fine, source, zero, target)[inner]).max() < 0.1
+    slow = resample(wave(48.0, source), source, target)[inner]
+    assert slow == pytest.approx(wave(48.0, target)[inner], abs=0.05)
+
+
+def test_targets_of_like_spacing_are_not_smoothed():
+    source = Grid((40, 6, 6), np.eye(4))
+    target = Grid((20, 6, 6), np.diag([1.4, 1, 1, 1]))
+    values = image(source)
+    assert resample(values, source, target) == pytest.approx(definition(values, source, places(target)), abs=1e-3)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_smoothing_spreads_a_point_as_a_gaussian(axis):
+    values = np.zeros((25, 25, 25), np.float32)
+    values[12, 12, 12] = 1
+    sigma = [0.0, 0.0, 0.0]
+    sigma[axis] = 2.0
+    line = np.moveaxis(smooth(values, tuple(sigma)), axis, 0)[:, 12, 12]
+    distance = np.arange(25) - 12
+    assert np.sum(line) == pytest.approx(1)
+    assert np.sqrt(np.sum(line * distance**2)) == pytest.approx(2.0, rel=0.02)
+
+
+def test_smoothing_keeps_a_constant_up_to_the_border():
+    assert smooth(np.full((5, 6, 1), 3.0, np.float32), (2.0, 1.0, 4.0)) == pytest.approx(np.full((5, 6, 1), 3.0))
+
+
+def test_wrong_shapes_and_orders_are_refused():
+    with pytest.raises(InputError, match="order: got 'cubic'"):
+        resample(image(SOURCE), SOURCE, TARGET, order="cubic")
+    with pytest.raises(InputError, match="image: got shape"):
+        resample(image(TARGET), SOURCE, TARGET)
+    with pytest.raises(InputError, match="displacement: got shape"):
+        resample_through(image(SOURCE), SOURCE, np.zeros((*SOURCE.shape, 3), np.float32), TARGET)
