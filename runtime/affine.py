@@ -16,7 +16,8 @@ from runtime.geometry.grid import Grid
 Array = np.ndarray
 ANGLES = (-30.0, 0.0, 30.0)  # degrees, about each axis
 SHIFTS = (-0.25, 0.0, 0.25)  # along S, of the longest edge: necks move the centre of mass
-REFINED = 4  # starts that get rigid steps
+REFINED = 10  # starts that get rigid steps
+EQUAL = 1e-5  # headers that are right to within this correlation stay
 DETERMINANT = (0.3, 3.0)
 STRETCH = (0.5, 2.0)  # singular values of a plausible affine
 
@@ -73,7 +74,7 @@ def align(fixed: Array, fixed_grid: Grid, moving: Array, moving_grid: Grid) -> A
         candidates["rigid"], steps = _descend(levels[1:], rigid, "rigid")
         note = "the affine was implausible (volume or stretch) and is not used"
     scores = {name: finest.similarity(matrix) for name, matrix in candidates.items()}
-    best = max(scores, key=scores.get)
+    best = max(scores, key=lambda name: scores[name] + (EQUAL if name == "headers" else 0))
     if not scores[best] > 0:
         raise InputError(
             "affine start: fixed and moving do not correlate anywhere, expected two images of one body part and "

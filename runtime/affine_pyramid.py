@@ -21,6 +21,7 @@ MARGIN = 0.03  # of the longest edge, kept around both foregrounds, in units of 
 SMALLEST = 8  # voxels along an axis below which a level does not go
 CUT = 0.02  # share of a face of the image that is foreground from which the object counts as cut off there
 OVERLAP = 0.25  # share of the fixed intensity that must fall on known parts of the moving image
+FEWEST = 64  # voxels a correlation is computed from
 BLUR = 0.7  # voxels of each level
 VOXELS_PER_THREAD = 150_000
 
@@ -79,10 +80,10 @@ class Level:
     def correlation(self, moments: Array) -> float:
         """Pearson's correlation from n, sum f, sum m, sum f^2, sum m^2, sum f m; -1 for too little overlap."""
         n, f, m, ff, mm, fm = moments
-        if n < 8 or f < OVERLAP * float(self.fixed.data.sum(dtype=np.float64)):
+        if n < FEWEST or f < OVERLAP * float(self.fixed.data.sum(dtype=np.float64)):
             return -1.0
         norm = (ff - f * f / n) * (mm - m * m / n)
-        return float((fm - f * m / n) / np.sqrt(norm)) if norm > 0 else -1.0
+        return min(1.0, float((fm - f * m / n) / np.sqrt(norm))) if norm > 0 else -1.0
 
 
 def prepared(data: Array, grid: Grid, argument: str) -> LevelImage:

@@ -109,6 +109,8 @@ class Registration:
         """Doubts about the headers and about the result, one line each."""
         volumes = [volume for volume in (self.fixed, self.moving, self.labels) if volume is not None]
         lines = [line for volume in volumes for line in volume.warnings]
+        if not self.fixed.grid.orthogonal:
+            lines.append("the fixed image's axes are sheared; ITK and ANTs cannot read images or warps on such a grid")
         if self.iterations.similarity < self.similarity_before:
             lines.append(
                 f"the images are less alike than after the affine ({self.options.similarity} "

@@ -38,7 +38,7 @@ def test_voxel_map_goes_through_space_and_the_physical_map():
     shift = np.eye(4)
     shift[:3, 3] = 6, -4, 3
     voxel = np.array([5.0, 6.0, 7.0])
-    expected = other.to_voxels(one.to_physical(voxel) + (6, -4, 3))
+    expected = other.to_voxels(one.to_physical(voxel) + np.array([6, -4, 3]))
     assert one.voxel_map(other, shift) @ (*voxel, 1) == pytest.approx([*expected, 1])
 
 

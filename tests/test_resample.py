@@ -106,6 +106,8 @@ def test_whole_voxel_moves_copy_exactly():
     expected = np.zeros(crop.shape, np.float32)
     expected[:, 3:14] = values[2:10, :, 1:10]
     assert np.array_equal(resample(values, SOURCE, crop), expected)
+    rounded = Grid(crop.shape, crop.affine.astype(np.float32) * (1 + 1e-7))
+    assert np.array_equal(resample(values, SOURCE, rounded), expected)
     flipped = SOURCE.affine @ np.array([[0, -1, 0, 13], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]])
     result = resample(values, SOURCE, Grid((11, 14, 13), flipped))
     assert np.array_equal(result, values[::-1].transpose(1, 0, 2))

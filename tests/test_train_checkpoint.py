@@ -164,8 +164,8 @@ def test_a_torch_file_of_something_else_is_refused(tmp_path, content):
 def test_a_failed_save_leaves_the_old_file_and_nothing_else(ours, monkeypatch):
     before = ours.read_bytes()
 
-    def break_off(content, file):
-        file.write(b"half")
+    def break_off(content, path):
+        path.write_bytes(b"half")
         raise OSError("disk full")
 
     monkeypatch.setattr(torch, "save", break_off)

@@ -167,9 +167,26 @@ def test_bf16_trains_the_same_way(generated):
     losses = {}
     for precision in ("fp32", "bf16"):
         losses[precision] = []
-        options = replace(generated, output=generated.output / precision, precision=precision)
+        options = replace(generated, output=generated.output / precision, precision=precision, shape=(24, 24, 24))
         fit(options, lambda p, log=losses[precision]: log.append(p.losses.total))
     np.testing.assert_allclose(losses["bf16"], losses["fp32"], atol=0.02)
+
+
+def test_bf16_is_for_maps_that_the_library_computes_right(generated):
+    _refused(replace(generated, precision="bf16"), "precision: bf16 needs sizes >= 24", "(16, 16, 16)")
+    assert fit(replace(generated, precision="auto", steps=1)).precision == "fp32"
+
+
+def test_coarse_levels_count_at_first_and_no_more_at_the_end(generated, tmp_path):
+    shares = []
+    for coarse in (0.0, 0.5):
+        options = replace(generated, output=tmp_path / str(coarse), coarse=coarse, learning_rate=1e-12, steps=4)
+        totals = []
+        fit(options, lambda p, totals=totals: totals.append((p.losses.total, p.losses.local_ncc)))
+        shares.append(totals)
+    extra = [with_coarse[0] - alone[0] for alone, with_coarse in zip(*shares, strict=True)]
+    assert [row[1] for row in shares[0]] == pytest.approx([row[1] for row in shares[1]], abs=1e-4)
+    assert extra[0] < -0.1 and abs(extra[3]) < abs(extra[0]) / 2
 
 
 def test_validation_pairs_are_not_training_pairs(listed, generated):
@@ -277,9 +294,9 @@ DAMAGES = [
     (_one_voxel_short, ["s3.nii.gz", "not on the grid", "resample"]),
     (_moved, ["s3.nii.gz", "not on the grid"]),
     (_not_finite, ["s5.nii.gz", "NaN"]),
-    (_four_axes, ["s3.nii.gz", "(16, 16, 16, 2)"]),
-    (_half_labels, ["labels/s4.nii.gz", "integers"]),
-    (lambda folder: (folder / "images" / "s0.nii.gz").write_bytes(b"no volume"), ["s0.nii.gz", "cannot read"]),
+    (_four_axes, ["s3.nii.gz", "2 volumes"]),
+    (_half_labels, ["labels/s4.nii.gz", "whole number"]),
+    (lambda folder: (folder / "images" / "s0.nii.gz").write_bytes(b"no volume"), ["s0.nii.gz", "cannot be read"]),
     (lambda folder: (folder / "images" / "s1.nii.gz").unlink(), ["s1.nii.gz", "does not exist"]),
     (lambda folder: (folder / "list.csv").write_text("scan\nimages/s0.nii.gz\n"), ["columns scan", "image"]),
     (lambda folder: (folder / "list.csv").write_text("image\n"), ["list.csv"]),

@@ -88,6 +88,12 @@ def test_upsample_is_the_definition(shape, scale):
     np.testing.assert_allclose(result, definition.upsample(flow, scale), atol=2e-5)
 
 
+@pytest.mark.parametrize("spread", [0.1, 0.6])
+def test_folded_share_is_the_definition(spread):
+    flow = _random_flow((9, 8, 7), spread)
+    assert fields.folded_share(_torch(flow)) == pytest.approx(definition.folded_share(flow), abs=1e-6)
+
+
 def test_warp_by_whole_voxels_is_a_shift_with_zeros_coming_in():
     image = torch.arange(1.0, 6.0).view(1, 1, 5, 1, 1)
     flow = torch.zeros(1, 3, 5, 1, 1)

@@ -1,4 +1,4 @@
-"""Warp, upsample and compose for training, in torch, differentiable. `runtime.geometry.flow` is their definition."""
+"""Warp, upsample, compose and folds for training, in torch. `runtime.geometry.flow` is their definition."""
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ def identity(flow: Tensor) -> Tensor:
 
 
 def warp(image: Tensor, flow: Tensor, mode: str = "bilinear") -> Tensor:
-    """``image(x + flow(x))``, trilinear (or ``mode="nearest"``), zeros outside.
+    """``image(x + flow(x))``, trilinear (or ``mode="nearest"``), zeros outside. Computed and returned in float32.
 
     Args:
         image: (N, C, I, J, K).
@@ -22,14 +22,23 @@ def warp(image: Tensor, flow: Tensor, mode: str = "bilinear") -> Tensor:
     # Displacements are in voxels, so the grid's normalisation cancels out; this one is defined for one-voxel axes too.
     coordinates = (2 * (identity(flow) + flow.float()) + 1) / size - 1
     grid = coordinates.permute(0, 2, 3, 4, 1).flip(-1)
-    return F.grid_sample(image, grid.to(image.dtype), mode=mode, padding_mode="zeros", align_corners=False)
+    return F.grid_sample(image.float(), grid, mode=mode, padding_mode="zeros", align_corners=False)
 
 
 def upsample(flow: Tensor, scale: int) -> Tensor:
     """The same displacement on a grid `scale` times finer, values in voxels of that grid. (N, 3, I, J, K)."""
-    return scale * F.interpolate(flow, scale_factor=scale, mode="trilinear", align_corners=True)
+    return scale * F.interpolate(flow.float(), scale_factor=scale, mode="trilinear", align_corners=True)
 
 
 def compose(flow: Tensor, residual: Tensor) -> Tensor:
     """``flow(x + residual(x)) + residual(x)``; both (N, 3, I, J, K)."""
     return warp(flow, residual) + residual
+
+
+def folded_share(flow: Tensor) -> float:
+    """Share of voxels with Jacobian determinant <= 0 of a flow (1, 3, I, J, K), two or more voxels along each axis."""
+    slopes = [torch.gradient(component.float()) for component in flow[0]]
+    rows = [[slope + (n == m) for m, slope in enumerate(row)] for n, row in enumerate(slopes)]
+    (a, b, c), (d, e, f), (g, h, i) = rows
+    determinant = a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
+    return (determinant <= 0).float().mean().item()

@@ -4,12 +4,14 @@ Source: "IIRP-Net: Iterative Inference Residual Pyramid Network for Enhanced Ima
 section 3.1, in the form of the network its authors released (activations and channels).
 """
 
+import itertools
 from dataclasses import asdict, dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from runtime.geometry.errors import InputError
 from train.fields import compose, upsample, warp
 
 LEVELS = (4, 3, 2, 1)
@@ -35,9 +37,9 @@ class NetworkConfig:
 
     def __post_init__(self) -> None:
         if self.first_channels < 1 or self.first_channels % 2:
-            raise ValueError(f"first_channels: got {self.first_channels}, expected an even number >= 2")
+            raise InputError(f"first_channels: got {self.first_channels}, expected an even number >= 2")
         if not 0 <= self.res_blocks <= MAX_RES_BLOCKS:
-            raise ValueError(f"res_blocks: got {self.res_blocks}, expected 0 to {MAX_RES_BLOCKS}")
+            raise InputError(f"res_blocks: got {self.res_blocks}, expected 0 to {MAX_RES_BLOCKS}")
 
     @property
     def feature_channels(self) -> dict[int, int]:
@@ -61,7 +63,7 @@ class FeatureExtractor(nn.Module):
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         widths = [1, *(config.feature_channels[level] for level in (1, 2, 3, 4))]
-        self.convolutions = nn.ModuleList(_conv(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.convolutions = nn.ModuleList(_conv(a, b) for a, b in itertools.pairwise(widths))
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         features = []
@@ -108,19 +110,24 @@ class RPNet(nn.Module):
     def encode(self, image: Tensor) -> dict[int, Tensor]:
         """Feature maps by level of an image (N, 1, I, J, K) in [0, 1] whose sizes are multiples of 8."""
         if image.ndim != 5 or any(size % SIZE_MULTIPLE for size in image.shape[2:]):
-            raise ValueError(f"image: got shape {tuple(image.shape)}, expected (N, 1, I, J, K) with sizes % 8 == 0")
+            raise InputError(f"image: got shape {tuple(image.shape)}, expected (N, 1, I, J, K) with sizes % 8 == 0")
         return dict(enumerate(self.extractor(image), start=1))
 
     def estimate(self, level: int, warped_moving: Tensor, fixed: Tensor) -> Tensor:
-        """Residual flow (N, 3, I, J, K) of one level from its two feature maps (N, C, I, J, K)."""
-        return self.estimators[str(level)](torch.cat((warped_moving, fixed), dim=1))
+        """Residual flow (N, 3, I, J, K) of one level, float32, from its two feature maps (N, C, I, J, K)."""
+        features = torch.cat((warped_moving.to(fixed.dtype), fixed), dim=1)
+        return self.estimators[str(level)](features).float()
 
     def forward(self, moving: Tensor, fixed: Tensor) -> Tensor:
         """Flow (N, 3, I, J, K) in voxels, on the fixed grid, that aligns `moving` to `fixed` (both (N, 1, I, J, K))."""
+        return self.flows(moving, fixed)[1]
+
+    def flows(self, moving: Tensor, fixed: Tensor) -> dict[int, Tensor]:
+        """The flow as each level leaves it, by level, in voxels of that level's grid; level 1's is `forward`'s."""
         moving_features, fixed_features = self.encode(moving), self.encode(fixed)
-        flow = self.estimate(4, moving_features[4], fixed_features[4])
+        flows = {4: self.estimate(4, moving_features[4], fixed_features[4])}
         for level in LEVELS[1:]:
-            flow = upsample(flow, 2)
+            flow = upsample(flows[level + 1], 2)
             residual = self.estimate(level, warp(moving_features[level], flow), fixed_features[level])
-            flow = compose(flow, residual)
-        return flow
+            flows[level] = compose(flow, residual)
+        return flows
