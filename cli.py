@@ -171,7 +171,7 @@ def export(checkpoint, engine_dir, gate_shape, gate_fixed, gate_moving, spacing,
 @click.option("--validate-every", type=int, default=200, show_default=True, help="Steps between validations.")
 @click.option("--template", help="Base of some generated pairs: mni152 (from nilearn) or a skull-stripped scan.")
 @click.option(
-    "--shape", type=Numbers(int, 3), default=(80, 96, 80), show_default="80,96,80", help="Of generated pairs."
+    "--shape", type=Numbers(int, 3), help="Of generated pairs [default: 80,96,80], or to crop and pad --data to."
 )
 @click.option("--steps", type=int, default=100_000, show_default=True, help="Training steps, one pair each.")
 @click.option("--minutes", type=float, help="End after this much training time, whatever --steps says.")
@@ -181,6 +181,7 @@ def export(checkpoint, engine_dir, gate_shape, gate_fixed, gate_moving, spacing,
 @click.option("--learning-rate", type=float, default=1e-4, show_default=True, help="Of Adam.")
 @click.option("--schedule", type=click.Choice(["constant", "cosine"]), default="constant", show_default=True)
 @click.option("--warmup", type=int, default=0, show_default=True, help="Steps over which the learning rate rises.")
+@click.option("--coarse", type=float, default=0.0, show_default=True, help="Weight of the coarse flows' loss, fading.")
 @click.option("--clip", type=float, default=0.0, show_default=True, help="Largest gradient norm; 0: none.")
 @click.option("--average", type=float, default=0.0, show_default=True, help="Decay of a running mean of the weights.")
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True)

@@ -128,6 +128,19 @@ def test_train_wants_exactly_one_source(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_train_options_and_their_defaults_are_those_of_the_library():
+    import dataclasses
+
+    from train.options import FitOptions
+
+    fields = {field.name: field for field in dataclasses.fields(FitOptions)}
+    values = cli.main.commands["train"].make_context("train", ["--generated", "--output", "run"]).params
+    assert values.keys() - {"generated", "quiet"} == fields.keys()
+    for name, field in fields.items():
+        if field.default is not dataclasses.MISSING:
+            assert values[name] == field.default, name
+
+
 def test_train_export_register_from_nothing(tmp_path, pair):
     """The whole way a user goes, in small: weights from generated pairs, engines, an aligned scan."""
     fixed, moving = pair
