@@ -10,7 +10,11 @@ import click
 FOLDER = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
 ENGINE_DIR = click.option(
-    "--engine-dir", type=FOLDER, default="engines", show_default=True, help="Folder of an engine set (manifest.json)."
+    "--engine-dir",
+    type=FOLDER,
+    default=Path(__file__).resolve().parent / "engines",
+    show_default="engines/ beside cli.py",
+    help="Folder of an engine set.",
 )
 OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace an earlier result in the output folder.")
 QUIET = click.option("--quiet", is_flag=True, help="Print nothing but errors.")

@@ -13,6 +13,8 @@ from runtime.backends.table import BACKENDS, choose_backend
 from runtime.geometry.errors import InputError
 from runtime.manifest import EngineSet, load_engine_set
 
+SHIPPED = Path(__file__).resolve().parent.parent / "engines"
+
 
 @dataclass(frozen=True)
 class Engines:
@@ -59,11 +61,11 @@ class Engines:
             close()
 
 
-def open_engines(engine_dir: Path | str = "engines", backend: str = "auto", threads: int | None = None) -> Engines:
+def open_engines(engine_dir: Path | str = SHIPPED, backend: str = "auto", threads: int | None = None) -> Engines:
     """Checks an engine set and opens it.
 
     Args:
-        engine_dir: folder with `manifest.json` and the graphs.
+        engine_dir: folder with `manifest.json` and the graphs; the set that ships with the project if not given.
         backend: "auto" or a name of `BACKENDS`.
         threads: CPU threads for engines and kernels; None: all cores.
 
