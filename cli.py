@@ -55,7 +55,7 @@ def one_line_errors(command):
     return wrapped
 
 
-class Stages:
+class StageLine:
     """Shows which stage runs: one line that changes on a terminal, one line per stage elsewhere."""
 
     def __init__(self, quiet: bool) -> None:
@@ -76,16 +76,6 @@ class Stages:
         finally:
             if self._terminal and not self._quiet:
                 click.echo("\r\033[K", nl=False, err=True)
-
-
-def _prepare(stages: Stages) -> None:
-    """Compiles what this machine has not compiled yet, and says so."""
-    from runtime.warmup import is_cold, warm_up
-
-    if is_cold():
-        stages("compile for this computer (only this once, about a minute)")
-        warm_up()
-    stages("open engines")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -131,9 +121,9 @@ def register(engine_dir, fixed, moving, output, moving_labels, backend, threads,
     import runtime
     from runtime.report import check_output
 
-    check_output(output, overwrite, moving_labels is not None)
-    with Stages(quiet).shown() as stages:
-        _prepare(stages)
+    check_output(output, overwrite)
+    with StageLine(quiet).shown() as stages:
+        stages("open engines")
         with runtime.open_engines(engine_dir, backend, threads) as engines:
             result = runtime.register(fixed, moving, engines, runtime.Options(**options), moving_labels, stages)
         result.save(output, overwrite, stages)
@@ -239,8 +229,7 @@ def demo(output, engine_dir, quiet) -> None:
     from runtime.demo import run_demo
 
     lines = []
-    with Stages(quiet).shown() as stages:
-        _prepare(stages)
+    with StageLine(quiet).shown() as stages:
         run_demo(output, engine_dir, lines.append, stages)
     click.echo("\n".join(lines))
 

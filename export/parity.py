@@ -91,7 +91,8 @@ def check_parity(
     """
     fixed, moving = pair
     graphs = tuple(_graph_parities(network, engines))
-    worst = max(graphs, key=lambda graph: graph.difference)
+    # NaN compares false with everything, so max alone would pass it over.
+    worst = max(graphs, key=lambda graph: (np.isnan(graph.difference), graph.difference))
     echo(f"graphs: largest relative difference {worst.difference:.1e} ({worst.output})")
     if not worst.difference <= GRAPH_TOLERANCE:
         raise ParityError(

@@ -88,6 +88,8 @@ def export_checkpoint(
     network = checkpoint.network()
     notes = options.notes.read_text(encoding="utf-8") if options.notes else ""
     echo(f"exporting {checkpoint_path} ({sum(p.numel() for p in network.parameters()):,} parameters)")
+    if (engine_dir / MANIFEST).exists():
+        echo(f"the set in {engine_dir} will be replaced if the gate is passed")
     with _staging(engine_dir) as stage:
         graphs = export_graphs(network)
         manifest = _manifest(checkpoint, graphs, options)
@@ -140,6 +142,8 @@ def _staging(engine_dir: Path):
         yield stage
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+        if not any(engine_dir.iterdir()):
+            engine_dir.rmdir()
 
 
 def _file_name(engine: str, graph: bytes) -> str:
@@ -183,9 +187,9 @@ def _write_set(folder: Path, graphs: dict[str, bytes], manifest: dict[str, Any])
 
 
 def _publish(stage: Path, engine_dir: Path, manifest: dict[str, Any]) -> None:
-    """Graphs first (their names carry their hash, so none of the old set is touched), the manifest last."""
+    """Graphs first (their names carry their hash, so none of the old set is touched), then the manifest: that step."""
     names = {entry["file"] for entry in manifest["engines"].values()}
-    for name in (*sorted(names), CARD, MANIFEST):
+    for name in (*sorted(names), MANIFEST, CARD):
         os.replace(stage / name, engine_dir / name)
     for engine in ENGINES:
         for old in engine_dir.glob(f"{engine}.*.onnx"):
@@ -204,14 +208,18 @@ def model_card(manifest: dict[str, Any], notes: str) -> str:
         "licence of the weights": manifest["licence"],
         "created": manifest["created"],
     }
-    facts |= {key: value for key, value in manifest["provenance"].items() if key != "licence"}
-    lines = ["# Model card", "", "| | |", "| --- | --- |"]
-    lines += [f"| {key.replace('_', ' ')} | {_cell(value)} |" for key, value in facts.items()]
+    training = {key: value for key, value in manifest["provenance"].items() if key != "licence"}
+    lines = ["# Model card", "", *_table(facts), "", "## Training", "", *_table(training)]
     loops = manifest.get("parity", {}).get("loops", ())
     lines += ["", "## Parity with the PyTorch definition", "", "| schedule | largest difference, voxel | iterations |"]
     lines += ["| --- | --- | --- |"]
     lines += [f"| {loop['schedule']} | {loop['largest']:.1e} | {_cell(loop['counts'])} |" for loop in loops]
     return "\n".join([*lines, "", *([notes.strip(), ""] if notes.strip() else [])])
+
+
+def _table(facts: dict[str, Any]) -> list[str]:
+    rows = [f"| {key.replace('_', ' ')} | {_cell(value)} |" for key, value in facts.items()]
+    return ["| | |", "| --- | --- |", *rows]
 
 
 def _cell(value: Any) -> str:

@@ -40,13 +40,15 @@ class AffineStart:
         similarity_before: correlation at the finest spacing with the headers as they are.
         similarity_after: the same with `matrix`.
         stages: what led there.
-        note: why the result is less than an affine, if it is.
+        used: which of "headers", "centres of mass", "rigid" and "affine" correlated best and is `matrix`.
+        note: what to doubt about the result, if anything.
     """
 
     matrix: Array
     similarity_before: float
     similarity_after: float
     stages: tuple[Stage, ...]
+    used: str
     note: str | None = None
 
 
@@ -80,9 +82,7 @@ def align(fixed: Array, fixed_grid: Grid, moving: Array, moving_grid: Grid) -> A
             "affine start: fixed and moving do not correlate anywhere, expected two images of one body part and "
             "contrast; give --affine a matrix, or none to use the headers"
         )
-    if best in ("headers", "centres of mass") and note is None:
-        note = f"nothing correlates better than the {best}, which are used"
-    return AffineStart(candidates[best], scores["headers"], scores[best], (*stages, *steps), note)
+    return AffineStart(candidates[best], scores["headers"], scores[best], (*stages, *steps), best, note)
 
 
 def _descend(levels: list[Level], matrix: Array, name: str) -> tuple[Array, list[Stage]]:

@@ -88,6 +88,8 @@ class _Normal:
         except np.linalg.LinAlgError:
             return None
         ff, mm, fm = self.covariances
+        if ff <= 0:
+            return None
         below = fm - b_fixed @ x_moving
         gain = (mm - b_moving @ x_moving) / below if below > 0 else np.sqrt(mm / ff)
         step = gain * x_fixed - x_moving

@@ -1,8 +1,9 @@
 """Opening an engine set on a backend."""
 
-import os
-from collections.abc import Callable
-from dataclasses import dataclass
+import contextlib
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from runtime.backends.pair import FixedSide
 from runtime.backends.table import BACKENDS, choose_backend
 from runtime.geometry.errors import InputError
+from runtime.machine import cores
 from runtime.manifest import EngineSet, load_engine_set
 
 SHIPPED = Path(__file__).resolve().parent.parent / "engines"
@@ -33,6 +35,7 @@ class Engines:
     threads: int
     networks: Any
     fields: Any
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def fixed_side(self, fixed: np.ndarray, similarity: str) -> FixedSide:
         """Makes a fixed image (I, J, K) ready, float32 in [0, 1] on a working grid."""
@@ -52,13 +55,23 @@ class Engines:
             "weights": self.engine_set.manifest.get("provenance", {}),
         }
 
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """One registration at a time, on the threads asked for.
+
+        Raises:
+            InputError: the engines are closed.
+        """
+        with self._lock, self.fields.threads():
+            if self.networks.closed:
+                raise InputError("engines: closed already; open them again with open_engines")
+            yield
+
     def __enter__(self) -> "Engines":
         return self
 
     def __exit__(self, *exception: object) -> None:
-        close: Callable[[], None] | None = getattr(self.networks, "close", None)
-        if close is not None:
-            close()
+        self.networks.close()
 
 
 def open_engines(engine_dir: Path | str = SHIPPED, backend: str = "auto", threads: int | None = None) -> Engines:
@@ -76,6 +89,6 @@ def open_engines(engine_dir: Path | str = SHIPPED, backend: str = "auto", thread
         raise InputError(f"--threads: got {threads}, expected at least 1")
     name, reason = choose_backend(backend)
     engine_set = load_engine_set(engine_dir)
-    threads = threads or os.cpu_count() or 1
+    threads = threads or cores()
     networks, fields = BACKENDS[name].load()
     return Engines(engine_set, name, reason, threads, networks(engine_set, threads), fields(threads))

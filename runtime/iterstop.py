@@ -226,13 +226,19 @@ def _per_level(name: str, value: Any) -> tuple:
     return values
 
 
-def run(pair: Pair, schedule: Schedule, progress=lambda pass_, level, iteration: None) -> Iterations:
+def run(
+    pair: Pair,
+    schedule: Schedule,
+    progress=lambda pass_, level, iteration: None,
+    start: float | None = None,
+) -> Iterations:
     """Register a pair by a schedule.
 
     Args:
         pair: the images behind their engine.
         schedule: which rule stops each level.
         progress: called before every iteration with (pass, level, iteration), each counted from 1 but the level.
+        start: the similarity before any flow, where it is known already.
 
     Raises:
         InputError: the similarity of the result is not finite; no flow is returned then.
@@ -240,7 +246,8 @@ def run(pair: Pair, schedule: Schedule, progress=lambda pass_, level, iteration:
     total, passes, similarity = None, [], None
     for number in range(1, schedule.passes + 1):
         current = pair if total is None else pair.warped(total)
-        flow, traces, similarity = _run_levels(current, schedule, lambda *at, n=number: progress(n, *at))
+        known = start if total is None else None
+        flow, traces, similarity = _run_levels(current, schedule, lambda *at, n=number: progress(n, *at), known)
         total = flow if total is None else pair.compose(total, flow)
         passes.append(traces)
     if similarity is None or schedule.passes > 1:
@@ -253,9 +260,11 @@ def run(pair: Pair, schedule: Schedule, progress=lambda pass_, level, iteration:
     return Iterations(total, tuple(passes), similarity)
 
 
-def _run_levels(pair: Pair, schedule: Schedule, progress) -> tuple[Flow, tuple[LevelTrace, ...], float | None]:
+def _run_levels(
+    pair: Pair, schedule: Schedule, progress, similarity: float | None
+) -> tuple[Flow, tuple[LevelTrace, ...], float | None]:
     """All levels once. The similarity known at the end of a level is the start of the next, not computed again."""
-    flow, similarity, traces = pair.zero(LEVELS[0]), None, []
+    flow, traces = pair.zero(LEVELS[0]), []
     for level in LEVELS:
         if level != LEVELS[0]:
             flow = pair.upsample(flow)
@@ -287,9 +296,10 @@ def _run_until(pair: Pair, level: int, rule: LevelRule, flow: Flow, similarity, 
         after = pair.score(level, candidate)
         finite = math.isfinite(after)
         untested = rule.first_untested and iteration == 1
-        passed = finite and (untested or after - similarity >= rule.delta)
+        # Anything finite is better than a start whose similarity is not.
+        passed = finite and (untested or not math.isfinite(similarity) or after - similarity >= rule.delta)
         kept = passed or (finite and rule.keep_failing)
-        decisions.append(Decision(iteration, similarity, after, rule.delta, passed, kept))
+        decisions.append(Decision(iteration, None if untested else similarity, after, rule.delta, passed, kept))
         if kept:
             flow, similarity = candidate, after
         if not passed:

@@ -6,13 +6,15 @@ that publishes a new set. The runtime learns everything from it and guesses noth
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from runtime.geometry.errors import InputError
-from runtime.iterstop import LEVELS
+from runtime.geometry.intensity import rule_from_dict
+from runtime.iterstop import LEVELS, iterstop_schedule
 
 FORMAT = "rpnet-engine-set"
 VERSION = 1
@@ -132,18 +134,19 @@ def _check_format(folder: Path, manifest: Any) -> None:
 
 
 def _check_content(engine_set: EngineSet) -> None:
-    """Touches every field the runtime relies on, so that a manifest cannot fail later."""
+    """Uses every field the runtime relies on as the runtime will, so that a manifest cannot fail later."""
     place = engine_set.folder / MANIFEST
     try:
         found = set(engine_set.hashes)
         levels = set(engine_set.channels)
         facts = (engine_set.spacing, engine_set.size_multiple, *engine_set.channels.values())
-        stop = {"similarity", "delta", "limit", "on_stop"} - set(engine_set.stop)
         names = [engine_set.path(engine).name for engine in found]
-        _ = engine_set.precision, engine_set.intensity["rule"]
+        iterstop_schedule(**engine_set.stop)
+        rule_from_dict(engine_set.intensity)
+        _ = engine_set.precision
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"--engine-dir: {place} is incomplete or malformed ({error!r}); {REMEDY}") from None
-    if found != set(ENGINES) or levels != set(LEVELS) or stop or min(facts) <= 0:
+    if found != set(ENGINES) or levels != set(LEVELS) or not all(0 < fact < math.inf for fact in facts):
         raise InputError(
             f"--engine-dir: {place} lists engines {sorted(found)} and levels {sorted(levels)}, "
             f"expected {sorted(ENGINES)}, levels 1 to 4 and positive sizes; {REMEDY}"

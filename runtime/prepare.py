@@ -10,8 +10,8 @@ from runtime.geometry.grid import Grid, plan_working_grid
 from runtime.geometry.intensity import Rule
 from runtime.geometry.transform import read_affine
 from runtime.geometry.volume import Volume
+from runtime.machine import check_fits
 from runtime.manifest import EngineSet
-from runtime.memory import check_fits
 from runtime.stages import Stages
 
 Array = np.ndarray
@@ -60,7 +60,7 @@ def prepare(
         fixed_image, moving_image = rule.normalise(fixed.data, "--fixed"), rule.normalise(moving.data, "--moving")
         foreground = rule.foreground(fixed_image)
         grid = plan_working_grid(fixed.grid, foreground, engine_set.spacing, engine_set.size_multiple)
-        check_fits(grid.shape)
+        check_fits(grid.shape, fixed.data.size, moving.data.size)
     with stage("affine"):
         matrix, facts = _affine_start(start, fixed_image, fixed.grid, moving_image, moving.grid)
     with stage("resample"):

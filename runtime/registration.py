@@ -11,6 +11,7 @@ from runtime.engines import Engines
 from runtime.geometry.errors import InputError
 from runtime.geometry.grid import Grid
 from runtime.geometry.intensity import WindowRule, rule_from_dict
+from runtime.geometry.similarity import SIMILARITIES
 from runtime.geometry.transform import SpatialTransform
 from runtime.geometry.volume import Volume, read_labels, read_volume
 from runtime.prepare import prepare, read_start
@@ -37,33 +38,42 @@ class Options:
     affine: str = "auto"
     schedule: str = "iterstop"
     similarity: str | None = None
-    delta: tuple[float, ...] | None = None
-    max_iterations: tuple[int, ...] | None = None
+    delta: float | tuple[float, ...] | None = None
+    max_iterations: int | tuple[int, ...] | None = None
     on_stop: str | None = None
     window: tuple[float, float] | None = None
 
     def resolved(self, engines: Engines) -> "Options":
         """The same with every None replaced by the engine set's default."""
         stop = engines.engine_set.stop
-        similarity = self.similarity or stop["similarity"]
-        default_delta = stop["delta"] if similarity == stop["similarity"] else iterstop.DEFAULT_DELTA.get(similarity)
+        similarity = stop["similarity"] if self.similarity is None else self.similarity
+        if similarity not in SIMILARITIES:
+            raise InputError(f"--similarity: got {similarity!r}, expected one of {', '.join(SIMILARITIES)}")
+        if self.schedule.strip().lower() != "iterstop":
+            self._refuse_stop_options()
+            return replace(self, similarity=similarity)
+        delta = stop["delta"] if similarity == stop["similarity"] else iterstop.DEFAULT_DELTA[similarity]
         return replace(
             self,
             similarity=similarity,
-            delta=self.delta or (default_delta,),
-            max_iterations=self.max_iterations or (stop["limit"],),
-            on_stop=self.on_stop or stop["on_stop"],
+            delta=delta if self.delta is None else self.delta,
+            max_iterations=stop["limit"] if self.max_iterations is None else self.max_iterations,
+            on_stop=stop["on_stop"] if self.on_stop is None else self.on_stop,
         )
+
+    def _refuse_stop_options(self) -> None:
+        """An option that would be ignored is an error."""
+        for name in ("delta", "max_iterations", "on_stop"):
+            if (value := getattr(self, name)) is not None:
+                raise InputError(
+                    f"--{name.replace('_', '-')}: got {value}, but --schedule {self.schedule} has no stop rule; "
+                    "leave it out or use --schedule iterstop"
+                )
 
     def build_schedule(self) -> iterstop.Schedule:
         """The schedule these (resolved) options ask for; InputError where they make none."""
-        return iterstop.parse_schedule(
-            self.schedule,
-            similarity=self.similarity,
-            delta=self.delta,
-            limit=self.max_iterations,
-            on_stop=self.on_stop,
-        )
+        rule = {"similarity": self.similarity, "delta": self.delta, "limit": self.max_iterations}
+        return iterstop.parse_schedule(self.schedule, **rule, on_stop=self.on_stop)
 
 
 @dataclass(frozen=True)
@@ -118,6 +128,8 @@ class Registration:
             )
         if note := self.affine_start.get("note"):
             lines.append(f"affine start: {note}")
+        if self.labels is not None and self.labels.data.any() and not self.warped_labels.any():
+            lines.append("no label falls on the fixed image")
         return tuple(lines)
 
     def save(self, folder: Path | str, overwrite: bool = False, progress: Progress = silent) -> None:
@@ -165,34 +177,37 @@ def register(
     options = (options or Options()).resolved(engines)
     schedule = options.build_schedule()
     rule = WindowRule(*options.window) if options.window else rule_from_dict(engines.engine_set.intensity)
-    given_affine = read_start(options.affine)
+    start = read_start(options.affine)
     stage = Stages(progress)
     with stage("read"):
         fixed, moving = _volume(fixed, "--fixed"), _volume(moving, "--moving")
-        labels = None if moving_labels is None else _labels(moving_labels)
-    ready = prepare(fixed, moving, engines.engine_set, rule, given_affine, stage)
-    found, before, warped, folded = _run(engines, ready.fixed, ready.moving, schedule, options.similarity, stage)
-    with stage("apply"):
-        transform = SpatialTransform(ready.affine, found.flow, ready.grid)
-        displacement = transform.displacement(fixed.grid)
-        warped_moving, warped_labels = _apply(moving, labels, displacement, fixed.grid)
+        labels = None if moving_labels is None else _labels(moving_labels, moving)
+    with engines.running():
+        _compile_if_cold(stage)
+        ready = prepare(fixed, moving, engines.engine_set, rule, start, stage)
+        loop = _run(engines, ready.fixed, ready.moving, schedule, options.similarity, stage)
+        with stage("apply"):
+            transform = SpatialTransform(ready.affine, loop.found.flow, ready.grid)
+            displacement = transform.displacement(fixed.grid)
+            warped = _resampled(moving, displacement, fixed.grid, rule.background(moving.data))
+            warped_labels = None if labels is None else _resampled(labels, displacement, fixed.grid, 0, "nearest")
     return Registration(
-        fixed,
-        moving,
-        labels,
-        warped_moving,
-        warped_labels,
-        transform,
-        displacement,
-        found,
-        WorkingImages(ready.fixed, ready.moving, warped),
-        before,
-        folded,
-        ready.affine_start,
-        options,
-        schedule,
-        engines.as_dict(),
-        stage.seconds,
+        fixed=fixed,
+        moving=moving,
+        labels=labels,
+        warped=warped,
+        warped_labels=warped_labels,
+        transform=transform,
+        displacement=displacement,
+        iterations=loop.found,
+        working=WorkingImages(ready.fixed, ready.moving, loop.warped),
+        similarity_before=loop.before,
+        folded_share=loop.folded_share,
+        affine_start=ready.affine_start,
+        options=options,
+        schedule=schedule,
+        engine=engines.as_dict(),
+        seconds=stage.seconds,
     )
 
 
@@ -207,7 +222,8 @@ def register_arrays(
     Raises:
         InputError: shapes, intensities or a result that is not finite.
     """
-    return _run(engines, fixed, moving, schedule, similarity, Stages())[0]
+    with engines.running():
+        return _run(engines, fixed, moving, schedule, similarity, Stages()).found
 
 
 def check_images(fixed: Array, moving: Array, multiple: int) -> None:
@@ -229,23 +245,37 @@ def check_images(fixed: Array, moving: Array, multiple: int) -> None:
             raise InputError(f"{name} image: got intensities {low:g} to {high:g}, expected [0, 1]; normalise it first")
 
 
-def _run(engines: Engines, fixed: Array, moving: Array, schedule, similarity: str, stage: Stages):
+@dataclass(frozen=True)
+class _Loop:
     """The loop with its beginning and end: iterations (flow on the host), similarity before, warped image, folds."""
+
+    found: iterstop.Iterations
+    before: float
+    warped: Array
+    folded_share: float
+
+
+def _run(engines: Engines, fixed: Array, moving: Array, schedule, similarity: str, stage: Stages) -> _Loop:
     check_images(fixed, moving, engines.engine_set.size_multiple)
-    fields = engines.fields
+    fields, finest = engines.fields, iterstop.LEVELS[-1]
     with stage("encode"):
-        pair = engines.fixed_side(fixed, similarity).pair(fields.to_device(moving))
-        before = pair.score(iterstop.LEVELS[-1], pair.zero(iterstop.LEVELS[-1]))
+        moving = fields.to_device(moving)
+        pair = engines.fixed_side(fixed, similarity).pair(moving)
+        before = pair.score(finest, pair.zero(finest))
+
+    def progress(number: int, level: int, iteration: int) -> None:
+        stage.progress(_iteration_name(schedule, number, level, iteration))
+
     with stage("iterate"):
-        found = iterstop.run(pair, schedule, lambda n, level, i: stage.progress(_iteration_name(schedule, n, level, i)))
+        found = iterstop.run(pair, schedule, progress, before)
     with stage("finish"):
-        warped, folded = fields.warp(fields.to_device(moving), found.flow), fields.folded_share(found.flow)
+        warped, folded_share = fields.to_host(fields.warp(moving, found.flow)), fields.folded_share(found.flow)
         flow = fields.to_host(found.flow)
         if not np.isfinite(flow).all():
             raise InputError(
-                "flow: the engines gave NaN or Inf for these images; nothing was written; check both scans"
+                "flow: the engines gave NaN or Inf for these images; check both scans; nothing was written"
             )
-    return replace(found, flow=flow), before, fields.to_host(warped), folded
+    return _Loop(replace(found, flow=flow), before, warped, folded_share)
 
 
 def _iteration_name(schedule: iterstop.Schedule, number: int, level: int, iteration: int) -> str:
@@ -257,16 +287,26 @@ def _volume(source: Path | str | Volume, argument: str) -> Volume:
     return source if isinstance(source, Volume) else read_volume(Path(source), argument)
 
 
-def _labels(source: Path | str | Volume) -> Volume:
-    return source if isinstance(source, Volume) else read_labels(Path(source), "--moving-labels")
+def _labels(source: Path | str | Volume, moving: Volume) -> Volume:
+    labels = source if isinstance(source, Volume) else read_labels(Path(source), "--moving-labels")
+    boxes = [(grid.corners.min(axis=0), grid.corners.max(axis=0)) for grid in (labels.grid, moving.grid)]
+    if np.any(np.maximum(boxes[0][0], boxes[1][0]) > np.minimum(boxes[0][1], boxes[1][1])):
+        raise InputError(
+            f"--moving-labels: {labels.path or 'the label map'} lies apart from the moving scan in physical space; "
+            "give the label map of that scan, with its header"
+        )
+    return labels
 
 
-def _apply(moving: Volume, labels: Volume | None, displacement: Array, grid: Grid) -> tuple[Array, Array | None]:
-    """Moving image and labels on the fixed grid, each interpolated once."""
+def _compile_if_cold(stage: Stages) -> None:
+    from runtime.warmup import is_cold, warm_up
+
+    if is_cold():
+        with stage("compile for this computer (only this once, about a minute)"):
+            warm_up()
+
+
+def _resampled(volume: Volume, displacement: Array, grid: Grid, background: float, order: str = "linear") -> Array:
     from runtime.resample import resample_through
 
-    outside = min(float(moving.data.min()), 0.0)
-    warped = resample_through(moving.data, moving.grid, displacement, grid, "linear", outside)
-    if labels is None:
-        return warped, None
-    return warped, resample_through(labels.data, labels.grid, displacement, grid, "nearest", 0)
+    return resample_through(volume.data, volume.grid, displacement, grid, order, background)

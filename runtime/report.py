@@ -3,7 +3,9 @@
 import datetime
 import importlib.metadata
 import json
+import os
 import platform
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +15,7 @@ import numpy as np
 from runtime.geometry.errors import InputError
 from runtime.geometry.transform import write_affine, write_itk_displacement
 from runtime.geometry.volume import Volume, write_text, write_volume
-from runtime.memory import peak_bytes
+from runtime.machine import peak_bytes
 
 if TYPE_CHECKING:
     from runtime.registration import Registration
@@ -24,21 +26,18 @@ FORMAT, VERSION = "rpnet-registration", 1
 PACKAGES = ("numpy", "nibabel", "numba", "onnxruntime", "pillow")
 
 
-def check_output(folder: Path, overwrite: bool, labels: bool) -> None:
-    """Before any work: the folder can be made, and nothing in it would be overwritten unasked.
+def check_output(folder: Path, overwrite: bool) -> None:
+    """Before any work, and without touching anything: the folder can be made, and nothing in it is overwritten unasked.
 
     Raises:
         InputError: the folder cannot be written, or holds an earlier result and `overwrite` is False.
     """
-    names = output_names(labels)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise InputError(f"--output: cannot write to {folder} ({error.strerror}); choose another folder") from None
-    there = [name for name in names if (folder / name).exists()]
+    nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise InputError(f"--output: cannot write to {folder} ({nearest} is no writable folder); choose another folder")
+    there = [name for name in output_names(labels=True) if (folder / name).exists()]
+    if odd := [name for name in there if not (folder / name).is_file()]:
+        raise InputError(f"--output: {folder / odd[0]} is no file and cannot be replaced; choose another folder")
     if there and not overwrite:
         raise InputError(f"--output: {folder} already holds {', '.join(there)}; add --overwrite or choose another")
 
@@ -54,12 +53,9 @@ def save(result: "Registration", folder: Path, overwrite: bool = False, progress
     Raises:
         InputError: see `check_output`, and a disk that refuses (full, read-only).
     """
-    import time
-
     from runtime.preview import write_preview
 
-    check_output(folder, overwrite, result.labels is not None)
-    (folder / REPORT).unlink(missing_ok=True)
+    check_output(folder, overwrite)
     progress("write")
     start = time.perf_counter()
     grid, codes = result.fixed.grid, result.fixed.codes
@@ -73,6 +69,9 @@ def save(result: "Registration", folder: Path, overwrite: bool = False, progress
     if result.warped_labels is not None:
         jobs.append(lambda: write_volume(folder / LABELS, result.warped_labels, grid, codes))
     try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in (REPORT, LABELS):  # the sign of a whole result, and what this one may not have
+            (folder / name).unlink(missing_ok=True)
         # Compression dominates and leaves the interpreter's lock alone: files are written side by side.
         with ThreadPoolExecutor(2) as pool:
             for job in [pool.submit(job) for job in jobs]:
@@ -119,16 +118,18 @@ def summary(result: "Registration") -> str:
     """A few lines for people: what ran, how alike the images became, what the field looks like."""
     found, engine = result.iterations, result.engine
     counts = " + ".join("(" + ", ".join(map(str, passed)) + ")" for passed in found.counts)
+    rule = ", ".join(word for word in (result.schedule.name, result.options.on_stop) if word)
     length = _displacement_statistics(result.displacement)
     lines = [
         f"engine      {engine['backend']} ({engine['library']}, {engine['device']}, {engine['precision']}, "
         f"{engine['threads']} threads; {engine['reason']})",
-        f"iterations  {counts} at levels 4, 3, 2, 1 ({result.schedule.name}, {result.options.on_stop})",
+        f"iterations  {counts} at levels 4, 3, 2, 1 ({rule})",
         f"similarity  {result.options.similarity} {result.similarity_before:.4f} after the affine, "
         f"{found.similarity:.4f} after registration",
         f"field       mean {length['mean']:.1f} mm, largest {length['max']:.1f} mm, affine included; "
         f"folded voxels {100 * result.folded_share:.3f} %",
-        f"time        {sum(result.seconds.values()):.1f} s, of which the network {result.seconds['iterate']:.1f} s",
+        f"time        {sum(result.seconds.values()):.1f} s before writing, of which the loop "
+        f"{result.seconds['iterate']:.1f} s",
     ]
     lines += [f"warning     {warning}" for warning in result.warnings]
     return "\n".join(lines)

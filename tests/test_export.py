@@ -88,6 +88,36 @@ def test_a_set_that_computes_something_else_fails_the_gate_and_the_old_one_stays
     assert contents(engine_copy) == before
 
 
+def test_a_graph_that_gives_nan_fails_the_gate_as_a_graph(checkpoint, engines, monkeypatch):
+    network = load_checkpoint(checkpoint).network()
+    right = engines.networks.residual
+
+    def broken(level, features):
+        return right(level, features) * (np.nan if level == 1 else 1)
+
+    monkeypatch.setattr(engines.networks, "residual", broken)
+    with pytest.raises(ParityError, match="residual of level 1 differs by nan"):
+        export.parity.check_parity(network, engines, example_pair((16, 16, 16)), "a pair")
+
+
+def test_a_failed_gate_leaves_no_folder_behind(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(export.parity, "FLOW_TOLERANCE", -1.0)
+    with pytest.raises(ParityError):
+        export_checkpoint(checkpoint, tmp_path / "new", SMALL)
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_card_tells_facts_of_the_engines_from_facts_of_the_training():
+    manifest = {
+        "network": {"first_channels": 8, "res_blocks": 2},
+        "stop": {"similarity": "ncc", "delta": 0.005, "limit": 10, "on_stop": "keep"},
+        "spacing_mm": 1.0, "intensity": {"rule": "percentile"}, "precision": "fp32", "opset": 20,
+        "licence": "Apache-2.0", "created": "today", "provenance": {"precision": "bf16"},
+    }  # fmt: skip
+    engines_part, training_part = export.publish.model_card(manifest, "").split("## Training")
+    assert "| precision | fp32" in engines_part and "| precision | bf16" in training_part
+
+
 def test_the_gate_watches_whole_registrations_too(checkpoint, engine_copy, monkeypatch):
     """Graphs that agree do not suffice: a fault in the field operations shows in the flow."""
     from runtime.backends.fields_numba import NumbaFields

@@ -213,8 +213,12 @@ def test_an_ordinary_header_gives_no_warning(tmp_path):
         assert read_volume(save(tmp_path / "a.nii", sform=codes[0], qform=codes[1]), "x").warnings == ()
 
 
-def test_the_unit_of_the_header_is_a_warning(tmp_path):
-    assert "micron" in read_volume(save(tmp_path / "a.nii", xyzt_units=3), "x").warnings[0]
+@pytest.mark.parametrize(("code", "name", "factor"), [(1, "meter", 1e3), (2, "mm", 1), (3, "micron", 1e-3)])
+def test_the_unit_of_the_header_is_converted_to_mm_with_a_warning(tmp_path, code, name, factor):
+    volume = read_volume(save(tmp_path / "a.nii", xyzt_units=code), "x")
+    plain = read_volume(save(tmp_path / "b.nii", xyzt_units=2), "x")
+    np.testing.assert_allclose(volume.grid.affine[:3], factor * plain.grid.affine[:3])
+    assert [name in warning for warning in volume.warnings] == ([] if name == "mm" else [True])
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])

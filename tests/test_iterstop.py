@@ -122,6 +122,19 @@ def test_a_score_that_is_not_finite_stops_the_level_and_undoes_the_candidate(bad
     assert result.flow.startswith("z4+^^+")
 
 
+def test_a_start_that_is_not_finite_is_left_by_the_first_finite_candidate():
+    result, _ = run({4: [NAN, 0.5, 0.5], 3: [0.5], 2: [0.5], 1: [0.5]}, on_stop="revert")
+    assert result.counts == ((1, 0, 0, 0),)
+
+
+def test_a_known_start_is_not_scored_again():
+    scores = {4: [0.5, 0.5], 3: [0.5], 2: [0.5], 1: [0.5]}
+    pair = ScriptedPair(scores)
+    result = iterstop.run(pair, iterstop.iterstop_schedule(on_stop="revert"), start=0.4)
+    assert result.passes[0][0].decisions[0].before == 0.4
+    assert ("score", 4, "z4") not in pair.log
+
+
 @pytest.mark.parametrize("on_stop", iterstop.ON_STOP)
 def test_nothing_but_nan_ends_in_an_error_not_in_a_loop(on_stop):
     with pytest.raises(InputError, match="similarity: got nan"):

@@ -46,8 +46,12 @@ def test_manifest_is_no_json(engine_copy):
         ("levels", [{"level": 4, "scale": 8, "channels": 32}], "levels"),
         ("spacing_mm", -1.0, "positive sizes"),
         ("spacing_mm", "thin", "incomplete or malformed"),
-        ("stop", {"delta": 0.1}, "expected"),
-        ("intensity", {}, "incomplete or malformed"),
+        ("stop", {"delta_t": 0.1}, "incomplete or malformed"),
+        ("spacing_mm", float("nan"), "positive sizes"),
+        ("stop", {"similarity": "ncc", "delta": "x", "limit": 10, "on_stop": "keep"}, "incomplete or malformed"),
+        ("stop", {"similarity": "mi", "delta": 0.1, "limit": 10, "on_stop": "keep"}, "similarity: got 'mi'"),
+        ("intensity", {"rule": "histogram"}, "intensity rule: got 'histogram'"),
+        ("intensity", {}, "intensity rule: got None"),
         ("engines", [], "incomplete or malformed"),
     ],
 )
@@ -62,6 +66,16 @@ def test_missing_fields(engine_copy, field):
     edit(engine_copy, lambda manifest: manifest.pop(field))
     with pytest.raises(InputError, match=r"--engine-dir: .*manifest\.json"):
         load_engine_set(engine_copy)
+
+
+def test_graphs_other_than_the_manifest_says(engine_copy):
+    """Wrong channels are found when the engines are opened, before any image is read."""
+    import runtime
+
+    levels = [{"level": level, "scale": 1, "channels": 12} for level in (4, 3, 2, 1)]
+    edit(engine_copy, lambda manifest: manifest.update(levels=levels))
+    with pytest.raises(InputError, match=r"a graph in .* takes .* the manifest says"):
+        runtime.open_engines(engine_copy)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

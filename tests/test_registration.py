@@ -8,7 +8,7 @@ import pytest
 import SimpleITK as sitk
 
 import runtime
-from runtime import iterstop
+from runtime import iterstop, machine
 from runtime.example import example_pair
 from runtime.geometry.errors import InputError
 from runtime.geometry.volume import read_volume, write_volume
@@ -164,7 +164,8 @@ def test_ct_window(engines, tmp_path):
 
 
 def test_memory_is_checked_before_work(pair, engines, monkeypatch):
-    monkeypatch.setattr("runtime.memory.available_bytes", lambda: 300 * 2**20)
+    """There is room for what every registration needs, but not for this grid."""
+    monkeypatch.setattr("runtime.machine.available_bytes", lambda: machine.ALWAYS + 10 * 2**20)
     with pytest.raises(InputError, match=r"--fixed: the working grid \(.*\) needs about .* GiB are available"):
         runtime.register(*pair, engines, QUICK)
 
@@ -212,7 +213,12 @@ def test_engines_that_give_nan_are_found_out(engines, monkeypatch):
     [
         (Options(schedule="often"), "schedule: got 'often'"),
         (Options(similarity="mi"), "similarity: got 'mi'"),
+        (Options(schedule="1,1,1,1", similarity="mi"), "similarity: got 'mi'"),
         (Options(on_stop="perhaps"), "on-stop: got 'perhaps'"),
+        (Options(max_iterations=0), "max-iterations: got 0"),
+        (Options(schedule="1,1,1,1", on_stop="keep"), "--on-stop: got keep, but --schedule 1,1,1,1 has no stop rule"),
+        (Options(schedule="cascade:2", delta=0.1), "--delta: got 0.1, but --schedule cascade:2 has no stop rule"),
+        (Options(schedule="1,1,1,1", max_iterations=3), "--max-iterations: got 3"),
         (Options(window=(5.0, 5.0)), "intensity rule: got the window"),
         (Options(affine="/absent/start.txt"), "--affine"),
     ],
@@ -229,6 +235,52 @@ def test_backends_are_opened_by_name_or_refused(engine_dir):
         runtime.open_engines(engine_dir, "tpu")
     with pytest.raises(InputError, match="--threads: got 0"):
         runtime.open_engines(engine_dir, threads=0)
+
+
+def test_delta_zero_is_a_delta(engines):
+    assert Options(delta=0.0).resolved(engines).delta == 0.0
+    assert Options().resolved(engines).delta == 0.005
+    assert Options(similarity="mse").resolved(engines).delta == iterstop.DEFAULT_DELTA["mse"]
+
+
+def test_closed_engines_say_so(engine_dir):
+    with runtime.open_engines(engine_dir) as engines:
+        pass
+    with pytest.raises(InputError, match="engines: closed already"):
+        register_arrays(engines, *example_pair((16, 16, 16)), iterstop.parse_schedule("1,1,1,1"))
+
+
+def test_threads_are_held_to_and_given_back(engine_dir):
+    import numba
+
+    before = numba.get_num_threads()
+    with runtime.open_engines(engine_dir, threads=1) as engines, engines.running():
+        assert numba.get_num_threads() == 1
+    assert numba.get_num_threads() == before
+
+
+def test_a_dark_voxel_is_not_the_background(engines, tmp_path):
+    """Ringing makes MR scans a little negative; what lies outside the moving scan is 0 all the same."""
+    place, small = scans.grid(), scans.grid((24, 28, 24))
+    image = scans.scan(small)
+    image[0, 0, 0] = -50
+    write_volume(tmp_path / "m.nii.gz", image, small)
+    fixed = scans.write_scan(tmp_path / "f.nii.gz", place)
+    result = runtime.register(fixed, tmp_path / "m.nii.gz", engines, QUICK)
+    assert result.warped[0, 0, 0] == 0
+
+
+def test_labels_of_another_place_are_refused(pair, engines, tmp_path):
+    place = scans.grid()
+    far = scans.write_labels(tmp_path / "far.nii.gz", place.crop((900, 0, 0), place.shape))
+    with pytest.raises(InputError, match=r"--moving-labels: .* lies apart from the moving scan"):
+        runtime.register(*pair, engines, QUICK, far)
+
+
+def test_overwriting_leaves_nothing_of_the_result_before(pair, labels, engines, tmp_path):
+    runtime.register(*pair, engines, QUICK, labels).save(tmp_path / "out")
+    runtime.register(*pair, engines, QUICK).save(tmp_path / "out", overwrite=True)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == set(output_names(labels=False))
 
 
 def test_volumes_already_read_are_taken_as_they_are(pair, engines):

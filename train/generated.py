@@ -160,9 +160,10 @@ def _template_scene(rng: np.random.Generator, shape: tuple[int, int, int], templ
     folds = (layout - rng.uniform(0.5, 0.6) + folding) * 14
     if rng.random() < CLEFT_SHARE:
         folds = torch.minimum(folds, _clefts(rng, _sample(template.depth, coordinates)))
+    # The template's own shades keep what lies between the three values apart, such as the deep grey matter.
+    texture = smooth_noise(rng, shape, rng.uniform(3, 8)) + rng.uniform(0, 12) * (layout - 0.75)
     return Scene(
-        (layout - 0.25) * 20, folds, rng.uniform(2.4, 4.4), rng.uniform(0.3, 1.2),
-        smooth_noise(rng, shape, rng.uniform(3, 8)),
+        (layout - 0.25) * 20, folds, rng.uniform(2.4, 4.4), rng.uniform(0.3, 1.2), texture,
         _deep_structures(rng, shape, int(rng.integers(0, 4))), _values(rng),
     )  # fmt: skip
 

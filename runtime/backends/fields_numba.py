@@ -1,7 +1,8 @@
 """Field operations on the host: everything between engine calls, over `kernels_numba`."""
 
+import contextlib
 import math
-import os
+from collections.abc import Iterator
 
 import numba
 import numpy as np
@@ -17,14 +18,23 @@ class NumbaFields:
     """Field operations on planar float32 arrays in host memory. A flow is an array (3, I, J, K).
 
     Args:
-        threads: CPU threads the kernels use; None: all that numba sees.
+        threads: CPU threads the kernels use within `threads()`; None: all that numba sees.
     """
 
     name = "numba"
 
     def __init__(self, threads: int | None = None) -> None:
-        self._threads = min(threads or os.cpu_count() or 1, numba.config.NUMBA_NUM_THREADS)
+        self._threads = min(threads or numba.config.NUMBA_NUM_THREADS, numba.config.NUMBA_NUM_THREADS)
+
+    @contextlib.contextmanager
+    def threads(self) -> Iterator[None]:
+        """Holds numba, in this Python thread, to the threads asked for; leaves it as it was."""
+        before = numba.get_num_threads()
         numba.set_num_threads(self._threads)
+        try:
+            yield
+        finally:
+            numba.set_num_threads(before)
 
     def zero(self, shape: tuple[int, int, int]) -> Array:
         """The flow that moves nothing."""

@@ -35,6 +35,22 @@ class OnnxRuntimeNetworks:
         self._extractor = _open(engine_set, EXTRACTOR, options)
         self._estimators = {level: _open(engine_set, estimator_name(level), options) for level in LEVELS}
         self._outputs = [features_name(level) for level in sorted(LEVELS)]
+        self.closed = False
+        self._check_channels(engine_set)
+
+    def _check_channels(self, engine_set: EngineSet) -> None:
+        """The graphs are those the manifest describes: names, and feature channels by level."""
+        expected = [(IMAGE, [1, 1])] + [(FEATURES, [1, 2 * engine_set.channels[level]]) for level in LEVELS]
+        for session, (name, head) in zip((self._extractor, *self._estimators.values()), expected, strict=True):
+            taken = [(value.name, value.shape[:2]) for value in session.get_inputs()]
+            if taken != [(name, head)]:
+                raise InputError(
+                    f"--engine-dir: a graph in {engine_set.folder} takes {taken}, the manifest says {[(name, head)]}; "
+                    "export the set again"
+                )
+
+    def close(self) -> None:
+        self._extractor, self._estimators, self.closed = None, {}, True
 
     def features(self, image: Array) -> dict[int, Array]:
         """Feature maps (C, I, J, K) by level of an image (I, J, K) in [0, 1]."""

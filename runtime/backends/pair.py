@@ -14,12 +14,16 @@ class Networks(Protocol):
     def residual(self, level: int, features: Array) -> Array:
         """Residual flow (3, I, J, K) of one level from its two feature maps (2C, I, J, K), warped moving first."""
 
+    def close(self) -> None:
+        """Lets go of the engines; `closed` is True from then on."""
+
 
 class Fields(Protocol):
     """Field operations between engine calls; `runtime.backends.fields_numba` documents them."""
 
     name: str
 
+    def threads(self) -> Any: ...
     def zero(self, shape: tuple[int, int, int]) -> Array: ...
     def estimator_input(self, fixed_features: Array) -> Array: ...
     def warp_into(self, buffer: Array, moving_features: Array, flow: Array) -> Array: ...

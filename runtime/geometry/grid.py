@@ -14,6 +14,7 @@ from runtime.geometry.errors import InputError
 Array = np.ndarray
 ORTHOGONAL = 1e-3  # largest cosine between two axes that still counts as a right angle (0.06 degrees)
 SAME_SPACING = 0.01  # relative difference of spacing below which the fixed image's own voxels are used
+FEWEST_VOXELS = 2  # of the working grid that the foreground must span along its longest axis
 SINGULAR = 1e-4  # smallest volume of the box of three unit axes
 
 
@@ -198,6 +199,12 @@ def plan_working_grid(
     first, last = bounding_box(reorient_array(foreground, axes, signs))
     lattice = canonical if _matches(canonical, spacing) else _orthonormal(canonical, spacing)
     low, high = _box_on(lattice, canonical, first, last)
+    extent = (last - first + 1) * canonical.spacing
+    if extent.max() < FEWEST_VOXELS * spacing:
+        raise InputError(
+            f"foreground: spans {extent.max():.2g} mm at most, expected several voxels of {spacing:g} mm, which the "
+            "network takes; check the voxel size and its unit in the fixed image's header"
+        )
     border_low, border_high = _box_on(lattice, canonical, np.zeros(3), np.array(canonical.shape) - 1)
     margin = margin_mm / np.array(lattice.spacing)
     start = np.floor(np.maximum(low - margin, border_low) + 1e-6)

@@ -38,6 +38,10 @@ class PercentileRule:
         top = np.percentile(positive, self.upper)
         return _checked(np.clip(data * np.float32(1 / top), 0, 1, dtype=np.float32), argument)
 
+    def background(self, data: Array) -> float:
+        """The intensity of what lies outside the image: 0."""
+        return 0.0
+
     def foreground(self, normalised: Array) -> Array:
         """The (I, J, K) bool mask to crop to; see `foreground_mask`."""
         return foreground_mask(normalised)
@@ -65,6 +69,10 @@ class WindowRule:
         """Intensities (I, J, K) -> float32 in [0, 1]; InputError if all voxels become equal."""
         scaled = (data - np.float32(self.low)) * np.float32(1 / (self.high - self.low))
         return _checked(np.clip(scaled, 0, 1, dtype=np.float32), argument)
+
+    def background(self, data: Array) -> float:
+        """The intensity of what lies outside the image: the darkest of `data` (air), at most `low`."""
+        return min(float(data.min()), self.low)
 
     def foreground(self, normalised: Array) -> Array:
         """The (I, J, K) bool mask to crop to; see `foreground_mask`."""

@@ -21,6 +21,7 @@ Image = nib.spatialimages.SpatialImage
 SUFFIXES = (".nii.gz", ".nii", ".mgz", ".mgh")
 SCANNER = 1  # NIfTI code of a transform to scanner coordinates
 FORMS_DIFFER_MM = 0.1
+MILLIMETRES = {"meter": 1e3, "micron": 1e-3}  # in one unit, where a NIfTI header names another than mm
 WHOLE = 1e-3  # how far a label may be from a whole number: scl_slope is stored in single precision
 LABEL_TYPES = (np.uint8, np.int16, np.uint16, np.int32)
 
@@ -217,7 +218,9 @@ def _checked_shape(image: Image, path: Path, argument: str) -> tuple[int, int, i
 
 
 def _checked_affine(image: Image, path: Path, argument: str) -> Array:
-    affine = np.asarray(image.affine, dtype=np.float64)
+    affine = np.array(image.affine, dtype=np.float64)
+    if isinstance(image, nib.Nifti1Image):
+        affine[:3] *= MILLIMETRES.get(image.header.get_xyzt_units()[0], 1.0)
     check_affine(affine, f"{argument}: {path}: voxel-to-world affine")
     return affine
 
@@ -266,8 +269,8 @@ def _doubts(image: Image) -> Iterator[str]:
     sform, qform = _codes(image)
     if sform == 0 and qform == 0:
         yield "neither sform nor qform is set; orientation and origin are guessed from the voxel sizes"
-    if header.get_xyzt_units()[0] in ("meter", "micron"):
-        yield f"the header's unit is {header.get_xyzt_units()[0]}; its numbers are taken as mm"
+    if (unit := header.get_xyzt_units()[0]) in MILLIMETRES:
+        yield f"the header's unit is {unit}; its numbers are converted to mm"
     if sform > 0 and qform > 0:
         yield from _disagreement(image)
 

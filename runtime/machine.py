@@ -1,0 +1,76 @@
+"""The machine: its cores, the memory a registration needs, what is there, and what was used."""
+
+import os
+import sys
+from pathlib import Path
+
+from runtime.geometry.errors import InputError
+
+# Peak memory by part, bytes a voxel, measured (docs/measurements): the estimator of level 1 sets the working grid's,
+# the displacement and its compression the fixed image's.
+WORKING, FIXED, MOVING = 750, 80, 30
+ALWAYS = 400 * 2**20
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def cores() -> int:
+    """Processors this process may use (affinity, where the system has it)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def needed_bytes(working: int, fixed: int = 0, moving: int = 0) -> int:
+    """Peak memory of a registration, roughly, from the numbers of voxels of its three grids."""
+    return ALWAYS + WORKING * working + FIXED * fixed + MOVING * moving
+
+
+def available_bytes() -> int | None:
+    """Memory that can be had without swapping, within this process's limits; None where the system does not tell."""
+    known = [value for value in (_free_memory(), _cgroup_rest()) if value is not None]
+    return min(known, default=None)
+
+
+def _free_memory() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        facts = dict(line.split(":", 1) for line in lines if ":" in line)
+        return int(facts["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return None
+
+
+def _cgroup_rest() -> int | None:
+    """What a container or a batch system leaves of its limit (cgroup v2)."""
+    try:
+        limit, used = (int((CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
+        return max(limit - used, 0)
+    except (OSError, ValueError):
+        return None
+
+
+def peak_bytes() -> int | None:
+    """Peak resident memory of this process so far; None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def check_fits(working: tuple[int, int, int], fixed: int, moving: int) -> None:
+    """Refuses work that would not fit, before it starts.
+
+    Args:
+        working: shape of the working grid.
+        fixed, moving: voxels of the scans.
+
+    Raises:
+        InputError: more memory is needed than is available.
+    """
+    i, j, k = working
+    needed, available = needed_bytes(i * j * k, fixed, moving), available_bytes()
+    if available is not None and needed > available:
+        raise InputError(
+            f"--fixed: the working grid {working} needs about {needed / 2**30:.1f} GiB of memory, "
+            f"{available / 2**30:.1f} GiB are available; crop the fixed image, close other programs or use another"
+        )
