@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-FOLDER = click.Path(file_okay=False, path_type=Path)
-FILE = click.Path(dir_okay=False, path_type=Path)
+FOLDER = click.Path(path_type=Path)
+FILE = click.Path(path_type=Path)
 ENGINE_DIR = click.option(
     "--engine-dir",
     type=FOLDER,
@@ -51,6 +51,11 @@ def one_line_errors(command):
             return command(*args, **kwargs)
         except InputError as error:
             raise click.ClickException(str(error)) from None
+        except ModuleNotFoundError as error:
+            package = (error.name or "").partition(".")[0]
+            raise click.ClickException(
+                f"needs the package {package}, which is not installed; pip install -r requirements.txt"
+            ) from None
 
     return wrapped
 
@@ -78,7 +83,27 @@ class StageLine:
                 click.echo("\r\033[K", nl=False, err=True)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+class OneLineGroup(click.Group):
+    """A command line that cannot be parsed is one line too, exit code 2."""
+
+    def main(self, *args, standalone_mode: bool = True, **kwargs):
+        if not standalone_mode:
+            return super().main(*args, standalone_mode=False, **kwargs)
+        try:
+            sys.exit(super().main(*args, standalone_mode=False, **kwargs) or 0)
+        except click.UsageError as error:
+            place = f"; see {error.ctx.command_path} --help" if error.ctx else ""
+            click.echo(f"Error: {error.format_message().rstrip('.')}{place}", err=True)
+            sys.exit(error.exit_code)
+        except click.ClickException as error:
+            error.show()
+            sys.exit(error.exit_code)
+        except click.Abort:
+            click.echo("Aborted", err=True)
+            sys.exit(1)
+
+
+@click.group(cls=OneLineGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 def main() -> None:
     """Learned 3-D image registration: RP-Net and IIRP-Net (CVPR 2024) from training to deployment."""
 
@@ -121,7 +146,8 @@ def register(engine_dir, fixed, moving, output, moving_labels, backend, threads,
     import runtime
     from runtime.report import check_output
 
-    check_output(output, overwrite)
+    affine = None if options["affine"] in ("auto", "none") else options["affine"]
+    check_output(output, overwrite, (fixed, moving, moving_labels, affine))
     with StageLine(quiet).shown() as stages:
         stages("open engines")
         with runtime.open_engines(engine_dir, backend, threads) as engines:
@@ -231,7 +257,8 @@ def demo(output, engine_dir, quiet) -> None:
     lines = []
     with StageLine(quiet).shown() as stages:
         run_demo(output, engine_dir, lines.append, stages)
-    click.echo("\n".join(lines))
+    if not quiet:
+        click.echo("\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -57,8 +57,12 @@ class ExportOptions:
             raise InputError(f"--gate-shape: got {self.gate_shape}, expected multiples of {SIZE_MULTIPLE}, at least 16")
         if (self.gate_fixed is None) != (self.gate_moving is None):
             raise InputError("--gate-fixed, --gate-moving: got one, expected both or neither")
+        for name, path in (("--gate-fixed", self.gate_fixed), ("--gate-moving", self.gate_moving)):
+            if path is not None and not Path(path).is_file():
+                raise InputError(f"{name}: {path} does not exist; check the path")
         if not self.spacing > 0:
             raise InputError(f"--spacing: got {self.spacing}, expected mm above 0")
+        _ = self.rule
         if self.notes is not None and not self.notes.is_file():
             raise InputError(f"--notes: {self.notes} does not exist, expected a Markdown file")
 
@@ -202,7 +206,7 @@ def model_card(manifest: dict[str, Any], notes: str) -> str:
     network, stop = manifest["network"], manifest["stop"]
     facts = {
         "network": f"RP-Net, {network['first_channels']} channels at level 1, {network['res_blocks']} residual blocks",
-        "input": f"pairs at {manifest['spacing_mm']} mm, intensities by rule {manifest['intensity']}",
+        "input": f"pairs at {manifest['spacing_mm']} mm, aligned affinely, closest RAS+ order; {_rule(manifest)}",
         "precision": f"{manifest['precision']}, ONNX opset {manifest['opset']}",
         "stop rule": f"IterStop: {stop['similarity']}, delta {stop['delta']}, limit {stop['limit']}, {stop['on_stop']}",
         "licence of the weights": manifest["licence"],
@@ -218,9 +222,21 @@ def model_card(manifest: dict[str, Any], notes: str) -> str:
 
 
 def _table(facts: dict[str, Any]) -> list[str]:
-    rows = [f"| {key.replace('_', ' ')} | {_cell(value)} |" for key, value in facts.items()]
+    rows = [f"| {key.replace('_', ' ')} | {_cell(value)} |" for key, value in facts.items() if value not in ({}, None)]
     return ["| | |", "| --- | --- |", *rows]
 
 
+def _rule(manifest: dict[str, Any]) -> str:
+    fields = manifest["intensity"]
+    if fields["rule"] == "window":
+        return f"intensities {fields['low']:g} to {fields['high']:g} become 0 to 1, clipped"
+    return f"intensities 0 to the {fields['upper']:g}th percentile of the voxels above 0 become 0 to 1, clipped"
+
+
 def _cell(value: Any) -> str:
-    return (json.dumps(value) if isinstance(value, dict | list | tuple) else str(value)).replace("|", "\\|")
+    """Nested facts as plain words."""
+    if isinstance(value, dict):
+        return "; ".join(f"{str(key).replace('_', ' ')} {_cell(entry)}" for key, entry in value.items() if entry)
+    if isinstance(value, list | tuple):
+        return ", ".join(f"({_cell(entry)})" if isinstance(entry, list | tuple) else _cell(entry) for entry in value)
+    return (f"{value:.4g}" if isinstance(value, float) else str(value)).replace("|", "\\|")

@@ -34,6 +34,7 @@ LABELS = {
 MOVING_SPACING = (1.0, 1.0, 1.2)
 MOVING_TILT_DEGREES = (14.0, -6.0, 9.0)
 MARGIN_MM = 14.0
+TRUTH = "truth.npz"
 TRUTH_STEP = 4
 
 
@@ -86,6 +87,7 @@ def run_demo(
     from runtime.registration import register
 
     folder = Path(folder)
+    _check_folder(folder)
     with open_engines(engine_dir) as engines:
         progress("make a pair with a known answer from the MNI152 brain")
         pair = make_pair(folder)
@@ -93,9 +95,17 @@ def run_demo(
         result.save(folder / "aligned", overwrite=True, progress=progress)
         progress("compare with the truth")
         outcomes = _outcomes(pair, result)
-    for line in (*_table(outcomes), *_what_to_open(folder)):
+    for line in (*result.summary().splitlines(), *_table(outcomes), *_what_to_open(folder)):
         echo(line)
     return outcomes
+
+
+def _check_folder(folder: Path) -> None:
+    """Only what an earlier demo wrote may be replaced."""
+    if folder.is_file():
+        raise InputError(f"--output: {folder} is a file, expected a folder; choose another")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / TRUTH).is_file():
+        raise InputError(f"--output: {folder} holds other files, expected a new folder or an earlier demo's")
 
 
 def make_pair(folder: str | Path, seed: int = 0) -> DemoPair:
@@ -123,7 +133,7 @@ def make_pair(folder: str | Path, seed: int = 0) -> DemoPair:
     write_volume(pair.moving, moving, warp.grid)
     write_volume(pair.fixed_labels, labels, template.grid)
     write_volume(pair.moving_labels, moving_labels, warp.grid)
-    with atomic_path(folder / "truth.npz") as partial:
+    with atomic_path(folder / TRUTH) as partial:
         np.savez_compressed(partial, points=pair.points, moving_points=pair.moving_points)
     return pair
 
@@ -233,7 +243,7 @@ def _what_to_open(folder: Path) -> list[str]:
         aligned / "warped.nii.gz": f"the moving scan on the fixed grid; lay it over {folder / 'fixed.nii.gz'}",
         aligned / "warp.nii.gz": "the displacement field, as ANTs and ITK read it",
         aligned / "report.json": "every stop decision, times, hashes",
-        folder / "truth.npz": "the known warp at points of the fixed brain, RAS mm",
+        folder / TRUTH: "the known warp at points of the fixed brain, RAS mm",
     }
     width = max(len(str(path)) for path in notes) + 2
     return ["", "Open", *(f"  {path!s:<{width}}{note}" for path, note in notes.items())]

@@ -85,8 +85,8 @@ def open_engines(engine_dir: Path | str = SHIPPED, backend: str = "auto", thread
     Raises:
         InputError: the set cannot be used or the backend is not there.
     """
-    if threads is not None and threads < 1:
-        raise InputError(f"--threads: got {threads}, expected at least 1")
+    if threads is not None and not 1 <= threads <= cores():
+        raise InputError(f"--threads: got {threads}, expected 1 to {cores()}, the cores of this computer")
     name, reason = choose_backend(backend)
     engine_set = load_engine_set(engine_dir)
     threads = threads or cores()

@@ -60,9 +60,9 @@ class LevelRule:
 
     def __post_init__(self) -> None:
         if not 0 <= self.limit <= LARGEST_LIMIT:
-            raise InputError(f"iterations per level: got {self.limit}, expected 0 to {LARGEST_LIMIT}")
-        if self.delta is not None and not math.isfinite(self.delta):
-            raise InputError(f"delta: got {self.delta}, expected a finite number")
+            raise InputError(f"--schedule, --max-iterations: got {self.limit}, expected 0 to {LARGEST_LIMIT}")
+        if self.delta is not None and not 0 <= self.delta < math.inf:
+            raise InputError(f"--delta: got {self.delta}, expected 0 or more (fixed iterations: --schedule a,b,c,d)")
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,9 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if set(self.rules) != set(LEVELS):
-            raise InputError(f"schedule: got rules for levels {sorted(self.rules)}, expected {sorted(LEVELS)}")
+            raise InputError(f"--schedule: got rules for levels {sorted(self.rules)}, expected {sorted(LEVELS)}")
         if not 1 <= self.passes <= LARGEST_LIMIT:
-            raise InputError(f"cascade: got {self.passes} passes, expected 1 to {LARGEST_LIMIT}")
+            raise InputError(f"--schedule cascade: got {self.passes} passes, expected 1 to {LARGEST_LIMIT}")
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -167,13 +167,13 @@ def iterstop_schedule(
         InputError: an unknown `on_stop` or `similarity`, a limit below 1, or neither one nor four values.
     """
     if on_stop not in ON_STOP:
-        raise InputError(f"on-stop: got {on_stop!r}, expected one of {', '.join(ON_STOP)}")
+        raise InputError(f"--on-stop: got {on_stop!r}, expected one of {', '.join(ON_STOP)}")
     if similarity not in DEFAULT_DELTA:
-        raise InputError(f"similarity: got {similarity!r}, expected one of {', '.join(DEFAULT_DELTA)}")
-    deltas = _per_level("delta", DEFAULT_DELTA[similarity] if delta is None else delta)
-    limits = _per_level("max-iterations", limit)
+        raise InputError(f"--similarity: got {similarity!r}, expected one of {', '.join(DEFAULT_DELTA)}")
+    deltas = _per_level("--delta", DEFAULT_DELTA[similarity] if delta is None else delta)
+    limits = _per_level("--max-iterations", limit)
     if min(limits) < 1:
-        raise InputError(f"max-iterations: got {min(limits)}, expected at least 1")
+        raise InputError(f"--max-iterations: got {min(limits)}, expected at least 1")
     keep = on_stop == "keep"
     rules = {
         level: LevelRule(
@@ -190,7 +190,7 @@ def iterstop_schedule(
 def fixed_schedule(counts: tuple[int, ...]) -> Schedule:
     """A fixed number of iterations (a, b, c, d) at levels 4 to 1; (1, 1, 1, 1) is RP-Net."""
     if len(counts) != len(LEVELS):
-        raise InputError(f"schedule: got {len(counts)} counts, expected {len(LEVELS)}, for levels 4,3,2,1")
+        raise InputError(f"--schedule: got {len(counts)} counts, expected {len(LEVELS)}, for levels 4,3,2,1")
     rules = {level: LevelRule(limit=count) for level, count in zip(LEVELS, counts, strict=True)}
     return Schedule(",".join(map(str, counts)), rules)
 
@@ -213,7 +213,7 @@ def parse_schedule(text: str, **iterstop_options: Any) -> Schedule:
         raise
     except ValueError:
         raise InputError(
-            f"schedule: got {text!r}, expected iterstop, four counts such as 1,2,2,2, or cascade:3"
+            f"--schedule: got {text!r}, expected iterstop, four counts such as 1,2,2,2, or cascade:3"
         ) from None
 
 

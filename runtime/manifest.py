@@ -108,6 +108,8 @@ def load_engine_set(folder: Path | str) -> EngineSet:
 
 
 def _read_manifest(folder: Path) -> Any:
+    if folder.is_file():
+        raise InputError(f"--engine-dir: {folder} is a file, expected the folder of an engine set; {REMEDY}")
     if not folder.is_dir():
         raise InputError(f"--engine-dir: no folder {folder}; expected an engine set; {REMEDY}")
     path = folder / MANIFEST
@@ -146,10 +148,10 @@ def _check_content(engine_set: EngineSet) -> None:
         _ = engine_set.precision
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"--engine-dir: {place} is incomplete or malformed ({error!r}); {REMEDY}") from None
-    if found != set(ENGINES) or levels != set(LEVELS) or not all(0 < fact < math.inf for fact in facts):
+    if found != set(ENGINES) or levels != set(LEVELS) or not all(0 < fact < math.inf for fact in facts) or facts[1] % 8:
         raise InputError(
             f"--engine-dir: {place} lists engines {sorted(found)} and levels {sorted(levels)}, "
-            f"expected {sorted(ENGINES)}, levels 1 to 4 and positive sizes; {REMEDY}"
+            f"expected {sorted(ENGINES)}, levels 1 to 4, positive sizes and a multiple of 8; {REMEDY}"
         )
     if any(name != engine_set.manifest["engines"][engine]["file"] for engine, name in zip(found, names, strict=True)):
         raise InputError(f"--engine-dir: {place} names files outside its folder; {REMEDY}")

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from runtime.geometry.errors import InputError
 from runtime.geometry.grid import Grid, plan_working_grid
 from runtime.geometry.intensity import Rule
 from runtime.geometry.transform import read_affine
@@ -15,6 +16,7 @@ from runtime.manifest import EngineSet
 from runtime.stages import Stages
 
 Array = np.ndarray
+LARGEST_STRETCH = 5.0  # of a plausible affine; beyond it a matrix is in other units or another tool's form
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,18 @@ def read_start(choice: str) -> Array | None:
     """The affine a user chose: "none" is the identity (headers only), a path is read, "auto" is None (to be found)."""
     if choice == "auto":
         return None
-    return np.eye(4) if choice == "none" else read_affine(Path(choice), "--affine")
+    if choice == "none":
+        return np.eye(4)
+    if not Path(choice).is_file():
+        raise InputError(f"--affine: got {choice!r}, expected auto, none or an existing 4x4 text file")
+    matrix = read_affine(Path(choice), "--affine")
+    stretch = np.linalg.svd(matrix[:3, :3], compute_uv=False)
+    if stretch.max() > LARGEST_STRETCH or stretch.min() < 1 / LARGEST_STRETCH:
+        raise InputError(
+            f"--affine: {choice} stretches by {stretch.min():.3g} to {stretch.max():.3g}, expected "
+            f"{1 / LARGEST_STRETCH:g} to {LARGEST_STRETCH:g}; give RAS mm, fixed to moving (not FSL's or ITK's form)"
+        )
+    return matrix
 
 
 def _affine_start(start: Array | None, fixed, fixed_grid: Grid, moving, moving_grid: Grid) -> tuple[Array, dict]:

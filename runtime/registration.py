@@ -18,6 +18,8 @@ from runtime.prepare import prepare, read_start
 from runtime.stages import Progress, Stages, silent
 
 Array = np.ndarray
+DARK_SHARE = 0.05  # of voxels below 0, from which on a scan is probably CT
+LOW_NCC = 0.6  # brains of one contrast reach 0.9 and more
 
 
 @dataclass(frozen=True)
@@ -115,10 +117,17 @@ class Registration:
     seconds: dict[str, float]
 
     @property
+    def volumes(self) -> tuple[Volume, ...]:
+        """Everything that was read."""
+        return tuple(volume for volume in (self.fixed, self.moving, self.labels) if volume is not None)
+
+    @property
     def warnings(self) -> tuple[str, ...]:
-        """Doubts about the headers and about the result, one line each."""
-        volumes = [volume for volume in (self.fixed, self.moving, self.labels) if volume is not None]
-        lines = [line for volume in volumes for line in volume.warnings]
+        """Doubts about the headers, the intensities and the result, one line each."""
+        lines = [line for volume in self.volumes for line in volume.warnings]
+        for name, volume in (("fixed", self.fixed), ("moving", self.moving)):
+            if self.options.window is None and (share := np.mean(volume.data < 0)) > DARK_SHARE:
+                lines.append(f"{name}: {share:.0%} of the voxels are below 0 and count as 0; is it CT? give --window")
         if not self.fixed.grid.orthogonal:
             lines.append("the fixed image's axes are sheared; ITK and ANTs cannot read images or warps on such a grid")
         if self.iterations.similarity < self.similarity_before:
@@ -128,6 +137,10 @@ class Registration:
             )
         if note := self.affine_start.get("note"):
             lines.append(f"affine start: {note}")
+        if self.options.similarity == "ncc" and self.iterations.similarity < LOW_NCC:
+            lines.append(f"the similarity is low ({self.iterations.similarity:.2f}); look at preview.png")
+        if self.labels is not None and not self.labels.grid.close(self.moving.grid):
+            lines.append("the label map is not on the moving scan's grid; it is used where its header says")
         if self.labels is not None and self.labels.data.any() and not self.warped_labels.any():
             lines.append("no label falls on the fixed image")
         return tuple(lines)

@@ -1,17 +1,21 @@
 """What a registration leaves in its folder: images, transform, report and picture, each whole or not at all."""
 
+import contextlib
 import datetime
+import hashlib
 import importlib.metadata
 import json
-import os
 import platform
+import tempfile
 import time
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from runtime import __version__
 from runtime.geometry.errors import InputError
 from runtime.geometry.transform import write_affine, write_itk_displacement
 from runtime.geometry.volume import Volume, write_text, write_volume
@@ -26,15 +30,29 @@ FORMAT, VERSION = "rpnet-registration", 1
 PACKAGES = ("numpy", "nibabel", "numba", "onnxruntime", "pillow")
 
 
-def check_output(folder: Path, overwrite: bool) -> None:
-    """Before any work, and without touching anything: the folder can be made, and nothing in it is overwritten unasked.
+def check_output(folder: Path, overwrite: bool, inputs: Iterable[Path | str | None] = ()) -> None:
+    """Before any work: the folder can be written, no input would be replaced, and nothing else unasked.
+
+    A folder that has to be made for the trial is removed again.
 
     Raises:
         InputError: the folder cannot be written, or holds an earlier result and `overwrite` is False.
     """
-    nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-        raise InputError(f"--output: cannot write to {folder} ({nearest} is no writable folder); choose another folder")
+    missing = [place for place in (folder, *folder.absolute().parents) if not place.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"--output: cannot write to {folder} ({error.strerror}); choose another folder") from None
+    finally:
+        for place in missing:
+            with contextlib.suppress(OSError):
+                place.rmdir()
+    written = {(folder / name).resolve() for name in output_names(labels=True)}
+    for path in inputs:
+        if path is not None and Path(path).resolve() in written:
+            raise InputError(f"--output: would replace the input {path}; choose another folder")
     there = [name for name in output_names(labels=True) if (folder / name).exists()]
     if odd := [name for name in there if not (folder / name).is_file()]:
         raise InputError(f"--output: {folder / odd[0]} is no file and cannot be replaced; choose another folder")
@@ -55,7 +73,7 @@ def save(result: "Registration", folder: Path, overwrite: bool = False, progress
     """
     from runtime.preview import write_preview
 
-    check_output(folder, overwrite)
+    check_output(folder, overwrite, [volume.path for volume in result.volumes])
     progress("write")
     start = time.perf_counter()
     grid, codes = result.fixed.grid, result.fixed.codes
@@ -93,9 +111,10 @@ def report(result: "Registration", seconds: dict[str, float]) -> dict[str, Any]:
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "inputs": _inputs(result),
             "options": vars(result.options),
+            "options_sha256": hashlib.sha256(json.dumps(vars(result.options), sort_keys=True).encode()).hexdigest(),
             "schedule": result.schedule.as_dict(),
             "engine": result.engine,
-            "affine": result.affine_start,
+            "affine": {"convention": "RAS mm, fixed to moving", **result.affine_start},
             "working_grid": {"shape": result.transform.grid.shape, "affine": result.transform.grid.affine},
             "iterations": {
                 "counts": result.iterations.counts,
@@ -106,9 +125,10 @@ def report(result: "Registration", seconds: dict[str, float]) -> dict[str, Any]:
             },
             "folded_share": result.folded_share,
             "warnings": result.warnings,
-            "displacement_mm": _displacement_statistics(result.displacement),
+            "displacement_mm_affine_included": _displacement_statistics(result.displacement),
             "seconds": {**seconds, "total": sum(seconds.values())},
             "peak_memory_bytes": peak_bytes(),
+            "outputs": output_names(result.labels is not None),
             "versions": versions(),
         }
     )
@@ -137,7 +157,7 @@ def summary(result: "Registration") -> str:
 
 def versions() -> dict[str, str]:
     """Python, the platform, and the libraries that ran."""
-    found = {"python": platform.python_version(), "platform": platform.platform()}
+    found = {"rpnet": __version__, "python": platform.python_version(), "platform": platform.platform()}
     for package in PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)

@@ -153,6 +153,7 @@ def _antialiased(image: Array, matrix: Array) -> Array:
     """The image as contiguous float32, smoothed along axes on which one target voxel spans several source voxels."""
     ratio = np.linalg.norm(matrix[:3, :3], axis=1)
     width = np.where(ratio > COARSER, np.sqrt(np.maximum(ratio**2 - 1, 0)) / FWHM, 0.0)
+    width = np.minimum(width, np.array(image.shape) / 4)  # a wider one only costs time
     return smooth(image, tuple(width))
 
 

@@ -49,5 +49,5 @@ def engine_copy(engine_dir, tmp_path) -> Path:
 def engines(engine_dir):
     import runtime
 
-    with runtime.open_engines(engine_dir, threads=2) as opened:
+    with runtime.open_engines(engine_dir, threads=1) as opened:
         yield opened

@@ -1,6 +1,5 @@
 """The command line, in process: what a user types, sees, and gets when something is wrong."""
 
-import os
 import re
 import shlex
 from pathlib import Path
@@ -21,7 +20,7 @@ def run(*arguments):
 
 
 def failure(result) -> str:
-    """The one line a failed command prints; usage errors print click's usage before it."""
+    """The one line a failed command prints, after the stages it went through."""
     assert result.exit_code != 0
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     lines = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
@@ -95,7 +94,11 @@ def test_a_result_is_kept_unless_overwrite_is_given(register, tmp_path):
         (("--similarity", "mi"), "'mi' is not one of"),
         (("--backend", "cuda"), "'cuda' is not one of"),
         (("--threads", "0"), "0 is not in the range"),
-        (("--affine", "start.txt"), "--affine"),
+        (("--affine", "start.txt"), "--affine: got 'start.txt', expected auto, none or an existing 4x4 text file"),
+        (("--delta", "-1"), "--delta: got -1.0, expected 0 or more"),
+        (("--schedule", "1,1,1,1", "--delta", "0.1"), "--delta: got (0.1,), but --schedule 1,1,1,1 has no stop rule"),
+        (("--threads", "5000"), "--threads: got 5000, expected 1 to"),
+        (("--engine-dir", "README.md"), "--engine-dir: README.md is a file, expected the folder of an engine set"),
         (("--engine-dir", "nowhere"), "--engine-dir: no folder nowhere"),
         (("--fixed", "nowhere.nii.gz"), "--fixed: nowhere.nii.gz does not exist"),
         (("--moving", "README.md"), "--moving: README.md"),
@@ -112,15 +115,45 @@ def test_bad_input_is_one_clear_line_and_leaves_nothing(register, tmp_path, monk
 def test_output_that_is_a_file(pair, engine_dir):
     fixed, moving = pair
     result = run("register", "--engine-dir", engine_dir, "--fixed", fixed, "--moving", moving, "--output", fixed)
-    assert "is a file" in failure(result)
+    assert "cannot write to" in failure(result)
 
 
 def test_output_that_cannot_be_made(register, tmp_path, monkeypatch):
     (tmp_path / "out").write_text("in the way")
-    assert "is a file" in failure(register())
+    assert "out (File exists); choose another folder" in failure(register())
     (tmp_path / "out").unlink()
-    monkeypatch.setattr("os.access", lambda path, mode: mode == os.R_OK)
-    assert "is no writable folder); choose another folder" in failure(register())
+
+    def read_only(**options):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", read_only)
+    assert "out (Read-only file system); choose another folder" in failure(register())
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_input_is_never_replaced(pair, engine_dir, tmp_path):
+    fixed, moving = pair
+    scan = fixed.rename(tmp_path / "warped.nii.gz")
+    before = scan.read_bytes()
+    result = run("register", "--fixed", scan, "--moving", moving, "--output", tmp_path, "--overwrite")
+    assert "--output: would replace the input" in failure(result)
+    assert scan.read_bytes() == before
+
+
+def test_a_demo_replaces_only_a_demo(tmp_path):
+    (tmp_path / "fixed.nii.gz").write_text("precious")
+    assert "holds other files" in failure(run("demo", "--output", tmp_path))
+    assert (tmp_path / "fixed.nii.gz").read_text() == "precious"
+
+
+def test_a_missing_package_is_one_line(monkeypatch, tmp_path):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "torch", None)
+    for module in [name for name in sys.modules if name.split(".")[0] in ("train", "export")]:
+        monkeypatch.delitem(sys.modules, module)
+    line = failure(run("train", "--generated", "--output", tmp_path / "run"))
+    assert "needs the package torch, which is not installed; pip install -r requirements.txt" in line
 
 
 def test_choices_are_those_of_the_runtime():
@@ -222,7 +255,7 @@ def test_the_engines_that_ship_are_whole_and_improve_a_pair(shipped):
     from runtime.registration import register_arrays
 
     fixed, moving = example_pair((64, 80, 64), seed=11, displacement=2.0)
-    with runtime.open_engines(shipped, threads=2) as engines:
+    with runtime.open_engines(shipped) as engines:
         assert engines.engine_set.manifest["licence"] == "Apache-2.0"
         assert all(loop["largest"] <= 0.01 for loop in engines.engine_set.manifest["parity"]["loops"])
         before = register_arrays(engines, fixed, moving, iterstop.parse_schedule("0,0,0,0")).similarity

@@ -56,6 +56,13 @@ def test_without_iterations_the_warp_is_the_given_affine(pair, engines, tmp_path
     np.testing.assert_allclose(result.displacement[5, 30, 7], (expected - points)[1], atol=1e-4)
 
 
+@pytest.mark.parametrize("stretch", [20.0, 0.1])
+def test_an_affine_in_other_units_is_refused(engines, pair, tmp_path, stretch):
+    np.savetxt(tmp_path / "start.txt", np.diag((stretch, 1, 1, 1)))
+    with pytest.raises(InputError, match=r"--affine: .* stretches by .*not FSL's or ITK's form"):
+        runtime.register(*pair, engines, Options(affine=str(tmp_path / "start.txt")))
+
+
 def test_auto_affine_finds_a_shifted_header(engines, tmp_path):
     fixed = scans.write_scan(tmp_path / "f.nii.gz", scans.grid())
     shift = np.array((30.0, -20.0, 10.0))
@@ -233,8 +240,9 @@ def test_backends_are_opened_by_name_or_refused(engine_dir):
         assert engines.backend == "onnxruntime" and engines.reason.startswith("auto: ")
     with pytest.raises(InputError, match="--backend: got 'tpu', expected auto or one of onnxruntime"):
         runtime.open_engines(engine_dir, "tpu")
-    with pytest.raises(InputError, match="--threads: got 0"):
-        runtime.open_engines(engine_dir, threads=0)
+    for threads in (0, 100_000):
+        with pytest.raises(InputError, match=f"--threads: got {threads}, expected 1 to"):
+            runtime.open_engines(engine_dir, threads=threads)
 
 
 def test_delta_zero_is_a_delta(engines):

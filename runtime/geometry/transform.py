@@ -92,7 +92,8 @@ def read_affine(path: str | PathLike, argument: str) -> Array:
 
 def write_affine(path: str | PathLike, matrix: Array) -> None:
     """Write a (4, 4) RAS mm affine, fixed -> moving, as `read_affine` reads it, without loss."""
-    write_text(path, "".join(" ".join(repr(float(value)) for value in row) + "\n" for row in matrix))
+    rows = "".join(" ".join(repr(float(value)) for value in row) + "\n" for row in matrix)
+    write_text(path, "# 4x4, RAS mm, fixed to moving\n" + rows)
 
 
 def write_itk_displacement(
