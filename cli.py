@@ -120,19 +120,36 @@ def main() -> None:
     show_default=True,
     help="auto: centres of mass, rigid, affine. none: trust the headers. Or a text file: 4x4, RAS mm, fixed to moving.",
 )
-@click.option("--backend", type=click.Choice(["auto", "onnxruntime"]), default="auto", show_default=True)
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: all cores]")
+@click.option(
+    "--backend",
+    type=click.Choice(["auto", "onnxruntime"]),
+    default="auto",
+    show_default=True,
+    help="What runs the engines.",
+)
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads of engines and kernels.  [default: all cores]")
 @click.option(
     "--schedule",
     default="iterstop",
     show_default=True,
     help="iterstop; fixed iterations a,b,c,d at levels 4,3,2,1 (1,1,1,1 is RP-Net); cascade:t is RP-Net t times.",
 )
-@click.option("--delta", type=Numbers(float, 1, 4), help="Smallest improvement, one or four values (levels 4,3,2,1).")
-@click.option("--on-stop", type=click.Choice(["keep", "revert"]), help="Keep (released code) or undo the failing step.")
-@click.option("--similarity", type=click.Choice(["ncc", "lncc", "mse"]), help="What IterStop watches.")
-@click.option("--max-iterations", type=Numbers(int, 1, 4), help="Limit per level, one or four values.")
-@click.option("--window", type=Numbers(float, 2), help="LOW,HIGH intensities mapped to 0..1, for CT, e.g. -200,300.")
+@click.option(
+    "--delta",
+    type=Numbers(float, 1, 4),
+    metavar="D[,D,D,D]",
+    help="Smallest improvement, one value or four (levels 4,3,2,1).  [default: of the engine set, 0.005 for ncc]",
+)
+@click.option(
+    "--on-stop",
+    type=click.Choice(["keep", "revert"]),
+    help="Keep (released code) or undo the failing step.  [default: keep]",
+)
+@click.option("--similarity", type=click.Choice(["ncc", "lncc", "mse"]), help="What IterStop watches.  [default: ncc]")
+@click.option("--max-iterations", type=Numbers(int, 1, 4), metavar="N[,N,N,N]", help="Limit per level.  [default: 10]")
+@click.option(
+    "--window", type=Numbers(float, 2), metavar="LOW,HIGH", help="Intensities mapped to 0..1, for CT, e.g. -200,300."
+)
 @QUIET
 @OVERWRITE
 @one_line_errors
@@ -186,8 +203,8 @@ def export(checkpoint, engine_dir, gate_shape, gate_fixed, gate_moving, spacing,
 @click.option("--generated", is_flag=True, help="Train on pairs made on the fly instead: no data needed.")
 @click.option("--output", type=FOLDER, required=True, help="Gets best.pt, last.pt, log.csv.")
 @click.option("--validation", help="A second list to validate on.  [default: the last volumes of --data]")
-@click.option("--validation-volumes", type=int, default=4, show_default=True, help="Of --data, not trained on.")
-@click.option("--validation-pairs", type=int, default=8, show_default=True, help="How many to validate on.")
+@click.option("--validation-volumes", type=int, default=4, show_default=True, help="Kept from --data for validation.")
+@click.option("--validation-pairs", type=int, default=8, show_default=True, help="Validation pairs.")
 @click.option("--validate-every", type=int, default=200, show_default=True, help="Steps between validations.")
 @click.option("--template", help="Base of some generated pairs: mni152 (from nilearn) or a skull-stripped scan.")
 @click.option(
@@ -198,25 +215,25 @@ def export(checkpoint, engine_dir, gate_shape, gate_fixed, gate_moving, spacing,
 @click.option("--res-blocks", type=int, default=2, show_default=True, help="Residual blocks per estimator, 0 to 4.")
 @click.option("--loss", type=click.Choice(["plain", "squared"]), default="plain", show_default=True, help="Local NCC.")
 @click.option("--smooth", type=float, default=1.0, show_default=True, help="Lambda, the weight of smoothness.")
-@click.option("--learning-rate", type=float, default=1e-4, show_default=True, help="Of Adam.")
+@click.option("--learning-rate", type=float, default=1e-4, show_default=True, help="Adam's step size.")
 @click.option("--schedule", type=click.Choice(["constant", "cosine"]), default="constant", show_default=True)
 @click.option("--warmup", type=int, default=0, show_default=True, help="Steps over which the learning rate rises.")
-@click.option("--coarse", type=float, default=0.0, show_default=True, help="Weight of the coarse flows' loss, fading.")
+@click.option("--coarse", type=float, default=0.0, show_default=True, help="Extra loss on coarse flows, fading to 0.")
 @click.option("--clip", type=float, default=0.0, show_default=True, help="Largest gradient norm; 0: none.")
 @click.option("--average", type=float, default=0.0, show_default=True, help="Decay of a running mean of the weights.")
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True)
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option("--threads", type=int, help="CPU threads.  [default: all cores]")
+@click.option("--threads", type=int, help="CPU threads of engines and kernels.  [default: all cores]")
 @click.option("--workers", type=int, default=0, show_default=True, help="Processes that prepare pairs beside training.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the first weights and of all pairs.")
 @click.option("--save-minutes", type=float, default=5.0, show_default=True, help="Time from one last.pt to the next.")
 @click.option("--start", type=FILE, help="Checkpoint whose weights to start from.")
 @click.option("--resume", is_flag=True, help="Continue last.pt of --output exactly; give the same options again.")
-@click.option("--licence", default="not stated", show_default=True, help="Of the weights, kept with them.")
+@click.option("--licence", default="not stated", show_default=True, help="Licence of the weights.")
 @QUIET
 @one_line_errors
 def train(data, generated, quiet, **options) -> None:
-    """Train RP-Net, on prepared volumes (--data) or with no data at all (--generated).
+    """Train RP-Net on scans (--data) or on generated pairs (--generated).
 
     Defaults are the paper's: Adam, 1e-4, one pair a step, local NCC plus smoothness. Ctrl-C saves and ends.
     """

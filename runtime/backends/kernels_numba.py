@@ -126,6 +126,16 @@ def _coarse_row(flow, i, j, size_i, size_j, row):
             row[c, k] = near + u * (far - near)
 
 
+@_inlined
+def _moved(row, i, j, k, size_k, scale):
+    """Where voxel (i, j, k) of the fine grid goes, from its rows (3, K) of the coarse flow."""
+    k0, k1, w = _cell(k, row.shape[1], size_k)
+    x = F(i) + scale * (row[0, k0] + w * (row[0, k1] - row[0, k0]))
+    y = F(j) + scale * (row[1, k0] + w * (row[1, k1] - row[1, k0]))
+    z = F(k) + scale * (row[2, k0] + w * (row[2, k1] - row[2, k0]))
+    return x, y, z
+
+
 @_compiled
 def upsample(flow, out):
     """A flow (3, i, j, k) on the finer grid of `out` (3, s i, s j, s k), values multiplied by s."""
@@ -151,10 +161,7 @@ def warp_upsampled(image, flow, out):
         for j in range(size_j):
             _coarse_row(flow, i, j, size_i, size_j, row)
             for k in range(size_k):
-                k0, k1, w = _cell(k, flow.shape[3], size_k)
-                x = F(i) + scale * (row[0, k0] + w * (row[0, k1] - row[0, k0]))
-                y = F(j) + scale * (row[1, k0] + w * (row[1, k1] - row[1, k0]))
-                z = F(k) + scale * (row[2, k0] + w * (row[2, k1] - row[2, k0]))
+                x, y, z = _moved(row, i, j, k, size_k, scale)
                 out[i, j, k] = _sample(image, x, y, z)
 
 
@@ -172,10 +179,7 @@ def similarity_sums(fixed, moving, flow, partial):
         for j in range(size_j):
             _coarse_row(flow, i, j, size_i, size_j, row)
             for k in range(size_k):
-                k0, k1, w = _cell(k, flow.shape[3], size_k)
-                x = F(i) + scale * (row[0, k0] + w * (row[0, k1] - row[0, k0]))
-                y = F(j) + scale * (row[1, k0] + w * (row[1, k1] - row[1, k0]))
-                z = F(k) + scale * (row[2, k0] + w * (row[2, k1] - row[2, k0]))
+                x, y, z = _moved(row, i, j, k, size_k, scale)
                 m = np.float64(_sample(moving, x, y, z))
                 sum_m += m
                 sum_mm += m * m
