@@ -6,10 +6,10 @@ from pathlib import Path
 
 from runtime.geometry.errors import InputError
 
-# Peak memory by part, bytes a voxel, measured (docs/measurements): the estimator of level 1 sets the working grid's,
-# the displacement and its compression the fixed image's.
-WORKING, FIXED, MOVING = 750, 80, 30
-ALWAYS = 400 * 2**20
+# Peak memory by part, bytes a voxel, fitted to measured registrations (docs/measurements): the loop with features of
+# both images, what remains of it afterwards, the scans as read, and the displacement while it is compressed.
+LOOP, KEPT, SCAN, WRITING = 300, 24, 8, 80
+ALWAYS = 300 * 2**20
 CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -20,7 +20,7 @@ def cores() -> int:
 
 def needed_bytes(working: int, fixed: int = 0, moving: int = 0) -> int:
     """Peak memory of a registration, roughly, from the numbers of voxels of its three grids."""
-    return ALWAYS + WORKING * working + FIXED * fixed + MOVING * moving
+    return ALWAYS + SCAN * (fixed + moving) + max(LOOP * working, KEPT * working + WRITING * fixed)
 
 
 def available_bytes() -> int | None:
