@@ -64,10 +64,11 @@ def main(checkpoint, fixed, moving, schedule, threads, runs, torch_images) -> No
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         shape = prepare(checkpoint, fixed, moving, folder)
-        ours = [sys.executable, "cli.py", "register", "--engine-dir", folder / "set"]
-        ours += ["--output", folder / "out", "--overwrite", "--quiet", "--schedule", schedule, "--threads", threads]
+        common = ["--fixed", fixed, "--moving", moving, "--schedule", schedule, "--threads", threads]
+        ours = [sys.executable, "cli.py", "register", "--engine-dir", folder / "set", "--output", folder / "out"]
+        ours += ["--overwrite", "--quiet", *common]
         theirs = [sys.executable, __file__, "--torch-images", folder / "images.npz", "--checkpoint", checkpoint]
-        theirs += ["--fixed", fixed, "--moving", moving, "--schedule", schedule, "--threads", threads]
+        theirs += common
         records = {"register": [], "loop": [], "memory": [], "torch loop": [], "torch memory": [], "ratio": []}
         for _ in range(runs):
             _, seconds, memory = process(list(map(str, ours)))

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from runtime import iterstop
 from runtime.engines import open_engines
 from runtime.example import example_pair
 from runtime.geometry.errors import InputError
+from runtime.geometry.grid import fit_to
 from runtime.geometry.intensity import PercentileRule, Rule, WindowRule
 from runtime.geometry.volume import read_volume
 from runtime.manifest import ENGINES, FORMAT, MANIFEST, VERSION, EngineSet, sha256
@@ -123,15 +124,7 @@ def _gate_pair(options: ExportOptions, engine_set: EngineSet) -> tuple[str, tupl
     )
     shape = options.gate_shape or prepared.grid.shape
     name = f"{options.gate_fixed.name} and {options.gate_moving.name} on {shape}"
-    return name, (_centred(prepared.fixed, shape), _centred(prepared.moving, shape))
-
-
-def _centred(image: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    """An image (I, J, K) cropped or padded with zeros to `shape` about its centre."""
-    padding = [max(size - old, 0) for size, old in zip(shape, image.shape, strict=True)]
-    image = np.pad(image, [(pad // 2, pad - pad // 2) for pad in padding])
-    starts = [(old - size) // 2 for size, old in zip(shape, image.shape, strict=True)]
-    return image[tuple(slice(start, start + size) for start, size in zip(starts, shape, strict=True))]
+    return name, (fit_to(prepared.fixed, shape), fit_to(prepared.moving, shape))
 
 
 @contextlib.contextmanager
@@ -212,13 +205,28 @@ def model_card(manifest: dict[str, Any], notes: str) -> str:
         "licence of the weights": manifest["licence"],
         "created": manifest["created"],
     }
-    training = {key: value for key, value in manifest["provenance"].items() if key != "licence"}
-    lines = ["# Model card", "", *_table(facts), "", "## Training", "", *_table(training)]
+    lines = ["# Model card", "", *_table(facts), "", "## Training", "", *_training(manifest["provenance"])]
     loops = manifest.get("parity", {}).get("loops", ())
     lines += ["", "## Parity with the PyTorch definition", "", "| schedule | largest difference, voxel | iterations |"]
     lines += ["| --- | --- | --- |"]
     lines += [f"| {loop['schedule']} | {loop['largest']:.1e} | {_cell(loop['counts'])} |" for loop in loops]
     return "\n".join([*lines, "", *([notes.strip(), ""] if notes.strip() else [])])
+
+
+def _training(provenance: dict[str, Any]) -> list[str]:
+    """The last run's facts, and one row for each run whose weights it started from, newest first."""
+    lines = _table({key: value for key, value in provenance.items() if key not in ("licence", "started_from")})
+    columns, earlier = ("steps", "seconds", "seed", "recipe"), provenance.get("started_from")
+    if earlier:
+        lines += ["", "Started from, newest first:", "", _row(columns), _row(["---"] * len(columns))]
+    while earlier:
+        lines.append(_row(_cell(earlier.get(column, "")) for column in columns))
+        earlier = earlier.get("started_from")
+    return lines
+
+
+def _row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def _table(facts: dict[str, Any]) -> list[str]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from runtime.geometry import volume as files
 from runtime.geometry.errors import InputError
-from runtime.geometry.grid import Grid, closest_ras, reorient, reorient_array
+from runtime.geometry.grid import Grid, closest_ras, fit_to, reorient, reorient_array
 from runtime.geometry.intensity import PercentileRule
 from train.network import SIZE_MULTIPLE
 from train.validation import ValidationPair
@@ -115,14 +115,6 @@ def _own_size(shape: tuple[int, int, int]) -> tuple[int, int, int]:
         up = ",".join(str(-(-size // SIZE_MULTIPLE) * SIZE_MULTIPLE) for size in shape)
         raise InputError(f"shape: volumes of {shape} are no multiples of 8; give shape {up} to pad, or another to crop")
     return shape
-
-
-def fit_to(array: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    """Crop or zero-pad an array (I, J, K) about its centre."""
-    missing = [max(new - old, 0) for old, new in zip(array.shape, shape, strict=True)]
-    array = np.pad(array, [(size // 2, size - size // 2) for size in missing])
-    starts = [(old - new) // 2 for old, new in zip(array.shape, shape, strict=True)]
-    return array[tuple(slice(start, start + new) for start, new in zip(starts, shape, strict=True))]
 
 
 @lru_cache(maxsize=_CACHED_VOLUMES)

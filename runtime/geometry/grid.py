@@ -151,6 +151,14 @@ def reorient_array(array: Array, axes: tuple[int, int, int], signs: tuple[int, i
     return array.transpose(axes)[tuple(slice(None, None, sign) for sign in signs)]
 
 
+def fit_to(array: Array, shape: tuple[int, int, int]) -> Array:
+    """Crop or zero-pad an array (I, J, K) about its centre."""
+    missing = [max(new - old, 0) for old, new in zip(array.shape, shape, strict=True)]
+    array = np.pad(array, [(size // 2, size - size // 2) for size in missing])
+    starts = [(old - new) // 2 for old, new in zip(array.shape, shape, strict=True)]
+    return array[tuple(slice(start, start + new) for start, new in zip(starts, shape, strict=True))]
+
+
 def bounding_box(foreground: Array) -> tuple[Array, Array]:
     """First and last voxel (both included) of a mask along each axis, two (3,) integer arrays.
 
