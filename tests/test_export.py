@@ -111,7 +111,7 @@ def test_the_card_tells_facts_of_the_engines_from_facts_of_the_training():
     manifest = {
         "network": {"first_channels": 8, "res_blocks": 2},
         "stop": {"similarity": "ncc", "delta": 0.005, "limit": 10, "on_stop": "keep"},
-        "spacing_mm": 1.0, "intensity": {"rule": "percentile"}, "precision": "fp32", "opset": 20,
+        "spacing_mm": 1.0, "intensity": {"rule": "percentile", "upper": 99.9}, "precision": "fp32", "opset": 20,
         "licence": "Apache-2.0", "created": "today", "provenance": {"precision": "bf16"},
     }  # fmt: skip
     engines_part, training_part = export.publish.model_card(manifest, "").split("## Training")
