@@ -7,11 +7,10 @@ from pathlib import Path
 
 import click
 
-FOLDER = click.Path(path_type=Path)
-FILE = click.Path(path_type=Path)
+PATH = click.Path(path_type=Path)
 ENGINE_DIR = click.option(
     "--engine-dir",
-    type=FOLDER,
+    type=PATH,
     default=Path(__file__).resolve().parent / "engines",
     show_default="engines/ beside cli.py",
     help="Folder of an engine set.",
@@ -103,17 +102,24 @@ class OneLineGroup(click.Group):
             sys.exit(1)
 
 
-@click.group(cls=OneLineGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-def main() -> None:
+@click.group(
+    cls=OneLineGroup,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+@click.pass_context
+def main(context: click.Context) -> None:
     """Learned 3-D image registration: RP-Net and IIRP-Net (CVPR 2024) from training to deployment."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 @main.command()
 @ENGINE_DIR
-@click.option("--fixed", type=FILE, required=True, help="Target scan (.nii, .nii.gz, .mgh, .mgz).")
-@click.option("--moving", type=FILE, required=True, help="Scan to be aligned with the fixed one.")
-@click.option("--output", type=FOLDER, required=True, help="Folder for the results.")
-@click.option("--moving-labels", type=FILE, help="Label map of the moving scan, carried along (nearest neighbour).")
+@click.option("--fixed", type=PATH, required=True, help="Target scan (.nii, .nii.gz, .mgh, .mgz).")
+@click.option("--moving", type=PATH, required=True, help="Scan to be aligned with the fixed one.")
+@click.option("--output", type=PATH, required=True, help="Folder for the results.")
+@click.option("--moving-labels", type=PATH, help="Label map of the moving scan, carried along (nearest neighbour).")
 @click.option(
     "--affine",
     default="auto",
@@ -176,14 +182,14 @@ def register(engine_dir, fixed, moving, output, moving_labels, backend, threads,
 
 
 @main.command()
-@click.option("--checkpoint", type=FILE, required=True, help="best.pt of `train`, or an authors' checkpoint.")
+@click.option("--checkpoint", type=PATH, required=True, help="best.pt of `train`, or an authors' checkpoint.")
 @ENGINE_DIR
 @click.option("--gate-shape", type=Numbers(int, 3), help="Size of the gate's pair.  [default: 64,80,72, or the scans']")
-@click.option("--gate-fixed", type=FILE, help="Run the parity gate on two real scans instead of generated ones.")
-@click.option("--gate-moving", type=FILE, help="See --gate-fixed.")
+@click.option("--gate-fixed", type=PATH, help="Run the parity gate on two real scans instead of generated ones.")
+@click.option("--gate-moving", type=PATH, help="See --gate-fixed.")
 @click.option("--spacing", type=float, default=1.0, show_default=True, help="Voxel size the network expects, mm.")
 @click.option("--window", type=Numbers(float, 2), help="LOW,HIGH intensity window the network was trained with (CT).")
-@click.option("--notes", type=FILE, help="Markdown to append to the model card.")
+@click.option("--notes", type=PATH, help="Markdown to append to the model card.")
 @QUIET
 @one_line_errors
 def export(checkpoint, engine_dir, gate_shape, gate_fixed, gate_moving, spacing, window, notes, quiet) -> None:
@@ -201,7 +207,7 @@ def export(checkpoint, engine_dir, gate_shape, gate_fixed, gate_moving, spacing,
 @main.command()
 @click.option("--data", help="Folder, glob or CSV (column image, optionally labels) of prepared volumes to train on.")
 @click.option("--generated", is_flag=True, help="Train on pairs made on the fly instead: no data needed.")
-@click.option("--output", type=FOLDER, required=True, help="Gets best.pt, last.pt, log.csv.")
+@click.option("--output", type=PATH, required=True, help="Gets best.pt, last.pt, log.csv.")
 @click.option("--validation", help="A second list to validate on.  [default: the last volumes of --data]")
 @click.option("--validation-volumes", type=int, default=4, show_default=True, help="Kept from --data for validation.")
 @click.option("--validation-pairs", type=int, default=8, show_default=True, help="Validation pairs.")
@@ -227,7 +233,7 @@ def export(checkpoint, engine_dir, gate_shape, gate_fixed, gate_moving, spacing,
 @click.option("--workers", type=int, default=0, show_default=True, help="Processes that prepare pairs beside training.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the first weights and of all pairs.")
 @click.option("--save-minutes", type=float, default=5.0, show_default=True, help="Time from one last.pt to the next.")
-@click.option("--start", type=FILE, help="Checkpoint whose weights to start from.")
+@click.option("--start", type=PATH, help="Checkpoint whose weights to start from.")
 @click.option("--resume", is_flag=True, help="Continue last.pt of --output exactly; give the same options again.")
 @click.option("--licence", default="not stated", show_default=True, help="Licence of the weights.")
 @QUIET
@@ -259,7 +265,7 @@ def _with_bar(quiet: bool, fit, options):
 
 
 @main.command()
-@click.option("--output", type=FOLDER, default="demo", show_default=True, help="Folder for the pair and the result.")
+@click.option("--output", type=PATH, default="demo", show_default=True, help="Folder for the pair and the result.")
 @ENGINE_DIR
 @QUIET
 @one_line_errors

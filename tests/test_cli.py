@@ -59,6 +59,15 @@ def test_commands_are_listed():
     assert all(command in run("--help").output for command in COMMANDS)
 
 
+def test_no_command_at_all_shows_the_help():
+    result = run()
+    assert result.exit_code == 0 and result.output == run("--help").output
+
+
+def test_an_unknown_command_is_one_line():
+    assert failure(run("registre")).startswith("Error: No such command 'registre'")
+
+
 def test_register_writes_every_file_and_a_summary(register, tmp_path):
     labels = scans.write_labels(tmp_path / "l.nii.gz", scans.grid(), scans.bend)
     result = register("--moving-labels", labels, "--schedule", "1,1,1,1")

@@ -330,3 +330,8 @@ def test_mean_dice_is_over_shared_labels():
     fixed, warped = np.array([1, 1, 2, 2, 0, 3]), np.array([1, 0, 2, 2, 2, 0])
     assert mean_dice(fixed, warped) == pytest.approx((2 * 1 / 3 + 2 * 2 / 5) / 2)
     assert np.isnan(mean_dice(np.zeros(3, int), np.ones(3, int)))
+
+
+def test_a_checkpoint_to_start_from_is_looked_for_before_any_work(tmp_path):
+    with pytest.raises(InputError, match=r"start: .*absent\.pt does not exist"):
+        FitOptions(output=tmp_path, start=tmp_path / "absent.pt")

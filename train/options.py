@@ -100,6 +100,8 @@ class FitOptions:
             raise InputError("validation: a list of volumes needs data, a list to train on; give both or neither")
         if self.resume and self.start is not None:
             raise InputError("start: resume continues last.pt with its own weights; give one of the two")
+        if self.start is not None and not Path(self.start).is_file():
+            raise InputError(f"start: {self.start} does not exist, expected a checkpoint; check the path")
 
     def _require(self, name: str, good: bool, expected: str) -> None:
         if not good:
