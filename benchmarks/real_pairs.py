@@ -17,6 +17,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import runtime
+from runtime.geometry.overlap import mean_dice
 from runtime.geometry.transform import SpatialTransform
 from runtime.geometry.volume import read_labels
 from runtime.resample import resample_through
@@ -48,14 +49,6 @@ def scored_labels(pair: str, fixed: np.ndarray, moving: np.ndarray) -> list[int]
         for label in sorted(counts[0].keys() & counts[1].keys() - {0})
         if min(count[label] for count in counts) >= SMALLEST_LABEL
     ]
-
-
-def mean_dice(fixed: np.ndarray, warped: np.ndarray, labels: list[int]) -> float:
-    overlaps = []
-    for label in labels:
-        one, other = fixed == label, warped == label
-        overlaps.append(2 * np.count_nonzero(one & other) / (np.count_nonzero(one) + np.count_nonzero(other)))
-    return float(np.mean(overlaps))
 
 
 def run(engines, data: Path, pair: str, options: runtime.Options) -> dict:

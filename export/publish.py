@@ -130,6 +130,7 @@ def _gate_pair(options: ExportOptions, engine_set: EngineSet) -> tuple[str, tupl
 @contextlib.contextmanager
 def _staging(engine_dir: Path):
     """A folder beside the files it will replace, so that renaming them is atomic; removed in the end."""
+    new = not engine_dir.exists()
     try:
         engine_dir.mkdir(parents=True, exist_ok=True)
         stage = Path(tempfile.mkdtemp(prefix=".staging-", dir=engine_dir))
@@ -139,7 +140,7 @@ def _staging(engine_dir: Path):
         yield stage
     finally:
         shutil.rmtree(stage, ignore_errors=True)
-        if not any(engine_dir.iterdir()):
+        if new and not any(engine_dir.iterdir()):
             engine_dir.rmdir()
 
 

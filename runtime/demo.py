@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from runtime.geometry import overlap
 from runtime.geometry.errors import InputError
 from runtime.geometry.grid import Grid
 from runtime.geometry.volume import Volume, atomic_path, read_labels, read_volume, write_volume
@@ -151,11 +152,7 @@ def error_mm(transform: PointMap, pair: DemoPair) -> tuple[float, float]:
 
 def mean_dice(fixed_labels: Array, labels: Array) -> float:
     """Overlap of two label maps (I, J, K) on one grid: the mean Dice over `LABELS`, in [0, 1]."""
-    overlaps = []
-    for label in LABELS:
-        one, other = fixed_labels == label, labels == label
-        overlaps.append(2 * np.sum(one & other) / max(one.sum() + other.sum(), 1))
-    return float(np.mean(overlaps))
+    return overlap.mean_dice(fixed_labels, labels, LABELS)
 
 
 def _template(kind: str) -> Volume:

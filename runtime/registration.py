@@ -1,5 +1,6 @@
 """From two scans to one aligned scan: reading, working grid, affine start, the loop, and the way back."""
 
+import functools
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -121,7 +122,14 @@ class Registration:
         """Everything that was read."""
         return tuple(volume for volume in (self.fixed, self.moving, self.labels) if volume is not None)
 
-    @property
+    @functools.cached_property
+    def displacement_mm(self) -> dict[str, float]:
+        """Length of the whole transform's displacement, affine included, over every 2nd voxel of the fixed grid."""
+        length = np.linalg.norm(self.displacement[::2, ::2, ::2], axis=-1)
+        percentile = float(np.percentile(length, 95))
+        return {"mean": float(length.mean()), "percentile_95": percentile, "max": float(length.max())}
+
+    @functools.cached_property
     def warnings(self) -> tuple[str, ...]:
         """Doubts about the headers, the intensities and the result, one line each."""
         lines = [line for volume in self.volumes for line in volume.warnings]

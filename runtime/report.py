@@ -125,7 +125,7 @@ def report(result: "Registration", seconds: dict[str, float]) -> dict[str, Any]:
             },
             "folded_share": result.folded_share,
             "warnings": result.warnings,
-            "displacement_mm_affine_included": _displacement_statistics(result.displacement),
+            "displacement_mm_affine_included": result.displacement_mm,
             "seconds": {**seconds, "total": sum(seconds.values())},
             "peak_memory_bytes": peak_bytes(),
             "outputs": output_names(result.labels is not None),
@@ -139,7 +139,7 @@ def summary(result: "Registration") -> str:
     found, engine = result.iterations, result.engine
     counts = " + ".join("(" + ", ".join(map(str, passed)) + ")" for passed in found.counts)
     rule = ", ".join(word for word in (result.schedule.name, result.options.on_stop) if word)
-    length = _displacement_statistics(result.displacement)
+    length = result.displacement_mm
     lines = [
         f"engine      {engine['backend']} ({engine['library']}, {engine['device']}, {engine['precision']}, "
         f"{engine['threads']} threads; {engine['reason']})",
@@ -179,12 +179,6 @@ def _describe(volume: Volume) -> dict[str, Any]:
         "spacing_mm": volume.grid.spacing,
         "affine": volume.grid.affine,
     }
-
-
-def _displacement_statistics(displacement: np.ndarray) -> dict[str, float]:
-    """Of the whole transform, affine included, over every 2nd voxel of the fixed grid."""
-    length = np.linalg.norm(displacement[::2, ::2, ::2], axis=-1)
-    return {"mean": float(length.mean()), "percentile_95": float(np.percentile(length, 95)), "max": float(length.max())}
 
 
 def _plain(value: Any) -> Any:

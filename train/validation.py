@@ -1,6 +1,5 @@
 """How good a network is on pairs that it was not trained on."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from runtime.geometry.overlap import mean_dice
 from runtime.geometry.similarity import ncc
 from train.fields import folded_share, warp
 from train.network import RPNet
@@ -38,16 +38,6 @@ class Score:
 
     def row(self) -> tuple[str, str, str]:
         return f"{self.ncc:.5f}", "" if self.dice is None else f"{self.dice:.5f}", f"{self.folded:.6f}"
-
-
-def mean_dice(fixed: np.ndarray, warped: np.ndarray) -> float:
-    """Mean over the labels (not 0) that both maps hold of 2 |A and B| / (|A| + |B|); NaN where none is shared."""
-    size = int(max(fixed.max(), warped.max())) + 1
-    counts = np.bincount(fixed.ravel(), minlength=size) + np.bincount(warped.ravel(), minlength=size)
-    both = np.bincount(fixed[fixed == warped], minlength=size)
-    shared = np.intersect1d(np.unique(fixed), np.unique(warped))
-    shared = shared[shared > 0]
-    return float(np.mean(2 * both[shared] / counts[shared])) if shared.size else math.nan
 
 
 def _register(network: RPNet, moving: Tensor, fixed: Tensor, device: torch.device, precision: str) -> Tensor:

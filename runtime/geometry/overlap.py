@@ -1,0 +1,27 @@
+"""How well two label maps on one grid overlap."""
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+
+Array = np.ndarray
+
+
+def mean_dice(fixed: Array, warped: Array, labels: Iterable[int] | None = None) -> float:
+    """Mean over labels of 2 |A and B| / (|A| + |B|), in [0, 1]; a label that neither map holds counts as 0.
+
+    Args:
+        fixed, warped: label maps of one shape, integers, 0 and above.
+        labels: which to average over; None: those other than 0 that both maps hold, NaN where there is none.
+    """
+    chosen = None if labels is None else np.array(list(labels))
+    size = 1 + max(int(fixed.max()), int(warped.max()), 0 if chosen is None else int(chosen.max()))
+    in_fixed, in_warped = (np.bincount(array.ravel(), minlength=size) for array in (fixed, warped))
+    in_both = np.bincount(fixed[fixed == warped], minlength=size)
+    if chosen is None:
+        shared = np.flatnonzero((in_fixed > 0) & (in_warped > 0))
+        chosen = shared[shared > 0]
+    if not chosen.size:
+        return math.nan
+    return float(np.mean(2 * in_both[chosen] / np.maximum(in_fixed + in_warped, 1)[chosen]))
