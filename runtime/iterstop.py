@@ -16,8 +16,8 @@ LEVELS = (4, 3, 2, 1)
 ON_STOP = ("keep", "revert")
 DEFAULT_LIMIT = 10
 LARGEST_LIMIT = 100
-# 0.005 is the paper's delta for NCC, and local NCC is on the same scale. With 0.0005 the mean squared error of images in
-# [0, 1] stops about where NCC does (docs/measurements).
+# 0.005 is the paper's delta for NCC, and local NCC is on the same scale. With 0.0005 the mean squared error of images
+# in [0, 1] stops about where NCC does (docs/measurements).
 DEFAULT_DELTA = {"ncc": 0.005, "lncc": 0.005, "mse": 0.0005}
 
 
