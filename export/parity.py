@@ -145,15 +145,22 @@ def _graph_parities(network: RPNet, engines: Engines):
         shape = tuple(SIZE_MULTIPLE * (n + axis) for axis in range(3))
         image = torch.rand((1, 1, *shape), generator=generator)
         with torch.inference_mode():
-            expected = {level: f[0].numpy() for level, f in network.encode(image).items()}
+            expected = {level: _channels_last(f) for level, f in network.encode(image).items()}
             for level, features in engines.networks.features(image[0, 0].numpy()).items():
                 yield GraphParity(f"features of level {level}", _relative(features, expected[level]))
             for level in LEVELS:
                 channels = network.config.feature_channels[level]
                 features = torch.rand((1, 2 * channels, *shape), generator=generator)
-                residual = network.estimate(level, *features.split(channels, dim=1))[0].numpy()
-                found = engines.networks.residual(level, features[0].numpy())
+                residual = _channels_last(network.estimate(level, *features.split(channels, dim=1)))
+                buffer = engines.networks.estimator_input(level, shape)
+                buffer[...] = _channels_last(features)
+                found = engines.networks.residual(level, buffer)
                 yield GraphParity(f"residual of level {level}", _relative(found, residual))
+
+
+def _channels_last(tensor: torch.Tensor) -> Array:
+    """(1, C, I, J, K) as (I, J, K, C)."""
+    return np.moveaxis(tensor[0].numpy(), 0, -1)
 
 
 def _relative(found: Array, expected: Array) -> float:

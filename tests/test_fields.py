@@ -1,4 +1,7 @@
-"""Field operations: every implementation against the NumPy definitions of `runtime.geometry`."""
+"""Field operations: every implementation against the NumPy definitions of `runtime.geometry`.
+
+The definitions are planar, (C, I, J, K), the implementations channels-last, (I, J, K, C); `last` and `first` translate.
+"""
 
 import numpy as np
 import pytest
@@ -22,37 +25,84 @@ def shape(request):
     return request.param
 
 
+@pytest.fixture(params=["contiguous", "planar", "apart"])
+def laid_out(request):
+    """A copy of a channels-last array in memory such as engines have it: side by side, planar, or with gaps."""
+
+    def contiguous(array):
+        return array.copy()
+
+    def planar(array):
+        return last(first(array).copy())
+
+    def apart(array):
+        memory = np.zeros([size + 1 for size in array.shape], array.dtype)
+        view = memory[tuple(slice(size) for size in array.shape)]
+        view[:] = array
+        return view
+
+    return {"contiguous": contiguous, "planar": planar, "apart": apart}[request.param]
+
+
+def last(array):
+    return np.moveaxis(array, 0, -1)
+
+
+def first(array):
+    return np.moveaxis(array, -1, 0)
+
+
 def image(shape, seed=0):
     return np.random.default_rng(seed).random(shape, np.float32)
 
 
 def flow(shape, spread=2.5, seed=1):
     """Random, so that coordinates fall inside, on the border and outside."""
-    return np.random.default_rng(seed).normal(0, spread, (3, *shape)).astype(np.float32)
+    return np.random.default_rng(seed).normal(0, spread, (*shape, 3)).astype(np.float32)
 
 
 def test_warp(fields, shape):
     moving, u = image(shape), flow(shape)
-    np.testing.assert_allclose(fields.warp(moving, u), definition.warp(moving, u), atol=5e-6)
+    np.testing.assert_allclose(fields.warp(moving, u), definition.warp(moving, first(u)), atol=5e-6)
 
 
-def test_warp_into_fills_its_half_and_leaves_the_fixed_half(fields, shape):
-    moving, fixed, u = image((3, *shape), 1), image((3, *shape), 2), flow(shape)
-    buffer = fields.warp_into(fields.estimator_input(fixed), moving, u)
-    np.testing.assert_allclose(buffer[:3], definition.warp(moving, u), atol=5e-6)
-    np.testing.assert_array_equal(buffer[3:], fixed)
+@pytest.mark.parametrize("channels", [1, 3, 6, 8, 16, 19, 32])
+def test_warp_into_fills_its_half_and_leaves_the_fixed_half(fields, laid_out, channels):
+    shape = (9, 12, 7)
+    moving, fixed, u = image((*shape, channels), 1), image((*shape, channels), 2), flow(shape)
+    buffer = laid_out(np.full((*shape, 2 * channels), -7, np.float32))
+    fields.fill_fixed(buffer, fixed)
+    assert fields.warp_into(buffer, moving, u) is buffer
+    np.testing.assert_allclose(first(buffer)[:channels], definition.warp(first(moving), first(u)), atol=5e-6)
+    np.testing.assert_array_equal(buffer[..., channels:], fixed)
 
 
-def test_compose(fields, shape):
-    first, residual = flow(shape, seed=3), flow(shape, seed=4)
-    np.testing.assert_allclose(fields.compose(first, residual), definition.compose(first, residual), atol=5e-5)
+def test_warp_into_stays_inside_its_half_on_every_shape(fields, laid_out, shape):
+    moving, u = image((*shape, 8), 1), flow(shape)
+    buffer = laid_out(np.full((*shape, 16), -7, np.float32))
+    fields.warp_into(buffer, moving, u)
+    np.testing.assert_allclose(first(buffer)[:8], definition.warp(first(moving), first(u)), atol=5e-6)
+    assert np.all(buffer[..., 8:] == -7)
+
+
+def test_compose(fields, shape, laid_out):
+    inner, residual = flow(shape, seed=3), flow(shape, seed=4)
+    expected = definition.compose(first(inner), first(residual))
+    np.testing.assert_allclose(first(fields.compose(inner, laid_out(residual))), expected, atol=5e-5)
+
+
+def test_compose_takes_a_residual_that_may_not_be_written_to(fields):
+    inner, residual = flow((4, 5, 6), seed=3), flow((4, 5, 6), seed=4)
+    expected = fields.compose(inner, residual)
+    residual.flags.writeable = False
+    np.testing.assert_array_equal(fields.compose(inner, residual), expected)
 
 
 @pytest.mark.parametrize("scale", [2, 4, 8])
 def test_upsample(fields, shape, scale):
     coarse = flow(shape)
-    expected = definition.upsample(coarse, scale)
-    np.testing.assert_allclose(fields.upsample(coarse, scale), expected, atol=2e-5 * np.abs(expected).max())
+    expected = definition.upsample(first(coarse), scale)
+    np.testing.assert_allclose(first(fields.upsample(coarse, scale)), expected, atol=2e-5 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("similarity", SIMILARITIES)
@@ -62,7 +112,7 @@ def test_score_is_upsample_warp_and_similarity_in_one(fields, similarity, scale)
     coarse_shape = (3, 2, 4)
     full = tuple(scale * size for size in coarse_shape)
     fixed, moving, coarse = image(full, 5), image(full, 6), flow(coarse_shape, 1.0)
-    warped = definition.warp(moving, definition.upsample(coarse, scale))
+    warped = definition.warp(moving, definition.upsample(first(coarse), scale))
     expected = SIMILARITIES[similarity](fixed, warped)
     assert fields.scorer(fixed, similarity)(moving, coarse) == pytest.approx(expected, abs=1e-5)
 
@@ -79,7 +129,11 @@ def test_local_correlation_of_smooth_images(fields, shape):
 @pytest.mark.parametrize("similarity", SIMILARITIES)
 def test_score_does_not_depend_on_threads(similarity):
     fixed, moving, u = image((40, 24, 16), 1), image((40, 24, 16), 2), flow((20, 12, 8))
-    scores = {NumbaFields(threads).scorer(fixed, similarity)(moving, u) for threads in (1, 2, 1, 2)}
+    scores = set()
+    for threads in (1, 2, 1, 2):
+        fields = NumbaFields(threads)
+        with fields.threads():
+            scores.add(fields.scorer(fixed, similarity)(moving, u))
     assert len(scores) == 1
 
 
@@ -101,15 +155,33 @@ def test_a_constant_image_has_no_correlation(fields):
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("similarity", SIMILARITIES)
-def test_a_flow_that_is_not_finite_never_gives_a_finite_score(fields, similarity, bad):
-    fixed, moving = image((8, 8, 8), 1), image((8, 8, 8), 2)
-    u = flow((8, 8, 8), 0.5)
-    u[1, 3, 4, 5] = bad
-    assert not np.isfinite(fields.scorer(fixed, similarity)(moving, u))
+@pytest.mark.parametrize("scale", [1, 2])
+def test_a_flow_that_is_not_finite_never_gives_a_finite_score(fields, similarity, bad, scale):
+    full = (8 * scale,) * 3
+    fixed, moving = image(full, 1), image(full, 2)
+    for place in ((3, 4, 5, 1), (0, 0, 0, 0), (7, 7, 7, 2)):
+        u = flow((8, 8, 8), 0.5)
+        u[place] = bad
+        assert not np.isfinite(fields.scorer(fixed, similarity)(moving, u))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_stays_so(fields, bad, laid_out):
+    """A voxel sent nowhere is NaN in every channel of a warp and a composition, and its neighbours are not."""
+    shape = (5, 6, 7)
+    u = flow(shape, 0.5)
+    u[2, 3, 4, 1] = bad
+    expected = np.zeros(shape, bool)
+    expected[2, 3, 4] = True
+    np.testing.assert_array_equal(np.isnan(fields.warp(image(shape), u)), expected)
+    warped = fields.warp_into(laid_out(np.zeros((*shape, 16), np.float32)), image((*shape, 8)), u)
+    np.testing.assert_array_equal(np.isnan(warped[..., :8]), np.repeat(expected[..., None], 8, -1))
+    composed = fields.compose(flow(shape, 0.5, 2), laid_out(u))
+    np.testing.assert_array_equal(np.isnan(composed), np.repeat(expected[..., None], 3, -1))
 
 
 def test_a_flow_far_outside_gives_zeros(fields):
-    moving, u = image((4, 5, 6)), np.full((3, 4, 5, 6), 1e9, np.float32)
+    moving, u = image((4, 5, 6)), np.full((4, 5, 6, 3), 1e9, np.float32)
     np.testing.assert_array_equal(fields.warp(moving, u), 0)
     np.testing.assert_array_equal(fields.warp(moving, -u), 0)
 
@@ -117,8 +189,15 @@ def test_a_flow_far_outside_gives_zeros(fields):
 @pytest.mark.parametrize("size", [(2, 2, 2), (2, 9, 4), (13, 8, 11)])
 def test_folded_share(fields, size):
     u = flow(size, 0.7)
-    assert fields.folded_share(u) == definition.folded_share(u)
+    assert fields.folded_share(u) == definition.folded_share(first(u))
     assert fields.folded_share(fields.zero(size)) == 0
+
+
+def test_host_form_is_planar(fields):
+    u = flow((4, 5, 6))
+    host = fields.to_host(u)
+    assert host.shape == (3, 4, 5, 6)
+    np.testing.assert_array_equal(host, first(u))
 
 
 def test_unknown_similarity_is_refused(fields):

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numba
 import numpy as np
 
+from runtime.backends import kernels_lncc
 from runtime.backends import kernels_numba as kernels
 from runtime.geometry.errors import InputError
 from runtime.geometry.similarity import LNCC_EPSILON, LNCC_WINDOW, SIMILARITIES
@@ -15,7 +16,9 @@ Array = np.ndarray
 
 
 class NumbaFields:
-    """Field operations on planar float32 arrays in host memory. A flow is an array (3, I, J, K).
+    """Field operations on channels-last, contiguous float32 arrays in host memory. A flow is an array (I, J, K, 3).
+
+    What an engine reads or writes, its input buffer and its residual, may have any strides.
 
     Args:
         threads: CPU threads the kernels use within `threads()`; None: all that numba sees.
@@ -37,54 +40,61 @@ class NumbaFields:
             numba.set_num_threads(before)
 
     def zero(self, shape: tuple[int, int, int]) -> Array:
-        """The flow that moves nothing."""
-        return np.zeros((3, *shape), np.float32)
+        """The flow that moves nothing, (I, J, K, 3)."""
+        return np.zeros((*shape, 3), np.float32)
 
-    def estimator_input(self, fixed_features: Array) -> Array:
-        """Buffer (2C, I, J, K) of a level's estimator: the warped moving features' half, empty, then the fixed half."""
-        buffer = np.empty((2 * len(fixed_features), *fixed_features.shape[1:]), np.float32)
-        buffer[len(fixed_features) :] = fixed_features
-        return buffer
+    def fill_fixed(self, buffer: Array, fixed_features: Array) -> None:
+        """Writes fixed features (I, J, K, C) into the second half of an estimator's input (I, J, K, 2C)."""
+        memory, *strides = _flat(buffer)
+        kernels.carry(fixed_features, memory, fixed_features.shape[-1] * strides[-1], *strides)
 
     def warp_into(self, buffer: Array, moving_features: Array, flow: Array) -> Array:
-        """Warps features (C, I, J, K) into the first half of `buffer` (2C, I, J, K) and returns the buffer."""
-        kernels.warp(moving_features, flow, buffer[: len(moving_features)])
+        """Warps features (I, J, K, C) into the first half of `buffer` (I, J, K, 2C) and returns the buffer."""
+        kernels.warp_features(moving_features, flow, *_flat(buffer))
         return buffer
 
     def warp(self, image: Array, flow: Array) -> Array:
         """``image(x + flow(x))`` of an image (I, J, K), zeros outside."""
         out = np.empty_like(image)
-        kernels.warp(image[None], flow, out[None])
+        kernels.warp_image(image[..., None], flow, out[..., None])
         return out
 
     def compose(self, flow: Array, residual: Array) -> Array:
         """``flow(x + residual(x)) + residual(x)``."""
-        out = np.empty_like(residual)
-        kernels.compose(flow, residual, out)
+        out = np.empty_like(flow)
+        kernels.compose(flow, *_flat(residual), out)
         return out
 
     def upsample(self, flow: Array, scale: int = 2) -> Array:
         """The same displacement on a grid `scale` times finer, values multiplied by `scale`."""
-        out = np.empty((3, *(scale * size for size in flow.shape[1:])), np.float32)
+        out = np.empty((*(scale * size for size in flow.shape[:3]), 3), np.float32)
         kernels.upsample(flow, out)
         return out
 
     def folded_share(self, flow: Array) -> float:
         """Share of voxels whose Jacobian determinant is <= 0, in [0, 1]."""
-        counts = np.empty(flow.shape[1], np.int64)
+        counts = np.empty(len(flow), np.int64)
         kernels.folded_counts(flow, counts)
-        return float(counts.sum() / flow[0].size)
+        return float(counts.sum() / math.prod(flow.shape[:3]))
 
     def scorer(self, fixed: Array, similarity: str) -> "Scorer":
         """Similarity of warped moving images with one fixed image, whose own sums are taken once."""
         return Scorer(fixed, similarity)
 
     def to_device(self, array: Array) -> Array:
-        """Contiguous float32; the host is the device."""
-        return np.ascontiguousarray(array, np.float32)
+        """Contiguous float32 that may be written to (numba compiles again for what may not); the host is the device."""
+        return np.require(array, np.float32, ["C", "W"])
 
     def to_host(self, flow: Array) -> Array:
-        return flow
+        """A flow as everything outside the loop knows it, (3, I, J, K): a view."""
+        return np.moveaxis(flow, -1, 0)
+
+
+def _flat(array: Array) -> tuple:
+    """An array's memory as one contiguous vector, and its strides counted in numbers: one compiled form for all."""
+    strides = [stride // array.itemsize for stride in array.strides]
+    reach = 1 + sum((size - 1) * stride for size, stride in zip(array.shape, strides, strict=True))
+    return np.lib.stride_tricks.as_strided(array, (reach,), (array.itemsize,)), *strides
 
 
 class Scorer:
@@ -97,15 +107,16 @@ class Scorer:
     def __init__(self, fixed: Array, similarity: str) -> None:
         if similarity not in SIMILARITIES:
             raise InputError(f"similarity: got {similarity!r}, expected one of {', '.join(SIMILARITIES)}")
-        self._fixed, self._similarity = fixed, similarity
+        self._fixed, self._similarity = fixed[..., None], similarity
         self._sum_f = float(fixed.sum(dtype=np.float64))
         self._sum_ff = float(np.square(fixed, dtype=np.float64).sum())
 
     def __call__(self, moving: Array, flow: Array) -> float:
-        """Similarity for a flow (3, i, j, k) on a grid coarser than the image by a whole factor; NaN if undefined."""
+        """Similarity for a flow (i, j, k, 3) on the image's grid or one coarser by a whole factor; NaN if undefined."""
+        moving = moving[..., None]
         if self._similarity == "lncc":
             return self._lncc(moving, flow)
-        partial = np.empty((self._fixed.shape[0], 3))
+        partial = np.empty((len(moving), 3))
         kernels.similarity_sums(self._fixed, moving, flow, partial)
         sums = [math.fsum(column) for column in partial.T]
         return self._ncc(*sums) if self._similarity == "ncc" else self._negative_mse(*sums)
@@ -123,7 +134,7 @@ class Scorer:
 
     def _lncc(self, moving: Array, flow: Array) -> float:
         warped = np.empty_like(moving)
-        kernels.warp_upsampled(moving, flow, warped)
-        partial = np.empty(-(-warped.shape[0] // kernels.LNCC_BLOCK))
-        kernels.lncc_sums(self._fixed, warped, LNCC_WINDOW, LNCC_EPSILON, partial)
+        kernels.warp_image(moving, flow, warped)
+        partial = np.empty(-(-len(warped) // kernels_lncc.BLOCK))
+        kernels_lncc.lncc_sums(self._fixed, warped, LNCC_WINDOW // 2, LNCC_EPSILON, partial)
         return math.fsum(partial) / warped.size

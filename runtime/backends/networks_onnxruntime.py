@@ -8,14 +8,16 @@ from runtime.iterstop import LEVELS
 from runtime.manifest import EXTRACTOR, FEATURES, IMAGE, RESIDUAL, EngineSet, estimator_name, features_name
 
 Array = np.ndarray
+Shape = tuple[int, int, int]
 
 
 class OnnxRuntimeNetworks:
-    """Feature extractor and flow estimators as ONNX Runtime sessions, on planar float32 host arrays.
+    """Feature extractor and flow estimators as ONNX Runtime sessions, whose own memory is planar (channels first).
 
     Args:
         engine_set: a checked set.
         threads: CPU threads per engine call; None: ONNX Runtime's choice (one per core).
+        precision: "fp32".
 
     Raises:
         InputError: ONNX Runtime cannot load a graph.
@@ -25,16 +27,20 @@ class OnnxRuntimeNetworks:
     version = onnxruntime.__version__
     device = "cpu"
 
-    def __init__(self, engine_set: EngineSet, threads: int | None = None) -> None:
+    def __init__(self, engine_set: EngineSet, threads: int | None = None, precision: str = "fp32") -> None:
+        self.precision = precision
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
         options.log_severity_level = 3
-        # Shapes change from pair to pair: an arena would keep the largest of each for good.
-        options.enable_cpu_mem_arena = False
+        # The arena keeps what a call took for the next one: giving it back costs a sixth of the level-1 time in page
+        # faults. A pattern per shape would keep more than that for nothing.
         options.enable_mem_pattern = False
+        # Threads that spin while they wait for the next call take the cores from the kernels that run meanwhile.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._extractor = _open(engine_set, EXTRACTOR, options)
         self._estimators = {level: _open(engine_set, estimator_name(level), options) for level in LEVELS}
         self._outputs = [features_name(level) for level in sorted(LEVELS)]
+        self._channels = engine_set.channels
         self.closed = False
         self._check_channels(engine_set)
 
@@ -53,13 +59,21 @@ class OnnxRuntimeNetworks:
         self._extractor, self._estimators, self.closed = None, {}, True
 
     def features(self, image: Array) -> dict[int, Array]:
-        """Feature maps (C, I, J, K) by level of an image (I, J, K) in [0, 1]."""
+        """Feature maps (I, J, K, C) by level of an image (I, J, K) in [0, 1], put channels-last once, for the warps."""
         maps = self._extractor.run(self._outputs, {IMAGE: image[None, None]})
-        return {level: features[0] for level, features in zip(sorted(LEVELS), maps, strict=True)}
+        return {
+            level: np.ascontiguousarray(np.moveaxis(features[0], 0, -1))
+            for level, features in zip(sorted(LEVELS), maps, strict=True)
+        }
+
+    def estimator_input(self, level: int, shape: Shape) -> Array:
+        """Planar memory, seen channels-last: (I, J, K, 2C)."""
+        return np.moveaxis(np.empty((2 * self._channels[level], *shape), np.float32), 0, -1)
 
     def residual(self, level: int, features: Array) -> Array:
-        """Residual flow (3, I, J, K) of one level from its two feature maps (2C, I, J, K), warped moving first."""
-        return self._estimators[level].run([RESIDUAL], {FEATURES: features[None]})[0][0]
+        """Residual flow, planar memory seen as (I, J, K, 3), from an `estimator_input`."""
+        planar = np.ascontiguousarray(np.moveaxis(features, -1, 0))
+        return np.moveaxis(self._estimators[level].run([RESIDUAL], {FEATURES: planar[None]})[0][0], 0, -1)
 
 
 def _open(engine_set: EngineSet, engine: str, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:

@@ -1,21 +1,45 @@
-"""The verbs of the coarse-to-fine loop, made of a networks half and a fields half: one class for every engine."""
+"""The verbs of the coarse-to-fine loop, made of a networks half and a fields half: one class for every engine.
+
+Between the halves everything is float32, channels-last: image (I, J, K), feature maps (I, J, K, C), flow (I, J, K, 3).
+An interpolated place then reads its channels in one piece, and the warped ones go straight where the engine reads them.
+"""
 
 from typing import Any, Protocol
 
 Array = Any
+Shape = tuple[int, int, int]
 
 
 class Networks(Protocol):
-    """Runs the engines. Arrays are of the kind its field operations work on."""
+    """Runs the engines. Arrays are of the kind its field operations work on.
+
+    Attributes:
+        library, version: what runs the engines.
+        device: "cpu" or a card's name.
+        precision: "fp32" or "bf16", in which the engines compute; arrays are float32 in either.
+        closed: whether `close` was called.
+    """
+
+    library: str
+    version: str
+    device: str
+    precision: str
+    closed: bool
 
     def features(self, image: Array) -> dict[int, Array]:
-        """Feature maps (C, I, J, K) by level of an image (I, J, K) in [0, 1]."""
+        """Feature maps (I, J, K, C) by level of an image (I, J, K) in [0, 1]; contiguous, the caller's to keep."""
+
+    def estimator_input(self, level: int, shape: Shape) -> Array:
+        """An empty input (I, J, K, 2C) of a level's estimator: warped moving features first, then fixed features.
+
+        It may be a strided view: an engine that wants planar memory gets it so.
+        """
 
     def residual(self, level: int, features: Array) -> Array:
-        """Residual flow (3, I, J, K) of one level from its two feature maps (2C, I, J, K), warped moving first."""
+        """Residual flow (I, J, K, 3) from an `estimator_input`; holds until the next call, may be a strided view."""
 
     def close(self) -> None:
-        """Lets go of the engines; `closed` is True from then on."""
+        """Lets go of the engines and their memory; `closed` is True from then on."""
 
 
 class Fields(Protocol):
@@ -24,8 +48,8 @@ class Fields(Protocol):
     name: str
 
     def threads(self) -> Any: ...
-    def zero(self, shape: tuple[int, int, int]) -> Array: ...
-    def estimator_input(self, fixed_features: Array) -> Array: ...
+    def zero(self, shape: Shape) -> Array: ...
+    def fill_fixed(self, buffer: Array, fixed_features: Array) -> None: ...
     def warp_into(self, buffer: Array, moving_features: Array, flow: Array) -> Array: ...
     def warp(self, image: Array, flow: Array) -> Array: ...
     def compose(self, flow: Array, residual: Array) -> Array: ...
@@ -45,7 +69,10 @@ class FixedSide:
     def __init__(self, networks: Networks, fields: Fields, fixed: Array, similarity: str) -> None:
         self.networks, self.fields = networks, fields
         self.scorer = fields.scorer(fixed, similarity)
-        self.inputs = {level: fields.estimator_input(f) for level, f in networks.features(fixed).items()}
+        self.inputs: dict[int, Array] = {}
+        for level, features in networks.features(fixed).items():
+            self.inputs[level] = networks.estimator_input(level, features.shape[:3])
+            fields.fill_fixed(self.inputs[level], features)
 
     def pair(self, moving: Array) -> "EnginePair":
         return EnginePair(self, moving)
@@ -60,7 +87,7 @@ class EnginePair:
         self._features = self._networks.features(moving)
 
     def zero(self, level: int) -> Array:
-        return self._fields.zero(tuple(self._features[level].shape[1:]))
+        return self._fields.zero(tuple(self._features[level].shape[:3]))
 
     def step(self, level: int, flow: Array) -> Array:
         features = self._fields.warp_into(self._fixed_side.inputs[level], self._features[level], flow)
