@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from runtime.backends.pair import FixedSide
-from runtime.backends.table import BACKENDS, choose_backend
+from runtime.backends.table import BACKENDS, check_precision, choose_backend, choose_precision
 from runtime.geometry.errors import InputError
 from runtime.machine import cores
 from runtime.manifest import EngineSet, load_engine_set
@@ -26,12 +26,14 @@ class Engines:
         engine_set: the checked set the engines come from.
         backend: name of the pairing that runs.
         reason: why this backend was chosen.
+        precision: "fp32" or "bf16", in which the engines compute.
         threads: CPU threads asked for.
     """
 
     engine_set: EngineSet
     backend: str
     reason: str
+    precision: str
     threads: int
     networks: Any
     fields: Any
@@ -48,7 +50,7 @@ class Engines:
             "library": f"{self.networks.library} {self.networks.version}",
             "device": self.networks.device,
             "fields": self.fields.name,
-            "precision": self.engine_set.precision,
+            "precision": self.precision,
             "threads": self.threads,
             "engine_dir": str(self.engine_set.folder),
             "engines": self.engine_set.hashes,
@@ -74,21 +76,26 @@ class Engines:
         self.networks.close()
 
 
-def open_engines(engine_dir: Path | str = SHIPPED, backend: str = "auto", threads: int | None = None) -> Engines:
+def open_engines(
+    engine_dir: Path | str = SHIPPED, backend: str = "auto", threads: int | None = None, precision: str = "auto"
+) -> Engines:
     """Checks an engine set and opens it.
 
     Args:
         engine_dir: folder with `manifest.json` and the graphs; the set that ships with the project if not given.
         backend: "auto" or a name of `BACKENDS`.
         threads: CPU threads for engines and kernels; None: all cores.
+        precision: "auto" or one of `PRECISIONS`.
 
     Raises:
-        InputError: the set cannot be used or the backend is not there.
+        InputError: the set cannot be used, or the backend or precision is not to be had here.
     """
     if threads is not None and not 1 <= threads <= cores():
         raise InputError(f"--threads: got {threads}, expected 1 to {cores()}, the cores of this computer")
-    name, reason = choose_backend(backend)
+    check_precision(precision)
     engine_set = load_engine_set(engine_dir)
-    threads = threads or cores()
+    name, reason = choose_backend(backend, engine_set, precision)
+    precision, threads = choose_precision(name, precision), threads or cores()
     networks, fields = BACKENDS[name].load()
-    return Engines(engine_set, name, reason, threads, networks(engine_set, threads), fields(threads))
+    opened = networks(engine_set, threads, precision)
+    return Engines(engine_set, name, reason, precision, threads, opened, fields(threads))

@@ -1,6 +1,9 @@
 """The machine: its cores, the memory a registration needs, what is there, and what was used."""
 
+import contextlib
+import functools
 import os
+import platform
 import sys
 from pathlib import Path
 
@@ -16,6 +19,28 @@ CGROUP = Path("/sys/fs/cgroup")
 def cores() -> int:
     """Processors this process may use (affinity, where the system has it)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@functools.cache
+def processor_name() -> str:
+    """What the processor calls itself, with LLVM's name for its kind, such as "AMD EPYC (znver4)"."""
+    from llvmlite.binding import get_host_cpu_name
+
+    name = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    return f"{name} ({get_host_cpu_name()})"
+
+
+@functools.cache
+def processor_features() -> frozenset[str]:
+    """Instruction sets this processor and this system offer, in LLVM's names ("avx512f", "avx512bf16", "neon")."""
+    from llvmlite.binding import get_host_cpu_features
+
+    return frozenset(name for name, there in get_host_cpu_features().items() if there)
 
 
 def needed_bytes(working: int, fixed: int = 0, moving: int = 0) -> int:
@@ -48,13 +73,19 @@ def _cgroup_rest() -> int | None:
 
 
 def peak_bytes() -> int | None:
-    """Peak resident memory of this process so far; None where the system does not tell."""
-    try:
+    """Peak resident memory of this process so far; None where the system does not tell.
+
+    Linux hands ru_maxrss on from the program that started this one; VmHWM is this program's own.
+    """
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), None)
+    with contextlib.suppress(ImportError):
         import resource
-    except ImportError:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+    return None
 
 
 def check_fits(working: tuple[int, int, int], fixed: int, moving: int) -> None:

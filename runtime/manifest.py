@@ -65,6 +65,11 @@ class EngineSet:
         return {int(entry["level"]): int(entry["channels"]) for entry in self.manifest["levels"]}
 
     @property
+    def convolutions(self) -> int:
+        """Convolutions of an estimator, 3x3x3 each, so that a residual depends on features as many voxels away."""
+        return int(self.manifest["network"]["res_blocks"]) + 3
+
+    @property
     def precision(self) -> str:
         return str(self.manifest["precision"])
 
@@ -145,7 +150,7 @@ def _check_content(engine_set: EngineSet) -> None:
         names = [engine_set.path(engine).name for engine in found]
         iterstop_schedule(**engine_set.stop)
         rule_from_dict(engine_set.intensity)
-        _ = engine_set.precision
+        _ = engine_set.precision, engine_set.convolutions
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"--engine-dir: {place} is incomplete or malformed ({error!r}); {REMEDY}") from None
     if found != set(ENGINES) or levels != set(LEVELS) or not all(0 < fact < math.inf for fact in facts) or facts[1] % 8:

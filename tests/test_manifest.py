@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from runtime.backends.table import BACKENDS
 from runtime.geometry.errors import InputError
 from runtime.manifest import ENGINES, MANIFEST, load_engine_set
 
@@ -68,14 +69,15 @@ def test_missing_fields(engine_copy, field):
         load_engine_set(engine_copy)
 
 
-def test_graphs_other_than_the_manifest_says(engine_copy):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_graphs_other_than_the_manifest_says(engine_copy, backend):
     """Wrong channels are found when the engines are opened, before any image is read."""
     import runtime
 
-    levels = [{"level": level, "scale": 1, "channels": 12} for level in (4, 3, 2, 1)]
+    levels = [{"level": level, "scale": 1, "channels": 8 if level == 1 else 12} for level in (4, 3, 2, 1)]
     edit(engine_copy, lambda manifest: manifest.update(levels=levels))
     with pytest.raises(InputError, match=r"a graph in .* takes .* the manifest says"):
-        runtime.open_engines(engine_copy)
+        runtime.open_engines(engine_copy, backend)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -6,6 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from runtime.geometry.errors import InputError
+from runtime.machine import processor_features
+from runtime.manifest import EngineSet
+
+PRECISIONS = ("fp32", "bf16")
+NUMBA_FIELDS = "runtime.backends.fields_numba:NumbaFields"
 
 
 @dataclass(frozen=True)
@@ -14,14 +19,20 @@ class Backend:
 
     Attributes:
         networks, fields: "module:class", imported only when the backend is opened.
+        precisions: in which its engines can compute.
         library: the importable package it needs.
         install: how a user gets it.
+        auto_with: the instruction set (LLVM's name) with which `auto` takes it; None: any.
+        channels: of level 1 that an engine set must have; None: any.
     """
 
     networks: str
     fields: str
+    precisions: tuple[str, ...]
     library: str
     install: str
+    auto_with: str | None = None
+    channels: int | None = None
 
     @property
     def available(self) -> bool:
@@ -31,34 +42,108 @@ class Backend:
         """The classes of both halves, imported now."""
         return _load(self.networks), _load(self.fields)
 
+    def unfit(self, engine_set: EngineSet) -> str | None:
+        """Why it cannot run this set; None where it can."""
+        if self.channels not in (None, engine_set.channels[1]):
+            return f"runs networks with {self.channels} channels at level 1, this one has {engine_set.channels[1]}"
+        return None
 
+    def passed_by(self, engine_set: EngineSet, precision: str) -> str | None:
+        """Why `auto` does not take it; None where it does."""
+        if not self.available:
+            return f"{self.library} is not installed"
+        if precision not in ("auto", *self.precisions):
+            return f"has no {precision}"
+        if self.auto_with and self.auto_with not in processor_features():
+            return f"this processor has no {self.auto_with}"
+        return self.unfit(engine_set)
+
+
+# In the order `auto` prefers them (docs/decisions/0006-cpu-backends.md).
 BACKENDS = {
+    "native": Backend(
+        networks="runtime.backends.networks_native:NativeNetworks",
+        fields=NUMBA_FIELDS,
+        precisions=("fp32",),
+        library="onnx",
+        install="pip install onnx",
+        auto_with="avx512f",
+        channels=8,
+    ),
+    "openvino": Backend(
+        networks="runtime.backends.networks_openvino:OpenVinoNetworks",
+        fields=NUMBA_FIELDS,
+        precisions=("fp32", "bf16"),
+        library="openvino",
+        install="pip install openvino",
+    ),
     "onnxruntime": Backend(
         networks="runtime.backends.networks_onnxruntime:OnnxRuntimeNetworks",
-        fields="runtime.backends.fields_numba:NumbaFields",
+        fields=NUMBA_FIELDS,
+        precisions=("fp32",),
         library="onnxruntime",
         install="pip install onnxruntime",
     ),
 }
 
 
-def choose_backend(name: str) -> tuple[str, str]:
+def choose_backend(name: str, engine_set: EngineSet, precision: str = "auto") -> tuple[str, str]:
     """The backend to open and why. What is asked for by name is opened or refused, never replaced.
 
+    Args:
+        name: "auto" or one of `BACKENDS`.
+        engine_set: what is to be run.
+        precision: "auto" or one of `PRECISIONS`; `auto` takes a backend that has it.
+
     Raises:
-        InputError: an unknown name, or the library it needs is not installed.
+        InputError: an unknown name, the library it needs is not installed, or it cannot run this set.
     """
     if name == "auto":
-        for candidate, backend in BACKENDS.items():
-            if backend.available:
-                return candidate, f"auto: {backend.library} is installed"
-        wanted = "; or ".join(backend.install for backend in BACKENDS.values())
-        raise InputError(f"--backend: got auto, but no engine library is installed; {wanted}")
+        return _first_fit(engine_set, precision)
     if name not in BACKENDS:
         raise InputError(f"--backend: got {name!r}, expected auto or one of {', '.join(BACKENDS)}")
-    if not BACKENDS[name].available:
-        raise InputError(f"--backend: {name} needs the package {BACKENDS[name].library}; {BACKENDS[name].install}")
+    backend = BACKENDS[name]
+    if not backend.available:
+        raise InputError(f"--backend: {name} needs the package {backend.library}; {backend.install}")
+    if reason := backend.unfit(engine_set):
+        raise InputError(f"--backend: {name} {reason}; use --backend auto")
     return name, "asked for"
+
+
+def _first_fit(engine_set: EngineSet, precision: str) -> tuple[str, str]:
+    reasons = []
+    for name, backend in BACKENDS.items():
+        reason = backend.passed_by(engine_set, precision)
+        if reason is None:
+            return name, f"auto: {'; '.join(reasons) or 'the fastest here'}"
+        reasons.append(f"not {name}, {reason}" if backend.available else f"no {name}, {reason}")
+    remedy = next(backend.install for backend in BACKENDS.values() if precision in ("auto", *backend.precisions))
+    raise InputError(f"--backend: got auto, but nothing here can run these engines ({'; '.join(reasons)}); {remedy}")
+
+
+def choose_precision(backend: str, precision: str) -> str:
+    """The precision to compute in; whether the processor can is checked by the networks.
+
+    Raises:
+        InputError: an unknown precision, or one this backend does not have.
+    """
+    offered = BACKENDS[backend].precisions
+    if precision == "auto":
+        return offered[0]
+    check_precision(precision)
+    if precision not in offered:
+        others = [name for name, other in BACKENDS.items() if precision in other.precisions]
+        raise InputError(
+            f"--precision: {backend} computes in {', '.join(offered)}, not in {precision}; "
+            f"use --backend {' or '.join(others)} or --precision {offered[0]}"
+        )
+    return precision
+
+
+def check_precision(precision: str) -> None:
+    """Refuses a word that is no precision."""
+    if precision not in ("auto", *PRECISIONS):
+        raise InputError(f"--precision: got {precision!r}, expected auto or one of {', '.join(PRECISIONS)}")
 
 
 def _load(place: str) -> Any:
