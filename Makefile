@@ -7,7 +7,7 @@ PIP := $(RUN) -m pip --quiet --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 TORCH_FOR_CPU := https://download.pytorch.org/whl/cpu
 
-.PHONY: help demo test clean
+.PHONY: help demo test warm clean
 
 help:
 	@echo "make demo    make a sample pair with a known answer, register it, say how well it went"
@@ -15,10 +15,10 @@ help:
 	@echo "make clean   remove $(VENV)/, demo/ and caches"
 	@echo "Both install what they need into $(VENV)/ first. Another interpreter: make demo PYTHON=python3.12"
 
-demo: $(INSTALLED)
+demo: warm
 	@$(RUN) cli.py demo
 
-test: $(INSTALLED)
+test: warm
 	@$(RUN) -m pytest
 
 $(INSTALLED): requirements.txt requirements-runtime.txt
@@ -37,6 +37,10 @@ $(INSTALLED): requirements.txt requirements-runtime.txt
 	@echo "Installing requirements.txt (a few minutes the first time)"
 	@$(PIP) install -r requirements.txt
 	@touch $@
+
+# Says what it does; compiled code outlives $(VENV), in the user's cache folder.
+warm: $(INSTALLED)
+	@$(RUN) -m runtime.warmup
 
 clean:
 	rm -rf $(VENV) demo .pytest_cache .ruff_cache
