@@ -1,7 +1,9 @@
 """Command line of the RP-Net / IIRP-Net deployment pipeline. Every command parses, calls one function, prints."""
 
+import atexit
 import contextlib
 import functools
+import gc
 import sys
 from pathlib import Path
 
@@ -70,16 +72,24 @@ class StageLine:
             return
         if self._terminal:
             click.echo(f"\r\033[K{stage} ...", nl=False, err=True)
-        elif not stage.startswith(("level", "pass")):
+        elif not stage.startswith(("level", "pass", "round")):
             click.echo(f"{stage} ...", err=True)
+
+    def print(self, text: str, error: bool = False) -> None:
+        """Text on standard output or standard error, after the line is wiped."""
+        self._wipe()
+        click.echo(text, err=error)
+
+    def _wipe(self) -> None:
+        if self._terminal and not self._quiet:
+            click.echo("\r\033[K", nl=False, err=True)
 
     @contextlib.contextmanager
     def shown(self):
         try:
             yield self
         finally:
-            if self._terminal and not self._quiet:
-                click.echo("\r\033[K", nl=False, err=True)
+            self._wipe()
 
 
 class OneLineGroup(click.Group):
@@ -117,9 +127,14 @@ def main(context: click.Context) -> None:
 @main.command()
 @ENGINE_DIR
 @click.option("--fixed", type=PATH, required=True, help="Target scan (.nii, .nii.gz, .mgh, .mgz).")
-@click.option("--moving", type=PATH, required=True, help="Scan to be aligned with the fixed one.")
-@click.option("--output", type=PATH, required=True, help="Folder for the results.")
-@click.option("--moving-labels", type=PATH, help="Label map of the moving scan, carried along (nearest neighbour).")
+@click.option("--moving", type=PATH, required=True, multiple=True, help="Scan to be aligned with it; may be repeated.")
+@click.option("--output", type=PATH, required=True, help="Folder for the results; several scans get folders in it.")
+@click.option(
+    "--moving-labels",
+    type=PATH,
+    multiple=True,
+    help="Label map of the moving scan, carried along (nearest neighbour). Of several scans: one for each, in order.",
+)
 @click.option(
     "--affine",
     default="auto",
@@ -128,10 +143,17 @@ def main(context: click.Context) -> None:
 )
 @click.option(
     "--backend",
-    type=click.Choice(["auto", "onnxruntime"]),
+    type=click.Choice(["auto", "native", "openvino", "onnxruntime"]),
     default="auto",
     show_default=True,
     help="What runs the engines.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "fp32", "bf16"]),
+    default="auto",
+    show_default=True,
+    help="In which the engines compute.",
 )
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads of engines and kernels.  [default: all cores]")
 @click.option(
@@ -159,26 +181,40 @@ def main(context: click.Context) -> None:
 @QUIET
 @OVERWRITE
 @one_line_errors
-def register(engine_dir, fixed, moving, output, moving_labels, backend, threads, quiet, overwrite, **options) -> None:
-    """Align a moving scan with a fixed one.
+def register(
+    engine_dir, fixed, moving, output, moving_labels, backend, precision, threads, quiet, overwrite, **options
+) -> None:
+    """Align one or several moving scans with a fixed one.
 
     Writes warped.nii.gz (moving on the fixed grid), warp.nii.gz (the whole displacement, as ANTs and ITK read it),
     affine.txt, warped_labels.nii.gz if labels are given, report.json and preview.png. Options that are not given
-    follow the engine set.
+    follow the engine set. Several moving scans share the work on the fixed one; what is wrong with one of them is
+    said, and the others go on.
     """
-    import runtime
-    from runtime.report import check_output
+    from runtime.options import Options
+    from runtime.series import EngineChoice, plan_tasks, register_files
 
-    affine = None if options["affine"] in ("auto", "none") else options["affine"]
-    check_output(output, overwrite, (fixed, moving, moving_labels, affine))
+    tasks = plan_tasks(output, moving, moving_labels)
+    engines = EngineChoice(engine_dir, backend, threads, precision)
+    failed = 0
     with StageLine(quiet).shown() as stages:
-        stages("open engines")
-        with runtime.open_engines(engine_dir, backend, threads) as engines:
-            result = runtime.register(fixed, moving, engines, runtime.Options(**options), moving_labels, stages)
-        result.save(output, overwrite, stages)
-    if not quiet:
-        click.echo(result.summary())
-        click.echo(f"wrote {output}/: look at preview.png first")
+        for outcome in register_files(fixed, tasks, engines, Options(**options), overwrite, stages):
+            failed += outcome.error is not None
+            _tell(outcome, stages, quiet, alone=len(tasks) == 1)
+    if failed:
+        raise click.exceptions.Exit(1)
+
+
+def _tell(outcome, stages: StageLine, quiet: bool, alone: bool) -> None:
+    """A registration's summary, or what was wrong with it; what is wrong with the only one is the command's error."""
+    if outcome.error and alone:
+        raise outcome.error
+    if outcome.error:
+        stages.print(f"Error: {outcome.task.moving}: {outcome.error}", error=True)
+    elif not quiet:
+        name = "" if alone else f"moving      {outcome.task.moving}\n"
+        text = f"{name}{outcome.summary}\nwrote {outcome.task.folder}/: look at preview.png first"
+        stages.print(text if alone else f"{text}\n")
 
 
 @main.command()
@@ -284,5 +320,59 @@ def demo(output, engine_dir, quiet) -> None:
         click.echo("\n".join(lines))
 
 
+@main.command()
+@ENGINE_DIR
+@click.option("--fixed", type=PATH, help="Two scans instead of a generated pair, prepared as `register` does.")
+@click.option("--moving", type=PATH, help="See --fixed.")
+@click.option("--shape", type=Numbers(int, 3), help="I,J,K of the generated pair.  [default: 160,192,160]")
+@click.option("--crop-to", type=Numbers(int, 3), help="I,J,K to bring prepared scans to, about their centre.")
+@click.option("--shapes", help="Time against volume instead: shapes such as '64,64,64 96,96,96', or default.")
+@click.option("--backend", "backends", multiple=True, default=("auto",), show_default=True, help="One, several or all.")
+@click.option("--precision", "precisions", multiple=True, default=("auto",), show_default=True, help="Likewise.")
+@click.option("--against", type=click.Choice(["torch"]), help="Also time the eager PyTorch loop, with equal weights.")
+@click.option("--schedule", help="As for `register`.  [default: iterstop; with --shapes 1,1,1,1]")
+@click.option("--runs", type=click.IntRange(min=1), default=10, show_default=True, help="Timed rounds.")
+@click.option("--warmup", type=click.IntRange(min=0), default=1, show_default=True, help="Rounds before those.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads of engines and kernels.  [default: all cores]")
+@click.option("--no-files", is_flag=True, help="Leave out whole registrations from file to file.")
+@click.option("--no-start-up", is_flag=True, help="Leave out opening with nothing cached (it compiles for a minute).")
+@click.option("--json", type=PATH, help="Write everything printed and all raw samples there.")
+@click.option("--plot", type=PATH, help="Draw it: .png, .svg or .pdf (needs matplotlib).")
+@QUIET
+@one_line_errors
+def benchmark(against, shapes, backends, precisions, no_files, no_start_up, quiet, threads, **options) -> None:
+    """Show that the engines are right, then how fast they are here, and why.
+
+    Nothing is timed before each contender's flow equals the PyTorch definition's (ONNX Runtime's where torch is not
+    installed). Contenders run in processes of their own, in turn. --backend and --precision take several names,
+    comma-separated or repeated.
+    """
+    from export.contender import TorchContender
+    from runtime.benchmark import BenchmarkOptions, parse_names, parse_shapes, run_benchmark
+
+    options = BenchmarkOptions(
+        **options,
+        threads=threads,
+        backends=parse_names(backends),
+        precisions=parse_names(precisions),
+        shapes=parse_shapes(shapes) if shapes else (),
+        files=not no_files,
+        start_up=not no_start_up,
+    )
+    torch = TorchContender(options.engine_dir, threads)
+    if against:
+        torch.require()
+    with StageLine(quiet).shown() as stages:
+        run_benchmark(
+            options,
+            rivals=(torch,) if against else (),
+            reference=None if torch.missing else torch,
+            command=(sys.executable, str(Path(__file__).resolve())),
+            echo=(lambda text: None) if quiet else lambda text: stages.print(f"{text}\n"),
+            progress=stages,
+        )
+
+
 if __name__ == "__main__":
+    atexit.register(gc.freeze)  # no search for garbage on the way out, 0.2 s
     main(prog_name="cli.py")

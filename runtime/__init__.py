@@ -6,6 +6,8 @@
         result = runtime.register("fixed.nii.gz", "moving.nii.gz", engines)
         result.save("aligned/")
 
+One fixed scan that serves several moving ones is a `FixedScan`.
+
 Names are loaded when they are first used, so that importing the package costs next to nothing.
 """
 
@@ -14,9 +16,10 @@ import importlib
 _HOME = {
     "InputError": "runtime.geometry.errors",
     "open_engines": "runtime.engines",
-    "Options": "runtime.registration",
+    "FixedScan": "runtime.registration",
+    "Options": "runtime.options",
     "register": "runtime.registration",
-    "Registration": "runtime.registration",
+    "Registration": "runtime.result",
 }
 __all__ = sorted(_HOME)
 __version__ = "0.1.0"

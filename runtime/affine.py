@@ -4,12 +4,14 @@ Centres of mass, a search over rotations, then rigid and affine steps. Determini
 """
 
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import numba
 import numpy as np
 
 from runtime.affine_ascent import AFFINE, RIGID, climb
-from runtime.affine_pyramid import Level, prepared, pyramid
+from runtime.affine_pyramid import Level, half, longest_edge, prepared
 from runtime.geometry.errors import InputError
 from runtime.geometry.grid import Grid
 
@@ -52,6 +54,45 @@ class AffineStart:
     note: str | None = None
 
 
+class FixedPyramid:
+    """A fixed image made ready for `align` with any number of moving ones.
+
+    Args:
+        fixed: (I, J, K) float32 in [0, 1], background at 0.
+        grid: RAS mm.
+
+    Raises:
+        InputError: if the image is constant.
+    """
+
+    def __init__(self, fixed: Array, grid: Grid) -> None:
+        image = prepared(fixed, grid, "fixed")
+        self._edge = longest_edge(image)
+        self._levels = half(image, self._edge)
+
+    def align(self, moving: Array, grid: Grid) -> AffineStart:
+        """As the function `align`."""
+        moving_levels = half(prepared(moving, grid, "moving"), self._edge)
+        levels = [Level(*images) for images in zip(self._levels, moving_levels, strict=True)]
+        finest = levels[-1]
+        headers, centres = np.eye(4), _centres(finest)
+        rigid, affine, stages = _best_start(levels[0], headers, centres)
+        affine, steps = _descend(levels[1:], affine, "affine")
+        candidates, note = {"headers": headers, "centres of mass": centres, "affine": affine}, None
+        if not _plausible(affine):
+            candidates.pop("affine")
+            candidates["rigid"], steps = _descend(levels[1:], rigid, "rigid")
+            note = "the affine was implausible (volume or stretch) and is not used"
+        scores = {name: finest.similarity(matrix) for name, matrix in candidates.items()}
+        best = max(scores, key=lambda name: scores[name] + (EQUAL if name == "headers" else 0))
+        if not scores[best] > 0:
+            raise InputError(
+                "affine start: fixed and moving do not correlate anywhere, expected two images of one body part and "
+                "contrast; give --affine a matrix, or none to use the headers"
+            )
+        return AffineStart(candidates[best], scores["headers"], scores[best], (*stages, *steps), best, note)
+
+
 def align(fixed: Array, fixed_grid: Grid, moving: Array, moving_grid: Grid) -> AffineStart:
     """Find the affine that maps fixed to moving space.
 
@@ -65,24 +106,7 @@ def align(fixed: Array, fixed_grid: Grid, moving: Array, moving_grid: Grid) -> A
     Raises:
         InputError: if an image is constant, or no start makes them correlate.
     """
-    levels = pyramid(prepared(fixed, fixed_grid, "fixed"), prepared(moving, moving_grid, "moving"))
-    finest = levels[-1]
-    headers, centres = np.eye(4), _centres(finest)
-    rigid, affine, stages = _best_start(levels[0], headers, centres)
-    affine, steps = _descend(levels[1:], affine, "affine")
-    candidates, note = {"headers": headers, "centres of mass": centres, "affine": affine}, None
-    if not _plausible(affine):
-        candidates.pop("affine")
-        candidates["rigid"], steps = _descend(levels[1:], rigid, "rigid")
-        note = "the affine was implausible (volume or stretch) and is not used"
-    scores = {name: finest.similarity(matrix) for name, matrix in candidates.items()}
-    best = max(scores, key=lambda name: scores[name] + (EQUAL if name == "headers" else 0))
-    if not scores[best] > 0:
-        raise InputError(
-            "affine start: fixed and moving do not correlate anywhere, expected two images of one body part and "
-            "contrast; give --affine a matrix, or none to use the headers"
-        )
-    return AffineStart(candidates[best], scores["headers"], scores[best], (*stages, *steps), best, note)
+    return FixedPyramid(fixed, fixed_grid).align(moving, moving_grid)
 
 
 def _descend(levels: list[Level], matrix: Array, name: str) -> tuple[Array, list[Stage]]:
@@ -110,15 +134,21 @@ def _best_start(level: Level, headers: Array, centres: Array) -> tuple[Array, Ar
         (rigid, affine, stages) from the start that got furthest.
     """
     starts = [headers, centres, *_turns(level, centres)]
-    scores = [level.similarity(start) for start in starts]
-    order = sorted(range(len(starts)), key=lambda index: -scores[index])[:REFINED]
-    rigids = [climb(level, starts[index], RIGID) for index in sorted({0, 1, *order})]
-    affines = [climb(level, rigid, AFFINE) for rigid, _ in rigids]
+    with _one_thread_each() as pool:
+        scores = list(pool.map(level.similarity, starts))
+        order = sorted(range(len(starts)), key=lambda index: -scores[index])[:REFINED]
+        rigids = list(pool.map(lambda index: climb(level, starts[index], RIGID), sorted({0, 1, *order})))
+        affines = list(pool.map(lambda rigid: climb(level, rigid[0], AFFINE), rigids))
     plausible = [affine if _plausible(affine[0]) else rigid for rigid, affine in zip(rigids, affines, strict=True)]
     best = max(range(len(rigids)), key=lambda index: plausible[index][1])
     reached = {"headers": scores[0], "centres of mass": scores[1], "rotation search": max(scores)}
     reached |= {"rigid": rigids[best][1], "affine": affines[best][1]}
     return rigids[best][0], affines[best][0], [Stage(name, level.spacing, score) for name, score in reached.items()]
+
+
+def _one_thread_each() -> ThreadPoolExecutor:
+    """For work on coarse levels, too small to be shared: as many pieces at a time as threads are allowed here."""
+    return ThreadPoolExecutor(numba.get_num_threads(), initializer=numba.set_num_threads, initargs=(1,))
 
 
 def _turns(level: Level, centres: Array) -> list[Array]:

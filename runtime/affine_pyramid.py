@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 import numba
 import numpy as np
@@ -34,11 +35,16 @@ class LevelImage:
     grid: Grid
     cut: Array
 
-    @property
+    @cached_property
     def known(self) -> tuple[Array, Array]:
         """Lowest and highest voxel coordinates about which something is known."""
         last = np.array(self.grid.shape) - 1.0
         return np.where(self.cut[:, 0], 0.0, -np.inf), np.where(self.cut[:, 1], last, np.inf)
+
+    @cached_property
+    def total(self) -> float:
+        """Sum of all voxels."""
+        return float(self.data.sum(dtype=np.float64))
 
     @property
     def centre(self) -> Array:
@@ -54,7 +60,7 @@ class Level:
     fixed: LevelImage
     moving: LevelImage
 
-    @property
+    @cached_property
     def spacing(self) -> float:
         """Mean distance of the fixed voxels, mm."""
         return float(np.mean(self.fixed.grid.spacing))
@@ -80,7 +86,7 @@ class Level:
     def correlation(self, moments: Array) -> float:
         """Pearson's correlation from n, sum f, sum m, sum f^2, sum m^2, sum f m; -1 for too little overlap."""
         n, f, m, ff, mm, fm = moments
-        if n < FEWEST or f < OVERLAP * float(self.fixed.data.sum(dtype=np.float64)):
+        if n < FEWEST or f < OVERLAP * self.fixed.total:
             return -1.0
         norm = (ff - f * f / n) * (mm - m * m / n)
         return min(1.0, float((fm - f * m / n) / np.sqrt(norm))) if norm > 0 else -1.0
@@ -117,15 +123,22 @@ def _cut_faces(mask: Array) -> Array:
     return cut
 
 
-def pyramid(fixed: LevelImage, moving: LevelImage) -> list[Level]:
-    """Coarse to fine. The margin lets moving tissue count where fixed has none, and values fade out in `moving`."""
-    edge = float((np.array(fixed.grid.shape) * fixed.grid.spacing).max())
-    levels: list[Level] = []
+def longest_edge(image: LevelImage) -> float:
+    """Of the image, mm: what the spacings and margins of both pyramids follow, taken from the fixed one."""
+    return float((np.array(image.grid.shape) * image.grid.spacing).max())
+
+
+def half(image: LevelImage, edge: float) -> list[LevelImage]:
+    """One image's side of the pyramid, coarse to fine, for the longest edge of the fixed foreground (mm).
+
+    The margin lets moving tissue count where fixed has none, and values fade out in the moving image.
+    """
+    levels: list[LevelImage] = []
     there = 0.0
     for step in sorted(LEVELS):
-        margin, spacing = MARGIN * step * edge, FINEST_SHARE * step * edge
-        fixed, moving = (_coarser(_padded(image, margin - there), spacing) for image in (fixed, moving))
-        levels.insert(0, Level(_blurred(fixed), _blurred(moving)))
+        margin = MARGIN * step * edge
+        image = _coarser(_padded(image, margin - there), FINEST_SHARE * step * edge)
+        levels.insert(0, _blurred(image))
         there = margin
     return levels
 

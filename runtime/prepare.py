@@ -1,6 +1,7 @@
-"""From two scans to two images the network can take: intensities, working grid, affine start, resampling."""
+"""From scans to two images the network can take: intensities, working grid, affine start, resampling."""
 
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,97 @@ class Prepared:
     affine_start: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Normalised:
+    """A scan whose intensities are in [0, 1].
+
+    Attributes:
+        image: (I, J, K) float32 on `grid`.
+        grid: the scan's.
+        below_zero: share of the scan's voxels whose intensity was below 0.
+    """
+
+    image: Array
+    grid: Grid
+    below_zero: float
+
+
+def normalised(volume: Volume, rule: Rule, argument: str) -> Normalised:
+    """Applies the rule; InputError, which calls the scan `argument`, where that leaves no contrast."""
+    below_zero = float(np.count_nonzero(volume.data < 0) / volume.data.size)
+    return Normalised(rule.normalise(volume.data, argument), volume.grid, below_zero)
+
+
+class PreparedFixed:
+    """A fixed scan made ready once, for any number of moving ones. NumPy alone until `on_grid` or `meet` is asked for.
+
+    Attributes:
+        grid: the working grid: the fixed foreground and a margin, as the network takes it.
+
+    Args:
+        fixed: from `normalised`.
+        engine_set: says which spacing and sizes the network takes.
+        rule: tells the foreground.
+
+    Raises:
+        InputError: there is no foreground.
+    """
+
+    def __init__(self, fixed: Normalised, engine_set: EngineSet, rule: Rule) -> None:
+        foreground = rule.foreground(fixed.image)
+        self.grid = plan_working_grid(fixed.grid, foreground, engine_set.spacing, engine_set.size_multiple)
+        self._fixed: Normalised | None = fixed
+        self._voxels = fixed.image.size
+
+    @cached_property
+    def on_grid(self) -> Array:
+        """The fixed image on the working grid, (I, J, K) float32 in [0, 1]."""
+        from runtime.resample import resample
+
+        image = resample(self._fixed.image, self._fixed.grid, self.grid)
+        return np.clip(image, 0, 1, out=image)
+
+    @cached_property
+    def pyramid(self):
+        """What the affine start sees of it; a `runtime.affine.FixedPyramid`."""
+        from runtime.affine import FixedPyramid
+
+        return FixedPyramid(self._fixed.image, self._fixed.grid)
+
+    def condense(self) -> None:
+        """Keeps the image on the working grid, and the pyramid if it was asked for, instead of the whole image."""
+        _ = self.on_grid
+        self._fixed = None
+
+    def meet(self, moving: Normalised, start: Array | None = None, stage: Stages | None = None) -> Prepared:
+        """The pair on the working grid.
+
+        Args:
+            moving: from `normalised`.
+            start: (4, 4) RAS mm, fixed -> moving, from `read_start`; None: found here.
+            stage: told the stages and their seconds.
+
+        Raises:
+            InputError: constant or empty images, no overlap, too little memory.
+        """
+        from runtime.resample import resample
+
+        stage = stage or Stages()
+        check_fits(self.grid.shape, self._voxels, moving.image.size)
+        with stage("affine"):
+            matrix, facts = self._affine_start(start, moving)
+        with stage("resample"):
+            image = resample(moving.image, moving.grid, self.grid, physical=matrix)
+            np.clip(image, 0, 1, out=image)
+            return Prepared(self.on_grid, image, self.grid, matrix, facts)
+
+    def _affine_start(self, start: Array | None, moving: Normalised) -> tuple[Array, dict]:
+        if start is not None:
+            return start, {"found": False, "matrix": start.tolist()}
+        found = self.pyramid.align(moving.image, moving.grid)
+        return np.array(found.matrix), {"found": True, **asdict(found)}
+
+
 def prepare(
     fixed: Volume,
     moving: Volume,
@@ -51,23 +143,13 @@ def prepare(
         fixed, moving: as read, intensities as in the file.
         engine_set: says which spacing and sizes the network takes.
         rule: intensities to [0, 1].
-        start: (4, 4) RAS mm, fixed -> moving, from `read_start`; None: found here.
-        stage: told the stages and their seconds.
-
-    Raises:
-        InputError: constant or empty images, no overlap, too little memory.
+        start, stage and errors: as in `PreparedFixed.meet`.
     """
     stage = stage or Stages()
     with stage("normalise"):
-        fixed_image, moving_image = rule.normalise(fixed.data, "--fixed"), rule.normalise(moving.data, "--moving")
-        foreground = rule.foreground(fixed_image)
-        grid = plan_working_grid(fixed.grid, foreground, engine_set.spacing, engine_set.size_multiple)
-        check_fits(grid.shape, fixed.data.size, moving.data.size)
-    with stage("affine"):
-        matrix, facts = _affine_start(start, fixed_image, fixed.grid, moving_image, moving.grid)
-    with stage("resample"):
-        images = _working_images(fixed_image, fixed.grid, moving_image, moving.grid, grid, matrix)
-    return Prepared(*images, grid, matrix, facts)
+        images = normalised(fixed, rule, "--fixed"), normalised(moving, rule, "--moving")
+        ready = PreparedFixed(images[0], engine_set, rule)
+    return ready.meet(images[1], start, stage)
 
 
 def read_start(choice: str) -> Array | None:
@@ -86,19 +168,3 @@ def read_start(choice: str) -> Array | None:
             f"{1 / LARGEST_STRETCH:g} to {LARGEST_STRETCH:g}; give RAS mm, fixed to moving (not FSL's or ITK's form)"
         )
     return matrix
-
-
-def _affine_start(start: Array | None, fixed, fixed_grid: Grid, moving, moving_grid: Grid) -> tuple[Array, dict]:
-    if start is not None:
-        return start, {"found": False, "matrix": start.tolist()}
-    from runtime.affine import align
-
-    found = align(fixed, fixed_grid, moving, moving_grid)
-    return np.array(found.matrix), {"found": True, **asdict(found)}
-
-
-def _working_images(fixed, fixed_grid: Grid, moving, moving_grid: Grid, grid: Grid, affine: Array):
-    from runtime.resample import resample
-
-    on_grid = resample(fixed, fixed_grid, grid), resample(moving, moving_grid, grid, physical=affine)
-    return tuple(np.clip(image, 0, 1, dtype=np.float32) for image in on_grid)

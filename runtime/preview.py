@@ -23,6 +23,7 @@ LINE_WIDTH, FLATTEST = 1.3, 0.02  # pixels; voxels a pixel, where a line stops g
 BORDER_VOXELS = 5
 TALLEST = 1.5  # height of a panel at most, in widths
 QUANTILES = np.linspace(1, 99, 64)
+PNG_LEVEL = 3  # files as small as at Pillow's own level, in half the time
 
 PAPER, PANEL = (19, 21, 26), (5, 6, 8)
 INK, FAINT = (236, 238, 241), (150, 157, 168)
@@ -71,7 +72,14 @@ class Plane:
         return inside.cut(jacobian_determinant(slab) <= 0)
 
 
-def write_preview(path: str | Path, fixed: Array, moving: Array, warped: Array, flow: Array) -> None:
+def write_preview(
+    path: str | Path,
+    fixed: Array,
+    moving: Array,
+    warped: Array,
+    flow: Array,
+    likeness: tuple[float, float] | None = None,
+) -> None:
     """Write the picture of a registration (PNG), whole or not at all.
 
     The grid is a regular one drawn onto the moving image and resampled through the flow as that image is, so it lies
@@ -83,16 +91,17 @@ def write_preview(path: str | Path, fixed: Array, moving: Array, warped: Array, 
         fixed, moving, warped: (I, J, K) in [0, 1] on one isotropic grid in the order closest to RAS+; moving after
             the affine start, warped after the flow.
         flow: (3, I, J, K), voxels.
+        likeness: NCC of fixed with moving and of fixed with warped, where it is known already.
     """
-    picture = draw_preview(fixed, moving, warped, flow)
+    picture = draw_preview(fixed, moving, warped, flow, likeness)
     with atomic_path(path) as partial:
-        picture.save(partial, format="PNG")
+        picture.save(partial, format="PNG", compress_level=PNG_LEVEL)
 
 
-def draw_preview(fixed: Array, moving: Array, warped: Array, flow: Array):
+def draw_preview(fixed: Array, moving: Array, warped: Array, flow: Array, likeness: tuple[float, float] | None = None):
     """The picture of `write_preview` as a Pillow image."""
     target, result = foreground_mask(fixed), foreground_mask(warped)
-    likeness = ncc(fixed, moving), ncc(fixed, warped)
+    likeness = likeness or (ncc(fixed, moving), ncc(fixed, warped))
     box = _box(target | result)
     fixed, moving, warped, flow, target, result = (
         a[(..., *box)] for a in (fixed, moving, warped, flow, target, result)
@@ -142,7 +151,15 @@ def _differences(fixed: Array, moving: Array, warped: Array, common: Array) -> t
     The map takes 0 to 0 and the quantiles of the warped image to those of the fixed one, both from the mask `common`.
     """
     seen, wanted = (np.append(0, np.percentile(_some(image[common]), QUANTILES)) for image in (warped, fixed))
-    return tuple((np.interp(image, seen, wanted) - fixed).astype(np.float32) for image in (moving, warped))
+    return tuple((_mapped(image, seen, wanted) - fixed).astype(np.float32) for image in (moving, warped))
+
+
+def _mapped(image: Array, seen: Array, wanted: Array) -> Array:
+    """Intensities through the curve seen -> wanted, which takes 0, most of a picture, to 0."""
+    lit = image > 0
+    mapped = np.zeros(image.shape)
+    mapped[lit] = np.interp(image[lit], seen, wanted)
+    return mapped
 
 
 def _some(values: Array) -> Array:

@@ -1,9 +1,7 @@
 """From two scans to one aligned scan: reading, working grid, affine start, the loop, and the way back."""
 
-import functools
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -11,176 +9,177 @@ from runtime import iterstop
 from runtime.engines import Engines
 from runtime.geometry.errors import InputError
 from runtime.geometry.grid import Grid
-from runtime.geometry.intensity import WindowRule, rule_from_dict
-from runtime.geometry.similarity import SIMILARITIES
+from runtime.geometry.intensity import Rule
 from runtime.geometry.transform import SpatialTransform
 from runtime.geometry.volume import Volume, read_labels, read_volume
-from runtime.prepare import prepare, read_start
+from runtime.heap import return_freed_memory
+from runtime.jobs import Job, Jobs
+from runtime.options import Options
+from runtime.prepare import Normalised, Prepared, PreparedFixed, normalised, read_start
+from runtime.result import Registration, WorkingImages
 from runtime.stages import Progress, Stages, silent
+from runtime.start import start_kernels
+
+__all__ = ["FixedScan", "Options", "Registration", "WorkingImages", "check_images", "register", "register_arrays"]
 
 Array = np.ndarray
-DARK_SHARE = 0.05  # of voxels below 0, from which on a scan is probably CT
-LOW_NCC = 0.6  # brains of one contrast reach 0.9 and more
+Scan = Path | str | Volume
 
 
 @dataclass(frozen=True)
-class Options:
-    """How to register. What is None follows the engine set.
+class ReadScan:
+    """A scan as read and as the network will see its intensities."""
+
+    volume: Volume
+    normalised: Normalised
+
+
+class Reading:
+    """Reads scans beside the caller, and normalises them, which needs no engine either."""
+
+    def __init__(self, jobs: Jobs, rule: Rule) -> None:
+        self._jobs, self._rule = jobs, rule
+
+    def scan(self, source: Scan, argument: str) -> Job[ReadScan]:
+        return self._jobs.start(_read_scan, source, argument, self._rule)
+
+    def moving(self, moving: Scan, labels: Scan | None) -> "ReadMoving":
+        scan = self.scan(moving, "--moving")
+        return ReadMoving(scan, None if labels is None else self._jobs.start(_read_labels, labels))
+
+
+@dataclass(frozen=True)
+class ReadMoving:
+    """A moving scan and its labels, being read."""
+
+    scan: Job[ReadScan]
+    labels: Job[Volume] | None
+
+    def take(self) -> tuple[ReadScan, Volume | None]:
+        """Waits for both; InputError for what could not be read, or labels that lie elsewhere."""
+        scan = self.scan.take()
+        labels = None if self.labels is None else self.labels.take()
+        if labels is not None:
+            _check_place(labels, scan.volume)
+        return scan, labels
+
+
+class FixedScan:
+    """A fixed scan made ready once: read, normalised, its working grid planned, its features taken.
+
+    Any number of moving scans can be registered to it, one at a time; each result is what `register` gives, bit for
+    bit::
+
+        onto = FixedScan("fixed.nii.gz", engines)
+        for scan in scans:
+            onto.register(scan).save(folder_of(scan))
 
     Attributes:
-        affine: "auto" (centres of mass, rigid, affine), "none" (headers only) or a path to a 4x4 text file, RAS mm,
-            fixed -> moving.
-        schedule: "iterstop", "a,b,c,d" (iterations at levels 4 to 1) or "cascade:t".
-        similarity: "ncc", "lncc" or "mse", what IterStop watches.
-        delta: smallest improvement, one value or four (levels 4 to 1).
-        max_iterations: per level, one value or four.
-        on_stop: "keep" (released code) or "revert" (Algorithm 1 as printed).
-        window: (low, high) intensities mapped to [0, 1] instead of the set's rule, for CT.
+        options: those given, with the engine set's defaults.
+        schedule: what they ask for.
+
+    Args:
+        fixed: NIfTI or MGH file, or a volume already read; any orientation, spacing and grid.
+        engines: from `runtime.open_engines`; they must stay open as long as this is used.
+        options: see `Options`.
+        progress: told the name of each stage as it begins.
+
+    Raises:
+        InputError: options or a fixed scan that make a registration impossible, in one line.
     """
 
-    affine: str = "auto"
-    schedule: str = "iterstop"
-    similarity: str | None = None
-    delta: float | tuple[float, ...] | None = None
-    max_iterations: int | tuple[int, ...] | None = None
-    on_stop: str | None = None
-    window: tuple[float, float] | None = None
+    def __init__(
+        self,
+        fixed: Scan | Job[ReadScan],
+        engines: Engines,
+        options: Options | None = None,
+        progress: Progress = silent,
+    ) -> None:
+        self.options = (options or Options()).resolved(engines.engine_set)
+        self.schedule = self.options.build_schedule()
+        self._engines, self._rule = engines, self.options.rule(engines.engine_set)
+        self._start = read_start(self.options.affine)
+        self._side, self._stage = None, Stages(progress)
+        with engines.running():
+            start_kernels(self._stage)
+        with self._stage("read"):
+            scan = fixed.take() if isinstance(fixed, Job) else _read_scan(fixed, "--fixed", self._rule)
+        self._source, self._below_zero = scan.volume.source, scan.normalised.below_zero
+        with engines.running():
+            with self._stage("normalise"):
+                self._fixed = PreparedFixed(scan.normalised, engines.engine_set, self._rule)
+            with self._stage("affine", tell=False):
+                _ = self._start is None and self._fixed.pyramid
+            with self._stage("resample", tell=False):
+                self._fixed.condense()
 
-    def resolved(self, engines: Engines) -> "Options":
-        """The same with every None replaced by the engine set's default."""
-        stop = engines.engine_set.stop
-        similarity = stop["similarity"] if self.similarity is None else self.similarity
-        if similarity not in SIMILARITIES:
-            raise InputError(f"--similarity: got {similarity!r}, expected one of {', '.join(SIMILARITIES)}")
-        if self.schedule.strip().lower() != "iterstop":
-            self._refuse_stop_options()
-            return replace(self, similarity=similarity)
-        delta = stop["delta"] if similarity == stop["similarity"] else iterstop.DEFAULT_DELTA[similarity]
-        return replace(
-            self,
-            similarity=similarity,
-            delta=delta if self.delta is None else self.delta,
-            max_iterations=stop["limit"] if self.max_iterations is None else self.max_iterations,
-            on_stop=stop["on_stop"] if self.on_stop is None else self.on_stop,
+    def register(self, moving: Scan, labels: Scan | None = None, progress: Progress = silent) -> Registration:
+        """Registers a moving scan to this fixed one, in physical space.
+
+        Args:
+            moving: as `fixed`.
+            labels: label map in the moving scan's space, carried along by nearest neighbour.
+            progress: told the name of each stage as it begins.
+
+        Raises:
+            InputError: anything about the input that makes a registration impossible, in one line.
+        """
+        with Jobs(self._engines.threads) as jobs:
+            return self.register_read(Reading(jobs, self._rule).moving(moving, labels), progress)
+
+    def register_read(self, moving: ReadMoving, progress: Progress = silent, last: bool = False) -> Registration:
+        """`register` for a scan that is being read; after the `last` one the features are let go."""
+        stage, self._stage = self._stage, Stages(progress)  # the first one's times have the fixed scan's in them
+        stage.progress = progress
+        with stage("read"):
+            scan, labels = moving.take()
+        with self._engines.running():
+            ready = self._fixed.meet(scan.normalised, self._start, stage)
+            volume, below_zero = scan.volume, (self._below_zero, scan.normalised.below_zero)
+            del scan  # and with it the normalised image
+            loop = self._loop(ready, stage, last)
+            return_freed_memory()
+            with stage("apply"):
+                transform = SpatialTransform(ready.affine, loop.found.flow, ready.grid)
+                grid = self._source.grid
+                displacement = transform.displacement(grid)
+                warped = _resampled(volume, displacement, grid, self._rule.background(volume.data))
+                warped_labels = None if labels is None else _resampled(labels, displacement, grid, 0, "nearest")
+        return Registration(
+            fixed=self._source,
+            moving=volume.source,
+            labels=labels,
+            below_zero=below_zero,
+            warped=warped,
+            warped_labels=warped_labels,
+            transform=transform,
+            displacement=displacement,
+            iterations=loop.found,
+            working=WorkingImages(ready.fixed, ready.moving, loop.warped),
+            similarity_before=loop.before,
+            folded_share=loop.folded_share,
+            affine_start=ready.affine_start,
+            options=self.options,
+            schedule=self.schedule,
+            engine=self._engines.as_dict(),
+            seconds=stage.seconds,
         )
 
-    def _refuse_stop_options(self) -> None:
-        """An option that would be ignored is an error."""
-        for name in ("delta", "max_iterations", "on_stop"):
-            if (value := getattr(self, name)) is not None:
-                raise InputError(
-                    f"--{name.replace('_', '-')}: got {value}, but --schedule {self.schedule} has no stop rule; "
-                    "leave it out or use --schedule iterstop"
-                )
-
-    def build_schedule(self) -> iterstop.Schedule:
-        """The schedule these (resolved) options ask for; InputError where they make none."""
-        rule = {"similarity": self.similarity, "delta": self.delta, "limit": self.max_iterations}
-        return iterstop.parse_schedule(self.schedule, **rule, on_stop=self.on_stop)
-
-
-@dataclass(frozen=True)
-class Registration:
-    """What a registration gives.
-
-    Attributes:
-        fixed, moving: the scans as read.
-        labels: moving labels as read, or None.
-        warped: moving on the fixed grid, (I, J, K) float32, interpolated once.
-        warped_labels: labels on the fixed grid, or None.
-        transform: fixed -> moving in RAS mm, affine and flow.
-        displacement: (I, J, K, 3) float32, RAS mm, of the whole transform on the fixed grid.
-        iterations: every decision of the loop.
-        working: fixed, moving (affine only) and warped on the working grid, (I, J, K) in [0, 1], for pictures.
-        similarity_before: similarity after the affine start, before any flow.
-        folded_share: share of working voxels whose Jacobian determinant is <= 0.
-        affine_start: facts on how the affine was found.
-        options, schedule: as run.
-        engine: facts on what ran.
-        seconds: by stage.
-    """
-
-    fixed: Volume
-    moving: Volume
-    labels: Volume | None
-    warped: Array
-    warped_labels: Array | None
-    transform: SpatialTransform
-    displacement: Array
-    iterations: iterstop.Iterations
-    working: "WorkingImages"
-    similarity_before: float
-    folded_share: float
-    affine_start: dict[str, Any]
-    options: Options
-    schedule: iterstop.Schedule
-    engine: dict[str, Any]
-    seconds: dict[str, float]
-
-    @property
-    def volumes(self) -> tuple[Volume, ...]:
-        """Everything that was read."""
-        return tuple(volume for volume in (self.fixed, self.moving, self.labels) if volume is not None)
-
-    @functools.cached_property
-    def displacement_mm(self) -> dict[str, float]:
-        """Length of the whole transform's displacement, affine included, over every 2nd voxel of the fixed grid."""
-        length = np.linalg.norm(self.displacement[::2, ::2, ::2], axis=-1)
-        percentile = float(np.percentile(length, 95))
-        return {"mean": float(length.mean()), "percentile_95": percentile, "max": float(length.max())}
-
-    @functools.cached_property
-    def warnings(self) -> tuple[str, ...]:
-        """Doubts about the headers, the intensities and the result, one line each."""
-        lines = [line for volume in self.volumes for line in volume.warnings]
-        for name, volume in (("fixed", self.fixed), ("moving", self.moving)):
-            if self.options.window is None and (share := np.mean(volume.data < 0)) > DARK_SHARE:
-                lines.append(f"{name}: {share:.0%} of the voxels are below 0 and count as 0; is it CT? give --window")
-        if not self.fixed.grid.orthogonal:
-            lines.append("the fixed image's axes are sheared; ITK and ANTs cannot read images or warps on such a grid")
-        if self.iterations.similarity < self.similarity_before:
-            lines.append(
-                f"the images are less alike than after the affine ({self.options.similarity} "
-                f"{self.iterations.similarity:.4f}, before {self.similarity_before:.4f}); were they aligned already?"
-            )
-        if note := self.affine_start.get("note"):
-            lines.append(f"affine start: {note}")
-        if self.options.similarity == "ncc" and self.iterations.similarity < LOW_NCC:
-            lines.append(f"the similarity is low ({self.iterations.similarity:.2f}); look at preview.png")
-        if self.labels is not None and not self.labels.grid.close(self.moving.grid):
-            lines.append("the label map is not on the moving scan's grid; it is used where its header says")
-        if self.labels is not None and self.labels.data.any() and not self.warped_labels.any():
-            lines.append("no label falls on the fixed image")
-        return tuple(lines)
-
-    def save(self, folder: Path | str, overwrite: bool = False, progress: Progress = silent) -> None:
-        """Writes images, transform, report and picture into a folder; see `runtime.report`."""
-        from runtime.report import save
-
-        save(self, Path(folder), overwrite, progress)
-
-    def summary(self) -> str:
-        """A few lines for people."""
-        from runtime.report import summary
-
-        return summary(self)
-
-
-@dataclass(frozen=True)
-class WorkingImages:
-    """The images the network saw, (I, J, K) float32 in [0, 1] on one grid, and the warped moving image."""
-
-    fixed: Array
-    moving: Array
-    warped: Array
+    def _loop(self, ready: Prepared, stage: Stages, last: bool) -> "_Loop":
+        check_images(ready.fixed, ready.moving, self._engines.engine_set.size_multiple)
+        return_freed_memory()  # the loop needs most
+        with stage("encode", tell=False):
+            side = self._side or self._engines.fixed_side(ready.fixed, self.options.similarity)
+        self._side = None if last else side
+        return _run(self._engines, side, ready.moving, self.schedule, stage)
 
 
 def register(
-    fixed: Path | str | Volume,
-    moving: Path | str | Volume,
+    fixed: Scan,
+    moving: Scan,
     engines: Engines,
     options: Options | None = None,
-    moving_labels: Path | str | Volume | None = None,
+    moving_labels: Scan | None = None,
     progress: Progress = silent,
 ) -> Registration:
     """Registers a moving scan to a fixed one, in physical space, on open engines.
@@ -195,41 +194,12 @@ def register(
     Raises:
         InputError: anything about the input that makes a registration impossible, in one line.
     """
-    options = (options or Options()).resolved(engines)
-    schedule = options.build_schedule()
-    rule = WindowRule(*options.window) if options.window else rule_from_dict(engines.engine_set.intensity)
-    start = read_start(options.affine)
-    stage = Stages(progress)
-    with stage("read"):
-        fixed, moving = _volume(fixed, "--fixed"), _volume(moving, "--moving")
-        labels = None if moving_labels is None else _labels(moving_labels, moving)
-    with engines.running():
-        _compile_if_cold(stage)
-        ready = prepare(fixed, moving, engines.engine_set, rule, start, stage)
-        loop = _run(engines, ready.fixed, ready.moving, schedule, options.similarity, stage)
-        with stage("apply"):
-            transform = SpatialTransform(ready.affine, loop.found.flow, ready.grid)
-            displacement = transform.displacement(fixed.grid)
-            warped = _resampled(moving, displacement, fixed.grid, rule.background(moving.data))
-            warped_labels = None if labels is None else _resampled(labels, displacement, fixed.grid, 0, "nearest")
-    return Registration(
-        fixed=fixed,
-        moving=moving,
-        labels=labels,
-        warped=warped,
-        warped_labels=warped_labels,
-        transform=transform,
-        displacement=displacement,
-        iterations=loop.found,
-        working=WorkingImages(ready.fixed, ready.moving, loop.warped),
-        similarity_before=loop.before,
-        folded_share=loop.folded_share,
-        affine_start=ready.affine_start,
-        options=options,
-        schedule=schedule,
-        engine=engines.as_dict(),
-        seconds=stage.seconds,
-    )
+    options = (options or Options()).resolved(engines.engine_set)
+    options.build_schedule(), read_start(options.affine)  # errors in options come before any reading
+    with Jobs(engines.threads) as jobs:
+        reading = Reading(jobs, options.rule(engines.engine_set))
+        scan, others = reading.scan(fixed, "--fixed"), reading.moving(moving, moving_labels)
+        return FixedScan(scan, engines, options, progress).register_read(others, progress, last=True)
 
 
 def register_arrays(
@@ -243,8 +213,9 @@ def register_arrays(
     Raises:
         InputError: shapes, intensities or a result that is not finite.
     """
+    check_images(fixed, moving, engines.engine_set.size_multiple)
     with engines.running():
-        return _run(engines, fixed, moving, schedule, similarity, Stages()).found
+        return _run(engines, engines.fixed_side(fixed, similarity), moving, schedule, Stages()).found
 
 
 def check_images(fixed: Array, moving: Array, multiple: int) -> None:
@@ -276,12 +247,11 @@ class _Loop:
     folded_share: float
 
 
-def _run(engines: Engines, fixed: Array, moving: Array, schedule, similarity: str, stage: Stages) -> _Loop:
-    check_images(fixed, moving, engines.engine_set.size_multiple)
+def _run(engines: Engines, side, moving: Array, schedule: iterstop.Schedule, stage: Stages) -> _Loop:
     fields, finest = engines.fields, iterstop.LEVELS[-1]
     with stage("encode"):
         moving = fields.to_device(moving)
-        pair = engines.fixed_side(fixed, similarity).pair(moving)
+        pair = side.pair(moving)
         before = pair.score(finest, pair.zero(finest))
 
     def progress(number: int, level: int, iteration: int) -> None:
@@ -290,9 +260,9 @@ def _run(engines: Engines, fixed: Array, moving: Array, schedule, similarity: st
     with stage("iterate"):
         found = iterstop.run(pair, schedule, progress, before)
     with stage("finish"):
-        warped, folded_share = fields.to_host(fields.warp(moving, found.flow)), fields.folded_share(found.flow)
-        flow = fields.to_host(found.flow)
-        if not np.isfinite(flow).all():
+        warped = fields.to_host(fields.warp(moving, found.flow)[..., None])[0]
+        flow, folded_share = fields.to_host(found.flow), fields.folded_share(found.flow)
+        if not np.isfinite(flow.sum(dtype=np.float64)):  # NaN and Inf survive a sum
             raise InputError(
                 "flow: the engines gave NaN or Inf for these images; check both scans; nothing was written"
             )
@@ -304,27 +274,22 @@ def _iteration_name(schedule: iterstop.Schedule, number: int, level: int, iterat
     return f"pass {number}, {name}" if schedule.passes > 1 else name
 
 
-def _volume(source: Path | str | Volume, argument: str) -> Volume:
-    return source if isinstance(source, Volume) else read_volume(Path(source), argument)
+def _read_scan(source: Scan, argument: str, rule: Rule) -> ReadScan:
+    volume = source if isinstance(source, Volume) else read_volume(Path(source), argument)
+    return ReadScan(volume, normalised(volume, rule, argument))
 
 
-def _labels(source: Path | str | Volume, moving: Volume) -> Volume:
-    labels = source if isinstance(source, Volume) else read_labels(Path(source), "--moving-labels")
+def _read_labels(source: Scan) -> Volume:
+    return source if isinstance(source, Volume) else read_labels(Path(source), "--moving-labels")
+
+
+def _check_place(labels: Volume, moving: Volume) -> None:
     boxes = [(grid.corners.min(axis=0), grid.corners.max(axis=0)) for grid in (labels.grid, moving.grid)]
     if np.any(np.maximum(boxes[0][0], boxes[1][0]) > np.minimum(boxes[0][1], boxes[1][1])):
         raise InputError(
             f"--moving-labels: {labels.path or 'the label map'} lies apart from the moving scan in physical space; "
             "give the label map of that scan, with its header"
         )
-    return labels
-
-
-def _compile_if_cold(stage: Stages) -> None:
-    from runtime.warmup import is_cold, warm_up
-
-    if is_cold():
-        with stage("compile for this computer (only this once, about a minute)"):
-            warm_up()
 
 
 def _resampled(volume: Volume, displacement: Array, grid: Grid, background: float, order: str = "linear") -> Array:

@@ -18,7 +18,7 @@ import numpy as np
 from runtime import __version__
 from runtime.geometry.errors import InputError
 from runtime.geometry.transform import write_affine, write_itk_displacement
-from runtime.geometry.volume import Volume, write_text, write_volume
+from runtime.geometry.volume import Source, write_text, write_volume
 from runtime.machine import peak_bytes
 
 if TYPE_CHECKING:
@@ -71,35 +71,41 @@ def save(result: "Registration", folder: Path, overwrite: bool = False, progress
     Raises:
         InputError: see `check_output`, and a disk that refuses (full, read-only).
     """
-    from runtime.preview import write_preview
-
-    check_output(folder, overwrite, [volume.path for volume in result.volumes])
+    check_output(folder, overwrite, [source.path for source in result.sources.values()])
     progress("write")
     start = time.perf_counter()
-    grid, codes = result.fixed.grid, result.fixed.codes
-    images = result.working
-    jobs = [
-        lambda: write_itk_displacement(folder / WARP, result.displacement, grid, codes),
-        lambda: write_volume(folder / WARPED, result.warped, grid, codes),
-        lambda: write_preview(folder / PREVIEW, images.fixed, images.moving, images.warped, result.iterations.flow),
-        lambda: write_affine(folder / AFFINE, result.transform.affine),
-    ]
-    if result.warped_labels is not None:
-        jobs.append(lambda: write_volume(folder / LABELS, result.warped_labels, grid, codes))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name in (REPORT, LABELS):  # the sign of a whole result, and what this one may not have
             (folder / name).unlink(missing_ok=True)
-        # Compression dominates and leaves the interpreter's lock alone: files are written side by side.
-        with ThreadPoolExecutor(2) as pool:
-            for job in [pool.submit(job) for job in jobs]:
-                job.result()
+        _write_side_by_side(result, folder)
         seconds = {**result.seconds, "write": time.perf_counter() - start}
         write_text(folder / REPORT, json.dumps(report(result, seconds), indent=2) + "\n")
     except OSError as error:
         raise InputError(
             f"--output: writing to {folder} failed ({error.strerror}); free space or choose another"
         ) from None
+
+
+def _write_side_by_side(result: "Registration", folder: Path) -> None:
+    """Every file but the report. Threads of `files` check, sum and wait; those of `pool` compress and draw."""
+    from runtime.preview import write_preview
+
+    grid, codes, images = result.fixed.grid, result.fixed.codes, result.working
+    ncc = (result.similarity_before, result.iterations.similarity) if result.options.similarity == "ncc" else None
+    with ThreadPoolExecutor(result.engine["threads"]) as pool, ThreadPoolExecutor(4) as files:
+        jobs = [
+            pool.submit(write_preview, folder / PREVIEW, *vars(images).values(), result.iterations.flow, ncc),
+            files.submit(write_itk_displacement, folder / WARP, result.displacement, grid, codes, pool),
+            files.submit(write_volume, folder / WARPED, result.warped, grid, codes, pool=pool),
+            files.submit(write_affine, folder / AFFINE, result.transform.affine),
+            pool.submit(lambda: result.displacement_mm),  # for the report
+        ]
+        if result.warped_labels is not None:
+            labels = result.warped_labels
+            jobs.append(files.submit(write_volume, folder / LABELS, labels, grid, codes, pool=pool))
+        for job in jobs:
+            job.result()
 
 
 def report(result: "Registration", seconds: dict[str, float]) -> dict[str, Any]:
@@ -109,7 +115,7 @@ def report(result: "Registration", seconds: dict[str, float]) -> dict[str, Any]:
             "format": FORMAT,
             "version": VERSION,
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "inputs": _inputs(result),
+            "inputs": {name: _describe(source) for name, source in result.sources.items()},
             "options": vars(result.options),
             "options_sha256": hashlib.sha256(json.dumps(vars(result.options), sort_keys=True).encode()).hexdigest(),
             "schedule": result.schedule.as_dict(),
@@ -166,18 +172,13 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _inputs(result: "Registration") -> dict[str, Any]:
-    volumes = {"fixed": result.fixed, "moving": result.moving, "moving_labels": result.labels}
-    return {name: _describe(volume) for name, volume in volumes.items() if volume is not None}
-
-
-def _describe(volume: Volume) -> dict[str, Any]:
+def _describe(source: Source) -> dict[str, Any]:
     return {
-        "path": str(volume.path) if volume.path else None,
-        "sha256": volume.sha256,
-        "shape": volume.grid.shape,
-        "spacing_mm": volume.grid.spacing,
-        "affine": volume.grid.affine,
+        "path": str(source.path) if source.path else None,
+        "sha256": source.sha256,
+        "shape": source.grid.shape,
+        "spacing_mm": source.grid.spacing,
+        "affine": source.grid.affine,
     }
 
 

@@ -5,8 +5,8 @@ brings numba, and the first call compiles (the result is cached on disk).
 """
 
 import numpy as np
-from numba import njit, prange
 
+from runtime import resample_kernels as kernels
 from runtime.geometry.errors import InputError
 from runtime.geometry.grid import Grid
 
@@ -45,14 +45,17 @@ def resample(
     """
     _check(image, source, order)
     matrix = _snapped(target.voxel_map(source, physical), target.shape)
+    if _permutes(matrix):
+        dtype = image.dtype if order == "nearest" else np.float32
+        return _copied(image, matrix, np.full(target.shape, outside, dtype))
     if order == "nearest":
         values = _label_array(image)
         result = np.empty(target.shape, values.dtype)
-        _nearest_affine(values, matrix, values.dtype.type(outside), result)
+        kernels.nearest_affine(values, matrix, values.dtype.type(outside), result)
         return result.astype(image.dtype, copy=False)
     values = _antialiased(image, matrix)
     result = np.empty(target.shape, np.float32)
-    _linear_affine(values, matrix, np.float32(outside), result)
+    kernels.linear_affine(values, matrix, np.float32(outside), result)
     return result
 
 
@@ -69,24 +72,28 @@ def resample_through(
     Args:
         image: (I, J, K) on `source`.
         source, target: grids in RAS mm.
-        displacement: (I, J, K, 3) RAS mm on `target`; where it is not finite the result is `outside`.
-        order, outside, result and errors: as in `resample`.
+        displacement: (I, J, K, 3) RAS mm on `target`; where it is not finite the result is `outside`. Fastest as
+            `displacement_field` gives it.
+        order, outside and errors: as in `resample`.
+
+    Returns:
+        (I, J, K) on `target`, as in `resample` but in the order of files: first axis fastest.
     """
     _check(image, source, order)
     if displacement.shape != (*target.shape, 3):
         raise InputError(f"displacement: got shape {displacement.shape}, expected {(*target.shape, 3)}")
     matrix = target.voxel_map(source)
     linear = np.linalg.inv(source.affine)[:3, :3]
-    displacement = np.ascontiguousarray(displacement, dtype=np.float32)
+    planes = np.ascontiguousarray(displacement.T, dtype=np.float32)
     if order == "nearest":
         values = _label_array(image)
-        result = np.empty(target.shape, values.dtype)
-        _nearest_field(values, matrix, linear, displacement, values.dtype.type(outside), result)
-        return result.astype(image.dtype, copy=False)
+        result = np.empty(target.shape[::-1], values.dtype)
+        kernels.nearest_field(values, matrix, linear, planes, values.dtype.type(outside), result)
+        return result.T.astype(image.dtype, copy=False)
     values = _antialiased(image, matrix)
-    result = np.empty(target.shape, np.float32)
-    _linear_field(values, matrix, linear, displacement, np.float32(outside), result)
-    return result
+    result = np.empty(target.shape[::-1], np.float32)
+    kernels.linear_field(values, matrix, linear, planes, np.float32(outside), result)
+    return result.T
 
 
 def displacement_field(flow: Array, to_flow: Array, base: Array, linear: Array, shape: tuple[int, int, int]) -> Array:
@@ -95,19 +102,19 @@ def displacement_field(flow: Array, to_flow: Array, base: Array, linear: Array, 
     The kernel of `SpatialTransform.displacement`, which defines the three matrices.
 
     Args:
-        flow: (3, I, J, K).
+        flow: (3, I, J, K); without a copy if it is a view of channels-last memory.
         to_flow: (4, 4) voxel of the result -> voxel of the flow.
         base: (4, 4), of which the first three rows count.
         linear: (3, 3).
         shape: of the result.
 
     Returns:
-        (I, J, K, 3) float32.
+        (I, J, K, 3) float32 in the order of files: first axis fastest, component after component.
     """
-    result = np.empty((*shape, 3), np.float32)
+    result = np.empty((3, *shape[::-1]), np.float32)
     last_axis = np.ascontiguousarray(np.moveaxis(flow, 0, -1), dtype=np.float32)
-    _displacement(last_axis, np.ascontiguousarray(to_flow), np.ascontiguousarray(base), linear.copy(), result)
-    return result
+    kernels.displacement(last_axis, np.ascontiguousarray(to_flow), np.ascontiguousarray(base), linear.copy(), result)
+    return result.T
 
 
 def smooth(image: Array, sigma: tuple[float, float, float]) -> Array:
@@ -124,9 +131,9 @@ def smooth(image: Array, sigma: tuple[float, float, float]) -> Array:
     for axis, width in enumerate(sigma):
         if width > 0 and image.shape[axis] > 1:
             outer, size = int(np.prod(image.shape[:axis])), image.shape[axis]
-            result = np.empty((outer, size, image.size // (outer * size)), np.float32)
-            _smooth_middle(image.reshape(result.shape), _gaussian(width), result)
-            image = result.reshape(image.shape)
+            rows = np.empty((outer * size, image.size // (outer * size)), np.float32)
+            kernels.smooth_middle(image.reshape(outer, size, -1), _gaussian(width), rows)
+            image = rows.reshape(image.shape)
     return image
 
 
@@ -142,6 +149,31 @@ def _snapped(matrix: Array, shape: tuple[int, int, int]) -> Array:
     whole = np.rint(matrix)
     reach = np.abs(matrix - whole)[:3] @ np.array([*shape, 1.0])
     return whole if reach.max() < SNAP else matrix
+
+
+def _permutes(matrix: Array) -> bool:
+    """Whether the map takes voxels to voxels and only permutes, reverses and shifts the axes."""
+    linear = np.abs(matrix[:3, :3])
+    exact = bool((matrix == np.rint(matrix)).all())
+    return exact and bool((linear.sum(axis=0) == 1).all() and (linear.sum(axis=1) == 1).all())
+
+
+def _copied(image: Array, matrix: Array, result: Array) -> Array:
+    """Voxels copied into `result`, whose values stay where the image has none."""
+    axes, signs = np.abs(matrix[:3, :3]).argmax(axis=0), matrix[:3, :3].sum(axis=0).astype(int)
+    into, of = [], [slice(None)] * 3
+    for axis, (old, sign) in enumerate(zip(axes, signs, strict=True)):
+        shift = int(matrix[old, 3])  # the image's voxel at the result's voxel 0
+        ends = sorted((-sign * shift, sign * (image.shape[old] - 1 - shift)))
+        first, last = max(ends[0], 0), min(ends[1], result.shape[axis] - 1)
+        if first > last:
+            return result
+        into.append(slice(first, last + 1))
+        low, high = sorted((shift + sign * first, shift + sign * last))
+        of[old] = slice(low, high + 1)
+    moved = image[tuple(of)].transpose(tuple(axes))[tuple(slice(None, None, sign) for sign in signs)]
+    result[tuple(into)] = moved
+    return result
 
 
 def _label_array(image: Array) -> Array:
@@ -161,157 +193,3 @@ def _gaussian(sigma: float) -> Array:
     radius = max(1, int(np.ceil(3 * sigma)))
     weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
     return (weights / weights.sum()).astype(np.float32)
-
-
-@njit(cache=True, parallel=True)
-def _smooth_middle(image, weights, result):
-    """Filter the middle axis of (A, N, B), indices clamped to the border."""
-    outer, size, inner = image.shape
-    radius = len(weights) // 2
-    if inner == 1:
-        for a in prange(outer):
-            for x in range(size):
-                total = np.float32(0)
-                for tap in range(len(weights)):
-                    total += weights[tap] * image[a, min(max(x + tap - radius, 0), size - 1), 0]
-                result[a, x, 0] = total
-        return
-    for row in prange(outer * size):
-        a, x = row // size, row % size
-        line = result[a, x]
-        for b in range(inner):
-            line[b] = 0
-        for tap in range(len(weights)):
-            from_line = image[a, min(max(x + tap - radius, 0), size - 1)]
-            weight = weights[tap]
-            for b in range(inner):
-                line[b] += weight * from_line[b]
-
-
-@njit(inline="always")
-def _trilinear(image, x, y, z, outside):
-    """One trilinear sample; corners outside the image (and everything where x, y or z is NaN) are `outside`."""
-    size_i, size_j, size_k = image.shape
-    if not (x > -1 and y > -1 and z > -1 and x < size_i and y < size_j and z < size_k):
-        return outside
-    i, j, k = int(np.floor(x)), int(np.floor(y)), int(np.floor(z))
-    fx, fy, fz = np.float32(x - i), np.float32(y - j), np.float32(z - k)
-    gx, gy, gz = np.float32(1) - fx, np.float32(1) - fy, np.float32(1) - fz
-    if i >= 0 and j >= 0 and k >= 0 and i < size_i - 1 and j < size_j - 1 and k < size_k - 1:
-        low = gy * (gz * image[i, j, k] + fz * image[i, j, k + 1]) + fy * (
-            gz * image[i, j + 1, k] + fz * image[i, j + 1, k + 1]
-        )
-        high = gy * (gz * image[i + 1, j, k] + fz * image[i + 1, j, k + 1]) + fy * (
-            gz * image[i + 1, j + 1, k] + fz * image[i + 1, j + 1, k + 1]
-        )
-        return gx * low + fx * high
-    total = np.float32(0)
-    for di in range(2):
-        for dj in range(2):
-            for dk in range(2):
-                weight = (fx if di else gx) * (fy if dj else gy) * (fz if dk else gz)
-                a, b, c = i + di, j + dj, k + dk
-                if a >= 0 and b >= 0 and c >= 0 and a < size_i and b < size_j and c < size_k:
-                    total += weight * image[a, b, c]
-                else:
-                    total += weight * outside
-    return total
-
-
-@njit(inline="always")
-def _nearest(image, x, y, z, outside):
-    """The voxel that contains the point; `outside` if none does."""
-    size_i, size_j, size_k = image.shape
-    x, y, z = np.floor(x + 0.5), np.floor(y + 0.5), np.floor(z + 0.5)
-    if x >= 0 and y >= 0 and z >= 0 and x < size_i and y < size_j and z < size_k:
-        return image[int(x), int(y), int(z)]
-    return outside
-
-
-@njit(cache=True, parallel=True)
-def _linear_affine(image, matrix, outside, result):
-    for i in prange(result.shape[0]):
-        for j in range(result.shape[1]):
-            x = matrix[0, 0] * i + matrix[0, 1] * j + matrix[0, 3]
-            y = matrix[1, 0] * i + matrix[1, 1] * j + matrix[1, 3]
-            z = matrix[2, 0] * i + matrix[2, 1] * j + matrix[2, 3]
-            for k in range(result.shape[2]):
-                result[i, j, k] = _trilinear(
-                    image, x + matrix[0, 2] * k, y + matrix[1, 2] * k, z + matrix[2, 2] * k, outside
-                )
-
-
-@njit(cache=True, parallel=True)
-def _nearest_affine(image, matrix, outside, result):
-    for i in prange(result.shape[0]):
-        for j in range(result.shape[1]):
-            x = matrix[0, 0] * i + matrix[0, 1] * j + matrix[0, 3]
-            y = matrix[1, 0] * i + matrix[1, 1] * j + matrix[1, 3]
-            z = matrix[2, 0] * i + matrix[2, 1] * j + matrix[2, 3]
-            for k in range(result.shape[2]):
-                result[i, j, k] = _nearest(
-                    image, x + matrix[0, 2] * k, y + matrix[1, 2] * k, z + matrix[2, 2] * k, outside
-                )
-
-
-@njit(inline="always")
-def _moved(matrix, linear, displacement, i, j, k, row):
-    """Row `row` of ``matrix [i, j, k, 1] + linear displacement(i, j, k)``: a coordinate in the image."""
-    return (
-        matrix[row, 0] * i
-        + matrix[row, 1] * j
-        + matrix[row, 2] * k
-        + matrix[row, 3]
-        + linear[row, 0] * displacement[i, j, k, 0]
-        + linear[row, 1] * displacement[i, j, k, 1]
-        + linear[row, 2] * displacement[i, j, k, 2]
-    )
-
-
-@njit(cache=True, parallel=True)
-def _linear_field(image, matrix, linear, displacement, outside, result):
-    for i in prange(result.shape[0]):
-        for j in range(result.shape[1]):
-            for k in range(result.shape[2]):
-                x = _moved(matrix, linear, displacement, i, j, k, 0)
-                y = _moved(matrix, linear, displacement, i, j, k, 1)
-                z = _moved(matrix, linear, displacement, i, j, k, 2)
-                result[i, j, k] = _trilinear(image, x, y, z, outside)
-
-
-@njit(cache=True, parallel=True)
-def _nearest_field(image, matrix, linear, displacement, outside, result):
-    for i in prange(result.shape[0]):
-        for j in range(result.shape[1]):
-            for k in range(result.shape[2]):
-                x = _moved(matrix, linear, displacement, i, j, k, 0)
-                y = _moved(matrix, linear, displacement, i, j, k, 1)
-                z = _moved(matrix, linear, displacement, i, j, k, 2)
-                result[i, j, k] = _nearest(image, x, y, z, outside)
-
-
-@njit(cache=True, parallel=True)
-def _displacement(flow, to_flow, base, linear, result):
-    """1. the voxel's place in the flow, clamped to its border; 2. the trilinear flow there; 3. the two matrices."""
-    size_i, size_j, size_k, _ = flow.shape
-    for i in prange(result.shape[0]):
-        for j in range(result.shape[1]):
-            for k in range(result.shape[2]):
-                x = to_flow[0, 0] * i + to_flow[0, 1] * j + to_flow[0, 2] * k + to_flow[0, 3]
-                y = to_flow[1, 0] * i + to_flow[1, 1] * j + to_flow[1, 2] * k + to_flow[1, 3]
-                z = to_flow[2, 0] * i + to_flow[2, 1] * j + to_flow[2, 2] * k + to_flow[2, 3]
-                x, y, z = min(max(x, 0), size_i - 1), min(max(y, 0), size_j - 1), min(max(z, 0), size_k - 1)
-                a, b, c = min(int(x), size_i - 2), min(int(y), size_j - 2), min(int(z), size_k - 2)
-                fx, fy, fz = np.float32(x - a), np.float32(y - b), np.float32(z - c)
-                gx, gy, gz = np.float32(1) - fx, np.float32(1) - fy, np.float32(1) - fz
-                f0, f1, f2 = np.float32(0), np.float32(0), np.float32(0)
-                for da in range(2):
-                    for db in range(2):
-                        for dc in range(2):
-                            weight = (fx if da else gx) * (fy if db else gy) * (fz if dc else gz)
-                            f0 += weight * flow[a + da, b + db, c + dc, 0]
-                            f1 += weight * flow[a + da, b + db, c + dc, 1]
-                            f2 += weight * flow[a + da, b + db, c + dc, 2]
-                for row in range(3):
-                    place = base[row, 0] * i + base[row, 1] * j + base[row, 2] * k + base[row, 3]
-                    result[i, j, k, row] = place + linear[row, 0] * f0 + linear[row, 1] * f1 + linear[row, 2] * f2

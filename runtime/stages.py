@@ -20,8 +20,10 @@ class Stages:
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextlib.contextmanager
-    def __call__(self, name: str):
-        self.progress(name)
+    def __call__(self, name: str, tell: bool = True):
+        """A stage; with `tell` off its time counts, but nothing is said."""
+        if tell:
+            self.progress(name)
         start = time.perf_counter()
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start

@@ -1,5 +1,6 @@
 """The command line, in process: what a user types, sees, and gets when something is wrong."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -12,7 +13,7 @@ from runtime.report import output_names
 from tests import scans
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMANDS = ("register", "export", "train", "demo")
+COMMANDS = ("register", "export", "train", "demo", "benchmark")
 
 
 def run(*arguments):
@@ -110,14 +111,55 @@ def test_a_result_is_kept_unless_overwrite_is_given(register, tmp_path):
         (("--engine-dir", "README.md"), "--engine-dir: README.md is a file, expected the folder of an engine set"),
         (("--engine-dir", "nowhere"), "--engine-dir: no folder nowhere"),
         (("--fixed", "nowhere.nii.gz"), "--fixed: nowhere.nii.gz does not exist"),
-        (("--moving", "README.md"), "--moving: README.md"),
         (("--moving-labels", "nowhere.nii"), "--moving-labels: nowhere.nii does not exist"),
+        (("--moving-labels", "a.nii", "--moving-labels", "b.nii"), "--moving-labels: got 2 label maps for 1 moving"),
+        (("--precision", "fp8"), "'fp8' is not one of"),
+        (("--backend", "onnxruntime", "--precision", "bf16"), "--precision: onnxruntime computes in fp32, not in bf16"),
         (("--window", "300"), "expected 2 comma-separated float value"),
     ],
 )
 def test_bad_input_is_one_clear_line_and_leaves_nothing(register, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(ROOT)
     assert message in failure(register(*arguments))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_moving_scan_of_no_known_type(pair, engine_dir, tmp_path):
+    base = ("register", "--engine-dir", engine_dir, "--fixed", pair[0], "--output", tmp_path / "out")
+    assert "--moving: README.md" in failure(run(*base, "--moving", "README.md")).replace(f"{ROOT}/", "")
+
+
+def test_several_moving_scans_go_into_folders_of_their_names(register, pair, tmp_path):
+    other = scans.write_scan(tmp_path / "other.nii.gz", scans.grid(axes="LPS"))
+    labels = [scans.write_labels(tmp_path / f"l{n}.nii.gz", scans.grid()) for n in range(2)]
+    arguments = ("--moving", other, "--moving-labels", labels[0], "--moving-labels", labels[1])
+    result = register(*arguments, "--schedule", "1,1,1,1")
+    assert result.exit_code == 0, result.stderr
+    for name, label_map in zip(("m", "other"), labels, strict=True):
+        folder = tmp_path / "out" / name
+        assert {path.name for path in folder.iterdir()} == set(output_names(labels=True))
+        assert json.loads((folder / "report.json").read_text())["inputs"]["moving_labels"]["path"] == str(label_map)
+        assert f"wrote {folder}/" in result.stdout
+    assert result.stdout.index(f"moving      {pair[1]}") < result.stdout.index(f"moving      {other}")
+
+
+@pytest.mark.parametrize("quiet", [(), ("--quiet",)])
+def test_one_scan_that_fails_does_not_lose_the_others(register, tmp_path, quiet):
+    """One line about it, the others' results, and an exit code that says that something was wrong."""
+    later = scans.write_scan(tmp_path / "later.nii.gz", scans.grid())
+    result = register("--moving", tmp_path / "gone.nii", "--moving", later, "--schedule", "1,1,1,1", *quiet)
+    assert result.exit_code == 1
+    lines = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    assert lines == [f"Error: {tmp_path}/gone.nii: --moving: {tmp_path}/gone.nii does not exist"]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"m", "later"}
+    assert all((tmp_path / "out" / name / "report.json").is_file() for name in ("m", "later"))
+    assert bool(result.stdout) != bool(quiet)
+
+
+def test_scans_of_one_name_are_refused_before_any_work(register, pair, tmp_path):
+    (tmp_path / "there").mkdir()
+    twin = pair[1].rename(tmp_path / "there" / pair[1].name)
+    assert "would both go to" in failure(register("--moving", twin))
     assert not (tmp_path / "out").exists()
 
 
@@ -167,12 +209,13 @@ def test_a_missing_package_is_one_line(monkeypatch, tmp_path):
 
 def test_choices_are_those_of_the_runtime():
     from runtime import iterstop
-    from runtime.backends.table import BACKENDS
+    from runtime.backends.table import BACKENDS, PRECISIONS
     from runtime.engines import SHIPPED
     from runtime.geometry.similarity import SIMILARITIES
 
     options = {parameter.name: parameter for parameter in cli.main.commands["register"].params}
     assert set(options["backend"].type.choices) == {"auto", *BACKENDS}
+    assert set(options["precision"].type.choices) == {"auto", *PRECISIONS}
     assert set(options["similarity"].type.choices) == SIMILARITIES.keys()
     assert set(options["on_stop"].type.choices) == set(iterstop.ON_STOP)
     assert options["engine_dir"].default == SHIPPED

@@ -11,7 +11,7 @@ import SimpleITK as sitk
 
 from runtime.geometry.errors import InputError
 from runtime.geometry.grid import Grid
-from runtime.geometry.gzip_stream import BLOCK, write_gzip
+from runtime.geometry.gzip_stream import AHEAD, write_gzip
 from runtime.geometry.volume import atomic_path, read_labels, read_volume, write_bytes, write_text, write_volume
 
 OBLIQUE = np.array([[-1.9, 0.3, 0.1, 50], [0.3, 1.2, 0.6, -20], [0.1, -0.4, 2.3, 5], [0, 0, 0, 1.0]])
@@ -288,14 +288,50 @@ def test_equal_data_give_equal_files(tmp_path):
     assert (tmp_path / "a.nii.gz").read_bytes() == (tmp_path / "b.nii.gz").read_bytes()
 
 
-@pytest.mark.parametrize("size", [0, 1, BLOCK, BLOCK + 1, 3 * BLOCK - 7])
-def test_the_gzip_stream_is_one_valid_member(tmp_path, size):
-    data = np.random.default_rng(size).integers(0, 4, size, np.uint8).tobytes()
+@pytest.mark.parametrize("sizes", [[], [0], [1], [5, 0, 100_000], [50_000] * (AHEAD + 3)])
+def test_the_gzip_stream_is_one_valid_member(tmp_path, sizes):
+    """Whatever the pieces, what can be compressed and what is stored alternating."""
+    rng = np.random.default_rng(len(sizes))
+    pieces = [rng.integers(0, (4, 256)[n % 2], size, np.uint8).tobytes() for n, size in enumerate(sizes)]
     with open(tmp_path / "a.gz", "wb") as stream:
-        write_gzip(stream, data)
+        write_gzip(stream, [lambda piece=piece: piece for piece in pieces])
     content = (tmp_path / "a.gz").read_bytes()
-    assert gzip.decompress(content) == data
+    assert gzip.decompress(content) == b"".join(pieces)
     assert content.count(b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x04\xff") == 1
+
+
+def test_what_hardly_shrinks_is_stored_and_the_rest_compressed(tmp_path):
+    """A field's mantissas are noise; the dark background of a scan is not."""
+    noise = np.random.default_rng(0).normal(0, 1, (64, 64, 64)).astype(np.float32)
+    image = np.zeros_like(noise)
+    image[20:40] = noise[20:40]
+    for name, data in (("noise", noise), ("image", image)):
+        write_volume(tmp_path / f"{name}.nii.gz", data, Grid(data.shape, np.eye(4)))
+    stored, compressed = ((tmp_path / f"{name}.nii.gz").stat().st_size for name in ("noise", "image"))
+    assert 1 <= stored / noise.nbytes < 1.001
+    assert compressed < 0.4 * image.nbytes
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_memory_order_does_not_matter(tmp_path, monkeypatch, order, suffix):
+    """Components are written one after the other, each first axis fastest, in pieces of whole planes."""
+    monkeypatch.setattr("runtime.geometry.nifti_bytes.PIECE", 4 * 6 * 7 * 2)
+    data = np.arange(np.prod(SHAPE) * 6, dtype=np.float32).reshape(*SHAPE, 2, 3)
+    write_volume(tmp_path / f"a{suffix}", np.asarray(data, order=order), Grid(SHAPE, rotated()))
+    assert np.array_equal(nib.load(tmp_path / f"a{suffix}").get_fdata(), data)
+
+
+def test_labels_stored_as_floats_are_read_exactly(tmp_path):
+    """Beyond 2^24 single precision would not hold them; scaled ones pass where the product is whole."""
+    data = values(np.float64) + 2**24
+    labels = read_labels(save(tmp_path / "a.nii.gz", data), "x")
+    assert np.array_equal(labels.data, data) and labels.data.dtype == np.int32
+    path = save(tmp_path / "b.nii")
+    raw = bytearray(path.read_bytes())
+    raw[112:120] = np.array([2, 1], "<f4").tobytes()  # scl_slope, scl_inter
+    path.write_bytes(raw)
+    assert np.array_equal(read_labels(path, "x").data, values() * 2 + 1)
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):

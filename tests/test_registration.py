@@ -1,18 +1,23 @@
 """Two scans in, one aligned scan out: what is written is checked with other tools, not with our own code."""
 
+import gc
 import hashlib
 import json
+import weakref
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 
 import runtime
-from runtime import iterstop, machine
+from runtime import iterstop, machine, registration
+from runtime.backends.table import BACKENDS, PRECISIONS
 from runtime.example import example_pair
 from runtime.geometry.errors import InputError
 from runtime.geometry.volume import read_volume, write_volume
-from runtime.registration import Options, register_arrays
+from runtime.options import Options
+from runtime.prepare import normalised
+from runtime.registration import register_arrays
 from runtime.report import output_names
 from tests import scans
 
@@ -90,7 +95,10 @@ def test_report_tells_what_ran_and_why_it_stopped(pair, labels, engines, tmp_pat
     for name, path in zip(("fixed", "moving", "moving_labels"), (*pair, labels), strict=True):
         assert report["inputs"][name]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert report["engine"]["engines"] == engines.engine_set.hashes
-    assert report["engine"]["backend"] == "onnxruntime" and report["engine"]["precision"] == "fp32"
+    names = ("backend", "reason", "precision", "threads")
+    assert [report["engine"][name] for name in names] == [getattr(engines, name) for name in names]
+    assert engines.backend in BACKENDS and engines.precision in PRECISIONS and engines.reason.startswith("auto: ")
+    assert f"{engines.precision}, {engines.threads} threads; {engines.reason})" in result.summary()
     assert report["options"]["on_stop"] == "revert" and report["options"]["delta"] == [0.001]
     assert report["iterations"]["counts"] == [list(result.iterations.counts[0])]
     levels = report["iterations"]["passes"][0]
@@ -127,7 +135,8 @@ def test_one_fixed_side_serves_many_moving_images(engines):
     _, second = example_pair((24, 32, 16), seed=2)
     schedule = iterstop.parse_schedule("1,2,1,1")
     side = engines.fixed_side(fixed, "ncc")
-    shared = [iterstop.run(side.pair(moving), schedule).flow for moving in (first, second, first)]
+    flows = [iterstop.run(side.pair(moving), schedule).flow for moving in (first, second, first)]
+    shared = [engines.fields.to_host(flow) for flow in flows]
     alone = [register_arrays(engines, fixed, moving, schedule).flow for moving in (first, second, first)]
     np.testing.assert_array_equal(shared, alone)
 
@@ -206,7 +215,7 @@ def test_engines_that_give_nan_are_found_out(engines, monkeypatch):
     fixed, moving = example_pair((16, 16, 16))
 
     def broken(level, features):
-        residual = np.zeros((3, *features.shape[1:]), np.float32)
+        residual = np.zeros((*features.shape[:3], 3), np.float32)
         residual[0, 0, 0, 0] = np.nan
         return residual
 
@@ -235,20 +244,22 @@ def test_options_are_checked_before_the_scans_are_read(engines, options, message
         runtime.register(tmp_path / "absent.nii", tmp_path / "absent.nii", engines, options)
 
 
-def test_backends_are_opened_by_name_or_refused(engine_dir):
-    with runtime.open_engines(engine_dir) as engines:
-        assert engines.backend == "onnxruntime" and engines.reason.startswith("auto: ")
-    with pytest.raises(InputError, match="--backend: got 'tpu', expected auto or one of onnxruntime"):
-        runtime.open_engines(engine_dir, "tpu")
-    for threads in (0, 100_000):
-        with pytest.raises(InputError, match=f"--threads: got {threads}, expected 1 to"):
-            runtime.open_engines(engine_dir, threads=threads)
+def test_what_cannot_be_opened_is_refused(engine_dir):
+    for arguments, message in (
+        ({"backend": "tpu"}, "--backend: got 'tpu', expected auto or one of"),
+        ({"precision": "fp8"}, "--precision: got 'fp8', expected auto or one of"),
+        ({"backend": "onnxruntime", "precision": "bf16"}, "--precision: onnxruntime computes in fp32, not in bf16"),
+        ({"threads": 0}, "--threads: got 0, expected 1 to"),
+        ({"threads": 100_000}, "--threads: got 100000, expected 1 to"),
+    ):
+        with pytest.raises(InputError, match=message):
+            runtime.open_engines(engine_dir, **arguments)
 
 
 def test_delta_zero_is_a_delta(engines):
-    assert Options(delta=0.0).resolved(engines).delta == 0.0
-    assert Options().resolved(engines).delta == 0.005
-    assert Options(similarity="mse").resolved(engines).delta == iterstop.DEFAULT_DELTA["mse"]
+    assert Options(delta=0.0).resolved(engines.engine_set).delta == 0.0
+    assert Options().resolved(engines.engine_set).delta == 0.005
+    assert Options(similarity="mse").resolved(engines.engine_set).delta == iterstop.DEFAULT_DELTA["mse"]
 
 
 def test_closed_engines_say_so(engine_dir):
@@ -298,16 +309,38 @@ def test_volumes_already_read_are_taken_as_they_are(pair, engines):
     np.testing.assert_array_equal(by_volume.warped, by_path.warped)
 
 
-def test_kernels_are_compiled_once_and_kept():
-    """After `warm_up` nothing is left to compile: every kernel has a compiled version and came from or went to disk."""
-    from runtime import affine_kernels, resample
-    from runtime.backends import kernels_numba
-    from runtime.warmup import is_cold, warm_up
+def test_results_are_in_the_order_of_files(pair, labels, engines):
+    """First axis fastest, so that they are written without being turned; the flow is a view of the loop's memory."""
+    result = runtime.register(*pair, engines, QUICK, labels)
+    for array in (result.warped, result.warped_labels, result.displacement):
+        assert array.flags.f_contiguous
+    assert result.transform.flow.shape == (3, *result.transform.grid.shape)
 
-    warm_up()
-    assert not is_cold()
-    for module in (affine_kernels, resample, kernels_numba):
-        compiled = [value for value in vars(module).values() if hasattr(value, "signatures")]
-        kernels = [kernel for kernel in compiled if kernel.targetoptions.get("parallel")]
-        assert kernels
-        assert all(kernel.signatures for kernel in kernels), module.__name__
+
+def test_large_images_are_let_go_before_the_loop(pair, engines, monkeypatch):
+    """Neither scan's normalised image, nor the fixed scan's voxels, live while the loop needs memory."""
+    volumes = []
+
+    def remembered(volume, rule, argument):
+        result = normalised(volume, rule, argument)
+        volumes.append((argument, weakref.ref(result), weakref.ref(volume)))
+        return result
+
+    def loop(*arguments):
+        gc.collect()
+        alive.extend((argument, scan() is not None, volume() is not None) for argument, scan, volume in volumes)
+        return run(*arguments)
+
+    alive, run = [], registration._run
+    monkeypatch.setattr(registration, "normalised", remembered)
+    monkeypatch.setattr(registration, "_run", loop)
+    runtime.register(*pair, engines, QUICK)
+    assert sorted(alive) == [("--fixed", False, False), ("--moving", False, True)]
+
+
+def test_files_do_not_depend_on_threads(pair, engine_dir, tmp_path):
+    for threads in (1, 2):
+        with runtime.open_engines(engine_dir, threads=threads) as opened:
+            runtime.register(*pair, opened, QUICK).save(tmp_path / str(threads))
+    for name in output_names(labels=False)[:-1]:
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes(), name

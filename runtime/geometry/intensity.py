@@ -36,7 +36,7 @@ class PercentileRule:
         if not positive.size:
             raise InputError(f"{argument}: no voxel is above 0, expected an image with its background at 0")
         top = np.percentile(positive, self.upper)
-        return _checked(np.clip(data * np.float32(1 / top), 0, 1, dtype=np.float32), argument)
+        return _clipped(data * np.float32(1 / top), argument)
 
     def background(self, data: Array) -> float:
         """The intensity of what lies outside the image: 0."""
@@ -67,8 +67,8 @@ class WindowRule:
 
     def normalise(self, data: Array, argument: str = "image") -> Array:
         """Intensities (I, J, K) -> float32 in [0, 1]; InputError if all voxels become equal."""
-        scaled = (data - np.float32(self.low)) * np.float32(1 / (self.high - self.low))
-        return _checked(np.clip(scaled, 0, 1, dtype=np.float32), argument)
+        scaled = data - np.float32(self.low)
+        return _clipped(np.multiply(scaled, np.float32(1 / (self.high - self.low)), out=scaled), argument)
 
     def background(self, data: Array) -> float:
         """The intensity of what lies outside the image: the darkest of `data` (air), at most `low`."""
@@ -123,10 +123,12 @@ def foreground_mask(normalised: Array) -> Array:
 
 
 def _filled_blocks(mask: Array) -> Array:
-    counts = mask.astype(np.uint8)
-    for axis in range(3):
-        starts = np.arange(0, mask.shape[axis], BLOCK)
-        counts = np.add.reduceat(counts, starts, axis=axis, dtype=np.uint8)
+    padded = np.zeros([-(-size // BLOCK) * BLOCK for size in mask.shape], np.uint8)
+    padded[tuple(slice(size) for size in mask.shape)] = mask
+    counts = padded.view(np.uint32)  # four bytes, a block's edge, are added at a time; 16 of each do not overflow
+    counts = sum(counts[start::BLOCK] for start in range(BLOCK))
+    counts = sum(counts[:, start::BLOCK] for start in range(BLOCK))
+    counts = counts.view(np.uint8).reshape(*counts.shape, BLOCK).sum(axis=-1)
     return counts >= BLOCK_SHARE * BLOCK**3
 
 
@@ -140,7 +142,9 @@ def _grown(blocks: Array, axis: int) -> Array:
     return grown
 
 
-def _checked(normalised: Array, argument: str) -> Array:
+def _clipped(scaled: Array, argument: str) -> Array:
+    """To [0, 1], float32, in place; InputError if all voxels become equal."""
+    normalised = np.clip(scaled, 0, 1, out=scaled).astype(np.float32, copy=False)
     if normalised.min() == normalised.max():
         raise InputError(
             f"{argument}: every voxel is {normalised.flat[0]:g} after intensity scaling, expected an image with "

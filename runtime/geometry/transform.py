@@ -3,6 +3,7 @@
 Inside, everything is RAS mm. The LPS convention of ITK appears only where its displacement files are written and read.
 """
 
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -16,7 +17,7 @@ from runtime.geometry.grid import Grid, check_affine
 from runtime.geometry.volume import SCANNER, write_nifti, write_text
 
 Array = np.ndarray
-RAS_TO_LPS = np.array([-1, -1, 1], dtype=np.float32)
+RAS_TO_LPS = (-1, -1, 1)
 VECTOR_INTENT = 1007
 
 
@@ -101,6 +102,7 @@ def write_itk_displacement(
     displacement: Array,
     grid: Grid,
     codes: tuple[int, int] = (SCANNER, SCANNER),
+    pool: Executor | None = None,
 ) -> None:
     """Write a displacement field as ANTs and ITK read it: shape (I, J, K, 1, 3), intent 1007, LPS mm.
 
@@ -111,11 +113,12 @@ def write_itk_displacement(
         displacement: (I, J, K, 3) RAS mm on `grid`, fixed -> moving.
         grid: the fixed image's.
         codes: NIfTI (sform, qform) codes of the fixed image.
+        pool: compresses; None: threads of its own.
     """
     if displacement.shape != (*grid.shape, 3):
         raise InputError(f"displacement: got shape {displacement.shape}, expected {(*grid.shape, 3)}")
-    values = displacement.astype(np.float32) * RAS_TO_LPS
-    write_nifti(path, values[:, :, :, None, :], grid, codes, intent=VECTOR_INTENT)
+    values = displacement.astype(np.float32, copy=False)[:, :, :, None, :]
+    write_nifti(path, values, grid, codes, intent=VECTOR_INTENT, signs=RAS_TO_LPS, pool=pool)
 
 
 def read_itk_displacement(path: str | PathLike, argument: str = "displacement") -> tuple[Array, Grid]:
@@ -139,4 +142,4 @@ def read_itk_displacement(path: str | PathLike, argument: str = "displacement") 
             f"{argument}: {path} has shape {values.shape} and intent {intent}, expected a displacement field of ITK, "
             f"(I, J, K, 1, 3) with intent {VECTOR_INTENT}"
         )
-    return np.ascontiguousarray(values[:, :, :, 0, :]) * RAS_TO_LPS, Grid(values.shape[:3], image.affine)
+    return np.ascontiguousarray(values[:, :, :, 0, :]) * np.float32(RAS_TO_LPS), Grid(values.shape[:3], image.affine)

@@ -2,10 +2,12 @@
 
 import gzip
 import hashlib
+import math
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from os import PathLike
 from pathlib import Path
 
@@ -15,35 +17,50 @@ import numpy as np
 from runtime.geometry.errors import InputError
 from runtime.geometry.grid import Grid, check_affine
 from runtime.geometry.gzip_stream import write_gzip
+from runtime.geometry.nifti_bytes import SCANNER, nifti_header, pieces, storable
 
 Array = np.ndarray
 Image = nib.spatialimages.SpatialImage
 SUFFIXES = (".nii.gz", ".nii", ".mgz", ".mgh")
-SCANNER = 1  # NIfTI code of a transform to scanner coordinates
 FORMS_DIFFER_MM = 0.1
 MILLIMETRES = {"meter": 1e3, "micron": 1e-3}  # in one unit, where a NIfTI header names another than mm
 WHOLE = 1e-3  # how far a label may be from a whole number: scl_slope is stored in single precision
 LABEL_TYPES = (np.uint8, np.int16, np.uint16, np.int32)
+TILE = 16  # voxels along K of one tile when the order of axes changes: a line of the processor's cache
 
 
-@dataclass(frozen=True, eq=False)
-class Volume:
-    """Voxels and where they are.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Source:
+    """What is known of a volume besides its voxels.
 
     Attributes:
-        data: (I, J, K), C-contiguous; float32 from `read_volume`, an integer type from `read_labels`.
         grid: shape and voxel -> RAS mm.
         path, sha256: the file and the hash of its bytes; None if it came from no file.
         codes: NIfTI (sform, qform) codes to write back with.
         warnings: one line for each doubt about the header.
     """
 
-    data: Array
     grid: Grid
     path: Path | None = None
     sha256: str | None = None
     codes: tuple[int, int] = (SCANNER, SCANNER)
     warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Volume(Source):
+    """Voxels and where they are.
+
+    Attributes:
+        data: (I, J, K), C-contiguous; float32 from `read_volume`, an integer type from `read_labels`.
+    """
+
+    data: Array
+
+    @property
+    def source(self) -> Source:
+        """The same without the voxels, which are large."""
+        return Source(**{field.name: getattr(self, field.name) for field in fields(Source)})
 
 
 def read_volume(path: str | PathLike, argument: str) -> Volume:
@@ -81,8 +98,9 @@ def write_volume(
     grid: Grid,
     codes: tuple[int, int] = (SCANNER, SCANNER),
     dtype: type | None = None,
+    pool: Executor | None = None,
 ) -> None:
-    """Write a NIfTI volume, whole or not at all.
+    """Write a NIfTI volume, whole or not at all. Fastest for data in the file's order, first axis fastest.
 
     The sform is always set, the qform when the axes are orthogonal enough for its quaternion; a code of 0 is replaced
     by the other's, or by scanner (1).
@@ -93,11 +111,12 @@ def write_volume(
         grid: of the first three axes.
         codes: (sform, qform) codes, `Volume.codes` of the image whose space this is.
         dtype: type on disk; None keeps the data's (bool, 64-bit and half types become uint8, int32 and float32).
+        pool: compresses; None: threads of its own.
 
     Raises:
         InputError: for another suffix, another shape than the grid's, or integers beyond the type.
     """
-    write_nifti(path, data, grid, codes, dtype)
+    write_nifti(path, data, grid, codes, dtype, pool=pool)
 
 
 def write_nifti(
@@ -107,20 +126,25 @@ def write_nifti(
     codes: tuple[int, int] = (SCANNER, SCANNER),
     dtype: type | None = None,
     intent: str | int = "none",
+    signs: tuple[int, ...] | None = None,
+    pool: Executor | None = None,
 ) -> None:
-    """`write_volume` with a NIfTI intent (name or code), such as ``"vector"`` for data (I, J, K, 1, 3)."""
+    """`write_volume` with a NIfTI intent (name or code), such as ``"vector"`` for data (I, J, K, 1, 3).
+
+    `signs`, of 1 and -1, are what the components along the last axis are multiplied by.
+    """
     path = Path(path)
     if not path.name.lower().endswith((".nii", ".nii.gz")):
         raise InputError(f"{path}: cannot be written, expected a name that ends in .nii or .nii.gz")
     if data.shape[:3] != grid.shape:
         raise InputError(f"{path}: got data of shape {data.shape} for a grid of {grid.shape}")
-    data = _storable(data, dtype, path)
-    content = _header(data, grid, codes, intent) + data.tobytes(order="F")
+    data = storable(data, dtype, path)
+    content = pieces(nifti_header(data, grid, codes, intent), data, signs)
     with atomic_path(path) as temporary, open(temporary, "wb") as stream:
         if path.name.lower().endswith(".gz"):
-            write_gzip(stream, content)
+            write_gzip(stream, content, pool)
         else:
-            stream.write(content)
+            stream.writelines(piece() for piece in content)
 
 
 @contextmanager
@@ -154,16 +178,16 @@ def write_bytes(path: str | PathLike, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
-def _read(path: str | PathLike, argument: str, convert: Callable[[Image, str], Array]) -> Volume:
+def _read(path: str | PathLike, argument: str, convert: Callable[[Image, Array, str], Array]) -> Volume:
     path = Path(path)
     image = _open(path, argument)
     shape = _checked_shape(image, path, argument)
     grid = Grid(shape, _checked_affine(image, path, argument))
-    content, image = _load(type(image), path, argument)
+    sha256, image, stored = _load(type(image), path, argument)
     with np.errstate(invalid="ignore", over="ignore"):
-        data = np.ascontiguousarray(convert(image, f"{argument}: {path}").reshape(shape))
+        data = convert(image, stored.reshape(shape, order="F"), f"{argument}: {path}")
     warnings = tuple(f"{path.name}: {line}" for line in _doubts(image))
-    return Volume(data, grid, path, hashlib.sha256(content).hexdigest(), _codes(image), warnings)
+    return Volume(data=data, grid=grid, path=path, sha256=sha256, codes=_codes(image), warnings=warnings)
 
 
 def _open(path: Path, argument: str) -> Image:
@@ -183,15 +207,21 @@ def _open(path: Path, argument: str) -> Image:
     return image
 
 
-def _load(kind: type, path: Path, argument: str) -> tuple[bytes, Image]:
-    """The file's bytes and the image read from them; unlike reading in place, this verifies gzip's checksum."""
+def _load(kind: type, path: Path, argument: str) -> tuple[str, Image, Array]:
+    """Hash of the file's bytes, the image read from them and its voxels as they are stored, first axis fastest.
+
+    Unlike reading in place, this verifies gzip's checksum.
+    """
     try:
         content = path.read_bytes()
-        image = kind.from_bytes(gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content)
-        image.dataobj.get_unscaled()
+        sha256 = hashlib.sha256(content).hexdigest()
+        content = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
+        image = kind.from_bytes(content)
+        proxy = image.dataobj
+        stored = np.frombuffer(content, proxy.dtype, math.prod(proxy.shape), proxy.offset)
     except Exception as error:
         raise _unreadable(path, argument, error) from None
-    return content, image
+    return sha256, image, stored.reshape(proxy.shape, order="F")
 
 
 def _unreadable(path: Path, argument: str, error: Exception) -> InputError:
@@ -225,26 +255,52 @@ def _checked_affine(image: Image, path: Path, argument: str) -> Array:
     return affine
 
 
-def _scaled(image: Image, name: str) -> Array:
-    data = image.get_fdata(dtype=np.float32, caching="unchanged")
+def _scaled(image: Image, stored: Array, name: str) -> Array:
+    data = _last_axis_fastest(stored if _unscaled(image) else _by_nibabel(image, np.float32), np.float32)
     if not np.isfinite(data.sum(dtype=np.float64)):
         _refuse_non_finite(data, name)
     return data
 
 
-def _whole(image: Image, name: str) -> Array:
-    data = np.asanyarray(image.dataobj)
+def _whole(image: Image, stored: Array, name: str) -> Array:
+    data = stored if _unscaled(image) else _by_nibabel(image)
     if data.dtype.kind == "f":
-        _refuse_non_finite(data, name)
-        whole = np.rint(data)
-        if (count := int(np.count_nonzero(np.abs(data - whole) > WHOLE))) > 0:
-            raise InputError(f"{name} has {count} voxels that are no whole number, expected a label map")
-        data = whole
+        data = _whole_numbers(data, name)
     low, high = data.min(), data.max()
     for dtype in LABEL_TYPES:
         if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
-            return data.astype(dtype)
+            return _last_axis_fastest(data, dtype)
     raise InputError(f"{name} has labels from {low} to {high}, expected values that fit 32 bits")
+
+
+def _whole_numbers(data: Array, name: str) -> Array:
+    """Floats as int32, or as whole floats where some do not fit."""
+    whole = data.astype(np.int32)
+    if np.array_equal(whole, data):
+        return whole
+    _refuse_non_finite(data, name)
+    whole = np.rint(data)
+    if (count := int(np.count_nonzero(np.abs(data - whole) > WHOLE))) > 0:
+        raise InputError(f"{name} has {count} voxels that are no whole number, expected a label map")
+    return whole
+
+
+def _unscaled(image: Image) -> bool:
+    return image.dataobj.slope == 1 and image.dataobj.inter == 0
+
+
+def _by_nibabel(image: Image, dtype: type | None = None) -> Array:
+    """The voxels (I, J, K), scaled as the header says."""
+    data = np.asanyarray(image.dataobj, dtype=dtype)
+    return data.reshape(data.shape[:3])
+
+
+def _last_axis_fastest(data: Array, dtype: type) -> Array:
+    """A C-contiguous copy in another type; tile by tile, because memory is read and written across each other."""
+    result = np.empty(data.shape, dtype)
+    for start in range(0, data.shape[2], TILE):
+        result[:, :, start : start + TILE] = data[:, :, start : start + TILE]
+    return result
 
 
 def _refuse_non_finite(data: Array, name: str) -> None:
@@ -286,31 +342,3 @@ def _disagreement(image: Image) -> Iterator[str]:
     distance = np.linalg.norm(corners @ difference[:3, :3].T + difference[:3, 3], axis=1).max()
     if not distance <= FORMS_DIFFER_MM:
         yield f"sform and qform differ by up to {distance:.2f} mm; the sform is used, other tools may take the qform"
-
-
-def _storable(data: Array, dtype: type | None, path: Path) -> Array:
-    if dtype is None:
-        dtype = {"b": np.uint8, "f": np.float32}.get(data.dtype.kind, data.dtype)
-        dtype = np.int32 if data.dtype in (np.int64, np.uint64) else dtype
-    dtype = np.dtype(dtype)
-    if dtype.kind in "iu" and data.size:
-        low, high = data.min(), data.max()
-        if not (np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max):
-            raise InputError(f"{path}: values from {low} to {high} do not fit {dtype}; choose a wider type")
-        data = np.rint(data) if data.dtype.kind == "f" else data
-    return data.astype(dtype, copy=False)
-
-
-def _header(data: Array, grid: Grid, codes: tuple[int, int], intent: str | int) -> bytes:
-    header = nib.Nifti1Header()
-    header.set_data_dtype(data.dtype)
-    header.set_data_shape(data.shape)
-    header.set_zooms(grid.spacing + (1.0,) * (data.ndim - 3))
-    header.set_xyzt_units("mm")
-    header.set_slope_inter(1, 0)
-    header.set_intent(intent)
-    if grid.orthogonal:
-        header.set_qform(grid.affine, codes[1] or codes[0] or SCANNER)
-    header.set_sform(grid.affine, codes[0] or codes[1] or SCANNER)
-    header["vox_offset"] = header.single_vox_offset
-    return header.binaryblock + bytes(4)

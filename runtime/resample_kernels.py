@@ -1,0 +1,216 @@
+"""Compiled loops of `runtime.resample`, in tiles of rows: what neighbours share of the image stays in the cache.
+
+Results that go into files have the order of files, first axis fastest: here (K, J, I).
+"""
+
+import numpy as np
+from numba import njit
+
+from runtime.slices import in_slices
+
+TILE = 16  # rows along the two outer axes
+U = np.uintp  # unsigned indices spare the test for negative ones
+
+
+def _tiles(*arguments):
+    """Tiles of a kernel's result (..., rows, rows, row), its last argument."""
+    depth, height, _ = arguments[-1].shape[-3:]
+    return -(-depth // TILE) * -(-height // TILE)
+
+
+@in_slices(over="rows")
+def smooth_middle(begin, end, image, weights, rows):
+    """Filter the middle axis of (A, N, B) into rows (A N, B), indices clamped to the border."""
+    _, size, inner = image.shape
+    radius = len(weights) // 2
+    for row in range(begin, end):
+        a, x = row // size, row % size
+        if inner == 1:
+            total = np.float32(0)
+            for tap in range(len(weights)):
+                total += weights[tap] * image[a, min(max(x + tap - radius, 0), size - 1), 0]
+            rows[row, 0] = total
+            continue
+        line = rows[row]
+        for b in range(inner):
+            line[b] = 0
+        for tap in range(len(weights)):
+            from_line = image[a, min(max(x + tap - radius, 0), size - 1)]
+            weight = weights[tap]
+            for b in range(inner):
+                line[b] += weight * from_line[b]
+
+
+@njit(forceinline=True, error_model="numpy")
+def _trilinear(image, x, y, z, outside):
+    """One trilinear sample; corners outside the image (and everything where x, y or z is NaN) are `outside`."""
+    size_i, size_j, size_k = image.shape
+    if x >= 0 and y >= 0 and z >= 0 and x < size_i - 1 and y < size_j - 1 and z < size_k - 1:
+        low_x, low_y, low_z = np.floor(x), np.floor(y), np.floor(z)
+        fx, fy, fz = np.float32(x - low_x), np.float32(y - low_y), np.float32(z - low_z)
+        gx, gy, gz = np.float32(1) - fx, np.float32(1) - fy, np.float32(1) - fz
+        i, j, k = U(int(low_x)), U(int(low_y)), U(int(low_z))
+        p, q, r = i + U(1), j + U(1), k + U(1)
+        low = gy * (gz * image[i, j, k] + fz * image[i, j, r]) + fy * (gz * image[i, q, k] + fz * image[i, q, r])
+        high = gy * (gz * image[p, j, k] + fz * image[p, j, r]) + fy * (gz * image[p, q, k] + fz * image[p, q, r])
+        return gx * low + fx * high
+    if not (x > -1 and y > -1 and z > -1 and x < size_i and y < size_j and z < size_k):
+        return outside
+    i, j, k = int(np.floor(x)), int(np.floor(y)), int(np.floor(z))
+    fx, fy, fz = np.float32(x - i), np.float32(y - j), np.float32(z - k)
+    gx, gy, gz = np.float32(1) - fx, np.float32(1) - fy, np.float32(1) - fz
+    total = np.float32(0)
+    for di in range(2):
+        for dj in range(2):
+            for dk in range(2):
+                weight = (fx if di else gx) * (fy if dj else gy) * (fz if dk else gz)
+                a, b, c = i + di, j + dj, k + dk
+                if a >= 0 and b >= 0 and c >= 0 and a < size_i and b < size_j and c < size_k:
+                    total += weight * image[a, b, c]
+                else:
+                    total += weight * outside
+    return total
+
+
+@njit(forceinline=True, error_model="numpy")
+def _nearest(image, x, y, z, outside):
+    """The voxel that contains the point; `outside` if none does."""
+    size_i, size_j, size_k = image.shape
+    x, y, z = np.floor(x + 0.5), np.floor(y + 0.5), np.floor(z + 0.5)
+    if x >= 0 and y >= 0 and z >= 0 and x < size_i and y < size_j and z < size_k:
+        return image[U(int(x)), U(int(y)), U(int(z))]
+    return outside
+
+
+@in_slices(over=_tiles)
+def linear_affine(begin, end, image, matrix, outside, result):
+    """``result(v) = image(matrix [v, 1])``, trilinear."""
+    size_i, size_j, size_k = result.shape
+    across = -(-size_j // TILE)
+    for tile in range(begin, end):
+        top, left = tile // across * TILE, tile % across * TILE
+        for i in range(top, min(top + TILE, size_i)):
+            for j in range(left, min(left + TILE, size_j)):
+                x = matrix[0, 0] * i + matrix[0, 1] * j + matrix[0, 3]
+                y = matrix[1, 0] * i + matrix[1, 1] * j + matrix[1, 3]
+                z = matrix[2, 0] * i + matrix[2, 1] * j + matrix[2, 3]
+                line = result[i, j]
+                for k in range(size_k):
+                    u, v, w = x + matrix[0, 2] * k, y + matrix[1, 2] * k, z + matrix[2, 2] * k
+                    line[k] = _trilinear(image, u, v, w, outside)
+
+
+@in_slices(over=_tiles)
+def nearest_affine(begin, end, image, matrix, outside, result):
+    """``result(v) = image(matrix [v, 1])``, the voxel that holds the point."""
+    size_i, size_j, size_k = result.shape
+    across = -(-size_j // TILE)
+    for tile in range(begin, end):
+        top, left = tile // across * TILE, tile % across * TILE
+        for i in range(top, min(top + TILE, size_i)):
+            for j in range(left, min(left + TILE, size_j)):
+                x = matrix[0, 0] * i + matrix[0, 1] * j + matrix[0, 3]
+                y = matrix[1, 0] * i + matrix[1, 1] * j + matrix[1, 3]
+                z = matrix[2, 0] * i + matrix[2, 1] * j + matrix[2, 3]
+                line = result[i, j]
+                for k in range(size_k):
+                    u, v, w = x + matrix[0, 2] * k, y + matrix[1, 2] * k, z + matrix[2, 2] * k
+                    line[k] = _nearest(image, u, v, w, outside)
+
+
+@njit(forceinline=True, error_model="numpy")
+def _linear_row(matrix, row, j, k, line):
+    """Row `row` of ``matrix [i, j, k, 1]`` along a row of voxels, for all i."""
+    for i in range(len(line)):
+        line[i] = matrix[row, 0] * i + matrix[row, 1] * j + matrix[row, 2] * k + matrix[row, 3]
+
+
+@njit(forceinline=True, error_model="numpy")
+def _add_row(linear, row, vectors, line):
+    """Adds row `row` of ``linear v`` for the vectors (3, I) of a row of voxels."""
+    for i in range(len(line)):
+        place = line[i] + linear[row, 0] * vectors[0, i]
+        line[i] = place + linear[row, 1] * vectors[1, i] + linear[row, 2] * vectors[2, i]
+
+
+@in_slices(over=_tiles)
+def linear_field(begin, end, image, matrix, linear, displacement, outside, result):
+    """``result(v) = image(matrix [v, 1] + linear displacement(v))``, trilinear.
+
+    Result (K, J, I), displacement (3, K, J, I). 1. the places of a row in the image; 2. the samples there.
+    """
+    depth, height, width = result.shape
+    across = -(-height // TILE)
+    for tile in range(begin, end):
+        places = np.empty((3, width))
+        top, left = tile // across * TILE, tile % across * TILE
+        for k in range(top, min(top + TILE, depth)):
+            for j in range(left, min(left + TILE, height)):
+                for row in range(3):
+                    _linear_row(matrix, row, j, k, places[row])
+                    _add_row(linear, row, displacement[:, k, j], places[row])
+                line = result[k, j]
+                for i in range(width):
+                    line[i] = _trilinear(image, places[0, i], places[1, i], places[2, i], outside)
+
+
+@in_slices(over=_tiles)
+def nearest_field(begin, end, image, matrix, linear, displacement, outside, result):
+    """As `linear_field`, the voxel that holds the point."""
+    depth, height, width = result.shape
+    across = -(-height // TILE)
+    for tile in range(begin, end):
+        places = np.empty((3, width))
+        top, left = tile // across * TILE, tile % across * TILE
+        for k in range(top, min(top + TILE, depth)):
+            for j in range(left, min(left + TILE, height)):
+                for row in range(3):
+                    _linear_row(matrix, row, j, k, places[row])
+                    _add_row(linear, row, displacement[:, k, j], places[row])
+                line = result[k, j]
+                for i in range(width):
+                    line[i] = _nearest(image, places[0, i], places[1, i], places[2, i], outside)
+
+
+@njit(forceinline=True, error_model="numpy")
+def _flow_at(flow, x, y, z):
+    """Trilinear flow (I, J, K, 3) at a point clamped to its border."""
+    size_i, size_j, size_k, _ = flow.shape
+    x, y, z = min(max(x, 0), size_i - 1), min(max(y, 0), size_j - 1), min(max(z, 0), size_k - 1)
+    a, b, c = min(int(x), size_i - 2), min(int(y), size_j - 2), min(int(z), size_k - 2)
+    fx, fy, fz = np.float32(x - a), np.float32(y - b), np.float32(z - c)
+    gx, gy, gz = np.float32(1) - fx, np.float32(1) - fy, np.float32(1) - fz
+    f0, f1, f2 = np.float32(0), np.float32(0), np.float32(0)
+    for da in range(2):
+        for db in range(2):
+            for dc in range(2):
+                weight = (fx if da else gx) * (fy if db else gy) * (fz if dc else gz)
+                vector = flow[U(a + da), U(b + db), U(c + dc)]
+                f0 += weight * vector[0]
+                f1 += weight * vector[1]
+                f2 += weight * vector[2]
+    return f0, f1, f2
+
+
+@in_slices(over=_tiles)
+def displacement(begin, end, flow, to_flow, base, linear, result):
+    """``result(v) = base [v, 1] + linear flow(to_flow [v, 1])``; result (3, K, J, I), flow (I, J, K, 3).
+
+    1. the places of a row in the flow; 2. the flow there; 3. the two matrices.
+    """
+    _, depth, height, width = result.shape
+    across = -(-height // TILE)
+    for tile in range(begin, end):
+        places, vectors = np.empty((3, width)), np.empty((3, width), np.float32)
+        top, left = tile // across * TILE, tile % across * TILE
+        for k in range(top, min(top + TILE, depth)):
+            for j in range(left, min(left + TILE, height)):
+                for row in range(3):
+                    _linear_row(to_flow, row, j, k, places[row])
+                for i in range(width):
+                    f0, f1, f2 = _flow_at(flow, places[0, i], places[1, i], places[2, i])
+                    vectors[0, i], vectors[1, i], vectors[2, i] = f0, f1, f2
+                for row in range(3):
+                    _linear_row(base, row, j, k, places[row])
+                    _add_row(linear, row, vectors, places[row])
+                    result[row, k, j] = places[row]

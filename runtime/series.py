@@ -1,0 +1,175 @@
+"""From files to folders: one fixed scan and one or several moving ones, reading and writing beside the computation."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from runtime.engines import Engines, open_engines
+from runtime.geometry.errors import InputError
+from runtime.geometry.volume import SUFFIXES
+from runtime.jobs import Job, Jobs
+from runtime.machine import cores
+from runtime.manifest import load_engine_set
+from runtime.options import Options
+from runtime.prepare import read_start
+from runtime.registration import FixedScan, Reading, ReadMoving
+from runtime.report import check_output
+from runtime.result import Registration
+from runtime.stages import Progress, Stages, silent
+from runtime.start import start_kernels
+
+
+@dataclass(frozen=True)
+class Task:
+    """One moving scan: the file, its label map if there is one, and the folder for the result."""
+
+    moving: Path
+    labels: Path | None
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a task: a few lines on the registration, whose files are written, or what was wrong."""
+
+    task: Task
+    summary: str | None = None
+    error: InputError | None = None
+
+
+@dataclass(frozen=True)
+class EngineChoice:
+    """What to open: the arguments of `runtime.open_engines`."""
+
+    engine_dir: Path
+    backend: str = "auto"
+    threads: int | None = None
+    precision: str = "auto"
+
+    def open(self) -> Engines:
+        return open_engines(self.engine_dir, self.backend, self.threads, self.precision)
+
+
+def plan_tasks(output: Path, moving: Sequence[Path], labels: Sequence[Path] = ()) -> tuple[Task, ...]:
+    """Where each moving scan's result goes: one scan's into `output`, those of several into folders of their names.
+
+    Args:
+        output: folder.
+        moving: files.
+        labels: label maps of the moving scans, in their order, or none.
+
+    Raises:
+        InputError: another number of label maps than of moving scans, or two scans of one name.
+    """
+    if labels and len(labels) != len(moving):
+        raise InputError(
+            f"--moving-labels: got {len(labels)} label maps for {len(moving)} moving scans, expected one for each, "
+            "in their order, or none"
+        )
+    names = [_name(path) for path in moving]
+    for n, name in enumerate(names):
+        if (first := [other.casefold() for other in names].index(name.casefold())) < n:
+            raise InputError(
+                f"--moving: {moving[first]} and {moving[n]} would both go to {output / name}; rename one, "
+                "or register them in two runs"
+            )
+    folders = [output] if len(moving) == 1 else [output / name for name in names]
+    return tuple(Task(*parts) for parts in zip(moving, labels or [None] * len(moving), folders, strict=True))
+
+
+def _name(path: Path) -> str:
+    suffix = next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), "")
+    return path.name[: len(path.name) - len(suffix)]
+
+
+def register_files(
+    fixed: Path,
+    tasks: Sequence[Task],
+    engines: EngineChoice,
+    options: Options | None = None,
+    overwrite: bool = False,
+    progress: Progress = silent,
+) -> Iterator[Outcome]:
+    """Registers moving scans to one fixed scan and writes every result; what goes wrong with one leaves the others.
+
+    The files are read while the engines open, and of several scans each while the one before is registered; a result
+    is written while the next one is computed. At most one result waits in memory.
+
+    Args:
+        fixed: file.
+        tasks: from `plan_tasks`.
+        engines, options: what runs, and how.
+        overwrite: whether earlier results may be replaced.
+        progress: told the name of each stage as it begins.
+
+    Yields:
+        An outcome for each task, in order, after its files are written.
+
+    Raises:
+        InputError: options, folders, engines or a fixed scan that stop every registration.
+    """
+    options = options or Options()
+    affine = [] if options.affine in ("auto", "none") else [options.affine]
+    inputs = [fixed, *affine, *(path for task in tasks for path in (task.moving, task.labels))]
+    for task in tasks:
+        check_output(task.folder, overwrite, inputs)
+    engine_set = load_engine_set(engines.engine_dir)
+    options = options.resolved(engine_set)
+    options.build_schedule(), read_start(options.affine)
+    with Jobs(engines.threads or cores()) as jobs:
+        reading = Reading(jobs, options.rule(engine_set))
+        scan, first = reading.scan(fixed, "--fixed"), reading.moving(tasks[0].moving, tasks[0].labels)
+        start_kernels(Stages(progress), alone=True)
+        progress("open engines")
+        with engines.open() as opened:
+            onto = FixedScan(scan, opened, options, progress)
+            yield from _each(onto, _ahead(reading, first, tasks), jobs, overwrite, progress)
+
+
+def _ahead(reading: Reading, first: ReadMoving, tasks: Sequence[Task]) -> Iterator[tuple[Task, ReadMoving, bool]]:
+    """Each task, its scan, and whether it is the last; as a scan is given, its successor begins to be read."""
+    scan = first
+    for task, following in zip(tasks, (*tasks[1:], None), strict=True):
+        here, scan = scan, following and reading.moving(following.moving, following.labels)
+        yield task, here, following is None
+
+
+def _each(
+    onto: FixedScan,
+    scans: Iterable[tuple[Task, ReadMoving, bool]],
+    jobs: Jobs,
+    overwrite: bool,
+    progress: Progress,
+) -> Iterator[Outcome]:
+    """Registers one scan after the other; the result before is written meanwhile."""
+    writing: Job[Outcome] | None = None
+    for number, (task, scan, last) in enumerate(scans, start=1):
+        if number > 1 or not last:
+            progress(f"scan {number}: {task.moving.name}")
+        result = _registered(onto, scan, progress, last)
+        if writing:
+            yield writing.take()
+        if last or not jobs.beside:
+            progress("write")
+        writing = jobs.start(_written, task, result, overwrite)
+        del result, scan  # nothing but the writing holds them
+        if last or not jobs.beside:
+            yield writing.take()
+            writing = None
+
+
+def _registered(onto: FixedScan, scan: ReadMoving, progress: Progress, last: bool) -> Registration | InputError:
+    try:
+        return onto.register_read(scan, progress, last)
+    except InputError as error:
+        return error
+
+
+def _written(task: Task, result: Registration | InputError, overwrite: bool) -> Outcome:
+    if isinstance(result, InputError):
+        return Outcome(task, error=result)
+    try:
+        result.save(task.folder, overwrite)
+    except InputError as error:
+        return Outcome(task, error=error)
+    return Outcome(task, summary=result.summary())
