@@ -11,16 +11,32 @@ from torch import Tensor
 
 from runtime import iterstop
 from runtime.geometry.similarity import SIMILARITIES
-from train.fields import compose, upsample, warp
+from train import fields as definition
 from train.network import RPNet
 
 
 class TorchPair:
-    """Two images (I, J, K), float32 in [0, 1], behind an eager `RPNet`. Flows are tensors (1, 3, I, J, K)."""
+    """Two images (1, 1, I, J, K), float32 in [0, 1], behind an eager `RPNet`. Flows are tensors (1, 3, I, J, K).
 
-    def __init__(self, network: RPNet, moving: Tensor, fixed: Tensor, similarity: str, fixed_features=None) -> None:
+    Args:
+        network: gives features and residual flows.
+        moving, fixed: tensors on one device.
+        similarity: what `score` computes.
+        fixed_features: of `fixed`, where they are known.
+        fields: warp, compose and upsample; `train.fields` or what times it.
+    """
+
+    def __init__(
+        self,
+        network: RPNet,
+        moving: Tensor,
+        fixed: Tensor,
+        similarity: str,
+        fixed_features: dict[int, Tensor] | None = None,
+        fields: Any = definition,
+    ) -> None:
         self._network, self._moving, self._fixed = network, moving, fixed
-        self._similarity = similarity
+        self._similarity, self._fields = similarity, fields
         self._moving_features = network.encode(moving)
         self._fixed_features = fixed_features or network.encode(fixed)
 
@@ -29,23 +45,28 @@ class TorchPair:
         return torch.zeros(1, 3, *shape, device=self._moving.device)
 
     def step(self, level: int, flow: Tensor) -> Tensor:
-        warped = warp(self._moving_features[level], flow)
-        return compose(flow, self._network.estimate(level, warped, self._fixed_features[level]))
+        warped = self._fields.warp(self._moving_features[level], flow)
+        return self._fields.compose(flow, self._network.estimate(level, warped, self._fixed_features[level]))
 
     def score(self, level: int, flow: Tensor) -> float:
         scale = 2 ** (level - 1)
-        warped = warp(self._moving, upsample(flow, scale) if scale > 1 else flow)
+        warped = self._fields.warp(self._moving, self._fields.upsample(flow, scale) if scale > 1 else flow)
         return _similarity(self._similarity, self._fixed[0, 0], warped[0, 0])
 
     def upsample(self, flow: Tensor) -> Tensor:
-        return upsample(flow, 2)
+        return self._fields.upsample(flow, 2)
 
     def compose(self, flow: Tensor, residual: Tensor) -> Tensor:
-        return compose(flow, residual)
+        return self._fields.compose(flow, residual)
 
     def warped(self, flow: Tensor) -> "TorchPair":
-        moving = warp(self._moving, flow)
-        return TorchPair(self._network, moving, self._fixed, self._similarity, self._fixed_features)
+        moving = self._fields.warp(self._moving, flow)
+        return TorchPair(self._network, moving, self._fixed, self._similarity, self._fixed_features, self._fields)
+
+
+def image_tensor(image: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
+    """An image (I, J, K) as float32 (1, 1, I, J, K) on a device."""
+    return torch.from_numpy(np.ascontiguousarray(image, np.float32)).to(device)[None, None]
 
 
 def _similarity(name: str, fixed: Tensor, warped: Tensor) -> float:
@@ -60,10 +81,7 @@ def register_with_torch(
 ) -> iterstop.Iterations:
     """Registers two images (I, J, K), float32 in [0, 1], sizes multiples of 8; the result's flow is (3, I, J, K)."""
     device = next(network.parameters()).device
-
-    def tensor(image: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(image, np.float32)).to(device)[None, None]
-
     with torch.inference_mode():
-        result: Any = iterstop.run(TorchPair(network, tensor(moving), tensor(fixed), similarity), schedule)
+        pair = TorchPair(network, image_tensor(moving, device), image_tensor(fixed, device), similarity)
+        result: Any = iterstop.run(pair, schedule)
     return iterstop.Iterations(result.flow[0].cpu().numpy(), result.passes, result.similarity)

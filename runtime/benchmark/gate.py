@@ -1,0 +1,115 @@
+"""The accuracy gate: nobody's speed is told who does not compute the reference's flow."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runtime.benchmark.contenders import Task
+from runtime.benchmark.workers import Worker
+from runtime.geometry.errors import InputError
+
+Array = np.ndarray
+
+
+class GateError(InputError):
+    """A contender is too far from the reference; nothing is timed."""
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """What a precision is allowed, in voxels of the working grid, lengths of the difference of two flows.
+
+    Attributes:
+        largest: of any voxel; None: not limited.
+        mean: over all voxels; None: not limited.
+        counts: whether the iteration counts must be equal.
+    """
+
+    largest: float | None
+    mean: float | None
+    counts: bool
+
+    def refusal(self, row: dict[str, Any]) -> str | None:
+        """Why a row of the gate fails; None where it passes. What is not a number fails."""
+        for name in ("largest", "mean"):
+            limit, found = getattr(self, name), row["voxels"]["max" if name == "largest" else "mean"]
+            if limit is not None and not found <= limit:
+                return f"its flow differs by {found:.4g} voxel ({name}), allowed {limit:g}"
+        if self.counts and not row["counts_equal"]:
+            return f"it ran iterations {row['counts']}, expected {row['expected_counts']}"
+        return None
+
+
+# fp32: the export's own parity tolerance; sums in another order come to a few thousandths at the worst voxel.
+# bf16, fp16: seven and ten bits of mantissa, for when a twentieth of a voxel on average does not matter. Single voxels
+# may differ by more where flows fold or leave the image, and an iteration count may tip over: both are reported.
+TOLERANCES = {
+    "fp32": Tolerance(largest=0.01, mean=None, counts=True),
+    "bf16": Tolerance(largest=None, mean=0.05, counts=False),
+    "fp16": Tolerance(largest=None, mean=0.05, counts=False),
+}
+
+
+def check_all(
+    reference: Worker, contenders: list[tuple[Worker, str]], task: Task, spacing: float, folder: Path
+) -> list[dict[str, Any]]:
+    """Each contender's result beside the reference's; all have been given the same images.
+
+    Args:
+        reference: who is right, open.
+        contenders: open workers and their precisions; the reference may be among them and is run once.
+        spacing: mm a voxel.
+        folder: for flows, which are removed again.
+
+    Returns:
+        One row for the reference, then one for each contender.
+
+    Raises:
+        GateError: the first contender that fails.
+    """
+    path = folder / "reference.npy"
+    expected = reference.call("check", task, path)
+    rows = [{"name": reference.name, "reference": True, **_facts(expected)}]
+    for worker, precision in contenders:
+        if worker is reference:
+            continue
+        found = worker.call("check", task, folder / "flow.npy")
+        difference = flow_difference(np.load(folder / "flow.npy"), np.load(path))
+        rows.append(_row(worker.name, precision, found, expected, difference, spacing))
+        if reason := TOLERANCES[precision].refusal(rows[-1]):
+            raise GateError(f"benchmark: {worker.name} is not timed: {reason}, from {reference.name}")
+    return rows
+
+
+def flow_difference(flow: Array, reference: Array) -> dict[str, float]:
+    """Length of the difference of two flows (3, I, J, K) in voxels: ``max``, ``mean``, ``p95``, ``p99`` over the grid.
+
+    Raises:
+        GateError: the shapes differ.
+    """
+    if flow.shape != reference.shape:
+        raise GateError(f"benchmark: a flow has shape {flow.shape}, the reference's has {reference.shape}")
+    length = np.sqrt(sum(np.square(a - b) for a, b in zip(flow, reference, strict=True)))
+    p95, p99 = np.percentile(length, (95, 99))
+    mean = length.mean(dtype=np.float64)
+    return {"max": float(length.max()), "mean": float(mean), "p95": float(p95), "p99": float(p99)}
+
+
+def _row(name: str, precision: str, found: dict, expected: dict, voxels: dict[str, float], spacing: float) -> dict:
+    return {
+        "name": name,
+        "reference": False,
+        "precision": precision,
+        "tolerance": vars(TOLERANCES[precision]),
+        "voxels": voxels,
+        "mm": {key: value * spacing for key, value in voxels.items()},
+        "counts_equal": found["counts"] == expected["counts"],
+        "expected_counts": expected["counts"],
+        **_facts(found),
+    }
+
+
+def _facts(found: dict[str, Any]) -> dict[str, Any]:
+    return {name: found[name] for name in ("counts", "executed", "similarity", "folded_share")}

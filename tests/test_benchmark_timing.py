@@ -1,0 +1,145 @@
+"""The timing instrument: it changes nothing, and nothing below the loop escapes it."""
+
+import inspect
+
+import numpy as np
+import pytest
+
+from runtime.backends.pair import Fields, Networks
+from runtime.benchmark.contenders import EngineRunner, Task, solve
+from runtime.benchmark.timing import HostClock, Recorder, TimedFields, TimedNetworks, clock_of
+from runtime.example import example_pair
+from runtime.iterstop import LEVELS, parse_schedule
+from runtime.registration import register_arrays
+
+SHAPE = (32, 24, 40)
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return example_pair(SHAPE)
+
+
+def verbs(protocol):
+    return {name for name, _ in inspect.getmembers(protocol, inspect.isfunction) if not name.startswith("_")}
+
+
+@pytest.mark.parametrize(("protocol", "wrapper"), [(Networks, TimedNetworks), (Fields, TimedFields)])
+def test_every_verb_of_the_protocols_is_wrapped(protocol, wrapper):
+    assert verbs(protocol) <= set(vars(wrapper))
+
+
+@pytest.mark.parametrize("schedule", ["iterstop", "1,0,2,1", "cascade:2"])
+def test_a_timed_run_is_the_same_run(engines, pair, schedule):
+    schedule = parse_schedule(schedule)
+    expected = register_arrays(engines, *pair, schedule)
+    run = solve(EngineRunner(engines), Task(schedule, "ncc"), pair[1], pair[0])
+    np.testing.assert_array_equal(run.flow, expected.flow)
+    assert (run.counts, run.similarity) == (expected.counts, expected.similarity)
+
+
+class Counted:
+    """Passes everything on and counts the calls of public methods."""
+
+    def __init__(self, inner, calls):
+        self._inner, self._calls = inner, calls
+
+    def __getattr__(self, name):
+        value = getattr(self._inner, name)
+        if not callable(value) or name == "threads":
+            return value
+
+        def call(*arguments):
+            self._calls.append(name)
+            result = value(*arguments)
+            return Counted(result, self._calls) if name == "scorer" else result
+
+        return call
+
+    def __call__(self, *arguments):
+        self._calls.append("score")
+        return self._inner(*arguments)
+
+
+def test_every_call_below_the_loop_leaves_a_span(engines, pair):
+    import dataclasses
+
+    calls = []
+    halves = {"networks": Counted(engines.networks, calls), "fields": Counted(engines.fields, calls)}
+    runner = EngineRunner(dataclasses.replace(engines, **halves))
+    run = solve(runner, Task(parse_schedule("1,2,1,1"), "ncc"), pair[1], pair[0])
+    in_finish = ["warp", "to_host", "to_host", "folded_share"]
+    assert sorted(calls[-4:]) == sorted(in_finish), "the finish is one span, however many calls it makes"
+    assert len(run.spans) == len(calls) - len(in_finish) + 1
+
+
+def test_spans_carry_the_right_level_and_stay_within_the_whole(engines, pair):
+    run = solve(EngineRunner(engines), Task(parse_schedule("2,1,3,1"), "ncc"), pair[1], pair[0])
+    for stage in ("warp", "estimator", "compose"):
+        found = [span.level for span in run.spans if span.stage == stage]
+        assert found == [4, 4, 3, 2, 2, 2, 1]
+    assert [span.level for span in run.spans if span.stage == "upsample"] == [3, 2, 1]
+    assert {span.level for span in run.spans if span.stage == "fill fixed half"} == set(LEVELS)
+    assert sum(span.stage == "encode" for span in run.spans) == 2
+    finish = sum(span.seconds for span in run.spans if span.stage == "finish")
+    loop = sum(span.seconds for span in run.spans) - finish
+    assert 0 < loop <= run.seconds["loop"] and finish <= run.seconds["finish"]
+    assert 0 < run.seconds["fixed side"] < run.seconds["loop"]
+
+
+def test_one_fixed_side_serves_many_and_gives_the_same(engines, pair):
+    runner, task = EngineRunner(engines), Task(parse_schedule("1,1,1,1"), "ncc")
+    whole = solve(runner, task, pair[1], pair[0])
+    with runner.running():
+        side = runner.fixed_side(pair[0], "ncc")
+    for _ in range(2):
+        run = solve(runner, task, pair[1], side=side)
+        np.testing.assert_array_equal(run.flow, whole.flow)
+        assert sum(span.stage == "encode" for span in run.spans) == 1
+
+
+def test_executed_counts_the_candidate_that_was_undone(engines, pair):
+    schedule = parse_schedule("iterstop", delta=1.0, on_stop="revert")
+    run = solve(EngineRunner(engines), Task(schedule, "ncc"), pair[1], pair[0])
+    assert run.counts == ((0, 0, 0, 0),) and run.executed == ((1, 1, 1, 1),)
+
+
+class Ticks:
+    """A clock whose marks are 1, 2, 3, ..., as a device's events would be; it is read afterwards only."""
+
+    def __init__(self):
+        self.now, self.read = 0, False
+
+    def mark(self):
+        assert not self.read, "asking for seconds may wait for the device; not during a run"
+        self.now += 1
+        return self.now
+
+    def seconds(self, start, stop):
+        self.read = True
+        return float(stop - start)
+
+
+def test_a_span_within_a_span_belongs_to_the_outer_one():
+    recorder = Recorder(Ticks())
+    recorder.begin((16, 16, 16))
+    with recorder.span("outer", 2):
+        recorder.call("inner", 1, lambda: None)
+    recorder.call("next", None, lambda: None)
+    assert recorder.spans() == [("outer", 2, 1.0), ("next", None, 1.0)]
+
+
+def test_a_device_brings_its_own_clock(engines, pair):
+    import dataclasses
+
+    class DeviceFields(Counted):
+        def clock(self):
+            return Ticks()
+
+    fields = DeviceFields(engines.fields, [])
+    assert isinstance(clock_of(fields), Ticks) and isinstance(clock_of(engines.fields), HostClock)
+    runner = EngineRunner(dataclasses.replace(engines, fields=fields))
+    run = solve(runner, Task(parse_schedule("1,1,1,1"), "ncc"), pair[1], pair[0])
+    assert all(span.seconds == 1 for span in run.spans)
+    # start, ready and end, and two marks a span between start and end
+    assert run.seconds["loop"] == 2 * (len(run.spans) - 1) + 2
