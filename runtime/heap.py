@@ -1,7 +1,62 @@
-"""Freed memory: the C library keeps some for later, which adds to the peak when something large comes next."""
+"""Large arrays on the host: memory that is used again, and memory that is given back.
+
+The system clears every page of new memory when it is first touched, and for the features and flows of a registration
+that takes as long as several of the kernels that fill them.
+"""
 
 import contextlib
 import ctypes
+import math
+import threading
+
+import numpy as np
+
+Array = np.ndarray
+LARGE = 1 << 20  # bytes, from which on reuse pays
+MOST_KEPT = 1 << 30  # bytes that may lie unused
+
+
+class ArrayPool:
+    """Gives arrays whose memory, once nobody holds them or a view of them, serves the next one of that size."""
+
+    def __init__(self) -> None:
+        self._unused: list[Array] = []  # flat, longest unused first
+        self._lock = threading.RLock()  # an array may be let go anywhere, also in here
+
+    def empty(self, shape: tuple[int, ...]) -> Array:
+        """A contiguous float32 array of any content."""
+        size = math.prod(shape)
+        if 4 * size < LARGE:
+            return np.empty(shape, np.float32)
+        with self._lock:
+            place = next((n for n, memory in enumerate(self._unused) if memory.size == size), None)
+            memory = np.empty(size, np.float32) if place is None else self._unused.pop(place)
+        return np.asarray(_Lease(memory, self)).reshape(shape)
+
+    def clear(self) -> None:
+        """Lets go of what is unused."""
+        with self._lock:
+            self._unused.clear()
+
+    def _take_back(self, memory: Array) -> None:
+        with self._lock:
+            self._unused.append(memory)
+            while sum(unused.nbytes for unused in self._unused) > MOST_KEPT:
+                self._unused.pop(0)
+
+
+class _Lease:
+    """What NumPy takes for the owner of an array's memory: it lives as long as the array and all views of it."""
+
+    def __init__(self, memory: Array, pool: ArrayPool) -> None:
+        self.__array_interface__ = memory.__array_interface__
+        self._memory, self._pool = memory, pool
+
+    def __del__(self) -> None:
+        self._pool._take_back(self._memory)
+
+
+ARRAYS = ArrayPool()
 
 
 def return_freed_memory() -> None:

@@ -12,7 +12,7 @@ from runtime.geometry.grid import Grid
 from runtime.geometry.intensity import Rule
 from runtime.geometry.transform import SpatialTransform
 from runtime.geometry.volume import Volume, read_labels, read_volume
-from runtime.heap import return_freed_memory
+from runtime.heap import ARRAYS, return_freed_memory
 from runtime.jobs import Job, Jobs
 from runtime.options import Options
 from runtime.prepare import Normalised, Prepared, PreparedFixed, normalised, read_start
@@ -138,6 +138,8 @@ class FixedScan:
             volume, below_zero = scan.volume, (self._below_zero, scan.normalised.below_zero)
             del scan  # and with it the normalised image
             loop = self._loop(ready, stage, last)
+            if last:
+                ARRAYS.clear()
             return_freed_memory()
             with stage("apply"):
                 transform = SpatialTransform(ready.affine, loop.found.flow, ready.grid)

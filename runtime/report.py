@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 WARPED, WARP, AFFINE, LABELS = "warped.nii.gz", "warp.nii.gz", "affine.txt", "warped_labels.nii.gz"
 PREVIEW, REPORT = "preview.png", "report.json"
 FORMAT, VERSION = "rpnet-registration", 1
-PACKAGES = ("numpy", "nibabel", "numba", "onnxruntime", "pillow")
+PACKAGES = ("numpy", "nibabel", "numba", "llvmlite", "onnx", "openvino", "onnxruntime", "pillow")
 
 
 def check_output(folder: Path, overwrite: bool, inputs: Iterable[Path | str | None] = ()) -> None:

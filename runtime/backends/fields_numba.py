@@ -11,6 +11,7 @@ from runtime.backends import kernels_lncc
 from runtime.backends import kernels_numba as kernels
 from runtime.geometry.errors import InputError
 from runtime.geometry.similarity import LNCC_EPSILON, LNCC_WINDOW, SIMILARITIES
+from runtime.heap import ARRAYS
 
 Array = np.ndarray
 
@@ -41,7 +42,9 @@ class NumbaFields:
 
     def zero(self, shape: tuple[int, int, int]) -> Array:
         """The flow that moves nothing, (I, J, K, 3)."""
-        return np.zeros((*shape, 3), np.float32)
+        flow = ARRAYS.empty((*shape, 3))
+        flow.fill(0)
+        return flow
 
     def fill_fixed(self, buffer: Array, fixed_features: Array) -> None:
         """Writes fixed features (I, J, K, C) into the second half of an estimator's input (I, J, K, 2C)."""
@@ -55,19 +58,19 @@ class NumbaFields:
 
     def warp(self, image: Array, flow: Array) -> Array:
         """``image(x + flow(x))`` of an image (I, J, K), zeros outside."""
-        out = np.empty_like(image)
+        out = ARRAYS.empty(image.shape)
         kernels.warp_image(image[..., None], flow, out[..., None])
         return out
 
     def compose(self, flow: Array, residual: Array) -> Array:
         """``flow(x + residual(x)) + residual(x)``."""
-        out = np.empty_like(flow)
+        out = ARRAYS.empty(flow.shape)
         kernels.compose(flow, *_flat(residual), out)
         return out
 
     def upsample(self, flow: Array, scale: int = 2) -> Array:
         """The same displacement on a grid `scale` times finer, values multiplied by `scale`."""
-        out = np.empty((*(scale * size for size in flow.shape[:3]), 3), np.float32)
+        out = ARRAYS.empty((*(scale * size for size in flow.shape[:3]), 3))
         kernels.upsample(flow, out)
         return out
 
@@ -133,7 +136,7 @@ class Scorer:
         return -(sum_mm - 2 * sum_mf + self._sum_ff) / self._fixed.size
 
     def _lncc(self, moving: Array, flow: Array) -> float:
-        warped = np.empty_like(moving)
+        warped = ARRAYS.empty(moving.shape)
         kernels.warp_image(moving, flow, warped)
         partial = np.empty(-(-len(warped) // kernels_lncc.BLOCK))
         kernels_lncc.lncc_sums(self._fixed, warped, LNCC_WINDOW // 2, LNCC_EPSILON, partial)

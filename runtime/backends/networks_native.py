@@ -12,6 +12,7 @@ from onnx import numpy_helper
 from runtime.backends import kernels_convolution as kernels
 from runtime.backends.convolution_llvm import VOXELS
 from runtime.geometry.errors import InputError
+from runtime.heap import ARRAYS
 from runtime.iterstop import LEVELS
 from runtime.manifest import ENGINES, EXTRACTOR, EngineSet, estimator_name
 from runtime.slices import SMALL
@@ -81,7 +82,7 @@ class NativeNetworks:
 
     def estimator_input(self, level: int, shape: Shape) -> Array:
         """Contiguous (I, J, K, 2C)."""
-        return np.empty((*shape, 2 * self._channels[level]), np.float32)
+        return ARRAYS.empty((*shape, 2 * self._channels[level]))
 
     def residual(self, level: int, features: Array) -> Array:
         """Residual flow (I, J, K, 3) from an `estimator_input`; overwritten by the level's next call."""
@@ -138,7 +139,7 @@ class Chain:
         self._mark(source, active)
         out = self._out if reuse else None
         if out is None:
-            out = np.empty((*shape, self._channels_out), np.float32)
+            out = ARRAYS.empty((*shape, self._channels_out))
         if reuse:
             self._out = out
         self._sweep(source, active, memory, PLANES, out)
@@ -260,7 +261,7 @@ def read_layers(engine_set: EngineSet, engine: str) -> list[Layer]:
 def _pooled(features: Array) -> Array:
     """Means of 2x2x2 voxels: (I, J, K, C) to half of each size."""
     i, j, k, channels = features.shape
-    out = np.empty((i // 2, j // 2, k // 2, channels), np.float32)
+    out = ARRAYS.empty((i // 2, j // 2, k // 2, channels))
     kernels.pool(features, out)
     return out
 

@@ -4,6 +4,7 @@ import numpy as np
 import onnxruntime
 
 from runtime.geometry.errors import InputError
+from runtime.heap import ARRAYS
 from runtime.iterstop import LEVELS
 from runtime.manifest import EXTRACTOR, FEATURES, IMAGE, RESIDUAL, EngineSet, estimator_name, features_name
 
@@ -61,19 +62,23 @@ class OnnxRuntimeNetworks:
     def features(self, image: Array) -> dict[int, Array]:
         """Feature maps (I, J, K, C) by level of an image (I, J, K) in [0, 1], put channels-last once, for the warps."""
         maps = self._extractor.run(self._outputs, {IMAGE: image[None, None]})
-        return {
-            level: np.ascontiguousarray(np.moveaxis(features[0], 0, -1))
-            for level, features in zip(sorted(LEVELS), maps, strict=True)
-        }
+        return {level: _channels_last(features[0]) for level, features in zip(sorted(LEVELS), maps, strict=True)}
 
     def estimator_input(self, level: int, shape: Shape) -> Array:
         """Planar memory, seen channels-last: (I, J, K, 2C)."""
-        return np.moveaxis(np.empty((2 * self._channels[level], *shape), np.float32), 0, -1)
+        return np.moveaxis(ARRAYS.empty((2 * self._channels[level], *shape)), 0, -1)
 
     def residual(self, level: int, features: Array) -> Array:
         """Residual flow, planar memory seen as (I, J, K, 3), from an `estimator_input`."""
         planar = np.ascontiguousarray(np.moveaxis(features, -1, 0))
         return np.moveaxis(self._estimators[level].run([RESIDUAL], {FEATURES: planar[None]})[0][0], 0, -1)
+
+
+def _channels_last(planar: Array) -> Array:
+    """(C, I, J, K) as contiguous (I, J, K, C)."""
+    out = ARRAYS.empty((*planar.shape[1:], len(planar)))
+    np.copyto(out, np.moveaxis(planar, 0, -1))
+    return out
 
 
 def _open(engine_set: EngineSet, engine: str, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:

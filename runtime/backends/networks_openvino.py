@@ -14,6 +14,7 @@ import openvino as ov
 from runtime.cache import cache_folder
 from runtime.geometry.errors import InputError
 from runtime.geometry.volume import write_bytes
+from runtime.heap import ARRAYS
 from runtime.iterstop import LEVELS
 from runtime.machine import processor_features, processor_name
 from runtime.manifest import EXTRACTOR, RESIDUAL, EngineSet, estimator_name, features_name
@@ -105,7 +106,7 @@ class OpenVinoNetworks:
 
     def estimator_input(self, level: int, shape: Shape) -> Array:
         """Contiguous (I, J, K, 2C)."""
-        return np.empty((*shape, 2 * self._channels[level]), np.float32)
+        return ARRAYS.empty((*shape, 2 * self._channels[level]))
 
     def residual(self, level: int, features: Array) -> Array:
         """Residual flow (I, J, K, 3) from an `estimator_input`; overwritten by the level's next call."""
@@ -188,7 +189,7 @@ class _Engine:
             self._input = np.ascontiguousarray(array, np.float32)
             self._request.set_input_tensor(ov.Tensor(self._input, shared_memory=True))
         if not (reuse and self._outputs):
-            self._outputs = [np.empty(shape, np.float32) for shape in self._shapes]
+            self._outputs = [ARRAYS.empty(shape) for shape in self._shapes]
             for n, output in enumerate(self._outputs):
                 self._request.set_output_tensor(n, ov.Tensor(output, shared_memory=True))
         self._request.infer()

@@ -1,0 +1,65 @@
+"""Memory that is used again: never while anybody can still see it."""
+
+import gc
+
+import numpy as np
+
+from runtime.heap import LARGE, ArrayPool
+
+SHAPE = (LARGE // 4, 2)
+
+
+def place(array: np.ndarray) -> int:
+    return array.__array_interface__["data"][0]
+
+
+def test_memory_serves_the_next_array_of_its_size():
+    pool = ArrayPool()
+    first = pool.empty(SHAPE)
+    assert first.shape == SHAPE and first.dtype == np.float32 and first.flags.c_contiguous and first.flags.writeable
+    before = place(first)
+    del first
+    assert place(pool.empty(SHAPE[::-1])) == before
+
+
+def test_not_while_it_is_held_and_not_while_a_view_of_it_is():
+    pool = ArrayPool()
+    first = pool.empty(SHAPE)
+    before = place(first)
+    other = pool.empty(SHAPE)
+    assert place(other) != before
+    view = np.moveaxis(first.reshape(2, -1, 2)[1:], -1, 0)
+    del first
+    gc.collect()
+    held = pool.empty(SHAPE)
+    assert place(held) not in (before, place(other))
+    del view
+    assert place(pool.empty(SHAPE)) == before
+
+
+def test_another_size_gets_memory_of_its_own():
+    pool = ArrayPool()
+    first = pool.empty(SHAPE)
+    before = place(first)
+    del first
+    assert place(pool.empty((LARGE, 2))) != before
+
+
+def test_clear_lets_go_of_what_is_unused(monkeypatch):
+    pool = ArrayPool()
+    kept = pool.empty(SHAPE)
+    kept[:] = 7
+    pool.empty(SHAPE)
+    assert len(pool._unused) == 1
+    pool.clear()
+    assert not pool._unused and (kept == 7).all()
+
+
+def test_only_so_much_is_kept(monkeypatch):
+    from runtime import heap
+
+    monkeypatch.setattr(heap, "MOST_KEPT", 3 * LARGE)
+    pool = ArrayPool()
+    arrays = [pool.empty(SHAPE) for _ in range(3)]
+    del arrays
+    assert sum(memory.nbytes for memory in pool._unused) <= 3 * LARGE
