@@ -42,11 +42,11 @@ class Numbers(click.ParamType):
 
 
 def one_line_errors(command):
-    """Turns bad input into one line and exit code 1."""
+    """Turns bad input, and what the system refuses, into one line and exit code 1."""
 
     @functools.wraps(command)
     def wrapped(*args, **kwargs):
-        from runtime.geometry.errors import InputError
+        from runtime.geometry.errors import InputError, system_reason
 
         try:
             return command(*args, **kwargs)
@@ -57,6 +57,10 @@ def one_line_errors(command):
             raise click.ClickException(
                 f"needs the package {package}, which is not installed; pip install -r requirements.txt"
             ) from None
+        except BrokenPipeError:  # whoever read the output has left: click ends quietly
+            raise
+        except OSError as error:
+            raise click.ClickException(system_reason(error)) from None
 
     return wrapped
 

@@ -84,13 +84,15 @@ def row(cells) -> str:
 @click.option("--schedule", default="iterstop")
 @click.option("--on-stop", default=None)
 @click.option("--affine", default="auto")
+@click.option("--backend", default="auto", show_default=True)
+@click.option("--precision", default="auto", show_default=True)
 @click.option("--threads", type=int)
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the figures here as well.")
-def main(engine_dir, data, pairs, schedule, on_stop, affine, threads, json_path) -> None:
+def main(engine_dir, data, pairs, schedule, on_stop, affine, backend, precision, threads, json_path) -> None:
     options = runtime.Options(affine=affine, schedule=schedule, on_stop=on_stop)
     records = []
     click.echo(row(COLUMNS) + "\n" + row(["---"] * len(COLUMNS)))
-    with runtime.open_engines(engine_dir, threads=threads) as engines:
+    with runtime.open_engines(engine_dir, backend, threads, precision) as engines:
         for pair in pairs.split(","):
             records.append(run(engines, data, pair, options))
             click.echo(row(records[-1][column] for column in COLUMNS))

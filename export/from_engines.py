@@ -1,22 +1,14 @@
 """From an engine set back to the network it was exported from: the graphs hold every weight."""
 
-import onnx
 import torch
-from onnx import numpy_helper
 from torch import Tensor
 
 from export.graphs import FoldedEstimator
+from runtime.chains import read_chain
 from runtime.geometry.errors import InputError
 from runtime.manifest import EXTRACTOR, EngineSet, estimator_name
 from train.network import LEVELS, NEGATIVE_SLOPE, FlowEstimator, NetworkConfig, RPNet
 
-CONVOLUTION = {
-    "kernel_shape": [3, 3, 3],
-    "pads": [1] * 6,
-    "strides": [1] * 3,
-    "dilations": [1] * 3,
-    "group": 1,
-}
 Convolutions = list[tuple[Tensor, Tensor]]
 
 
@@ -32,12 +24,9 @@ def network_from_engines(engine_set: EngineSet) -> RPNet:
     facts = engine_set.manifest["network"]
     network = RPNet(NetworkConfig(facts["first_channels"], facts["res_blocks"])).eval()
     with torch.no_grad():
-        operations = ["Conv", "LeakyRelu", *["AveragePool", "Conv", "LeakyRelu"] * 3]
-        _copy(network.extractor.convolutions, _convolutions(engine_set, EXTRACTOR, operations))
+        _copy(network.extractor.convolutions, _convolutions(engine_set, EXTRACTOR))
         for level in LEVELS:
-            operations = [*["Conv", "LeakyRelu"] * (1 + network.config.res_blocks), "Conv", "Conv"]
-            convolutions = _convolutions(engine_set, estimator_name(level), operations)
-            _unfold(network.estimators[str(level)], convolutions, engine_set)
+            _unfold(network.estimators[str(level)], _convolutions(engine_set, estimator_name(level)), engine_set)
     return network
 
 
@@ -64,23 +53,12 @@ def _copy(modules: list, convolutions: Convolutions) -> None:
         module.bias.copy_(bias)
 
 
-def _convolutions(engine_set: EngineSet, engine: str, operations: list[str]) -> Convolutions:
-    """Weights and biases of a graph's convolutions in order, once its operations are those expected."""
-    graph = onnx.load(engine_set.path(engine)).graph
-    if [node.op_type for node in graph.node] != operations or not all(map(_plain, graph.node)):
-        raise _foreign(engine_set, f"{engine} is no chain of {', '.join(dict.fromkeys(operations))} as exported here")
-    tensors = {tensor.name: torch.from_numpy(numpy_helper.to_array(tensor).copy()) for tensor in graph.initializer}
-    return [tuple(tensors[name] for name in node.input[1:]) for node in graph.node if node.op_type == "Conv"]
-
-
-def _plain(node: onnx.NodeProto) -> bool:
-    """Whether a node's attributes are those of the definition."""
-    found = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
-    if node.op_type == "Conv":
-        return all(found.get(name, value) == value for name, value in CONVOLUTION.items())
-    if node.op_type == "LeakyRelu":
-        return abs(found.get("alpha", 0.01) - NEGATIVE_SLOPE) < 1e-7
-    return found["kernel_shape"] == found["strides"] == [2, 2, 2]
+def _convolutions(engine_set: EngineSet, engine: str) -> Convolutions:
+    """Weights and biases of a graph's convolutions in order."""
+    found = read_chain(engine_set, engine)
+    if any(abs(convolution.slope - NEGATIVE_SLOPE) > 1e-7 for convolution in found if convolution.slope != 1):
+        raise _foreign(engine_set, f"{engine} has another LeakyReLU")
+    return [(torch.from_numpy(each.weights.copy()), torch.from_numpy(each.bias.copy())) for each in found]
 
 
 def _foreign(engine_set: EngineSet, what: str) -> InputError:

@@ -21,7 +21,9 @@ import numba
 from runtime.cache import cache_folder
 
 PACKAGE = Path(__file__).resolve().parent
-HAS_KERNELS = re.compile(r"^from (numba|runtime\.compiled|runtime\.slices)\b", re.MULTILINE)  # a source that has some
+# A source that has some.
+HAS_KERNELS = re.compile(r"^(from|import) (numba|runtime\.compiled|runtime\.slices)\b", re.MULTILINE)
+FOLDER, KEY = "rpnet-kernels", re.compile("[0-9a-f]{16}")  # in the cache folder, which others may use as well
 KEPT = 8  # versions: several installations may be in use by turns
 KERNELS: list = []  # all that were decorated in this process
 
@@ -44,11 +46,12 @@ def compiled(**options) -> Callable:
 @functools.cache
 def code_folder() -> Path:
     """Where compiled kernels lie, as the sources now stand; those of the least used other versions are removed."""
-    folder = cache_folder() / "numba" / code_key(PACKAGE)
+    folder = cache_folder() / FOLDER / code_key(PACKAGE)
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
         os.utime(folder)
-        others = sorted(folder.parent.iterdir(), key=lambda path: path.stat().st_mtime)
+        ours = (path for path in folder.parent.iterdir() if KEY.fullmatch(path.name) and path.is_dir())
+        others = sorted(ours, key=lambda path: path.stat().st_mtime)
         for path in others[:-KEPT]:
             shutil.rmtree(path, ignore_errors=True)
     return folder

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from runtime.backends.pair import FixedSide
-from runtime.backends.table import BACKENDS, check_precision, choose_backend, choose_precision
+from runtime.backends.table import check_precision, choose_backend, choose_precision, load_backend
 from runtime.geometry.errors import InputError
 from runtime.machine import cores
 from runtime.manifest import EngineSet, load_engine_set
@@ -76,6 +76,25 @@ class Engines:
         self.networks.close()
 
 
+def check_choice(
+    engine_set: EngineSet, backend: str = "auto", threads: int | None = None, precision: str = "auto"
+) -> None:
+    """Refuses what `open_engines` can refuse before anything heavy is imported.
+
+    Args:
+        engine_set: what is to be opened.
+        backend, threads, precision: as for `open_engines`.
+
+    Raises:
+        InputError: more threads than cores, or a backend or precision that is not to be had here.
+    """
+    if threads is not None and not 1 <= threads <= cores():
+        raise InputError(f"--threads: got {threads}, expected 1 to {cores()}, the cores of this computer")
+    check_precision(precision)
+    name, _ = choose_backend(backend, engine_set, precision)
+    choose_precision(name, precision)
+
+
 def open_engines(
     engine_dir: Path | str = SHIPPED, backend: str = "auto", threads: int | None = None, precision: str = "auto"
 ) -> Engines:
@@ -90,12 +109,9 @@ def open_engines(
     Raises:
         InputError: the set cannot be used, or the backend or precision is not to be had here.
     """
-    if threads is not None and not 1 <= threads <= cores():
-        raise InputError(f"--threads: got {threads}, expected 1 to {cores()}, the cores of this computer")
-    check_precision(precision)
     engine_set = load_engine_set(engine_dir)
-    name, reason = choose_backend(backend, engine_set, precision)
+    check_choice(engine_set, backend, threads, precision)
+    name, reason, (networks, fields) = load_backend(backend, engine_set, precision)
     precision, threads = choose_precision(name, precision), threads or cores()
-    networks, fields = BACKENDS[name].load()
     opened = networks(engine_set, threads, precision)
     return Engines(engine_set, name, reason, precision, threads, opened, fields(threads))

@@ -33,6 +33,12 @@ class ArrayPool:
             memory = np.empty(size, np.float32) if place is None else self._unused.pop(place)
         return np.asarray(_Lease(memory, self)).reshape(shape)
 
+    @property
+    def unused_bytes(self) -> int:
+        """How much lies unused."""
+        with self._lock:
+            return sum(memory.nbytes for memory in self._unused)
+
     def clear(self) -> None:
         """Lets go of what is unused."""
         with self._lock:
@@ -41,7 +47,7 @@ class ArrayPool:
     def _take_back(self, memory: Array) -> None:
         with self._lock:
             self._unused.append(memory)
-            while sum(unused.nbytes for unused in self._unused) > MOST_KEPT:
+            while self.unused_bytes > MOST_KEPT:
                 self._unused.pop(0)
 
 

@@ -8,12 +8,15 @@ import sys
 from pathlib import Path
 
 from runtime.geometry.errors import InputError
+from runtime.heap import ARRAYS
 
 # Peak memory by part, bytes a voxel, fitted to measured registrations (docs/measurements): the loop with features of
 # both images, what remains of it afterwards, the scans as read, and the displacement while it is compressed.
 LOOP, KEPT, SCAN, WRITING = 300, 24, 8, 80
+SIDE = 80  # of the loop's, what a fixed scan holds for the next moving one
 ALWAYS = 300 * 2**20
-CGROUP = Path("/sys/fs/cgroup")
+CGROUP, OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+STATUS = Path("/proc/self/status")
 
 
 def cores() -> int:
@@ -43,9 +46,15 @@ def processor_features() -> frozenset[str]:
     return frozenset(name for name, there in get_host_cpu_features().items() if there)
 
 
-def needed_bytes(working: int, fixed: int = 0, moving: int = 0) -> int:
-    """Peak memory of a registration, roughly, from the numbers of voxels of its three grids."""
-    return ALWAYS + SCAN * (fixed + moving) + max(LOOP * working, KEPT * working + WRITING * fixed)
+def needed_bytes(working: int, fixed: int = 0, moving: int = 0, again: bool = False) -> int:
+    """Peak memory of a registration, roughly, from the numbers of voxels of its three grids.
+
+    Of a further moving scan onto the same fixed one (`again`) it is what comes on top of what this process holds.
+    """
+    before, loop = ALWAYS + SCAN * fixed, LOOP * working
+    if again:
+        before, loop = 0, (LOOP - SIDE) * working - ARRAYS.unused_bytes
+    return before + SCAN * moving + max(loop, KEPT * working + WRITING * fixed)
 
 
 def available_bytes() -> int | None:
@@ -64,11 +73,23 @@ def _free_memory() -> int | None:
 
 
 def _cgroup_rest() -> int | None:
-    """What a container or a batch system leaves of its limit (cgroup v2)."""
+    """What a container or a batch system leaves of its limits (cgroup v2): its own group's and those around it."""
     try:
-        limit, used = (int((CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
-        return max(limit - used, 0)
-    except (OSError, ValueError):
+        groups = OWN_CGROUP.read_text(encoding="utf-8").splitlines()
+        own = CGROUP / next(line.removeprefix("0::/") for line in groups if line.startswith("0::/"))
+    except (OSError, ValueError, StopIteration):
+        return None
+    around = [folder for folder in (own, *own.parents) if folder.is_relative_to(CGROUP)]
+    return min((rest for rest in map(_rest_of_group, around) if rest is not None), default=None)
+
+
+def _rest_of_group(folder: Path) -> int | None:
+    """What one control group may still take; None without a limit. Its unused file contents make way for programs."""
+    try:
+        limit, used = (int((folder / name).read_text()) for name in ("memory.max", "memory.current"))
+        facts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        return max(limit - used + int(facts["inactive_file"]), 0)
+    except (OSError, ValueError, KeyError):
         return None
 
 
@@ -77,9 +98,9 @@ def peak_bytes() -> int | None:
 
     Linux hands ru_maxrss on from the program that started this one; VmHWM is this program's own.
     """
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-        return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), None)
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = STATUS.read_text(encoding="utf-8").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
     with contextlib.suppress(ImportError):
         import resource
 
@@ -88,18 +109,19 @@ def peak_bytes() -> int | None:
     return None
 
 
-def check_fits(working: tuple[int, int, int], fixed: int, moving: int) -> None:
+def check_fits(working: tuple[int, int, int], fixed: int, moving: int, again: bool = False) -> None:
     """Refuses work that would not fit, before it starts.
 
     Args:
         working: shape of the working grid.
         fixed, moving: voxels of the scans.
+        again: whether this fixed scan's features are held from an earlier moving one.
 
     Raises:
         InputError: more memory is needed than is available.
     """
     i, j, k = working
-    needed, available = needed_bytes(i * j * k, fixed, moving), available_bytes()
+    needed, available = needed_bytes(i * j * k, fixed, moving, again), available_bytes()
     if available is not None and needed > available:
         raise InputError(
             f"--fixed: the working grid {working} needs about {needed / 2**30:.1f} GiB of memory, "

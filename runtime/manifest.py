@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runtime.geometry.errors import InputError
+from runtime.geometry.errors import InputError, explained
 from runtime.geometry.intensity import rule_from_dict
 from runtime.iterstop import LEVELS, iterstop_schedule
 
@@ -112,6 +112,7 @@ def load_engine_set(folder: Path | str) -> EngineSet:
     return engine_set
 
 
+@explained("--engine-dir")
 def _read_manifest(folder: Path) -> Any:
     if folder.is_file():
         raise InputError(f"--engine-dir: {folder} is a file, expected the folder of an engine set; {REMEDY}")

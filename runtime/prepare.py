@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime.geometry.errors import InputError
+from runtime.geometry.errors import InputError, explained
 from runtime.geometry.grid import Grid, plan_working_grid
 from runtime.geometry.intensity import Rule
 from runtime.geometry.transform import read_affine
@@ -100,13 +100,16 @@ class PreparedFixed:
         _ = self.on_grid
         self._fixed = None
 
-    def meet(self, moving: Normalised, start: Array | None = None, stage: Stages | None = None) -> Prepared:
+    def meet(
+        self, moving: Normalised, start: Array | None = None, stage: Stages | None = None, again: bool = False
+    ) -> Prepared:
         """The pair on the working grid.
 
         Args:
             moving: from `normalised`.
             start: (4, 4) RAS mm, fixed -> moving, from `read_start`; None: found here.
             stage: told the stages and their seconds.
+            again: whether the fixed image's features are held already, so that less memory is needed.
 
         Raises:
             InputError: constant or empty images, no overlap, too little memory.
@@ -114,7 +117,7 @@ class PreparedFixed:
         from runtime.resample import resample
 
         stage = stage or Stages()
-        check_fits(self.grid.shape, self._voxels, moving.image.size)
+        check_fits(self.grid.shape, self._voxels, moving.image.size, again)
         with stage("affine"):
             matrix, facts = self._affine_start(start, moving)
         with stage("resample"):
@@ -152,6 +155,7 @@ def prepare(
     return ready.meet(images[1], start, stage)
 
 
+@explained("--affine")
 def read_start(choice: str) -> Array | None:
     """The affine a user chose: "none" is the identity (headers only), a path is read, "auto" is None (to be found)."""
     if choice == "auto":

@@ -134,11 +134,12 @@ class FixedScan:
         with stage("read"):
             scan, labels = moving.take()
         with self._engines.running():
-            ready = self._fixed.meet(scan.normalised, self._start, stage)
+            ready = self._fixed.meet(scan.normalised, self._start, stage, again=self._side is not None)
             volume, below_zero = scan.volume, (self._below_zero, scan.normalised.below_zero)
             del scan  # and with it the normalised image
             loop = self._loop(ready, stage, last)
             if last:
+                self._engines.networks.rest()
                 ARRAYS.clear()
             return_freed_memory()
             with stage("apply"):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from runtime import __version__
-from runtime.geometry.errors import InputError
+from runtime.geometry.errors import InputError, explained, first_line
 from runtime.geometry.transform import write_affine, write_itk_displacement
 from runtime.geometry.volume import Source, write_text, write_volume
 from runtime.machine import peak_bytes
@@ -30,6 +30,7 @@ FORMAT, VERSION = "rpnet-registration", 1
 PACKAGES = ("numpy", "nibabel", "numba", "llvmlite", "onnx", "openvino", "onnxruntime", "pillow")
 
 
+@explained("--output")
 def check_output(folder: Path, overwrite: bool, inputs: Iterable[Path | str | None] = ()) -> None:
     """Before any work: the folder can be written, no input would be replaced, and nothing else unasked.
 
@@ -44,7 +45,8 @@ def check_output(folder: Path, overwrite: bool, inputs: Iterable[Path | str | No
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise InputError(f"--output: cannot write to {folder} ({error.strerror}); choose another folder") from None
+        reason = error.strerror or first_line(error)
+        raise InputError(f"--output: cannot write to {folder} ({reason}); choose another folder") from None
     finally:
         for place in missing:
             with contextlib.suppress(OSError):
@@ -82,9 +84,8 @@ def save(result: "Registration", folder: Path, overwrite: bool = False, progress
         seconds = {**result.seconds, "write": time.perf_counter() - start}
         write_text(folder / REPORT, json.dumps(report(result, seconds), indent=2) + "\n")
     except OSError as error:
-        raise InputError(
-            f"--output: writing to {folder} failed ({error.strerror}); free space or choose another"
-        ) from None
+        reason = error.strerror or first_line(error)  # Pillow's errors have no number and no strerror
+        raise InputError(f"--output: writing to {folder} failed ({reason}); free space or choose another") from None
 
 
 def _write_side_by_side(result: "Registration", folder: Path) -> None:

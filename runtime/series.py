@@ -4,12 +4,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from runtime.engines import Engines, open_engines
+from runtime.engines import Engines, check_choice, open_engines
 from runtime.geometry.errors import InputError
 from runtime.geometry.volume import SUFFIXES
 from runtime.jobs import Job, Jobs
 from runtime.machine import cores
-from runtime.manifest import load_engine_set
+from runtime.manifest import EngineSet, load_engine_set
 from runtime.options import Options
 from runtime.prepare import read_start
 from runtime.registration import FixedScan, Reading, ReadMoving
@@ -45,6 +45,10 @@ class EngineChoice:
     backend: str = "auto"
     threads: int | None = None
     precision: str = "auto"
+
+    def check(self, engine_set: EngineSet) -> None:
+        """Refuses what can be refused before any work; see `runtime.engines.check_choice`."""
+        check_choice(engine_set, self.backend, self.threads, self.precision)
 
     def open(self) -> Engines:
         return open_engines(self.engine_dir, self.backend, self.threads, self.precision)
@@ -93,7 +97,8 @@ def register_files(
     """Registers moving scans to one fixed scan and writes every result; what goes wrong with one leaves the others.
 
     The files are read while the engines open, and of several scans each while the one before is registered; a result
-    is written while the next one is computed. At most one result waits in memory.
+    is written while the next one is computed. At most one result waits in memory. For a process of its own, as the
+    command line's (`start_kernels`).
 
     Args:
         fixed: file.
@@ -114,6 +119,7 @@ def register_files(
     for task in tasks:
         check_output(task.folder, overwrite, inputs)
     engine_set = load_engine_set(engines.engine_dir)
+    engines.check(engine_set)
     options = options.resolved(engine_set)
     options.build_schedule(), read_start(options.affine)
     with Jobs(engines.threads or cores()) as jobs:

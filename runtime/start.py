@@ -19,8 +19,9 @@ def start_kernels(stage: Stages, alone: bool = False) -> None:
 
     Args:
         stage: told the name of the stage, if there is one.
-        alone: nothing else runs in this process. Then numba need not look for SciPy's linear algebra, which no kernel
-            here uses, and no garbage is looked for among all that is imported: both take 0.1 s.
+        alone: this process does nothing but register. Then numba need not look for SciPy's linear algebra, which no
+            kernel here uses, and no garbage is looked for among all that is imported: both take 0.1 s. Meanwhile
+            `scipy.linalg` cannot be imported, by no thread; scans may be read, which needs no SciPy.
     """
     with _only_what_is_needed() if alone else contextlib.nullcontext():
         from runtime.affine_kernels import block_means
@@ -35,7 +36,7 @@ def start_kernels(stage: Stages, alone: bool = False) -> None:
 
 @contextlib.contextmanager
 def _only_what_is_needed() -> Iterator[None]:
-    hidden = LINEAR_ALGEBRA not in sys.modules
+    hidden, looked_for = LINEAR_ALGEBRA not in sys.modules, gc.isenabled()
     gc.disable()
     try:
         if hidden:
@@ -44,5 +45,6 @@ def _only_what_is_needed() -> Iterator[None]:
     finally:
         if hidden:
             del sys.modules[LINEAR_ALGEBRA]
-        gc.enable()
+        if looked_for:
+            gc.enable()
         gc.freeze()

@@ -14,7 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
+from runtime.machine import cores
+
 PAIR_SHAPE = (64, 64, 64)  # large enough for every kernel of the affine start's pyramid to be used
+CONVOLUTIONS = "convolutions"
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -28,8 +31,8 @@ def warm_up() -> None:
 
     A second process takes half of the work, since one compiles on one core only.
     """
-    names = list(STEPS)
-    half = len(names) // 2
+    names = _wanted()
+    half = len(names) // 2 if cores() > 1 else len(names)
     with _helper(names[half:]):
         for name in names[:half]:
             STEPS[name]()
@@ -44,8 +47,18 @@ def _stamp() -> Path:
     from runtime.compiled import code_folder
     from runtime.machine import processor_features, processor_name
 
-    facts = repr((processor_name(), sorted(processor_features())))
+    facts = repr((processor_name(), sorted(processor_features()), _wanted()))
     return code_folder() / f"complete-{hashlib.sha256(facts.encode()).hexdigest()[:16]}"
+
+
+def _wanted() -> list[str]:
+    """The steps whose kernels `register` uses here unasked."""
+    from runtime.backends.table import BACKENDS
+    from runtime.machine import processor_features
+
+    native = BACKENDS["native"]
+    leave_out = not native.available or native.auto_with not in processor_features()
+    return [name for name in STEPS if not (leave_out and name == CONVOLUTIONS)]
 
 
 def _warm_fields() -> None:
@@ -88,37 +101,36 @@ def _warm_resampling() -> None:
 
 
 def _warm_convolutions() -> None:
-    """The native backend's, by the engine set that ships. Other sets of this network use the same kernels."""
-    from runtime.backends.table import BACKENDS
-    from runtime.engines import SHIPPED
-    from runtime.geometry.errors import InputError
-    from runtime.manifest import load_engine_set
+    """The native backend's. Its kernels are the same for any number of channels."""
+    from runtime.backends.kernels_convolution import pool
+    from runtime.backends.networks_native import Chain, Layer
 
-    image = np.zeros((16, 16, 16), np.float32)
-    with contextlib.suppress(InputError, ImportError):  # there is no set, or no such backend here
-        networks = BACKENDS["native"].load()[0](load_engine_set(SHIPPED))
-        for level, features in networks.features(image).items():
-            networks.residual(level, np.concatenate([features, features], axis=-1))
+    layer = Layer(np.zeros((3, 3, 3, 16, 16), np.float32), np.zeros(16, np.float32), 1.0)
+    source = np.zeros((16, 16, 16, 16), np.float32)
+    Chain([layer], source[:1, :1, :1])(source)
+    pool(source, np.empty((8, 8, 8, 16), np.float32))
 
 
 STEPS: dict[str, Callable[[], None]] = {
     "fields": _warm_fields,
     "affine": _warm_affine,
     "resampling": _warm_resampling,
-    "convolutions": _warm_convolutions,
+    CONVOLUTIONS: _warm_convolutions,
 }
 
 
 @contextlib.contextmanager
 def _helper(names: list[str]):
     """A second process that compiles for these steps meanwhile. Where there can be none, nothing is lost but time."""
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    from runtime.cache import VARIABLE, cache_folder
+
     quiet = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+    surroundings = os.environ | {"PYTHONPATH": str(ROOT), VARIABLE: str(cache_folder())}
     process = None
-    if sys.executable:
+    if sys.executable and names:
         command = [sys.executable, "-m", "runtime.warmup", *names]
         with contextlib.suppress(OSError):
-            process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": path}, **quiet)
+            process = subprocess.Popen(command, env=surroundings, cwd=ROOT, **quiet)
     try:
         yield
         if process is not None:
@@ -139,7 +151,7 @@ def main(names: list[str]) -> None:
         print(f"Kernels are compiled for this computer already (in {cache_folder()})")
     else:
         begin = time.monotonic()
-        print("Compiling kernels for this computer, once (less than a minute) ...", end=" ", flush=True)
+        print("Compiling kernels for this computer, once (half a minute) ...", end=" ", flush=True)
         warm_up()
         print(f"{time.monotonic() - begin:.0f} s, kept in {cache_folder()}")
 

@@ -86,7 +86,7 @@ def package(tmp_path) -> Path:
     (folder / "kernels.py").write_text("from numba import njit\n")
     (folder / "inner" / "cells.py").write_text("import x\nfrom numba.extending import intrinsic\n")
     (folder / "inner" / "sliced.py").write_text("from runtime.slices import in_slices\n")
-    (folder / "words.py").write_text("import numba\n")
+    (folder / "words.py").write_text("words\n")
     return folder
 
 
@@ -132,8 +132,8 @@ class TestKey:
 def test_versions_used_long_ago_are_removed(tmp_path, monkeypatch):
     monkeypatch.setenv("RPNET_CACHE", str(tmp_path))
     for n in range(12):
-        (tmp_path / "numba" / f"old{n:02d}").mkdir(parents=True)
-        os.utime(tmp_path / "numba" / f"old{n:02d}", (n, n))
+        (tmp_path / compiled.FOLDER / f"{n:016x}").mkdir(parents=True)
+        os.utime(tmp_path / compiled.FOLDER / f"{n:016x}", (n, n))
     folder = compiled.code_folder.__wrapped__()
     left = sorted(path.name for path in folder.parent.iterdir())
-    assert left == sorted([folder.name, *(f"old{n:02d}" for n in range(12 - compiled.KEPT + 1, 12))])
+    assert left == sorted([folder.name, *(f"{n:016x}" for n in range(12 - compiled.KEPT + 1, 12))])

@@ -124,6 +124,22 @@ def test_bad_input_is_one_clear_line_and_leaves_nothing(register, tmp_path, monk
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("argument", ["--fixed", "--moving-labels", "--affine", "--engine-dir", "--output"])
+def test_a_name_too_long_for_the_system_is_one_line(register, tmp_path, monkeypatch, argument):
+    monkeypatch.chdir(tmp_path)
+    line = failure(register(argument, f"{'x' * 300}.nii"))
+    assert line.startswith(f"Error: {argument}: ") and "x" * 300 in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_the_system_refuses_elsewhere_is_one_line(register, monkeypatch):
+    def full(*arguments):
+        raise OSError(28, "No space left on device", "/somewhere/scan.nii")
+
+    monkeypatch.setattr("runtime.series.plan_tasks", full)
+    assert failure(register()) == "Error: /somewhere/scan.nii: No space left on device"
+
+
 def test_a_moving_scan_of_no_known_type(pair, engine_dir, tmp_path):
     base = ("register", "--engine-dir", engine_dir, "--fixed", pair[0], "--output", tmp_path / "out")
     assert "--moving: README.md" in failure(run(*base, "--moving", "README.md")).replace(f"{ROOT}/", "")

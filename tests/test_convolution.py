@@ -100,3 +100,22 @@ def test_every_kind_of_block(kind):
 def test_channels_without_a_kernel_are_refused():
     with pytest.raises(InputError, match="--backend: native has no convolution of 5 to 7 channels"):
         Chain([layer(5, 7)], np.zeros((1, 1, 1, 5), np.float32))
+
+
+@pytest.mark.parametrize("shape", [(17, 19, 21), (20, 23, 27), (16, 17, 31)], ids=str)
+def test_masks_leave_out_nothing_that_counts(shape):
+    """Odd rows, partial blocks and borders with a background that borders reach into, as at levels 2 to 4."""
+    wide = Chain([layer(16, 16)], BACKGROUND.reshape(1, 1, 1, 16)).background_out
+    chain = Chain(LAYERS[1:], wide)
+    source = np.ascontiguousarray(wide[np.ix_(*(_places(size, len(wide)) for size in shape))])
+    source[2:5, -4:-2, 9:12] = RNG.random((3, 2, 3, 16), np.float32)
+    found = chain(source)
+    assert 0 < chain.activity < 1
+    wanted = expected(source, LAYERS[1:])
+    np.testing.assert_allclose(found, wanted, atol=3e-6 * np.abs(wanted).max())
+
+
+def _places(size: int, cube: int) -> np.ndarray:
+    """For every voxel of an axis the one of a cube of background that is as far from the borders."""
+    index, middle = np.arange(size), cube // 2
+    return np.where(index < size // 2, np.minimum(index, middle), 2 * middle - np.minimum(size - 1 - index, middle))

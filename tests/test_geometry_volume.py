@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from runtime.geometry.errors import InputError
+from runtime.geometry.errors import InputError, explained
 from runtime.geometry.grid import Grid
 from runtime.geometry.gzip_stream import AHEAD, write_gzip
 from runtime.geometry.volume import atomic_path, read_labels, read_volume, write_bytes, write_text, write_volume
@@ -129,6 +129,7 @@ LARGE = np.arange(80**3, dtype=np.int16).reshape(80, 80, 80)
 REFUSED = {
     "missing": (lambda folder: folder / "no.nii.gz", "does not exist"),
     "folder": (lambda folder: folder, "not a file"),
+    "name too long": (lambda folder: folder / f"{'x' * 300}.nii.gz", r"/x{300}\.nii\.gz"),
     "suffix": (lambda folder: text(folder / "a.png"), r"expected a name that ends in \.nii\.gz"),
     "text": (lambda folder: text(folder / "a.nii"), "cannot be read"),
     "text as gz": (lambda folder: text(folder / "a.nii.gz"), "cannot be read"),
@@ -155,6 +156,20 @@ def test_what_cannot_be_used_is_refused_in_one_line(tmp_path, case, read):
     with pytest.raises(InputError, match=fault) as refusal:
         read(make(tmp_path), "--fixed")
     assert str(refusal.value).startswith("--fixed: ") and "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (PermissionError(13, "Permission denied", "/a/b.nii"), "--fixed: /a/b.nii: Permission denied; check the name"),
+        (OSError("first\nsecond"), "--fixed: first; check the name"),
+        (OSError(), "--fixed: OSError; check the name"),
+    ],
+)
+def test_what_the_system_says_of_a_path_becomes_one_line(error, message):
+    with pytest.raises(InputError) as refusal, explained("--fixed"):
+        raise error
+    assert str(refusal.value).startswith(message) and "\n" not in str(refusal.value)
 
 
 def test_a_constant_image_is_refused_and_a_constant_label_map_is_not(tmp_path):

@@ -150,7 +150,7 @@ class TestOpenVino:
         monkeypatch.setenv("RPNET_CACHE", str(tmp_path))
         image = head((16, 16, 16))
         first = opened(engine_dir, "openvino").features(image)
-        blobs = list((tmp_path / "openvino").glob("feature_extractor.*.blob"))
+        blobs = list((tmp_path / "rpnet-openvino").glob("feature_extractor.*.blob"))
         assert len(blobs) == 1
         monkeypatch.setattr(networks_openvino, "_sized", lambda *_: pytest.fail("compiled again"))
         again = opened(engine_dir, "openvino").features(image)
@@ -160,7 +160,7 @@ class TestOpenVino:
         monkeypatch.setenv("RPNET_CACHE", str(tmp_path))
         image = head((16, 16, 16))
         first = opened(engine_dir, "openvino").features(image)
-        for blob in (tmp_path / "openvino").glob("*.blob"):
+        for blob in (tmp_path / "rpnet-openvino").glob("*.blob"):
             blob.write_bytes(blob.read_bytes()[:100])
         np.testing.assert_array_equal(opened(engine_dir, "openvino").features(image)[1], first[1])
 
@@ -224,6 +224,31 @@ class TestChoice:
         there.clear()
         with pytest.raises(InputError, match="--backend: got auto, but nothing here can run these engines"):
             table.choose_backend("auto", engines.engine_set)
+
+    def test_what_is_installed_but_cannot_be_imported_is_passed_by_or_refused(self, engine_dir, monkeypatch):
+        """A shared library is missing, as after half an update: one line, and `auto` goes on."""
+        import runtime
+        from runtime.backends import table
+
+        def load(place):
+            if any(name in place for name in broken):
+                raise error
+            return whole(place)
+
+        broken, error, whole = ["native", "openvino"], ImportError("libtbb.so.12: cannot open it\nmore"), table._load
+        monkeypatch.setattr(table, "processor_features", lambda: frozenset({"avx512f"}))
+        monkeypatch.setattr(table, "_load", load)
+        with runtime.open_engines(engine_dir) as engines:
+            assert engines.backend == "onnxruntime"
+        for name, library in (("native", "onnx"), ("openvino", "openvino")):
+            line = f"{library} or what it needs cannot be imported (libtbb.so.12: cannot open it), install it again"
+            assert f"not {name}, {line}" in engines.reason
+            with pytest.raises(InputError) as refusal:
+                runtime.open_engines(engine_dir, name)
+            assert str(refusal.value) == f"--backend: {line}"
+        broken, error = ["networks"], OSError(8, "Exec format error")
+        with pytest.raises(InputError, match=r"got auto, but nothing here can run .*Exec format error.*; pip install"):
+            runtime.open_engines(engine_dir)
 
     @pytest.mark.parametrize(
         "backend, precision, message",

@@ -168,6 +168,17 @@ def test_earlier_results_are_not_overwritten_unasked(pair, engines, tmp_path):
     assert (tmp_path / "out" / "warp.nii.gz").read_text() == "precious"
 
 
+def test_a_reason_without_a_number_is_said_too(pair, engines, tmp_path, monkeypatch):
+    """Pillow's errors carry a sentence and no error number."""
+
+    def broken(*arguments):
+        raise OSError("encoder error -2 when writing image file")
+
+    monkeypatch.setattr("runtime.preview.write_preview", broken)
+    with pytest.raises(InputError, match=r"--output: writing to .*out failed \(encoder error -2 when writing"):
+        runtime.register(*pair, engines, QUICK).save(tmp_path / "out")
+
+
 def test_ct_window(engines, tmp_path):
     """Hounsfield units with air at -1000: the window maps them to [0, 1], and what lies outside the scan is air."""
     place = scans.grid()
@@ -184,6 +195,20 @@ def test_memory_is_checked_before_work(pair, engines, monkeypatch):
     monkeypatch.setattr("runtime.machine.available_bytes", lambda: machine.ALWAYS + 10 * 2**20)
     with pytest.raises(InputError, match=r"--fixed: the working grid \(.*\) needs about .* GiB are available"):
         runtime.register(*pair, engines, QUICK)
+
+
+def test_a_further_moving_scan_needs_less(pair, engines, monkeypatch):
+    """The fixed scan's share is there already and is not asked for twice; what still is to come must fit."""
+    onto = runtime.FixedScan(pair[0], engines, QUICK)
+    onto.register(pair[1])
+    room = machine.ALWAYS
+    monkeypatch.setattr("runtime.machine.available_bytes", lambda: room)
+    onto.register(pair[1])
+    with pytest.raises(InputError, match="needs about"):
+        runtime.FixedScan(pair[0], engines, QUICK).register(pair[1])
+    room = 1
+    with pytest.raises(InputError, match="needs about"):
+        onto.register(pair[1])
 
 
 def test_scans_that_do_not_meet_say_so(engines, tmp_path):

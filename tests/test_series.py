@@ -1,6 +1,7 @@
 """One fixed scan and several moving ones: shared work changes no bit, and a scan that fails leaves the others."""
 
 import gc
+import sys
 import threading
 import time
 import weakref
@@ -10,10 +11,13 @@ import numpy as np
 import pytest
 
 import runtime
-from runtime import report, series
+from runtime import report, series, start
+from runtime.backends import table
 from runtime.geometry.errors import InputError
+from runtime.geometry.intensity import WindowRule
 from runtime.jobs import Jobs
 from runtime.options import Options
+from runtime.registration import Reading
 from runtime.report import output_names
 from runtime.series import EngineChoice, Task, plan_tasks, register_files
 from tests import scans
@@ -132,6 +136,23 @@ class TestJobs:
             assert reference() is None
 
 
+@pytest.mark.parametrize("looked_for", [True, False])
+def test_scans_are_read_while_kernels_start_and_garbage_is_treated_as_before(fixed, monkeypatch, looked_for):
+    """What is hidden meanwhile is not needed for reading; whoever has switched the search for garbage off keeps it."""
+    monkeypatch.delitem(sys.modules, start.LINEAR_ALGEBRA, raising=False)
+    was = gc.isenabled()
+    (gc.enable if looked_for else gc.disable)()
+    try:
+        with start._only_what_is_needed(), Jobs(2) as jobs:
+            assert sys.modules[start.LINEAR_ALGEBRA] is None and not gc.isenabled()
+            scan = Reading(jobs, WindowRule(0, 1000)).scan(fixed, "--fixed").take()
+        assert scan.volume.grid.shape == (30, 44, 26)
+        assert gc.isenabled() == looked_for and start.LINEAR_ALGEBRA not in sys.modules
+    finally:
+        (gc.enable if was else gc.disable)()
+        gc.unfreeze()
+
+
 class TestFiles:
     """`register_files`, as the command line uses it."""
 
@@ -180,6 +201,28 @@ class TestFiles:
         with pytest.raises(InputError, match=r"m3 already holds warp\.nii\.gz"):
             list(register_files(fixed, tasks, EngineChoice(engine_dir), QUICK))
         assert not tasks[1].folder.exists()
+
+    @pytest.mark.parametrize(
+        ("choice", "message"),
+        [
+            ({"threads": 5000}, "--threads: got 5000, expected 1 to"),
+            ({"threads": 0}, "--threads: got 0, expected 1 to"),
+            ({"precision": "fp8"}, "--precision: got 'fp8'"),
+            ({"backend": "onnxruntime"}, "--backend: onnxruntime needs the package onnxruntime"),
+            ({}, "--backend: got auto, but nothing here can run"),
+        ],
+    )
+    def test_what_cannot_run_is_refused_before_any_work(self, fixed, tasks, engine_dir, monkeypatch, choice, message):
+        """No thread is started, nothing is compiled, no scan is read, though no library is installed."""
+
+        def early(*arguments, **options):
+            pytest.fail("work began")
+
+        monkeypatch.setattr(table.importlib.util, "find_spec", lambda name: None)
+        for name in ("Jobs", "Reading", "start_kernels", "open_engines"):
+            monkeypatch.setattr(series, name, early)
+        with pytest.raises(InputError, match=message):
+            list(register_files(fixed, tasks, EngineChoice(engine_dir, **choice), QUICK))
 
     def test_a_fixed_scan_that_cannot_be_read_stops_all(self, tasks, engine_dir, tmp_path):
         with pytest.raises(InputError, match=r"--fixed: .*nowhere\.nii does not exist"):

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 
 import numba
 import numpy as np
-import onnx
-from onnx import numpy_helper
 
 from runtime.backends import kernels_convolution as kernels
 from runtime.backends.convolution_llvm import VOXELS
+from runtime.chains import Convolution, read_chain
 from runtime.geometry.errors import InputError
 from runtime.heap import ARRAYS
 from runtime.iterstop import LEVELS
@@ -69,6 +68,9 @@ class NativeNetworks:
             )
             for level in LEVELS
         }
+
+    def rest(self) -> None:
+        """Nothing large is held between calls but what the next one of the same size needs."""
 
     def close(self) -> None:
         self._extractors, self._estimators, self.closed = {}, {}, True
@@ -222,7 +224,7 @@ def read_graphs(engine_set: EngineSet) -> dict[str, list[Layer]]:
     Raises:
         InputError: a graph that is not made of these, or not with the channels the manifest states.
     """
-    graphs = {engine: read_layers(engine_set, engine) for engine in ENGINES}
+    graphs = {engine: [_layer(found) for found in read_chain(engine_set, engine)] for engine in ENGINES}
     found = [layer.bias.size for layer in graphs[EXTRACTOR]]
     taken = [graphs[estimator_name(level)][0].weights.shape[3] // 2 for level in sorted(LEVELS)]
     stated = [engine_set.channels[level] for level in sorted(LEVELS)]
@@ -235,27 +237,8 @@ def read_graphs(engine_set: EngineSet) -> dict[str, list[Layer]]:
     return graphs
 
 
-def read_layers(engine_set: EngineSet, engine: str) -> list[Layer]:
-    """The convolutions of a graph, in order.
-
-    Raises:
-        InputError: a graph of anything else than 3x3x3 convolutions, LeakyReLU and 2x2x2 average pools, one by one.
-    """
-    graph = onnx.load(engine_set.path(engine)).graph
-    values = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    layers: list[Layer] = []
-    for node in graph.node:
-        attributes = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
-        if node.op_type == "Conv" and values[node.input[1]].shape[2:] == (3, 3, 3):
-            weights = np.ascontiguousarray(np.transpose(values[node.input[1]], (2, 3, 4, 1, 0)), np.float32)
-            layers.append(Layer(weights, values[node.input[2]], 1.0))
-        elif node.op_type == "LeakyRelu" and layers:
-            layers[-1] = Layer(layers[-1].weights, layers[-1].bias, attributes["alpha"])
-        elif node.op_type != "AveragePool" or attributes["kernel_shape"] != [2, 2, 2]:
-            raise InputError(
-                f"--backend: native cannot run {engine_set.path(engine)}, which has a {node.op_type}; use another"
-            )
-    return layers
+def _layer(found: Convolution) -> Layer:
+    return Layer(np.ascontiguousarray(found.weights.transpose(2, 3, 4, 1, 0), np.float32), found.bias, found.slope)
 
 
 def _pooled(features: Array) -> Array:

@@ -56,6 +56,9 @@ class OnnxRuntimeNetworks:
                     "export the set again"
                 )
 
+    def rest(self) -> None:
+        """ONNX Runtime keeps what its sessions hold."""
+
     def close(self) -> None:
         self._extractor, self._estimators, self.closed = None, {}, True
 

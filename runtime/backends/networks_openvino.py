@@ -17,7 +17,7 @@ from runtime.geometry.volume import write_bytes
 from runtime.heap import ARRAYS
 from runtime.iterstop import LEVELS
 from runtime.machine import processor_features, processor_name
-from runtime.manifest import EXTRACTOR, RESIDUAL, EngineSet, estimator_name, features_name
+from runtime.manifest import ENGINES, EXTRACTOR, RESIDUAL, EngineSet, estimator_name, features_name
 
 Array = np.ndarray
 Shape = tuple[int, int, int]
@@ -25,7 +25,7 @@ CHANNELS_FIRST, CHANNELS_LAST = "NCDHW", "NDHWC"
 HINTS = {"fp32": "f32", "bf16": "bf16"}
 # Without these OpenVINO emulates bf16, slower than fp32. The names are LLVM's.
 BF16_INSTRUCTIONS = {"avx512bf16", "amx-bf16", "avxneconvert", "bf16"}
-BLOBS, MOST_BLOBS = "openvino", 200
+BLOBS, MOST_BLOBS = "rpnet-openvino", 200
 PRODUCT_SIZE, PRODUCTS = 2048, 4  # of the measured peak
 LARGE = 2_000_000  # voxels, from which on an estimator runs on half of them at a time
 
@@ -74,6 +74,10 @@ class OpenVinoNetworks:
     def close(self) -> None:
         self._drop()
         self.closed = True
+
+    def rest(self) -> None:
+        """Lets go of engines and buffers until the next call; compiled engines are on disk."""
+        self._drop()
 
     @staticmethod
     def measured_peak(precision: str, threads: int) -> float:
@@ -235,7 +239,7 @@ def _kept(path: Path, properties: dict, compile_: Callable[[], ov.CompiledModel]
         os.utime(path)
         return compiled
     compiled = compile_()
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(Exception):  # a full disk, or a build that cannot export
         path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, compiled.export_model().getvalue())
         _forget_old(path.parent)
@@ -244,6 +248,7 @@ def _kept(path: Path, properties: dict, compile_: Callable[[], ov.CompiledModel]
 
 def _forget_old(folder: Path) -> None:
     """Keeps the blobs used last; other sizes and versions of long ago go."""
-    blobs = sorted(folder.glob("*.blob"), key=lambda path: path.stat().st_mtime)
+    ours = (path for engine in ENGINES for path in folder.glob(f"{engine}.*.blob"))
+    blobs = sorted(ours, key=lambda path: path.stat().st_mtime)
     for path in blobs[:-MOST_BLOBS]:
         path.unlink(missing_ok=True)

@@ -38,6 +38,9 @@ class Networks(Protocol):
     def residual(self, level: int, features: Array) -> Array:
         """Residual flow (I, J, K, 3) from an `estimator_input`; holds until the next call, may be a strided view."""
 
+    def rest(self) -> None:
+        """No call will come for a while: lets go of memory that the next one can do without."""
+
     def close(self) -> None:
         """Lets go of the engines and their memory; `closed` is True from then on."""
 

@@ -2,14 +2,16 @@
 
 import importlib
 import importlib.util
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from runtime.geometry.errors import InputError
+from runtime.geometry.errors import InputError, first_line
 from runtime.machine import processor_features
 from runtime.manifest import EngineSet
 
 PRECISIONS = ("fp32", "bf16")
+ARGUMENT = "--backend: "
 NUMBA_FIELDS = "runtime.backends.fields_numba:NumbaFields"
 
 
@@ -39,8 +41,17 @@ class Backend:
         return importlib.util.find_spec(self.library) is not None
 
     def load(self) -> tuple[Any, Any]:
-        """The classes of both halves, imported now."""
-        return _load(self.networks), _load(self.fields)
+        """The classes of both halves, imported now.
+
+        Raises:
+            InputError: a library is installed but cannot be imported, for want of another one for instance.
+        """
+        try:
+            return _load(self.networks), _load(self.fields)
+        except (ImportError, OSError) as error:
+            raise InputError(
+                f"{ARGUMENT}{self.library} or what it needs cannot be imported ({first_line(error)}), install it again"
+            ) from None
 
     def unfit(self, engine_set: EngineSet) -> str | None:
         """Why it cannot run this set; None where it can."""
@@ -87,19 +98,40 @@ BACKENDS = {
 }
 
 
-def choose_backend(name: str, engine_set: EngineSet, precision: str = "auto") -> tuple[str, str]:
+def load_backend(
+    name: str, engine_set: EngineSet, precision: str = "auto"
+) -> tuple[str, str, tuple[type[Any], type[Any]]]:
+    """`choose_backend`, and the classes of both halves; from a backend that cannot be imported `auto` goes on.
+
+    Args and errors as there; InputError also where the one asked for cannot be imported.
+    """
+    broken: dict[str, str] = {}
+    while True:
+        chosen, reason = choose_backend(name, engine_set, precision, broken)
+        try:
+            return chosen, reason, BACKENDS[chosen].load()
+        except InputError as error:
+            if name != "auto":
+                raise
+            broken[chosen] = str(error).removeprefix(ARGUMENT)
+
+
+def choose_backend(
+    name: str, engine_set: EngineSet, precision: str = "auto", broken: Mapping[str, str] | None = None
+) -> tuple[str, str]:
     """The backend to open and why. What is asked for by name is opened or refused, never replaced.
 
     Args:
         name: "auto" or one of `BACKENDS`.
         engine_set: what is to be run.
         precision: "auto" or one of `PRECISIONS`; `auto` takes a backend that has it.
+        broken: backends `auto` shall not take, and why.
 
     Raises:
         InputError: an unknown name, the library it needs is not installed, or it cannot run this set.
     """
     if name == "auto":
-        return _first_fit(engine_set, precision)
+        return _first_fit(engine_set, precision, broken or {})
     if name not in BACKENDS:
         raise InputError(f"--backend: got {name!r}, expected auto or one of {', '.join(BACKENDS)}")
     backend = BACKENDS[name]
@@ -110,10 +142,10 @@ def choose_backend(name: str, engine_set: EngineSet, precision: str = "auto") ->
     return name, "asked for"
 
 
-def _first_fit(engine_set: EngineSet, precision: str) -> tuple[str, str]:
+def _first_fit(engine_set: EngineSet, precision: str, broken: Mapping[str, str]) -> tuple[str, str]:
     reasons = []
     for name, backend in BACKENDS.items():
-        reason = backend.passed_by(engine_set, precision)
+        reason = broken.get(name) or backend.passed_by(engine_set, precision)
         if reason is None:
             return name, f"auto: {'; '.join(reasons) or 'the fastest here'}"
         reasons.append(f"not {name}, {reason}" if backend.available else f"no {name}, {reason}")

@@ -1,5 +1,32 @@
 """The one exception a user is meant to read."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class InputError(ValueError):
     """Bad input in one line: the argument, what came, what was expected and what to do about it."""
+
+
+def first_line(error: Exception) -> str:
+    """What an exception says, in one line; its kind where it says nothing."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next(filter(None, lines), type(error).__name__)
+
+
+def system_reason(error: OSError) -> str:
+    """The path the system refused and why, in one line."""
+    reason = error.strerror or first_line(error)
+    return reason if error.filename is None else f"{error.filename}: {reason}"
+
+
+@contextmanager
+def explained(argument: str) -> Iterator[None]:
+    """Turns what the system says of a path (no permission, a name too long) into an InputError.
+
+    ``Path.exists`` and its like raise it instead of answering. Also a decorator.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{argument}: {system_reason(error)}; check the name and the permissions") from None

@@ -11,7 +11,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from runtime.geometry.errors import InputError
+from runtime.geometry.errors import InputError, explained, first_line
 from runtime.geometry.flow import sample
 from runtime.geometry.grid import Grid, check_affine
 from runtime.geometry.volume import SCANNER, write_nifti, write_text
@@ -80,13 +80,15 @@ def read_affine(path: str | PathLike, argument: str) -> Array:
         InputError: missing or unreadable file, another number of entries, not invertible.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{argument}: {path} does not exist or is not a file")
+    with explained(argument):
+        if not path.is_file():
+            raise InputError(f"{argument}: {path} does not exist or is not a file")
     try:
         matrix = np.loadtxt(path, ndmin=2)
     except (ValueError, UnicodeDecodeError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{argument}: {path} is no text file of four rows of four numbers ({reason})") from None
+        raise InputError(
+            f"{argument}: {path} is no text file of four rows of four numbers ({first_line(error)})"
+        ) from None
     check_affine(matrix, f"{argument}: {path}")
     return matrix
 
@@ -134,8 +136,7 @@ def read_itk_displacement(path: str | PathLike, argument: str = "displacement") 
         image = nib.load(path)
         values = image.get_fdata(dtype=np.float32, caching="unchanged")
     except Exception as error:  # as in `volume`: damaged files raise errors of a dozen kinds
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{argument}: {path} cannot be read ({reason})") from None
+        raise InputError(f"{argument}: {path} cannot be read ({first_line(error)})") from None
     intent = int(image.header["intent_code"]) if "intent_code" in image.header else 0
     if values.ndim != 5 or values.shape[3:] != (1, 3) or intent != VECTOR_INTENT:
         raise InputError(

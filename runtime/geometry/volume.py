@@ -14,7 +14,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from runtime.geometry.errors import InputError
+from runtime.geometry.errors import InputError, explained, first_line
 from runtime.geometry.grid import Grid, check_affine
 from runtime.geometry.gzip_stream import write_gzip
 from runtime.geometry.nifti_bytes import SCANNER, nifti_header, pieces, storable
@@ -192,10 +192,11 @@ def _read(path: str | PathLike, argument: str, convert: Callable[[Image, Array, 
 
 def _open(path: Path, argument: str) -> Image:
     """The image with its header read and its voxels still on disk."""
-    if not path.exists():
-        raise InputError(f"{argument}: {path} does not exist")
-    if not path.is_file():
-        raise InputError(f"{argument}: {path} is not a file")
+    with explained(argument):
+        if not path.exists():
+            raise InputError(f"{argument}: {path} does not exist")
+        if not path.is_file():
+            raise InputError(f"{argument}: {path} is not a file")
     if not path.name.lower().endswith(SUFFIXES):
         raise InputError(f"{argument}: {path} is of no known type, expected a name that ends in {', '.join(SUFFIXES)}")
     try:
@@ -225,8 +226,7 @@ def _load(kind: type, path: Path, argument: str) -> tuple[str, Image, Array]:
 
 
 def _unreadable(path: Path, argument: str, error: Exception) -> InputError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return InputError(f"{argument}: {path} cannot be read, damaged, truncated or not an image ({reason})")
+    return InputError(f"{argument}: {path} cannot be read, damaged, truncated or not an image ({first_line(error)})")
 
 
 def _checked_shape(image: Image, path: Path, argument: str) -> tuple[int, int, int]:
