@@ -28,7 +28,7 @@ def start_kernels(stage: Stages, alone: bool = False) -> None:
         from runtime.warmup import is_cold, warm_up
 
         if is_cold():
-            with stage("compile for this computer (only this once, about a minute)"):
+            with stage("compile for this computer (only this once, half a minute)"):
                 warm_up()
         voxel = np.zeros((1, 1, 1), np.float32)
         block_means(voxel, (1, 1, 1), np.empty_like(voxel))
