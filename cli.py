@@ -339,7 +339,7 @@ def demo(output, engine_dir, quiet) -> None:
 @click.option("--warmup", type=click.IntRange(min=0), default=1, show_default=True, help="Rounds before those.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads of engines and kernels.  [default: all cores]")
 @click.option("--no-files", is_flag=True, help="Leave out whole registrations from file to file.")
-@click.option("--no-start-up", is_flag=True, help="Leave out opening with nothing cached (it compiles for half a minute).")
+@click.option("--no-start-up", is_flag=True, help="Leave out opening with nothing cached (half a minute of compiling).")
 @click.option("--json", type=PATH, help="Write everything printed and all raw samples there.")
 @click.option("--plot", type=PATH, help="Draw it: .png, .svg or .pdf (needs matplotlib).")
 @QUIET

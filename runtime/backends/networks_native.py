@@ -90,7 +90,6 @@ class NativeNetworks:
         """Residual flow (I, J, K, 3) from an `estimator_input`; overwritten by the level's next call."""
         return self._estimators[level](features, reuse=True)
 
-
     @staticmethod
     def measured_peak(precision: str, threads: int) -> float:
         """GFLOP/s of the convolutions' inner loop on data that stay in the cache, the best of a few; fp32."""
