@@ -105,6 +105,9 @@ class TimedNetworks:
     def residual(self, level: int, buffer: Array) -> Array:
         return self._recorder.call("estimator", level, self._networks.residual, level, buffer)
 
+    def rest(self) -> None:
+        self._networks.rest()
+
     def close(self) -> None:
         self._networks.close()
 
