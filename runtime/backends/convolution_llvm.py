@@ -31,7 +31,7 @@ def block_kernel(channels_in: int, channels_out: int):
     first voxel. Channels of a voxel are contiguous.
     """
     lanes = min(channels_out, 16)
-    at_once = VOXELS if WIDE else VOXELS // 2  # sixteen registers hold the sums of half as many voxels
+    at_once = VOXELS if WIDE else min(VOXELS, 64 // channels_out)  # of AVX2's sixteen registers half hold the sums
 
     @intrinsic
     def block(typing_context, rows, offset, weights, out):
