@@ -46,17 +46,11 @@ def resample(
     _check(image, source, order)
     matrix = _snapped(target.voxel_map(source, physical), target.shape)
     if _permutes(matrix):
-        dtype = image.dtype if order == "nearest" else np.float32
-        return _copied(image, matrix, np.full(target.shape, outside, dtype))
-    if order == "nearest":
-        values = _label_array(image)
-        result = np.empty(target.shape, values.dtype)
-        kernels.nearest_affine(values, matrix, values.dtype.type(outside), result)
-        return result.astype(image.dtype, copy=False)
-    values = _antialiased(image, matrix)
-    result = np.empty(target.shape, np.float32)
-    kernels.linear_affine(values, matrix, np.float32(outside), result)
-    return result
+        return _copied(image, matrix, np.full(target.shape, outside, _type(image, order)))
+    values = _samples(image, matrix, order)
+    result = np.empty(target.shape, values.dtype)
+    kernels.sample_affine(values, matrix, values.dtype.type(outside), order == "nearest", result)
+    return result.astype(_type(image, order), copy=False)
 
 
 def resample_through(
@@ -85,15 +79,11 @@ def resample_through(
     matrix = target.voxel_map(source)
     linear = np.linalg.inv(source.affine)[:3, :3]
     planes = np.ascontiguousarray(displacement.T, dtype=np.float32)
-    if order == "nearest":
-        values = _label_array(image)
-        result = np.empty(target.shape[::-1], values.dtype)
-        kernels.nearest_field(values, matrix, linear, planes, values.dtype.type(outside), result)
-        return result.T.astype(image.dtype, copy=False)
-    values = _antialiased(image, matrix)
-    result = np.empty(target.shape[::-1], np.float32)
-    kernels.linear_field(values, matrix, linear, planes, np.float32(outside), result)
-    return result.T
+    values = _samples(image, matrix, order)
+    result = np.empty(target.shape[::-1], values.dtype)
+    nearest = order == "nearest"
+    kernels.sample_field(values, matrix, linear, planes, values.dtype.type(outside), nearest, result)
+    return result.T.astype(_type(image, order), copy=False)
 
 
 def displacement_field(flow: Array, to_flow: Array, base: Array, linear: Array, shape: tuple[int, int, int]) -> Array:
@@ -176,8 +166,15 @@ def _copied(image: Array, matrix: Array, result: Array) -> Array:
     return result
 
 
-def _label_array(image: Array) -> Array:
-    """Contiguous int32 (float32 for float images): the two types the nearest kernels are compiled for."""
+def _type(image: Array, order: str) -> np.dtype:
+    """Of a result: the image's own for labels."""
+    return image.dtype if order == "nearest" else np.dtype(np.float32)
+
+
+def _samples(image: Array, matrix: Array, order: str) -> Array:
+    """What is sampled, contiguous: an image smoothed as need be, labels as int32 (float32 if they are floats)."""
+    if order == "linear":
+        return _antialiased(image, matrix)
     return np.ascontiguousarray(image, dtype=np.float32 if image.dtype.kind == "f" else np.int32)
 
 

@@ -82,40 +82,32 @@ def _nearest(image, x, y, z, outside):
     return outside
 
 
-@in_slices(over=_tiles)
-def linear_affine(begin, end, image, matrix, outside, result):
-    """``result(v) = image(matrix [v, 1])``, trilinear."""
-    size_i, size_j, size_k = result.shape
-    across = -(-size_j // TILE)
-    for tile in range(begin, end):
-        top, left = tile // across * TILE, tile % across * TILE
-        for i in range(top, min(top + TILE, size_i)):
-            for j in range(left, min(left + TILE, size_j)):
-                x = matrix[0, 0] * i + matrix[0, 1] * j + matrix[0, 3]
-                y = matrix[1, 0] * i + matrix[1, 1] * j + matrix[1, 3]
-                z = matrix[2, 0] * i + matrix[2, 1] * j + matrix[2, 3]
-                line = result[i, j]
-                for k in range(size_k):
-                    u, v, w = x + matrix[0, 2] * k, y + matrix[1, 2] * k, z + matrix[2, 2] * k
-                    line[k] = _trilinear(image, u, v, w, outside)
+@njit(forceinline=True, error_model="numpy")
+def _sample_row(image, places, outside, nearest, line):
+    """A row of samples at places (3, N) in the image: the voxel that holds each, or trilinear."""
+    if nearest:
+        for n in range(len(line)):
+            line[n] = _nearest(image, places[0, n], places[1, n], places[2, n], outside)
+    else:
+        for n in range(len(line)):
+            line[n] = _trilinear(image, places[0, n], places[1, n], places[2, n], outside)
 
 
 @in_slices(over=_tiles)
-def nearest_affine(begin, end, image, matrix, outside, result):
-    """``result(v) = image(matrix [v, 1])``, the voxel that holds the point."""
+def sample_affine(begin, end, image, matrix, outside, nearest, result):
+    """``result(v) = image(matrix [v, 1])``. 1. the places of a row in the image; 2. the samples there."""
     size_i, size_j, size_k = result.shape
     across = -(-size_j // TILE)
     for tile in range(begin, end):
+        places = np.empty((3, size_k))
         top, left = tile // across * TILE, tile % across * TILE
         for i in range(top, min(top + TILE, size_i)):
             for j in range(left, min(left + TILE, size_j)):
-                x = matrix[0, 0] * i + matrix[0, 1] * j + matrix[0, 3]
-                y = matrix[1, 0] * i + matrix[1, 1] * j + matrix[1, 3]
-                z = matrix[2, 0] * i + matrix[2, 1] * j + matrix[2, 3]
-                line = result[i, j]
-                for k in range(size_k):
-                    u, v, w = x + matrix[0, 2] * k, y + matrix[1, 2] * k, z + matrix[2, 2] * k
-                    line[k] = _nearest(image, u, v, w, outside)
+                for row in range(3):
+                    start = matrix[row, 0] * i + matrix[row, 1] * j + matrix[row, 3]
+                    for k in range(size_k):
+                        places[row, k] = start + matrix[row, 2] * k
+                _sample_row(image, places, outside, nearest, result[i, j])
 
 
 @njit(forceinline=True, error_model="numpy")
@@ -134,10 +126,10 @@ def _add_row(linear, row, vectors, line):
 
 
 @in_slices(over=_tiles)
-def linear_field(begin, end, image, matrix, linear, displacement, outside, result):
-    """``result(v) = image(matrix [v, 1] + linear displacement(v))``, trilinear.
+def sample_field(begin, end, image, matrix, linear, displacement, outside, nearest, result):
+    """``result(v) = image(matrix [v, 1] + linear displacement(v))``; result (K, J, I), displacement (3, K, J, I).
 
-    Result (K, J, I), displacement (3, K, J, I). 1. the places of a row in the image; 2. the samples there.
+    1. the places of a row in the image; 2. the samples there.
     """
     depth, height, width = result.shape
     across = -(-height // TILE)
@@ -149,27 +141,7 @@ def linear_field(begin, end, image, matrix, linear, displacement, outside, resul
                 for row in range(3):
                     _linear_row(matrix, row, j, k, places[row])
                     _add_row(linear, row, displacement[:, k, j], places[row])
-                line = result[k, j]
-                for i in range(width):
-                    line[i] = _trilinear(image, places[0, i], places[1, i], places[2, i], outside)
-
-
-@in_slices(over=_tiles)
-def nearest_field(begin, end, image, matrix, linear, displacement, outside, result):
-    """As `linear_field`, the voxel that holds the point."""
-    depth, height, width = result.shape
-    across = -(-height // TILE)
-    for tile in range(begin, end):
-        places = np.empty((3, width))
-        top, left = tile // across * TILE, tile % across * TILE
-        for k in range(top, min(top + TILE, depth)):
-            for j in range(left, min(left + TILE, height)):
-                for row in range(3):
-                    _linear_row(matrix, row, j, k, places[row])
-                    _add_row(linear, row, displacement[:, k, j], places[row])
-                line = result[k, j]
-                for i in range(width):
-                    line[i] = _nearest(image, places[0, i], places[1, i], places[2, i], outside)
+                _sample_row(image, places, outside, nearest, result[k, j])
 
 
 @njit(forceinline=True, error_model="numpy")
