@@ -7,6 +7,8 @@ and after v. A vector holds output channels of one voxel; the sums of all voxels
 vector that is loaded serves all of them.
 """
 
+from collections.abc import Sequence
+
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -23,31 +25,43 @@ _FLOAT, _INT = ir.FloatType(), ir.IntType(64)
 _ZERO = ir.Constant(ir.IntType(32), 0)
 
 
-def block_kernel(channels_in: int, channels_out: int):
-    """A numba intrinsic ``block(rows, offset, weights, out)`` for these channels.
+def block_kernel(kinds: Sequence[tuple[int, int]]):
+    """A numba intrinsic ``block(kind, rows, offset, weights, out)``; kinds: (channels_in, channels_out) by number.
 
-    Its arguments are addresses (int64) of: ROWS row addresses; weights (ROWS, STEPS, channels_in, channels_out); out
-    (VOXELS, channels_out), overwritten; and `offset`, bytes from each row's address to the neighbour before the
+    Its other arguments are addresses (int64) of: ROWS row addresses; weights (ROWS, STEPS, channels_in, channels_out);
+    out (VOXELS, channels_out), overwritten; and `offset`, bytes from each row's address to the neighbour before the
     first voxel. Channels of a voxel are contiguous.
     """
-    lanes = min(channels_out, 16)
-    at_once = VOXELS if WIDE else min(VOXELS, 64 // channels_out)  # of AVX2's sixteen registers half hold the sums
 
     @intrinsic
-    def block(typing_context, rows, offset, weights, out):
-        signature = types.void(*[types.int64] * 4)
+    def block(typing_context, kind, rows, offset, weights, out):
+        signature = types.void(*[types.int64] * 5)
 
         def generate(context, builder, signature, arguments):
-            rows, offset, weights, out = arguments
-            for first in range(0, VOXELS, at_once):
-                writer = _Block(builder, channels_in, channels_out, lanes, at_once)
-                start = builder.add(offset, _INT(BYTE * first * channels_in))
-                writer.write(rows, start, weights, builder.add(out, _INT(BYTE * first * channels_out)))
+            kind, *places = arguments
+            end = builder.append_basic_block("kind_end")
+            switch = builder.switch(kind, end)
+            for number, channels in enumerate(kinds):
+                case = builder.append_basic_block(f"kind{number}")
+                switch.add_case(_INT(number), case)
+                builder.position_at_end(case)
+                _write_block(builder, *channels, *places)
+                builder.branch(end)
+            builder.position_at_end(end)
             return context.get_dummy_value()
 
         return signature, generate
 
     return block
+
+
+def _write_block(builder: ir.IRBuilder, channels_in: int, channels_out: int, rows, offset, weights, out) -> None:
+    """A block for these channels, of as many voxels at once as there are registers for their sums."""
+    at_once = VOXELS if WIDE else min(VOXELS, 64 // channels_out)  # of AVX2's sixteen registers half hold the sums
+    for first in range(0, VOXELS, at_once):
+        writer = _Block(builder, channels_in, channels_out, min(channels_out, 16), at_once)
+        start = builder.add(offset, _INT(BYTE * first * channels_in))
+        writer.write(rows, start, weights, builder.add(out, _INT(BYTE * first * channels_out)))
 
 
 @intrinsic

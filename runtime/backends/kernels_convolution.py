@@ -27,7 +27,7 @@ KINDS = ((16, 16), (16, 8), (8, 4), (32, 32), (32, 16), (16, 4), (64, 32), (1, 8
 # Columns of a chain's table: one row for the source, one for each layer.
 KIND, CHANNELS, WEIGHTS, BIAS, RING, QUIET = range(6)
 COLUMNS = 6
-_B0, _B1, _B2, _B3, _B4, _B5, _B6, _B7, _B8, _B9 = (block_kernel(*kind) for kind in KINDS)
+_any_block = block_kernel(KINDS)
 
 _apart = njit(error_model="numpy")
 _inlined = njit(forceinline=True, error_model="numpy")
@@ -35,30 +35,11 @@ _inlined = njit(forceinline=True, error_model="numpy")
 
 @_apart
 def _block(kind, rows, offset, weights, out):
-    if kind == 0:
-        _B0(rows, offset, weights, out)
-    elif kind == 1:
-        _B1(rows, offset, weights, out)
-    elif kind == 2:
-        _B2(rows, offset, weights, out)
-    elif kind == 3:
-        _B3(rows, offset, weights, out)
-    elif kind == 4:
-        _B4(rows, offset, weights, out)
-    elif kind == 5:
-        _B5(rows, offset, weights, out)
-    elif kind == 6:
-        _B6(rows, offset, weights, out)
-    elif kind == 7:
-        _B7(rows, offset, weights, out)
-    elif kind == 8:
-        _B8(rows, offset, weights, out)
-    else:
-        _B9(rows, offset, weights, out)
+    _any_block(kind, rows, offset, weights, out)
 
 
 @_inlined
-def _like(index, size, like):
+def place_like(index, size, like):
     """The place along an axis of `like` voxels that is as far from the borders, or in the middle, as `index` is."""
     middle = like // 2
     if index < middle:
@@ -73,12 +54,12 @@ def mark(begin, end, source, background, active):
     like = background.shape[0]
     for i in range(begin, end):
         for j in range(size_j):
-            near = background[_like(i, size_i, like), _like(j, size_j, like)]
+            near = background[place_like(i, size_i, like), place_like(j, size_j, like)]
             for b in range(active.shape[2]):
                 byte = 0
                 for v in range(min(VOXELS, size_k - b * VOXELS)):
                     k = b * VOXELS + v
-                    here = _like(k, size_k, like)
+                    here = place_like(k, size_k, like)
                     differs = False
                     for c in range(channels):
                         differs |= source[i, j, k, c] != near[here, c]
@@ -171,9 +152,9 @@ def _copy_quiet(quiet, i, j, shape, b, out, at):
     """A block of a row, which begins at out[at], from the same place of the background's chain (n, n, n, C)."""
     size_i, size_j, size_k = shape
     like = quiet.shape[0]
-    near = quiet[_like(i, size_i, like), _like(j, size_j, like)]
+    near = quiet[place_like(i, size_i, like), place_like(j, size_j, like)]
     for k in range(b * VOXELS, min((b + 1) * VOXELS, size_k)):
-        here = _like(k, size_k, like)
+        here = place_like(k, size_k, like)
         for c in range(quiet.shape[3]):
             out[at + k * quiet.shape[3] + c] = near[here, c]
 
