@@ -109,7 +109,13 @@ def open_engines(
     Raises:
         InputError: the set cannot be used, or the backend or precision is not to be had here.
     """
-    engine_set = load_engine_set(engine_dir)
+    return open_set(load_engine_set(engine_dir), backend, threads, precision)
+
+
+def open_set(
+    engine_set: EngineSet, backend: str = "auto", threads: int | None = None, precision: str = "auto"
+) -> Engines:
+    """`open_engines` for a set that is read and checked already."""
     check_choice(engine_set, backend, threads, precision)
     name, reason, (networks, fields) = load_backend(backend, engine_set, precision)
     precision, threads = choose_precision(name, precision), threads or cores()

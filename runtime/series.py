@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from runtime.engines import Engines, check_choice, open_engines
+from runtime.engines import Engines, check_choice, open_set
 from runtime.geometry.errors import InputError
 from runtime.geometry.volume import SUFFIXES
 from runtime.jobs import Job, Jobs
@@ -50,8 +50,8 @@ class EngineChoice:
         """Refuses what can be refused before any work; see `runtime.engines.check_choice`."""
         check_choice(engine_set, self.backend, self.threads, self.precision)
 
-    def open(self) -> Engines:
-        return open_engines(self.engine_dir, self.backend, self.threads, self.precision)
+    def open(self, engine_set: EngineSet) -> Engines:
+        return open_set(engine_set, self.backend, self.threads, self.precision)
 
 
 def plan_tasks(output: Path, moving: Sequence[Path], labels: Sequence[Path] = ()) -> tuple[Task, ...]:
@@ -127,7 +127,7 @@ def register_files(
         scan, first = reading.scan(fixed, "--fixed"), reading.moving(tasks[0].moving, tasks[0].labels)
         start_kernels(Stages(progress), alone=True)
         progress("open engines")
-        with engines.open() as opened:
+        with engines.open(engine_set) as opened:
             onto = FixedScan(scan, opened, options, progress)
             yield from _each(onto, _ahead(reading, first, tasks), jobs, overwrite, progress)
 

@@ -219,7 +219,7 @@ class TestFiles:
             pytest.fail("work began")
 
         monkeypatch.setattr(table.importlib.util, "find_spec", lambda name: None)
-        for name in ("Jobs", "Reading", "start_kernels", "open_engines"):
+        for name in ("Jobs", "Reading", "start_kernels", "open_set"):
             monkeypatch.setattr(series, name, early)
         with pytest.raises(InputError, match=message):
             list(register_files(fixed, tasks, EngineChoice(engine_dir, **choice), QUICK))
