@@ -2,8 +2,10 @@
 
 import functools
 import os
+import shutil
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 VARIABLE = "RPNET_CACHE"
@@ -21,6 +23,15 @@ def cache_folder() -> Path:
     except RuntimeError:  # no home folder
         return _temporary_folder()
     return folder if _usable(folder) else _temporary_folder()
+
+
+def keep_latest(paths: Iterable[Path], number: int) -> None:
+    """Removes all of these files and folders but the ones used last."""
+    for path in sorted(paths, key=lambda path: path.stat().st_mtime)[:-number]:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _system_folder() -> Path:

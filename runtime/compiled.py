@@ -10,7 +10,6 @@ import functools
 import hashlib
 import os
 import re
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +17,7 @@ from pathlib import Path
 import llvmlite
 import numba
 
-from runtime.cache import cache_folder
+from runtime.cache import cache_folder, keep_latest
 
 PACKAGE = Path(__file__).resolve().parent
 # A source that has some.
@@ -50,10 +49,7 @@ def code_folder() -> Path:
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
         os.utime(folder)
-        ours = (path for path in folder.parent.iterdir() if KEY.fullmatch(path.name) and path.is_dir())
-        others = sorted(ours, key=lambda path: path.stat().st_mtime)
-        for path in others[:-KEPT]:
-            shutil.rmtree(path, ignore_errors=True)
+        keep_latest((path for path in folder.parent.iterdir() if KEY.fullmatch(path.name) and path.is_dir()), KEPT)
     return folder
 
 

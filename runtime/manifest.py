@@ -88,6 +88,19 @@ class EngineSet:
         """SHA-256 by engine name."""
         return {name: entry["sha256"] for name, entry in self.manifest["engines"].items()}
 
+    def check_channels(self, what: str, found: Mapping[int, int], images: int) -> None:
+        """Holds channels by level that graphs have for the features of so many images against the manifest's.
+
+        Raises:
+            InputError: they differ; `what` the graphs do with them, "takes" or "gives", is in the line.
+        """
+        for level, channels in found.items():
+            if channels != (stated := images * self.channels[level]):
+                raise InputError(
+                    f"--engine-dir: a graph in {self.folder} {what} {channels} channels at level {level}, "
+                    f"the manifest says {stated}; export the set again"
+                )
+
     def path(self, engine: str) -> Path:
         return self.folder / self.manifest["engines"][engine]["file"]
 

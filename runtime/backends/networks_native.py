@@ -1,7 +1,6 @@
 """Engines run without an engine library: their convolutions compiled for this processor, background left out."""
 
 import itertools
-import time
 from dataclasses import dataclass
 
 import numba
@@ -15,6 +14,7 @@ from runtime.heap import ARRAYS
 from runtime.iterstop import LEVELS
 from runtime.manifest import ENGINES, EXTRACTOR, EngineSet, estimator_name
 from runtime.slices import SMALL
+from runtime.stages import fastest
 
 Array = np.ndarray
 Shape = tuple[int, int, int]
@@ -98,12 +98,7 @@ class NativeNetworks:
         weights = _aligned(9 * channels * channels)
         rows = _aligned(threads * 2 * SMALL).reshape(threads, -1)  # large enough to be shared out
         flop = 2 * weights.size * VOXELS * PEAK_BLOCKS * threads
-        seconds = []
-        for _ in range(PEAK_RUNS):
-            start = time.perf_counter()
-            kernels.repeat_block(rows, kind, weights, PEAK_BLOCKS)
-            seconds.append(time.perf_counter() - start)
-        return 1e-9 * flop / min(seconds)
+        return 1e-9 * flop / fastest(lambda: kernels.repeat_block(rows, kind, weights, PEAK_BLOCKS), PEAK_RUNS)
 
 
 class Chain:
@@ -224,15 +219,10 @@ def read_graphs(engine_set: EngineSet) -> dict[str, list[Layer]]:
         InputError: a graph that is not made of these, or not with the channels the manifest states.
     """
     graphs = {engine: [_layer(found) for found in read_chain(engine_set, engine)] for engine in ENGINES}
-    found = [layer.bias.size for layer in graphs[EXTRACTOR]]
-    taken = [graphs[estimator_name(level)][0].weights.shape[3] // 2 for level in sorted(LEVELS)]
-    stated = [engine_set.channels[level] for level in sorted(LEVELS)]
-    for channels in (found, taken):
-        if channels != stated:
-            raise InputError(
-                f"--engine-dir: a graph in {engine_set.folder} takes or gives {channels} channels at levels 1 to 4, "
-                f"the manifest says {stated}; export the set again"
-            )
+    taken = {level: graphs[estimator_name(level)][0].weights.shape[3] for level in LEVELS}
+    given = zip(sorted(LEVELS), (layer.bias.size for layer in graphs[EXTRACTOR]), strict=True)
+    engine_set.check_channels("takes", taken, images=2)
+    engine_set.check_channels("gives", dict(given), images=1)
     return graphs
 
 
@@ -256,9 +246,7 @@ def _pooled_background(background: Array) -> Array:
 
 def _like(background: Array, size: int) -> Array:
     """A cube of background of another size: each voxel as the one that is as far from the borders, or the middle."""
-    middle = background.shape[0] // 2
-    index = np.arange(size)
-    place = np.where(index < size // 2, np.minimum(index, middle), 2 * middle - np.minimum(size - 1 - index, middle))
+    place = [kernels.place_like.py_func(index, size, len(background)) for index in range(size)]
     return np.ascontiguousarray(background[np.ix_(place, place, place)])
 
 

@@ -4,20 +4,20 @@ import contextlib
 import functools
 import hashlib
 import os
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import openvino as ov
 
-from runtime.cache import cache_folder
+from runtime.cache import cache_folder, keep_latest
 from runtime.geometry.errors import InputError
 from runtime.geometry.volume import write_bytes
 from runtime.heap import ARRAYS
 from runtime.iterstop import LEVELS
 from runtime.machine import processor_features, processor_name
 from runtime.manifest import ENGINES, EXTRACTOR, RESIDUAL, EngineSet, estimator_name, features_name
+from runtime.stages import fastest
 
 Array = np.ndarray
 Shape = tuple[int, int, int]
@@ -61,15 +61,12 @@ class OpenVinoNetworks:
 
     def _check_channels(self) -> None:
         """The estimators are those the manifest describes."""
+        taken = {}
         for level in LEVELS:
-            path, stated = self._engine_set.path(estimator_name(level)), 2 * self._channels[level]
+            path = self._engine_set.path(estimator_name(level))
             with self._explained(path):
-                found = _core().read_model(str(path)).input(0).get_partial_shape()[1].get_length()
-            if found != stated:
-                raise InputError(
-                    f"--engine-dir: a graph in {self._engine_set.folder} takes {found} channels at level {level}, "
-                    f"the manifest says {stated}; export the set again"
-                )
+                taken[level] = _core().read_model(str(path)).input(0).get_partial_shape()[1].get_length()
+        self._engine_set.check_channels("takes", taken, images=2)
 
     def close(self) -> None:
         self._drop()
@@ -88,12 +85,7 @@ class OpenVinoNetworks:
         properties = {"INFERENCE_PRECISION_HINT": HINTS[precision], "INFERENCE_NUM_THREADS": threads}
         request = _core().compile_model(model, "CPU", properties).create_infer_request()
         request.set_input_tensor(ov.Tensor(np.full((PRODUCT_SIZE, PRODUCT_SIZE), 0.5, np.float32)))
-        seconds = []
-        for _ in range(PRODUCTS):
-            start = time.perf_counter()
-            request.infer()
-            seconds.append(time.perf_counter() - start)
-        return 2e-9 * PRODUCT_SIZE**3 / min(seconds)
+        return 2e-9 * PRODUCT_SIZE**3 / fastest(request.infer, PRODUCTS)
 
     def _drop(self) -> None:
         """Lets go of all engines and their memory: another image size comes, or nothing."""
@@ -242,13 +234,5 @@ def _kept(path: Path, properties: dict, compile_: Callable[[], ov.CompiledModel]
     with contextlib.suppress(Exception):  # a full disk, or a build that cannot export
         path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, compiled.export_model().getvalue())
-        _forget_old(path.parent)
+        keep_latest((blob for engine in ENGINES for blob in path.parent.glob(f"{engine}.*.blob")), MOST_BLOBS)
     return compiled
-
-
-def _forget_old(folder: Path) -> None:
-    """Keeps the blobs used last; other sizes and versions of long ago go."""
-    ours = (path for engine in ENGINES for path in folder.glob(f"{engine}.*.blob"))
-    blobs = sorted(ours, key=lambda path: path.stat().st_mtime)
-    for path in blobs[:-MOST_BLOBS]:
-        path.unlink(missing_ok=True)
