@@ -8,6 +8,10 @@ class InputError(ValueError):
     """Bad input in one line: the argument, what came, what was expected and what to do about it."""
 
 
+class NotHere(InputError):
+    """What was asked for is sound but not to be had on this computer: a library, a driver, a card, its memory."""
+
+
 def first_line(error: Exception) -> str:
     """What an exception says, in one line; its kind where it says nothing."""
     lines = (line.strip() for line in str(error).splitlines())

@@ -1,0 +1,70 @@
+"""The NVIDIA card of this computer, asked of its driver without any package."""
+
+import ctypes
+import functools
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+MAJOR, MINOR = 75, 76  # CUdevice_attribute of the compute capability
+
+
+@dataclass(frozen=True)
+class Card:
+    """A CUDA device.
+
+    Attributes:
+        name: as its maker calls it.
+        capability: compute capability, (8, 9) for instance.
+        memory_bytes: all of its memory.
+        driver: the CUDA version its driver is made for, (13, 0) for instance.
+    """
+
+    name: str
+    capability: tuple[int, int]
+    memory_bytes: int
+    driver: tuple[int, int]
+
+
+@functools.cache
+def find_card() -> Card | str:
+    """The first CUDA device that CUDA_VISIBLE_DEVICES leaves; in words why there is none."""
+    try:
+        library = ctypes.CDLL(LIBRARY)
+    except OSError:
+        return "this computer has no NVIDIA driver"
+    try:
+        return _card(library)
+    except RuntimeError as error:
+        return str(error)
+
+
+def _card(library: Any) -> Card:
+    def ask(function: str, *arguments: Any) -> None:
+        if code := getattr(library, function)(*arguments):
+            raise RuntimeError(f"the NVIDIA driver finds no usable card ({_error_name(library, code)})")
+
+    def number(function: str, *arguments: Any, kind: type = ctypes.c_int) -> int:
+        value = kind()
+        ask(function, ctypes.byref(value), *arguments)
+        return value.value
+
+    ask("cuInit", 0)
+    if not number("cuDeviceGetCount"):
+        raise RuntimeError("the NVIDIA driver finds no card")
+    device, name = number("cuDeviceGet", 0), ctypes.create_string_buffer(256)
+    ask("cuDeviceGetName", name, len(name), device)
+    version = number("cuDriverGetVersion")
+    return Card(
+        name.value.decode(errors="replace"),
+        (number("cuDeviceGetAttribute", MAJOR, device), number("cuDeviceGetAttribute", MINOR, device)),
+        number("cuDeviceTotalMem_v2", device, kind=ctypes.c_size_t),
+        (version // 1000, version % 1000 // 10),
+    )
+
+
+def _error_name(library: Any, code: int) -> str:
+    text = ctypes.c_char_p()
+    library.cuGetErrorName(code, ctypes.byref(text))
+    return text.value.decode() if text.value else f"error {code}"

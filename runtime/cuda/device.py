@@ -1,0 +1,382 @@
+"""A CUDA device as the loop uses it: arrays in its memory and one stream of work, on whichever library drives it.
+
+All work goes to one stream, in order, so memory whose array is gone serves the next one at once: what still reads it
+was sent before. Nothing here waits for the device but what says so.
+"""
+
+import contextlib
+import ctypes
+import math
+import weakref
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+
+from runtime.cuda.dlpack import read_capsule, write_capsule
+from runtime.geometry.errors import InputError, NotHere
+
+THREADS = 256  # of a block, for every kernel
+MOST_BLOCKS = 1 << 20  # of a launch; kernels step through what is left
+ROUND = 512  # bytes; sizes asked of the driver are multiples of it
+SLOT_BYTES, SLOTS = 64, 256  # of the memory through which a few numbers reach the host
+GIGABYTE = 1e9
+
+
+class Driver(Protocol):
+    """What a `Device` asks of a CUDA library. It has one device, that device's primary context and one stream.
+
+    Attributes:
+        library, version: what it is.
+        name: of the device, as its maker calls it.
+        capability: compute capability, (8, 9) for instance.
+        stream: handle of the stream.
+        number: of the device.
+    """
+
+    library: str
+    version: str
+    name: str
+    capability: tuple[int, int]
+    stream: int
+    number: int
+
+    def current(self) -> contextlib.AbstractContextManager:
+        """Makes the context current in this thread."""
+
+    def memory(self) -> tuple[int, int]:
+        """Bytes of the device that are free, and all it has."""
+
+    def allocate(self, size: int) -> int:
+        """Device memory; MemoryError where there is not as much."""
+
+    def free(self, pointer: int) -> None:
+        """Gives memory of `allocate` back; may wait for the device."""
+
+    def mapped(self, size: int) -> tuple[int, int]:
+        """Host memory that the device writes to as well, zeroed: its address here and there. Kept until the end."""
+
+    def clear(self, pointer: int, size: int) -> None:
+        """Zeros, in the stream's order, as all that follows."""
+
+    def copy(self, target: int, source: int, size: int) -> None: ...
+
+    def upload(self, target: int, address: int, size: int) -> None:
+        """From pageable host memory, which may be changed once this has returned."""
+
+    def download(self, address: int, source: int, size: int) -> None:
+        """To pageable host memory; returns when it is there."""
+
+    def synchronize(self) -> None:
+        """Waits for all that was sent to the stream."""
+
+    def wait_for_others(self, stream: int | None) -> None:
+        """What is sent from now on waits for another stream's work so far; None: for all of the device's."""
+
+    def record(self) -> Any:
+        """An event at this moment of the stream."""
+
+    def wait(self, event: Any) -> None:
+        """Waits for an event."""
+
+    def seconds(self, start: Any, stop: Any) -> float:
+        """Between two events; waits for the later one."""
+
+    def load(self, image: bytes) -> Any:
+        """A module from a cubin."""
+
+    def function(self, module: Any, name: str) -> Any: ...
+
+    def launch(self, function: Any, blocks: int, threads: int, arguments: tuple[Any, ...]) -> None:
+        """Runs a kernel; the arguments are ctypes values."""
+
+    def capture(self, work: Callable[[], None]) -> Callable[[], None] | None:
+        """What `work` sends to the stream as a graph, to be sent at once by calling it; None where it cannot be."""
+
+
+class DeviceArray:
+    """An array in a device's memory; read by others through ``__cuda_array_interface__`` or DLPack without a copy.
+
+    Attributes:
+        device: where it lies.
+        pointer: of its first element.
+        shape: sizes.
+        dtype: float32, float16 or another of NumPy's.
+        strides: bytes from one element to the next along each axis, as NumPy counts them.
+        owner: keeps the memory; several views share one.
+    """
+
+    def __init__(
+        self,
+        device: "Device",
+        pointer: int,
+        shape: tuple[int, ...],
+        dtype: Any,
+        strides: tuple[int, ...] | None = None,
+        owner: Any = None,
+    ) -> None:
+        self.device, self.pointer, self.owner = device, pointer, owner
+        self.shape, self.dtype = tuple(map(int, shape)), np.dtype(dtype)
+        self.strides = contiguous_strides(self.shape, self.dtype.itemsize) if strides is None else tuple(strides)
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * self.dtype.itemsize
+
+    @property
+    def contiguous(self) -> bool:
+        """Whether its elements lie side by side in the order of its axes."""
+        return self.strides == contiguous_strides(self.shape, self.dtype.itemsize)
+
+    @property
+    def element_strides(self) -> tuple[int, ...]:
+        """Strides counted in elements."""
+        return tuple(stride // self.dtype.itemsize for stride in self.strides)
+
+    def moveaxis(self, source: int, target: int) -> "DeviceArray":
+        """A view with one axis elsewhere, as `numpy.moveaxis`."""
+        order = [axis for axis in range(self.ndim) if axis != source % self.ndim]
+        order.insert(target % self.ndim, source % self.ndim)
+        shape, strides = (tuple(values[axis] for axis in order) for values in (self.shape, self.strides))
+        return DeviceArray(self.device, self.pointer, shape, self.dtype, strides, self.owner)
+
+    def channels(self, begin: int, end: int) -> "DeviceArray":
+        """A view of some places of the last axis."""
+        pointer = self.pointer + begin * self.strides[-1]
+        return DeviceArray(self.device, pointer, (*self.shape[:-1], end - begin), self.dtype, self.strides, self.owner)
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        """Version 3. The stream is ours: whoever reads this lets its own wait for it."""
+        return {
+            "shape": self.shape,
+            "typestr": self.dtype.str,
+            "data": (self.pointer, False),
+            "strides": None if self.contiguous else self.strides,
+            "version": 3,
+            "stream": self.device.driver.stream,
+        }
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.device.dlpack_device
+
+    def __dlpack__(self, *, stream: Any = None, **_: Any) -> Any:
+        """A capsule of this memory, once all that was sent to our stream is done."""
+        self.device.driver.synchronize()
+        return write_capsule(self, self.pointer, self.shape, self.dtype, self.element_strides, self.__dlpack_device__())
+
+
+def contiguous_strides(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
+    """Bytes from one element to the next along each axis of an array in C order."""
+    strides = [itemsize]
+    for size in reversed(shape[1:]):
+        strides.insert(0, strides[0] * size)
+    return tuple(strides[: len(shape)])
+
+
+class _Block:
+    """A piece of device memory; goes back to its pool with the last array that uses it."""
+
+    def __init__(self, pool: "_Pool", pointer: int, size: int) -> None:
+        self.pointer = pointer
+        weakref.finalize(self, pool.take_back, pointer, size).atexit = False
+
+
+class _Pool:
+    """Device memory by size: what is given back serves the next array of that size."""
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+        self._free: dict[int, list[int]] = defaultdict(list)
+        self.held = self.peak = 0
+
+    def block(self, size: int) -> _Block:
+        size = max(1, -(-size // ROUND)) * ROUND
+        return _Block(self, self._free[size].pop() if self._free[size] else self._new(size), size)
+
+    def _new(self, size: int) -> int:
+        try:
+            pointer = self._driver.allocate(size)
+        except MemoryError:
+            self.clear()
+            try:
+                pointer = self._driver.allocate(size)
+            except MemoryError:
+                raise out_of_memory(self._driver, size) from None
+        self.held += size
+        self.peak = max(self.peak, self.held)
+        return pointer
+
+    def take_back(self, pointer: int, size: int) -> None:
+        self._free[size].append(pointer)
+
+    def clear(self) -> None:
+        """Gives the driver back what no array uses."""
+        for size, pointers in self._free.items():
+            for pointer in pointers:
+                self._driver.free(pointer)
+                self.held -= size
+        self._free.clear()
+
+
+def out_of_memory(driver: Driver, size: int | None = None) -> NotHere:
+    """The error of a device whose memory does not suffice; `size` bytes were wanted, where that is known."""
+    free, total = driver.memory()
+    wanted = "more memory than it has" if size is None else f"{size / GIGABYTE:.1f} GB more"
+    return NotHere(
+        f"--backend: {driver.name} is out of memory: wanted {wanted}, free are {free / GIGABYTE:.1f} of "
+        f"{total / GIGABYTE:.1f} GB; close what else uses it, choose --precision fp16, or a backend of the CPU"
+    )
+
+
+class Slot:
+    """A few numbers that kernels write and the host reads: float64, anything until written."""
+
+    def __init__(self, device: "Device", number: int, address: int, pointer: int) -> None:
+        self.pointer = pointer
+        self.values = np.frombuffer((ctypes.c_char * SLOT_BYTES).from_address(address), np.float64)
+        weakref.finalize(self, device.free_slots.append, number).atexit = False
+
+
+class Device:
+    """A CUDA device: arrays, kernels of `kernels.cu`, events, a few numbers back.
+
+    Args:
+        driver: the library that drives it.
+        kernels: compiles `kernels.cu` for a compute capability, into a cubin.
+    """
+
+    dlpack_device = (2, 0)
+
+    def __init__(self, driver: Driver, kernels: Callable[[tuple[int, int]], bytes]) -> None:
+        self.driver, self.name, self.capability = driver, driver.name, driver.capability
+        self.dlpack_device = (2, driver.number)
+        self._pool = _Pool(driver)
+        self._functions: dict[str, Any] = {}
+        with self.current():
+            self._module = driver.load(kernels(driver.capability))
+            self._slots = driver.mapped(SLOT_BYTES * SLOTS)
+        self.free_slots = list(range(SLOTS))
+
+    def current(self) -> contextlib.AbstractContextManager:
+        """Makes the device this thread's; all else here is to be called within."""
+        return self.driver.current()
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most memory arrays have held so far; what engines take for themselves is not in it."""
+        return self._pool.peak
+
+    def rest(self) -> None:
+        """Gives memory that no array uses back to the driver."""
+        self._pool.clear()
+
+    def empty(self, shape: tuple[int, ...], dtype: Any = np.float32) -> DeviceArray:
+        """An array with anything in it, contiguous.
+
+        Raises:
+            NotHere: out of memory.
+        """
+        block = self._pool.block(math.prod(shape) * np.dtype(dtype).itemsize)
+        return DeviceArray(self, block.pointer, shape, dtype, owner=block)
+
+    def zeros(self, shape: tuple[int, ...], dtype: Any = np.float32) -> DeviceArray:
+        array = self.empty(shape, dtype)
+        self.driver.clear(array.pointer, array.nbytes)
+        return array
+
+    def upload(self, array: np.ndarray) -> DeviceArray:
+        """A copy of a host array, contiguous."""
+        array = np.ascontiguousarray(array)
+        found = self.empty(array.shape, array.dtype)
+        self.driver.upload(found.pointer, array.ctypes.data, array.nbytes)
+        return found
+
+    def download(self, array: DeviceArray) -> np.ndarray:
+        """A copy on the host, with the strides of the array's own axes; waits for the device.
+
+        Raises:
+            ValueError: the array's elements do not fill one piece of memory.
+        """
+        order = sorted(range(array.ndim), key=lambda axis: -array.strides[axis])
+        memory = np.empty([array.shape[axis] for axis in order], array.dtype)
+        found = memory.transpose(np.argsort(order))
+        if any(a != b for a, b, size in zip(found.strides, array.strides, array.shape, strict=True) if size > 1):
+            raise ValueError(f"cannot download an array with gaps: shape {array.shape}, strides {array.strides}")
+        self.driver.download(memory.ctypes.data, array.pointer, memory.nbytes)
+        return found
+
+    def wrap(self, array: Any) -> DeviceArray:
+        """Another library's array of this device, without a copy. What its stream holds so far is waited for.
+
+        Args:
+            array: has ``__cuda_array_interface__`` (torch, cupy, numba, pycuda) or ``__dlpack__``.
+
+        Raises:
+            InputError: it has neither, or is not floating point or on this device.
+        """
+        if isinstance(array, DeviceArray):
+            return array
+        facts = getattr(array, "__cuda_array_interface__", None)
+        if facts is None and not hasattr(array, "__dlpack__"):
+            raise InputError(
+                f"array: got a {type(array).__name__}, expected one with __cuda_array_interface__ or __dlpack__"
+            )
+        if facts is None:
+            place = array.__dlpack_device__()
+            pointer, shape, dtype, strides, owner = read_capsule(array.__dlpack__(), place, self.dlpack_device)
+            self.driver.wait_for_others(None)
+            return DeviceArray(self, pointer, shape, dtype, strides, owner)
+        self.driver.wait_for_others(facts.get("stream"))
+        return DeviceArray(self, facts["data"][0], facts["shape"], facts["typestr"], facts.get("strides"), array)
+
+    def launch(self, kernel: str, work: int, *arguments: Any) -> None:
+        """Runs a kernel on enough blocks of `THREADS` for so many pieces of work; see `launch_blocks`."""
+        self.launch_blocks(kernel, min(max(1, -(-work // THREADS)), MOST_BLOCKS), *arguments)
+
+    def launch_blocks(self, kernel: str, blocks: int, *arguments: Any) -> None:
+        """Runs a kernel of `kernels.cu`.
+
+        Args:
+            kernel: its name.
+            blocks: of `THREADS` threads each.
+            arguments: arrays and slots (as pointers), int (C int), np.int64 (long long), float (float), np.float64.
+        """
+        if kernel not in self._functions:
+            self._functions[kernel] = self.driver.function(self._module, kernel)
+        self.driver.launch(self._functions[kernel], blocks, THREADS, tuple(map(_argument, arguments)))
+
+    def slot(self) -> Slot:
+        """Place for eight float64 that kernels write and the host reads after `wait`; free again when it is gone."""
+        number = self.free_slots.pop()
+        return Slot(self, number, *(base + number * SLOT_BYTES for base in self._slots))
+
+    def mark(self) -> Any:
+        """An event at this moment of the stream."""
+        return self.driver.record()
+
+    def wait(self, mark: Any) -> None:
+        """Waits until the device has come to a mark."""
+        self.driver.wait(mark)
+
+    def seconds(self, start: Any, stop: Any) -> float:
+        """Of the device, between two marks."""
+        return self.driver.seconds(start, stop)
+
+
+_KINDS = {np.int64: ctypes.c_longlong, np.float64: ctypes.c_double, float: ctypes.c_float, int: ctypes.c_int}
+
+
+def _argument(value: Any) -> Any:
+    if isinstance(value, DeviceArray | Slot):
+        return ctypes.c_void_p(value.pointer)
+    return _KINDS[type(value)](value)

@@ -1,0 +1,85 @@
+"""`kernels.cu` compiled for a device by NVRTC, which needs no CUDA toolkit, no device and no driver."""
+
+import functools
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+from cuda.bindings import nvrtc
+
+from runtime.cache import cache_folder, keep_latest
+from runtime.geometry.errors import NotHere, first_line
+
+SOURCE = Path(__file__).resolve().parent.parent / "backends" / "kernels.cu"
+OPTIONS = ("--std=c++17", "--extra-device-vectorization", "-lineinfo")
+KEPT = 8  # cubins on disk
+
+
+def compile_kernels(capability: tuple[int, int]) -> bytes:
+    """The kernels as a cubin; kept on disk; compiling takes a second.
+
+    Args:
+        capability: compute capability of the device, (8, 9) for instance.
+
+    Raises:
+        NotHere: NVRTC cannot be loaded, or is older than the device.
+    """
+    source, options = SOURCE.read_bytes(), (f"--gpu-architecture=sm_{capability[0]}{capability[1]}", *OPTIONS)
+    key = hashlib.sha256(repr((source, options, _version())).encode()).hexdigest()[:16]
+    path = cache_folder() / "cuda" / f"kernels.{key}.cubin"
+    try:
+        return path.read_bytes()
+    except OSError:
+        cubin = _compiled(source, options, capability)
+    _keep(path, cubin)
+    return cubin
+
+
+@functools.cache
+def _version() -> tuple[int, int]:
+    try:
+        return tuple(_checked(nvrtc.nvrtcVersion()))
+    except (RuntimeError, OSError, ImportError) as error:
+        raise NotHere(
+            f"--backend: the CUDA kernels need NVRTC, which cannot be loaded ({first_line(error)}); "
+            "pip install -r requirements-gpu.txt"
+        ) from None
+
+
+def _compiled(source: bytes, options: tuple[str, ...], capability: tuple[int, int]) -> bytes:
+    known = _checked(nvrtc.nvrtcGetSupportedArchs())[0]
+    if 10 * capability[0] + capability[1] not in known:
+        raise NotHere(
+            f"--backend: NVRTC {'.'.join(map(str, _version()))} knows no compute capability "
+            f"{capability[0]}.{capability[1]}, only {', '.join(f'{n / 10:.1f}' for n in known)}; "
+            "install the nvidia-cuda-nvrtc that is made for this card"
+        )
+    program = _checked(nvrtc.nvrtcCreateProgram(source, SOURCE.name.encode(), 0, [], []))[0]
+    result = nvrtc.nvrtcCompileProgram(program, len(options), [option.encode() for option in options])
+    if result[0]:
+        log = bytearray(_checked(nvrtc.nvrtcGetProgramLogSize(program))[0])
+        _checked(nvrtc.nvrtcGetProgramLog(program, log))
+        raise RuntimeError(f"{SOURCE.name} does not compile: {log.decode()}")
+    cubin = bytearray(_checked(nvrtc.nvrtcGetCUBINSize(program))[0])
+    _checked(nvrtc.nvrtcGetCUBIN(program, cubin))
+    _checked(nvrtc.nvrtcDestroyProgram(program))
+    return bytes(cubin)
+
+
+def _keep(path: Path, cubin: bytes) -> None:
+    """Writes it whole or not at all; without room or permission it is compiled again next time."""
+    part = path.with_suffix(f".{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(cubin)
+        part.replace(path)
+        keep_latest(path.parent.glob("kernels.*.cubin"), KEPT)
+    except OSError:
+        part.unlink(missing_ok=True)
+
+
+def _checked(result: tuple[Any, ...]) -> tuple[Any, ...]:
+    if result[0]:
+        raise RuntimeError(f"NVRTC: {nvrtc.nvrtcGetErrorString(result[0])[1].decode()}")
+    return result[1:]
