@@ -1,18 +1,67 @@
 """Field operations: every implementation against the NumPy definitions of `runtime.geometry`.
 
 The definitions are planar, (C, I, J, K), the implementations channels-last, (I, J, K, C); `last` and `first` translate.
+Tests hand over host arrays and get such back; `CardFields` carries them to a card (or its stand-in) and back.
 """
 
 import numpy as np
 import pytest
 
 from runtime.backends.fields_numba import NumbaFields
+from runtime.cuda.device import DeviceArray
 from runtime.geometry import flow as definition
 from runtime.geometry.errors import InputError
 from runtime.geometry.similarity import SIMILARITIES
 
 SHAPES = [(1, 1, 1), (2, 3, 4), (5, 1, 7), (16, 8, 24), (23, 41, 9)]
-IMPLEMENTATIONS = {"numba": NumbaFields}
+
+
+class CardFields:
+    """The field operations of a card on host arrays, with the memory layout they have on the host."""
+
+    name = "cuda"
+
+    def __init__(self, _threads):
+        from tests.host_card.card import open_host_device
+
+        self._device = open_host_device()
+        from runtime.backends.fields_cuda import CudaFields
+
+        self._fields = CudaFields(self._device)
+
+    def __getattr__(self, verb):
+        def call(*arguments):
+            return self.host(getattr(self._fields, verb)(*map(self.card, arguments)))
+
+        return call
+
+    def card(self, value):
+        if not isinstance(value, np.ndarray):
+            return value
+        order = np.argsort([-stride for stride in value.strides], kind="stable")
+        memory = self._device.upload(value.transpose(order))
+        return DeviceArray(self._device, memory.pointer, value.shape, value.dtype, value.strides, memory.owner)
+
+    def host(self, value):
+        return self._device.download(value) if isinstance(value, DeviceArray) else value
+
+    def fill_fixed(self, buffer, features):
+        there = self.card(buffer)
+        self._fields.fill_fixed(there, self.card(features))
+        buffer[...] = self.host(there)
+
+    def warp_into(self, buffer, features, u):
+        there = self.card(buffer)
+        assert self._fields.warp_into(there, self.card(features), self.card(u)) is there
+        buffer[...] = self.host(there)
+        return buffer
+
+    def scorer(self, fixed, similarity):
+        scorer = self._fields.scorer(self.card(fixed), similarity)
+        return lambda moving, u: float(scorer(self.card(moving), self.card(u)))
+
+
+IMPLEMENTATIONS = {"numba": NumbaFields, "cuda": CardFields}
 
 
 @pytest.fixture(params=IMPLEMENTATIONS)
@@ -26,8 +75,10 @@ def shape(request):
 
 
 @pytest.fixture(params=["contiguous", "planar", "apart"])
-def laid_out(request):
+def laid_out(request, fields):
     """A copy of a channels-last array in memory such as engines have it: side by side, planar, or with gaps."""
+    if request.param == "apart" and fields.name == "cuda":
+        pytest.skip("no engine of a card leaves gaps")
 
     def contiguous(array):
         return array.copy()
@@ -193,11 +244,33 @@ def test_folded_share(fields, size):
     assert fields.folded_share(fields.zero(size)) == 0
 
 
-def test_host_form_is_planar(fields):
-    u = flow((4, 5, 6))
+def test_what_is_flattened_counts_as_folded(fields):
+    """All planes onto one: a determinant of exactly 0, at any distance."""
+    for axis in range(3):
+        u = np.zeros((6, 7, 8, 3), np.float32)
+        u[..., axis] = 1000 - np.indices(u.shape[:3])[axis]
+        assert fields.folded_share(u) == 1
+
+
+def test_host_form_of_a_flow_is_planar_and_of_an_image_itself(fields):
+    u, moving = flow((4, 5, 6)), image((4, 5, 6))
     host = fields.to_host(u)
     assert host.shape == (3, 4, 5, 6)
     np.testing.assert_array_equal(host, first(u))
+    np.testing.assert_array_equal(fields.to_host(moving), moving)
+
+
+def test_extremes(fields, shape):
+    for array in (image(shape) - np.float32(0.4), flow(shape), np.full(shape, -3, np.float32)):
+        assert fields.extremes(array) == (array.min(), array.max())
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_extremes_are_nan_if_anything_is_not_finite(fields, bad):
+    for place in (0, 77, 12 * 13 * 14 - 1):
+        array = image((12, 13, 14))
+        array.flat[place] = bad
+        assert np.isnan(fields.extremes(array)).all()
 
 
 def test_unknown_similarity_is_refused(fields):

@@ -10,7 +10,7 @@ import numpy as np
 from runtime.backends import kernels_lncc
 from runtime.backends import kernels_numba as kernels
 from runtime.geometry.errors import InputError
-from runtime.geometry.similarity import LNCC_EPSILON, LNCC_WINDOW, SIMILARITIES
+from runtime.geometry.similarity import LNCC_EPSILON, LNCC_WINDOW, OF_SUMS, SIMILARITIES
 from runtime.heap import ARRAYS
 
 Array = np.ndarray
@@ -80,6 +80,11 @@ class NumbaFields:
         kernels.folded_counts(flow, counts)
         return float(counts.sum() / math.prod(flow.shape[:3]))
 
+    def extremes(self, image: Array) -> tuple[float, float]:
+        """Smallest and largest number of an array, NaN if any is NaN or Inf."""
+        low, high = float(image.min()), float(image.max())
+        return (low, high) if math.isfinite(low) and math.isfinite(high) else (math.nan, math.nan)
+
     def scorer(self, fixed: Array, similarity: str) -> "Scorer":
         """Similarity of warped moving images with one fixed image, whose own sums are taken once."""
         return Scorer(fixed, similarity)
@@ -88,9 +93,9 @@ class NumbaFields:
         """Contiguous float32 that may be written to (numba compiles again for what may not); the host is the device."""
         return np.require(array, np.float32, ["C", "W"])
 
-    def to_host(self, flow: Array) -> Array:
-        """A flow as everything outside the loop knows it, (3, I, J, K): a view."""
-        return np.moveaxis(flow, -1, 0)
+    def to_host(self, array: Array) -> Array:
+        """An array as everything outside the loop knows it: an image (I, J, K), a flow (3, I, J, K). A view."""
+        return np.moveaxis(array, -1, 0) if array.ndim == 4 else array
 
 
 def _flat(array: Array) -> tuple:
@@ -122,18 +127,7 @@ class Scorer:
         partial = np.empty((len(moving), 3))
         kernels.similarity_sums(self._fixed, moving, flow, partial)
         sums = [math.fsum(column) for column in partial.T]
-        return self._ncc(*sums) if self._similarity == "ncc" else self._negative_mse(*sums)
-
-    def _ncc(self, sum_m: float, sum_mm: float, sum_mf: float) -> float:
-        count = self._fixed.size
-        var_f, var_m = self._sum_ff - self._sum_f**2 / count, sum_mm - sum_m**2 / count
-        # Rounding of one-pass sums: what is left of a constant image is noise, not structure.
-        if not (var_f > 1e-12 * self._sum_ff and var_m > 1e-12 * sum_mm):
-            return math.nan
-        return (sum_mf - self._sum_f * sum_m / count) / math.sqrt(var_f * var_m)
-
-    def _negative_mse(self, sum_m: float, sum_mm: float, sum_mf: float) -> float:
-        return -(sum_mm - 2 * sum_mf + self._sum_ff) / self._fixed.size
+        return OF_SUMS[self._similarity](self._fixed.size, self._sum_f, self._sum_ff, *sums)
 
     def _lncc(self, moving: Array, flow: Array) -> float:
         warped = ARRAYS.empty(moving.shape)

@@ -1,5 +1,7 @@
 """How alike two images on one grid are: NumPy definitions. Larger is always more alike."""
 
+import math
+
 import numpy as np
 
 Array = np.ndarray
@@ -47,4 +49,19 @@ def negative_mse(fixed: Array, warped: Array) -> float:
     return -float(np.mean(difference * difference))
 
 
+def ncc_of_sums(count: int, f: float, ff: float, m: float, mm: float, mf: float) -> float:
+    """`ncc` of two images of `count` voxels from their sums of f, f^2, m, m^2 and m f; NaN where one is constant."""
+    var_f, var_m = ff - f**2 / count, mm - m**2 / count
+    # Rounding of one-pass sums: what is left of a constant image is noise, not structure.
+    if not (var_f > 1e-12 * ff and var_m > 1e-12 * mm):
+        return math.nan
+    return (mf - f * m / count) / math.sqrt(var_f * var_m)
+
+
+def negative_mse_of_sums(count: int, f: float, ff: float, m: float, mm: float, mf: float) -> float:
+    """`negative_mse` from the same sums."""
+    return -(mm - 2 * mf + ff) / count
+
+
 SIMILARITIES = {"ncc": ncc, "lncc": lncc, "mse": negative_mse}
+OF_SUMS = {"ncc": ncc_of_sums, "mse": negative_mse_of_sums}

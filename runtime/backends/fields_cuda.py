@@ -1,0 +1,271 @@
+"""Field operations on a CUDA card: everything between engine calls, over `kernels.cu`.
+
+All is sent to the device's stream and nothing waits for it, but what gives numbers: `float` of a score, the folded
+share, the extremes, and arrays brought to the host.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from runtime.cuda.device import THREADS, Device, DeviceArray, Slot
+from runtime.geometry.errors import InputError
+from runtime.geometry.similarity import LNCC_EPSILON, LNCC_WINDOW, OF_SUMS, SIMILARITIES
+
+RUN, SEGMENT = 8, 5 * LNCC_WINDOW - (LNCC_WINDOW - 1)  # as in kernels.cu
+MOST_PARTIALS = 4096  # blocks that write partial sums; they follow from the shape alone, and with them the sums' bits
+ON_CARDS = (2, 13)  # DLPack's numbers of CUDA memory
+
+# Bytes that must cross the memory bus at least, per voxel of the image: C channels of b bytes, a flow coarser by s.
+TRAFFIC: dict[str, Callable[[int, int, int], float]] = {
+    "warp_into": lambda C, b, s: 2 * C * b + 12,
+    "carry": lambda C, b, s: 2 * C * b,
+    "compose": lambda C, b, s: 36,
+    "upsample": lambda C, b, s: 12 + 12 / s**3,
+    "warp": lambda C, b, s: 20,
+    "score": lambda C, b, s: 8 + 12 / s**3,
+    "score lncc": lambda C, b, s: 56 + 12 / s**3,
+    "folded_share": lambda C, b, s: 12,
+    "extremes": lambda C, b, s: 4,
+    "scorer": lambda C, b, s: 4,
+}
+
+
+def traffic(verb: str, shape: tuple[int, int, int], channels: int = 1, dtype: Any = np.float32, scale: int = 1) -> int:
+    """Least bytes a verb reads and writes in the device's memory, each voxel once.
+
+    Args:
+        verb: of `CudaFields`; "score" is a scorer's call.
+        shape: (I, J, K) of the grid that is written, or the image's for scores.
+        channels, dtype: of the features that are warped or carried.
+        scale: the flow is coarser by this ("upsample", "score").
+    """
+    return round(TRAFFIC[verb](channels, np.dtype(dtype).itemsize, scale) * math.prod(shape))
+
+
+class CudaFields:
+    """Field operations on channels-last arrays in a device's memory. A flow is float32 (I, J, K, 3), contiguous.
+
+    Images are float32, features float32 or float16. What an engine reads or writes, its input and its residual, may be
+    channels-last or planar. Call all of it within `threads()`.
+    """
+
+    name = "cuda"
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+
+    def threads(self) -> contextlib.AbstractContextManager:
+        """Makes the device the calling thread's."""
+        return self._device.current()
+
+    def clock(self) -> Device:
+        """Has ``mark()`` and ``seconds(start, stop)``, in the device's own time."""
+        return self._device
+
+    def zero(self, shape: tuple[int, int, int]) -> DeviceArray:
+        """The flow that moves nothing, (I, J, K, 3)."""
+        return self._device.zeros((*shape, 3))
+
+    def fill_fixed(self, buffer: DeviceArray, fixed_features: DeviceArray) -> None:
+        """Writes fixed features (I, J, K, C) into the second half of an estimator's input (I, J, K, 2C)."""
+        channels = fixed_features.shape[-1]
+        carry(fixed_features, buffer.channels(channels, 2 * channels))
+
+    def warp_into(self, buffer: DeviceArray, moving_features: DeviceArray, flow: DeviceArray) -> DeviceArray:
+        """Warps features (I, J, K, C) into the first half of `buffer` (I, J, K, 2C) and returns the buffer."""
+        channels = moving_features.shape[-1]
+        half = buffer.channels(0, channels)
+        kernel, width = _kernel("warp_features", moving_features.dtype, _wide(moving_features))
+        work = moving_features.size // width
+        layout = (*_layout(half), int(width > 1 and _wide(half)))
+        self._device.launch(kernel, work, moving_features, flow, half, *_sizes(flow), channels, *layout)
+        return buffer
+
+    def warp(self, image: DeviceArray, flow: DeviceArray) -> DeviceArray:
+        """``image(x + s flow(x / s))`` of an image (I, J, K), zeros outside; the flow's grid may be s times coarser."""
+        out = self._device.empty(image.shape)
+        coarse = () if flow.shape[:3] == image.shape else _sizes(flow)
+        kernel = "warp_image_coarse" if coarse else "warp_image"
+        self._device.launch(kernel, _runs(image.shape), image, flow, *coarse, out, *image.shape)
+        return out
+
+    def compose(self, flow: DeviceArray, residual: DeviceArray) -> DeviceArray:
+        """``flow(x + residual(x)) + residual(x)``."""
+        out = self._device.empty(flow.shape)
+        self._device.launch("compose", flow.size // 3, flow, residual, *_layout(residual), out, *_sizes(flow))
+        return out
+
+    def upsample(self, flow: DeviceArray, scale: int = 2) -> DeviceArray:
+        """The same displacement on a grid `scale` times finer, values multiplied by `scale`."""
+        shape = tuple(scale * size for size in flow.shape[:3])
+        out = self._device.empty((*shape, 3))
+        self._device.launch("upsample", _runs(shape), flow, *_sizes(flow), out, *shape)
+        return out
+
+    def folded_share(self, flow: DeviceArray) -> float:
+        """Share of voxels whose Jacobian determinant is <= 0, in [0, 1]. Waits for it."""
+        voxels = flow.size // 3
+        partial = self._partial("folded", voxels, 1, flow, after=_sizes(flow))
+        return _read(_finish(partial, self._device.slot()), self._device)[0] / voxels
+
+    def extremes(self, image: DeviceArray) -> tuple[float, float]:
+        """Smallest and largest number of a contiguous float32 array, NaN if any is NaN or Inf. Waits for them."""
+        partial = self._partial("extremes", image.size, 2, image, np.int64(image.size))
+        slot = self._device.slot()
+        self._device.launch_blocks("finish_extremes", 1, partial, partial.shape[1], slot)
+        below, above = _read(slot, self._device)[:2]
+        return -below, above
+
+    def scorer(self, fixed: DeviceArray, similarity: str) -> "Scorer":
+        """Similarity of warped moving images with one fixed image, whose own sums are taken once."""
+        return Scorer(self, fixed, similarity)
+
+    def to_device(self, array: Any) -> DeviceArray:
+        """An image as float32 in the device's memory: a host array is copied there, a card's array stays where it is.
+
+        Raises:
+            InputError: a card's array that is not contiguous float32, or of another card.
+        """
+        if not _on_card(array):
+            return self._device.upload(np.asarray(array, np.float32))
+        found = self._device.wrap(array)
+        if found.dtype != np.float32 or not found.contiguous:
+            raise InputError(
+                f"image on the card: got {found.dtype} with strides {found.element_strides} for {found.shape}, "
+                "expected contiguous float32; convert it first"
+            )
+        return found
+
+    def to_host(self, array: DeviceArray) -> np.ndarray:
+        """An array as everything outside the loop knows it: an image (I, J, K), a flow (3, I, J, K). Waits for it."""
+        host = self._device.download(array)
+        return np.moveaxis(host, -1, 0) if host.ndim == 4 else host
+
+    def _partial(self, kernel: str, work: int, sums: int, *arguments: Any, after: tuple = ()) -> DeviceArray:
+        """Runs a kernel of so many pieces of work that leaves partial sums (sums, blocks), float64, its last argument
+        but `after`."""
+        blocks = min(max(1, -(-work // THREADS)), MOST_PARTIALS)
+        partial = self._device.empty((sums, blocks), np.float64)
+        self._device.launch_blocks(kernel, blocks, *arguments, partial, *after)
+        return partial
+
+
+def carry(source: DeviceArray, target: DeviceArray) -> None:
+    """Copies features (I, J, K, C) to an array of their shape and dtype; either may be channels-last or planar."""
+    kernel, width = _kernel("carry", source.dtype, _wide(source) or _wide(target))
+    sides = [argument for array in (source, target) for argument in (array, *_layout(array), int(_wide(array)))]
+    voxels, channels = np.int64(math.prod(source.shape[:3])), source.shape[3]
+    source.device.launch(kernel, source.size // width, *sides, voxels, channels)
+
+
+class Scorer:
+    """Similarity at image size between a fixed image (I, J, K) and a moving image warped by a flow of any level.
+
+    Raises:
+        InputError: an unknown similarity.
+    """
+
+    def __init__(self, fields: CudaFields, fixed: DeviceArray, similarity: str) -> None:
+        if similarity not in SIMILARITIES:
+            raise InputError(f"similarity: got {similarity!r}, expected one of {', '.join(SIMILARITIES)}")
+        self._fields, self._device, self._fixed, self._similarity = fields, fields.clock(), fixed, similarity
+        if similarity != "lncc":
+            partial = fields._partial("image_sums", fixed.size, 2, fixed, np.int64(fixed.size))
+            self._sums = self._device.empty((2,), np.float64)
+            _finish(partial, self._sums)
+
+    def __call__(self, moving: DeviceArray, flow: DeviceArray) -> "Score":
+        """Similarity for a flow (i, j, k, 3) on the image's grid or one coarser by a whole factor; NaN if undefined."""
+        if self._similarity == "lncc":
+            return self._lncc(moving, flow)
+        shape = self._fixed.shape
+        coarse = () if flow.shape[:3] == shape else _sizes(flow)
+        kernel = "score_sums_coarse" if coarse else "score_sums"
+        images = (self._fixed, moving, flow, *coarse)
+        partial = self._fields._partial(kernel, _runs(shape), 3, *images, after=shape)
+        slot, size = _finish(partial, self._device.slot(), self._sums), self._fixed.size
+        finish = OF_SUMS[self._similarity]
+        return Score(self._device, slot, lambda m, mm, mf, f, ff: finish(size, f, ff, m, mm, mf))
+
+    def _lncc(self, moving: DeviceArray, flow: DeviceArray) -> "Score":
+        shape, device = self._fixed.shape, self._device
+        size_i, size_j, size_k = shape
+        planes, warped = device.empty((5, *shape)), self._fields.warp(moving, flow)
+        device.launch("lncc_planes", size_i * -(-size_j // SEGMENT) * size_k, self._fixed, warped, planes, *shape)
+        work = -(-size_i // SEGMENT) * size_j * size_k
+        partial = self._fields._partial("lncc_sums", work, 1, planes, float(LNCC_EPSILON), after=shape)
+        return Score(device, _finish(partial, device.slot()), lambda total, *_: total / warped.size)
+
+
+class Score:
+    """A similarity on its way from the device; ``float()`` waits for it."""
+
+    def __init__(self, device: Device, slot: Slot, finish: Callable[..., float]) -> None:
+        self._device, self._slot, self._finish, self._mark = device, slot, finish, device.mark()
+        self._value: float | None = None
+
+    def __float__(self) -> float:
+        if self._value is None:
+            self._device.wait(self._mark)
+            self._value = self._finish(*map(float, self._slot.values[:5]))
+            self._slot = self._mark = self._finish = None
+        return self._value
+
+
+def _finish(partial: DeviceArray, out: Any, known: DeviceArray | None = None) -> Any:
+    """Adds partial sums up into `out`, an array or a slot, with numbers known already behind them; gives `out`."""
+    sums, blocks = partial.shape
+    others = (known, known.size) if known else (partial, 0)
+    partial.device.launch_blocks("finish_sums", 1, partial, blocks, sums, *others, out)
+    return out
+
+
+def _read(slot: Slot, device: Device) -> list[float]:
+    device.wait(device.mark())
+    return slot.values.tolist()
+
+
+def _sizes(array: DeviceArray) -> tuple[int, int, int]:
+    return array.shape[:3]
+
+
+def _runs(shape: tuple[int, int, int]) -> int:
+    """Pieces of work of kernels whose threads take RUN voxels along J."""
+    return shape[0] * -(-shape[1] // RUN) * shape[2]
+
+
+def _kernel(name: str, dtype: np.dtype, wide: bool) -> tuple[str, int]:
+    """A kernel's form for arrays of a dtype, and how many channels one of its threads takes."""
+    kind, width = ("half", 8) if dtype == np.float16 else ("float", 4)
+    return (f"{name}_{kind}{width}", width) if wide else (f"{name}_{kind}", 1)
+
+
+def _layout(array: DeviceArray) -> tuple[np.int64, np.int64]:
+    """Distance of one voxel (I, J, K, C) from the next, and of one channel from the next, in numbers.
+
+    Raises:
+        ValueError: voxels that do not follow each other at one distance.
+    """
+    strides, shape = array.element_strides, array.shape
+    voxel = next((stride for size, stride in zip(shape[2::-1], strides[2::-1], strict=True) if size > 1), 1)
+    steps = (shape[1] * shape[2] * voxel, shape[2] * voxel, voxel)
+    if any(size > 1 and a != b for size, a, b in zip(shape, strides, steps, strict=False)):
+        raise ValueError(f"cannot work on voxels with gaps: shape {shape}, strides {strides}")
+    return np.int64(voxel), np.int64(strides[3] if shape[3] > 1 else 1)
+
+
+def _wide(array: DeviceArray) -> bool:
+    """Whether a voxel's channels are whole 16-byte words."""
+    width = 16 // array.dtype.itemsize
+    voxel, channel = _layout(array)
+    return channel == 1 and voxel % width == 0 and array.shape[3] % width == 0 and array.pointer % 16 == 0
+
+
+def _on_card(array: Any) -> bool:
+    if hasattr(array, "__cuda_array_interface__"):
+        return True
+    return hasattr(array, "__dlpack_device__") and array.__dlpack_device__()[0] in ON_CARDS
