@@ -1,20 +1,36 @@
-"""The network's parts as ONNX graphs: fp32, dynamic size, residual blocks folded into plain convolutions."""
+"""The network's parts as ONNX graphs, in fp32 and in fp16: dynamic size, residual blocks folded into convolutions."""
 
 import contextlib
 import copy
 import io
 import logging
 import warnings
+from dataclasses import dataclass
 
 import onnx
 import torch
+from onnx import TensorProto
 from torch import Tensor, nn
 
+from runtime.geometry.errors import InputError
 from runtime.manifest import EXTRACTOR, FEATURES, IMAGE, RESIDUAL, estimator_name, features_name
-from train.network import LEVELS, NEGATIVE_SLOPE, SIZE_MULTIPLE, FlowEstimator, RPNet
+from train.network import LEVELS, NEGATIVE_SLOPE, SIZE_MULTIPLE, FeatureExtractor, FlowEstimator, RPNet
 
 OPSET = 20
 AXES = ("I", "J", "K")
+TYPES = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16}
+# Rounding to 11 bits changes a convolution's weights, taken together, by at most 2^-11 of them. More means that they
+# overflow (above 65504) or lie where fp16 has fewer bits (below 6e-5).
+LARGEST_ROUNDING = 2**-10
+
+
+@dataclass(frozen=True)
+class Ends:
+    """What a graph takes and gives: names and ONNX element types, and the type of all its convolutions."""
+
+    takes: tuple[str, int]
+    gives: tuple[tuple[str, int], ...]
+    convolutions: int
 
 
 class FoldedEstimator(nn.Module):
@@ -34,6 +50,47 @@ class FoldedEstimator(nn.Module):
         return self.linear(features)
 
 
+class HalfExtractor(nn.Module):
+    """A `FeatureExtractor` that computes in fp16: image in float32, feature maps out in float16."""
+
+    def __init__(self, extractor: FeatureExtractor) -> None:
+        super().__init__()
+        self.extractor = _half(extractor, EXTRACTOR)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        return self.extractor(image.half())
+
+
+class HalfEstimator(nn.Module):
+    """A `FoldedEstimator` that computes in fp16: features in float16, residual flow out in float32."""
+
+    def __init__(self, estimator: FoldedEstimator, name: str) -> None:
+        super().__init__()
+        self.estimator = _half(estimator, name)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.estimator(features).float()
+
+
+def _half(module: nn.Module, name: str) -> nn.Module:
+    """A copy in fp16.
+
+    Raises:
+        InputError: weights that fp16 cannot hold.
+    """
+    half = copy.deepcopy(module).half()
+    for (place, exact), rounded in zip(module.named_parameters(), half.parameters(), strict=True):
+        exact, rounded = exact.detach().double(), rounded.detach().double()
+        # A bias below what fp16 resolves, 6e-8, does no harm beside its convolution's products.
+        lost = (rounded - exact).norm() > LARGEST_ROUNDING * exact.norm() and exact.ndim > 1
+        if lost or not rounded.isfinite().all():
+            raise InputError(
+                f"--checkpoint: fp16, whose numbers go from 6e-5 to 65504, cannot hold {place} of {name}, at most "
+                f"{float(exact.abs().max()):.3g}; export with --no-fp16"
+            )
+    return half
+
+
 def _with_identity(block: nn.Conv3d) -> nn.Conv3d:
     folded = copy.deepcopy(block)
     with torch.no_grad():
@@ -42,32 +99,42 @@ def _with_identity(block: nn.Conv3d) -> nn.Conv3d:
     return folded
 
 
-def export_graphs(network: RPNet) -> dict[str, bytes]:
+def export_graphs(network: RPNet, precision: str = "fp32") -> dict[str, bytes]:
     """The feature extractor and the four estimators as checked ONNX models, by engine name.
 
     The extractor maps ``image`` (1, 1, I, J, K), sizes multiples of 8, to ``features_level1`` .. ``4``; an estimator
     maps ``features`` (1, 2C, I, J, K), warped moving then fixed, of any size, to ``residual`` (1, 3, I, J, K).
+
+    Args:
+        network: what to export.
+        precision: "fp32", or "fp16": then feature maps and all between are float16, image and residual float32.
+
+    Raises:
+        InputError: fp16 cannot hold the weights.
     """
-    network = network.eval().float().cpu()
+    network, kind, half = network.eval().float().cpu(), TYPES[precision], precision == "fp16"
     image = torch.zeros(1, 1, 2 * SIZE_MULTIPLE, 3 * SIZE_MULTIPLE, 4 * SIZE_MULTIPLE)
-    outputs = [features_name(level) for level in sorted(LEVELS)]
+    maps = tuple((features_name(level), kind) for level in sorted(LEVELS))
     sizes = [SIZE_MULTIPLE * torch.export.Dim(f"{axis}8", min=1) for axis in AXES]
-    graphs = {EXTRACTOR: _export(network.extractor, image, IMAGE, outputs, sizes)}
+    extractor = HalfExtractor(network.extractor) if half else network.extractor
+    graphs = {EXTRACTOR: _export(extractor, image, Ends((IMAGE, TensorProto.FLOAT), maps, kind), sizes)}
     for level in LEVELS:
-        features = torch.zeros(1, 2 * network.config.feature_channels[level], 6, 7, 8)
+        name, channels = estimator_name(level), 2 * network.config.feature_channels[level]
+        features = torch.zeros(1, channels, 6, 7, 8, dtype=torch.float16 if half else torch.float32)
         sizes = [torch.export.Dim(axis, min=1) for axis in AXES]
         estimator = FoldedEstimator(network.estimators[str(level)]).eval()
-        graphs[estimator_name(level)] = _export(estimator, features, FEATURES, [RESIDUAL], sizes)
+        ends = Ends((FEATURES, kind), ((RESIDUAL, TensorProto.FLOAT),), kind)
+        graphs[name] = _export(HalfEstimator(estimator, name) if half else estimator, features, ends, sizes)
     return graphs
 
 
-def _export(module: nn.Module, example: Tensor, input_name: str, output_names: list[str], sizes: list) -> bytes:
+def _export(module: nn.Module, example: Tensor, ends: Ends, sizes: list) -> bytes:
     with _quiet():
         program = torch.onnx.export(
             module,
             (example,),
-            input_names=[input_name],
-            output_names=output_names,
+            input_names=[ends.takes[0]],
+            output_names=[name for name, _ in ends.gives],
             opset_version=OPSET,
             dynamo=True,
             external_data=False,
@@ -77,7 +144,7 @@ def _export(module: nn.Module, example: Tensor, input_name: str, output_names: l
     model = program.model_proto
     _strip_build_traces(model)
     _name_axes(model.graph)
-    _check(model, input_name, output_names)
+    check_graph(model, ends)
     return model.SerializeToString(deterministic=True)
 
 
@@ -118,15 +185,27 @@ def _name_axes(graph: onnx.GraphProto) -> None:
     del graph.value_info[:]
 
 
-def _check(model: onnx.ModelProto, input_name: str, output_names: list[str]) -> None:
-    """The ONNX checker, and that every declared input and output is the one meant, used, and dynamic in size."""
+def check_graph(model: onnx.ModelProto, ends: Ends) -> None:
+    """The ONNX checker, and that a graph has the ends and types meant, used, dynamic in size, and no other convolution.
+
+    Raises:
+        RuntimeError: it has not.
+    """
     onnx.checker.check_model(model, full_check=True)
     graph = model.graph
-    used = {name for node in graph.node for name in node.input}
-    if [value.name for value in graph.input] != [input_name] or input_name not in used:
-        raise RuntimeError(f"exported graph takes {[value.name for value in graph.input]}, expected [{input_name!r}]")
-    if [value.name for value in graph.output] != output_names:
-        raise RuntimeError(f"exported graph gives {[v.name for v in graph.output]}, expected {output_names}")
-    dimensions = graph.input[0].type.tensor_type.shape.dim[2:]
-    if not all(dimension.dim_param for dimension in dimensions):
+    takes, gives = _ends(graph.input), _ends(graph.output)
+    if takes != (ends.takes,) or ends.takes[0] not in {name for node in graph.node for name in node.input}:
+        raise RuntimeError(f"exported graph takes {takes}, expected {ends.takes}, used")
+    if gives != ends.gives:
+        raise RuntimeError(f"exported graph gives {gives}, expected {ends.gives}")
+    if not all(dimension.dim_param for dimension in graph.input[0].type.tensor_type.shape.dim[2:]):
         raise RuntimeError("exported graph has fixed sizes, expected dynamic ones")
+    kinds = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    convolutions = [node for node in graph.node if node.op_type == "Conv"]
+    # A convolution's input has its weights' type: the checker has seen to that.
+    if {kinds.get(name) for node in convolutions for name in node.input[1:]} != {ends.convolutions}:
+        raise RuntimeError(f"exported graph has convolutions of another type than {ends.convolutions}")
+
+
+def _ends(values: list[onnx.ValueInfoProto]) -> tuple[tuple[str, int], ...]:
+    return tuple((value.name, value.type.tensor_type.elem_type) for value in values)

@@ -24,13 +24,15 @@ from runtime.geometry.errors import InputError
 from runtime.geometry.grid import fit_to
 from runtime.geometry.intensity import PercentileRule, Rule, WindowRule
 from runtime.geometry.volume import read_volume
-from runtime.manifest import ENGINES, FORMAT, MANIFEST, VERSION, EngineSet, sha256
+from runtime.manifest import ENGINES, FORMAT, GRAPH_KEYS, MANIFEST, VERSION, EngineSet, load_engine_set, sha256
 from runtime.prepare import prepare
 from train.checkpoint import Checkpoint, load_checkpoint
 from train.network import LEVELS, SIZE_MULTIPLE
 
 CARD = "MODEL_CARD.md"
 GENERATED_SHAPE = (64, 80, 72)
+PARITY_KEYS = {"fp32": "parity", "fp16": "parity_fp16"}
+Graphs = dict[str, bytes]
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class ExportOptions:
         spacing: voxel size in mm the network was trained at.
         window: (low, high) intensity window the network was trained with; None: 0 and the 99.9th percentile.
         notes: Markdown file appended to the model card.
+        fp16: whether the set gets fp16 graphs beside those in fp32.
     """
 
     gate_shape: tuple[int, int, int] | None = None
@@ -52,6 +55,7 @@ class ExportOptions:
     spacing: float = 1.0
     window: tuple[float, float] | None = None
     notes: Path | None = None
+    fp16: bool = True
 
     def __post_init__(self) -> None:
         if any(size % SIZE_MULTIPLE or size < 2 * SIZE_MULTIPLE for size in self.gate_shape or ()):
@@ -68,14 +72,18 @@ class ExportOptions:
             raise InputError(f"--notes: {self.notes} does not exist, expected a Markdown file")
 
     @property
+    def precisions(self) -> tuple[str, ...]:
+        return ("fp32", "fp16") if self.fp16 else ("fp32",)
+
+    @property
     def rule(self) -> Rule:
         return WindowRule(*self.window) if self.window else PercentileRule()
 
 
 def export_checkpoint(
     checkpoint_path: Path, engine_dir: Path, options: ExportOptions, echo: Callable[[str], None] = lambda line: None
-) -> Parity:
-    """Exports a checkpoint, passes it through the parity gate and publishes it in one atomic step.
+) -> dict[str, Parity]:
+    """Exports a checkpoint, passes every precision through the parity gate and publishes it in one atomic step.
 
     Until the manifest is replaced at the very end, a set that is already in `engine_dir` stays what it was.
 
@@ -85,8 +93,12 @@ def export_checkpoint(
         options: see `ExportOptions`.
         echo: told what happens, line by line.
 
+    Returns:
+        What the gate measured, by precision.
+
     Raises:
-        InputError: the checkpoint or the gate's scans cannot be read, the folder cannot be written.
+        InputError: the checkpoint or the gate's scans cannot be read, fp16 cannot hold the weights, the folder cannot
+            be written.
         ParityError: the gate failed.
     """
     checkpoint = load_checkpoint(checkpoint_path)
@@ -96,19 +108,21 @@ def export_checkpoint(
     if (engine_dir / MANIFEST).exists():
         echo(f"the set in {engine_dir} will be replaced if the gate is passed")
     with _staging(engine_dir) as stage:
-        graphs = export_graphs(network)
+        graphs = {precision: export_graphs(network, precision) for precision in options.precisions}
         manifest = _manifest(checkpoint, graphs, options)
         _write_set(stage, graphs, manifest)
-        with open_engines(stage, backend="onnxruntime") as engines:
-            images, pair = _gate_pair(options, engines.engine_set)
-            echo(f"{len(graphs)} graphs, opset {OPSET}, pass the ONNX checker; parity gate on {images}:")
-            parity = check_parity(network, engines, pair, images, echo)
-        manifest["parity"] = parity.as_dict()
+        images, pair = _gate_pair(options, load_engine_set(stage))
+        parities = {}
+        for precision in graphs:
+            echo(f"{len(ENGINES)} {precision} graphs, opset {OPSET}, pass the ONNX checker; parity gate on {images}:")
+            with open_engines(stage, backend="onnxruntime", precision=precision) as engines:
+                parities[precision] = check_parity(network, engines, pair, images, echo)
+            manifest[PARITY_KEYS[precision]] = parities[precision].as_dict()
         _write_set(stage, {}, manifest)
         (stage / CARD).write_text(model_card(manifest, notes), encoding="utf-8")
         _publish(stage, engine_dir, manifest)
     echo(f"published {engine_dir}")
-    return parity
+    return parities
 
 
 def _gate_pair(options: ExportOptions, engine_set: EngineSet) -> tuple[str, tuple[np.ndarray, np.ndarray]]:
@@ -144,11 +158,20 @@ def _staging(engine_dir: Path):
             engine_dir.rmdir()
 
 
-def _file_name(engine: str, graph: bytes) -> str:
-    return f"{engine}.{sha256(graph)[:8]}.onnx"
+def _file_name(engine: str, precision: str, graph: bytes) -> str:
+    kind = "" if precision == "fp32" else f".{precision}"
+    return f"{engine}{kind}.{sha256(graph)[:8]}.onnx"
 
 
-def _manifest(checkpoint: Checkpoint, graphs: dict[str, bytes], options: ExportOptions) -> dict[str, Any]:
+def _listed(graphs: dict[str, bytes], precision: str) -> dict[str, dict[str, str]]:
+    """The manifest's entries of one precision."""
+    return {
+        engine: {"file": _file_name(engine, precision, graphs[engine]), "sha256": sha256(graphs[engine])}
+        for engine in ENGINES
+    }
+
+
+def _manifest(checkpoint: Checkpoint, graphs: dict[str, Graphs], options: ExportOptions) -> dict[str, Any]:
     config, provenance = checkpoint.config, dict(checkpoint.provenance)
     return {
         "format": FORMAT,
@@ -169,24 +192,23 @@ def _manifest(checkpoint: Checkpoint, graphs: dict[str, bytes], options: ExportO
             "limit": iterstop.DEFAULT_LIMIT,
             "on_stop": "keep",
         },
-        "engines": {
-            engine: {"file": _file_name(engine, graphs[engine]), "sha256": sha256(graphs[engine])} for engine in ENGINES
-        },
+        **{GRAPH_KEYS[precision]: _listed(found, precision) for precision, found in graphs.items()},
         "licence": provenance.get("licence", "not stated"),
         "provenance": provenance,
         "exported_with": {"torch": torch.__version__, "onnx": onnx.__version__},
     }
 
 
-def _write_set(folder: Path, graphs: dict[str, bytes], manifest: dict[str, Any]) -> None:
-    for engine, graph in graphs.items():
-        (folder / _file_name(engine, graph)).write_bytes(graph)
+def _write_set(folder: Path, graphs: dict[str, Graphs], manifest: dict[str, Any]) -> None:
+    for precision, found in graphs.items():
+        for engine, graph in found.items():
+            (folder / _file_name(engine, precision, graph)).write_bytes(graph)
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
 def _publish(stage: Path, engine_dir: Path, manifest: dict[str, Any]) -> None:
     """Graphs first (their names carry their hash, so none of the old set is touched), then the manifest: that step."""
-    names = {entry["file"] for entry in manifest["engines"].values()}
+    names = {entry["file"] for key in GRAPH_KEYS.values() for entry in manifest.get(key, {}).values()}
     for name in (*sorted(names), MANIFEST, CARD):
         os.replace(stage / name, engine_dir / name)
     for engine in ENGINES:
@@ -201,17 +223,26 @@ def model_card(manifest: dict[str, Any], notes: str) -> str:
     facts = {
         "network": f"RP-Net, {network['first_channels']} channels at level 1, {network['res_blocks']} residual blocks",
         "input": f"pairs at {manifest['spacing_mm']} mm, aligned affinely, closest RAS+ order; {_rule(manifest)}",
-        "precision": f"{manifest['precision']}, ONNX opset {manifest['opset']}",
+        "precision": f"{_precisions(manifest)}, ONNX opset {manifest['opset']}",
         "stop rule": f"IterStop: {stop['similarity']}, delta {stop['delta']}, limit {stop['limit']}, {stop['on_stop']}",
         "licence of the weights": manifest["licence"],
         "created": manifest["created"],
     }
     lines = ["# Model card", "", *_table(facts), "", "## Training", "", *_training(manifest["provenance"])]
-    loops = manifest.get("parity", {}).get("loops", ())
-    lines += ["", "## Parity with the PyTorch definition", "", "| schedule | largest difference, voxel | iterations |"]
-    lines += ["| --- | --- | --- |"]
-    lines += [f"| {loop['schedule']} | {loop['largest']:.1e} | {_cell(loop['counts'])} |" for loop in loops]
+    lines += ["", "## Parity with the PyTorch definition", "", *_parity(manifest)]
     return "\n".join([*lines, "", *([notes.strip(), ""] if notes.strip() else [])])
+
+
+def _parity(manifest: dict[str, Any]) -> list[str]:
+    """What the gate found, a row for each registration in each precision."""
+    columns = ("precision", "schedule", "largest difference, voxel", "mean", "iterations", "of the definition")
+    lines = [_row(columns), _row(["---"] * len(columns))]
+    for precision, key in PARITY_KEYS.items():
+        for loop in manifest.get(key, {}).get("loops", ()):
+            counts = _cell(loop["counts"]), _cell(loop["expected_counts"])
+            figures = f"{loop['largest']:.1e}", f"{loop['mean']:.1e}"
+            lines.append(_row((precision, loop["schedule"], *figures, *counts)))
+    return lines
 
 
 def _training(provenance: dict[str, Any]) -> list[str]:
@@ -233,6 +264,10 @@ def _row(cells: Iterable[str]) -> str:
 def _table(facts: dict[str, Any]) -> list[str]:
     rows = [f"| {key.replace('_', ' ')} | {_cell(value)} |" for key, value in facts.items() if value not in ({}, None)]
     return ["| | |", "| --- | --- |", *rows]
+
+
+def _precisions(manifest: dict[str, Any]) -> str:
+    return " and ".join(precision for precision, key in GRAPH_KEYS.items() if key in manifest) or manifest["precision"]
 
 
 def _rule(manifest: dict[str, Any]) -> str:

@@ -21,6 +21,7 @@ VERSION = 1
 MANIFEST = "manifest.json"
 EXTRACTOR = "feature_extractor"
 IMAGE, FEATURES, RESIDUAL = "image", "features", "residual"
+GRAPH_KEYS = {"fp32": "engines", "fp16": "engines_fp16"}  # in the manifest; the latter is optional
 REMEDY = "export the set again (python cli.py export --checkpoint best.pt --engine-dir DIR) or restore it"
 
 
@@ -74,6 +75,11 @@ class EngineSet:
         return str(self.manifest["precision"])
 
     @property
+    def precisions(self) -> tuple[str, ...]:
+        """Those the set has graphs of; sets of an earlier `export` have fp32 only."""
+        return tuple(name for name, key in GRAPH_KEYS.items() if name == "fp32" or key in self.manifest)
+
+    @property
     def intensity(self) -> Mapping[str, Any]:
         """The intensity rule as `runtime.geometry.intensity.rule_from_dict` reads it."""
         return self.manifest["intensity"]
@@ -85,8 +91,12 @@ class EngineSet:
 
     @property
     def hashes(self) -> dict[str, str]:
-        """SHA-256 by engine name."""
-        return {name: entry["sha256"] for name, entry in self.manifest["engines"].items()}
+        """SHA-256 of the fp32 graphs by engine name."""
+        return {name: self.graph_hash(name, "fp32") for name in self.manifest["engines"]}
+
+    def graph_hash(self, engine: str, precision: str) -> str:
+        """SHA-256 of one graph."""
+        return self.manifest[GRAPH_KEYS[precision]][engine]["sha256"]
 
     def check_channels(self, what: str, found: Mapping[int, int], images: int) -> None:
         """Holds channels by level that graphs have for the features of so many images against the manifest's.
@@ -101,8 +111,20 @@ class EngineSet:
                     f"the manifest says {stated}; export the set again"
                 )
 
-    def path(self, engine: str) -> Path:
-        return self.folder / self.manifest["engines"][engine]["file"]
+    def path(self, engine: str, precision: str = "fp32") -> Path:
+        """Of one graph; `precision` is one of `precisions`."""
+        return self.folder / self.manifest[GRAPH_KEYS[precision]][engine]["file"]
+
+    def require(self, precision: str) -> None:
+        """
+        Raises:
+            InputError: the set has no graphs of this precision.
+        """
+        if precision not in self.precisions:
+            raise InputError(
+                f"--precision: the engine set in {self.folder} has graphs in {', '.join(self.precisions)}, not in "
+                f"{precision}; export the set again or use --precision {self.precisions[0]}"
+            )
 
 
 def sha256(content: bytes) -> str:
@@ -120,8 +142,9 @@ def load_engine_set(folder: Path | str) -> EngineSet:
     _check_format(folder, manifest)
     engine_set = EngineSet(folder, manifest)
     _check_content(engine_set)
-    for engine in ENGINES:
-        _check_file(engine_set, engine)
+    for precision in engine_set.precisions:
+        for engine in ENGINES:
+            _check_file(engine_set, engine, precision)
     return engine_set
 
 
@@ -158,31 +181,43 @@ def _check_content(engine_set: EngineSet) -> None:
     """Uses every field the runtime relies on as the runtime will, so that a manifest cannot fail later."""
     place = engine_set.folder / MANIFEST
     try:
-        found = set(engine_set.hashes)
+        listed = {precision: _files(engine_set, precision) for precision in engine_set.precisions}
         levels = set(engine_set.channels)
         facts = (engine_set.spacing, engine_set.size_multiple, *engine_set.channels.values())
-        names = [engine_set.path(engine).name for engine in found]
         iterstop_schedule(**engine_set.stop)
         rule_from_dict(engine_set.intensity)
         _ = engine_set.precision, engine_set.convolutions
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"--engine-dir: {place} is incomplete or malformed ({error!r}); {REMEDY}") from None
-    if found != set(ENGINES) or levels != set(LEVELS) or not all(0 < fact < math.inf for fact in facts) or facts[1] % 8:
+    if levels != set(LEVELS) or not all(0 < fact < math.inf for fact in facts) or facts[1] % 8:
         raise InputError(
-            f"--engine-dir: {place} lists engines {sorted(found)} and levels {sorted(levels)}, "
-            f"expected {sorted(ENGINES)}, levels 1 to 4, positive sizes and a multiple of 8; {REMEDY}"
+            f"--engine-dir: {place} lists levels {sorted(levels)} and sizes {facts}, expected levels 1 to 4, positive "
+            f"sizes and a multiple of 8; {REMEDY}"
         )
-    if any(name != engine_set.manifest["engines"][engine]["file"] for engine, name in zip(found, names, strict=True)):
-        raise InputError(f"--engine-dir: {place} names files outside its folder; {REMEDY}")
+    for precision, files in listed.items():
+        if set(files) != set(ENGINES):
+            raise InputError(
+                f"--engine-dir: {place} lists {precision} engines {sorted(files)}, expected {sorted(ENGINES)}; {REMEDY}"
+            )
+        if any(Path(name).name != name for name in files.values()):
+            raise InputError(f"--engine-dir: {place} names files outside its folder; {REMEDY}")
 
 
-def _check_file(engine_set: EngineSet, engine: str) -> None:
-    path = engine_set.path(engine)
+def _files(engine_set: EngineSet, precision: str) -> dict[str, str]:
+    """File names by engine of one precision, each of which has a hash beside it."""
+    entries = engine_set.manifest[GRAPH_KEYS[precision]]
+    if not all(isinstance(entry["file"], str) and isinstance(entry["sha256"], str) for entry in entries.values()):
+        raise TypeError("an engine's file name or SHA-256 is no text")
+    return {engine: entry["file"] for engine, entry in entries.items()}
+
+
+def _check_file(engine_set: EngineSet, engine: str, precision: str) -> None:
+    path = engine_set.path(engine, precision)
     try:
         found = sha256(path.read_bytes())
     except OSError:
         raise InputError(f"--engine-dir: {path} is missing or unreadable; {REMEDY}") from None
-    expected = engine_set.hashes[engine]
+    expected = engine_set.graph_hash(engine, precision)
     if found != expected:
         raise InputError(
             f"--engine-dir: {path} is damaged: SHA-256 {found[:12]}..., expected {expected[:12]}...; {REMEDY}"

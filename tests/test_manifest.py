@@ -6,7 +6,7 @@ import pytest
 
 from runtime.backends.table import BACKENDS
 from runtime.geometry.errors import InputError
-from runtime.manifest import ENGINES, MANIFEST, load_engine_set
+from runtime.manifest import ENGINES, EXTRACTOR, MANIFEST, load_engine_set
 
 
 def edit(folder, change):
@@ -20,6 +20,27 @@ def test_a_good_set_loads(engine_dir):
     assert engine_set.channels == {4: 32, 3: 32, 2: 16, 1: 8}
     assert (engine_set.spacing, engine_set.size_multiple, engine_set.precision) == (1.0, 8, "fp32")
     assert set(engine_set.hashes) == set(ENGINES)
+
+
+def test_both_precisions_are_part_of_the_set(engine_dir):
+    engine_set = load_engine_set(engine_dir)
+    assert engine_set.precisions == ("fp32", "fp16")
+    for engine in ENGINES:
+        assert engine_set.hashes[engine] == engine_set.graph_hash(engine, "fp32")
+        for precision, infix in (("fp32", ""), ("fp16", "fp16.")):
+            start = engine_set.graph_hash(engine, precision)[:8]
+            assert engine_set.path(engine, precision) == engine_dir / f"{engine}.{infix}{start}.onnx"
+
+
+def test_a_set_of_an_earlier_export_has_fp32_only_and_stays_readable(engine_copy):
+    edit(engine_copy, lambda manifest: [manifest.pop(key) for key in ("engines_fp16", "parity_fp16")])
+    for path in engine_copy.glob("*.fp16.*"):
+        path.unlink()
+    engine_set = load_engine_set(engine_copy)
+    assert engine_set.precisions == ("fp32",)
+    engine_set.require("fp32")
+    with pytest.raises(InputError, match=r"--precision: the engine set in .* has graphs in fp32, not in fp16; export"):
+        engine_set.require("fp16")
 
 
 def test_no_folder(tmp_path):
@@ -54,6 +75,11 @@ def test_manifest_is_no_json(engine_copy):
         ("intensity", {"rule": "histogram"}, "intensity rule: got 'histogram'"),
         ("intensity", {}, "intensity rule: got None"),
         ("engines", [], "incomplete or malformed"),
+        ("engines", {}, r"lists fp32 engines \[\], expected"),
+        ("engines_fp16", {}, r"lists fp16 engines \[\], expected"),
+        ("engines_fp16", {EXTRACTOR: {"file": "a.onnx"}}, "incomplete or malformed"),
+        ("engines_fp16", {EXTRACTOR: {"file": "a.onnx", "sha256": 5}}, "incomplete or malformed"),
+        ("engines_fp16", None, "incomplete or malformed"),
     ],
 )
 def test_foreign_newer_and_malformed_sets(engine_copy, field, value, message):
@@ -69,7 +95,7 @@ def test_missing_fields(engine_copy, field):
         load_engine_set(engine_copy)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [name for name, backend in BACKENDS.items() if not backend.card])
 def test_graphs_other_than_the_manifest_says(engine_copy, backend):
     """Wrong channels are found when the engines are opened, before any image is read."""
     import runtime
@@ -80,9 +106,10 @@ def test_graphs_other_than_the_manifest_says(engine_copy, backend):
         runtime.open_engines(engine_copy, backend)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("engine", ENGINES)
-def test_one_flipped_bit_is_found(engine_copy, engine):
-    path = load_engine_set(engine_copy).path(engine)
+def test_one_flipped_bit_is_found(engine_copy, engine, precision):
+    path = load_engine_set(engine_copy).path(engine, precision)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
@@ -90,14 +117,16 @@ def test_one_flipped_bit_is_found(engine_copy, engine):
         load_engine_set(engine_copy)
 
 
-def test_a_missing_graph_is_named(engine_copy):
-    path = load_engine_set(engine_copy).path(ENGINES[1])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_missing_graph_is_named(engine_copy, precision):
+    path = load_engine_set(engine_copy).path(ENGINES[1], precision)
     path.unlink()
     with pytest.raises(InputError, match=f"{path.name} is missing"):
         load_engine_set(engine_copy)
 
 
-def test_files_outside_the_folder_are_refused(engine_copy):
-    edit(engine_copy, lambda manifest: manifest["engines"][ENGINES[0]].update(file="../elsewhere.onnx"))
+@pytest.mark.parametrize("key", ["engines", "engines_fp16"])
+def test_files_outside_the_folder_are_refused(engine_copy, key):
+    edit(engine_copy, lambda manifest: manifest[key][ENGINES[0]].update(file="../elsewhere.onnx"))
     with pytest.raises(InputError, match="names files outside its folder"):
         load_engine_set(engine_copy)
