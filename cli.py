@@ -147,17 +147,17 @@ def main(context: click.Context) -> None:
 )
 @click.option(
     "--backend",
-    type=click.Choice(["auto", "native", "openvino", "onnxruntime"]),
+    type=click.Choice(["auto", "tensorrt-rtx", "tensorrt", "cuda", "native", "openvino", "onnxruntime"]),
     default="auto",
     show_default=True,
-    help="What runs the engines.",
+    help="What runs the engines; the first three need an NVIDIA card and requirements-gpu.txt.",
 )
 @click.option(
     "--precision",
-    type=click.Choice(["auto", "fp32", "bf16"]),
+    type=click.Choice(["auto", "fp32", "fp16", "bf16"]),
     default="auto",
     show_default=True,
-    help="In which the engines compute.",
+    help="In which the engines compute. auto: fp16 for TensorRT, fp32 otherwise.",
 )
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads of engines and kernels.  [default: all cores]")
 @click.option(
@@ -230,18 +230,49 @@ def _tell(outcome, stages: StageLine, quiet: bool, alone: bool) -> None:
 @click.option("--spacing", type=float, default=1.0, show_default=True, help="Voxel size the network expects, mm.")
 @click.option("--window", type=Numbers(float, 2), help="LOW,HIGH intensity window the network was trained with (CT).")
 @click.option("--notes", type=PATH, help="Markdown to append to the model card.")
+@click.option("--no-fp16", is_flag=True, help="Write graphs in fp32 only; TensorRT then computes in fp32 too.")
 @QUIET
 @one_line_errors
-def export(checkpoint, engine_dir, gate_shape, gate_fixed, gate_moving, spacing, window, notes, quiet) -> None:
+def export(checkpoint, engine_dir, gate_shape, gate_fixed, gate_moving, spacing, window, notes, no_fp16, quiet) -> None:
     """Turn a checkpoint into an engine set.
 
-    The feature extractor and the four flow estimators become ONNX graphs; they are published, in one atomic step, only
-    after whole registrations with them equal those of the PyTorch network (0.01 voxel, same iteration counts).
+    The feature extractor and the four flow estimators become ONNX graphs, in fp32 and in fp16 (for NVIDIA cards). They
+    are published, in one atomic step, only after whole registrations with them equal those of the PyTorch network: in
+    fp32 within 0.01 voxel everywhere and with the same iteration counts, in fp16 within 0.05 voxel on average.
     """
     from export.publish import ExportOptions, export_checkpoint
 
-    options = ExportOptions(gate_shape, gate_fixed, gate_moving, spacing, window, notes)
+    options = ExportOptions(gate_shape, gate_fixed, gate_moving, spacing, window, notes, fp16=not no_fp16)
     export_checkpoint(checkpoint, engine_dir, options, (lambda line: None) if quiet else click.echo)
+
+
+@main.command()
+@ENGINE_DIR
+@click.option("--target", type=click.Choice(["tensorrt-rtx", "tensorrt"]), required=True, help="What shall run them.")
+@click.option("--sm", "sms", metavar="SM[,SM...]", help="Compute capabilities of cards, such as 75,80,86,89,120.")
+@click.option(
+    "--precision",
+    "precisions",
+    type=click.Choice(["fp16", "fp32", "all"]),
+    multiple=True,
+    help="May be repeated.  [default: all for tensorrt-rtx, fp16 for tensorrt]",
+)
+@click.option("--shape", type=Numbers(int, 3), help="One image size I,J,K, instead of --shapes.")
+@click.option("--shapes", help="Smallest, usual and largest.  [default: '16,16,16 160,192,160 256,256,256']")
+@QUIET
+@one_line_errors
+def build(engine_dir, target, sms, precisions, shape, shapes, quiet) -> None:
+    """Build an engine set's plans for NVIDIA cards, beside it in plans/.
+
+    For tensorrt-rtx no card is needed, and a plan serves all of --sm (all there are if not given); tensorrt builds for
+    the card at hand, which takes minutes. `register` and `benchmark` build what is missing themselves.
+    """
+    if shape and shapes:
+        raise click.UsageError("give either --shape or --shapes")
+    from runtime.build import BuildOptions, build_plans, parse_precisions, parse_profile, parse_sms
+
+    options = BuildOptions(target, parse_sms(sms), parse_precisions(precisions), parse_profile(shape or shapes))
+    build_plans(engine_dir, options, (lambda line: None) if quiet else click.echo)
 
 
 @main.command()
@@ -333,10 +364,10 @@ def demo(output, engine_dir, quiet) -> None:
 @click.option("--shapes", help="Time against volume instead: shapes such as '64,64,64 96,96,96', or default.")
 @click.option("--backend", "backends", multiple=True, default=("auto",), show_default=True, help="One, several or all.")
 @click.option("--precision", "precisions", multiple=True, default=("auto",), show_default=True, help="Likewise.")
-@click.option("--against", type=click.Choice(["torch"]), help="Also time the eager PyTorch loop, with equal weights.")
+@click.option("--against", type=click.Choice(["torch"]), help="Also time the eager PyTorch loop, on the same device.")
 @click.option("--schedule", help="As for `register`.  [default: iterstop; with --shapes 1,1,1,1]")
-@click.option("--runs", type=click.IntRange(min=1), default=10, show_default=True, help="Timed rounds.")
-@click.option("--warmup", type=click.IntRange(min=0), default=1, show_default=True, help="Rounds before those.")
+@click.option("--runs", type=click.IntRange(min=1), help="Timed rounds.  [default: 10; on a card 40]")
+@click.option("--warmup", type=click.IntRange(min=0), help="Rounds before those.  [default: 1; on a card 3]")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads of engines and kernels.  [default: all cores]")
 @click.option("--no-files", is_flag=True, help="Leave out whole registrations from file to file.")
 @click.option("--no-start-up", is_flag=True, help="Leave out opening with nothing cached (half a minute of compiling).")
@@ -350,8 +381,11 @@ def benchmark(against, shapes, backends, precisions, no_files, no_start_up, quie
     Nothing is timed before each contender's flow equals the PyTorch definition's (ONNX Runtime's where torch is not
     installed). Contenders run in processes of their own, in turn. --backend and --precision take several names,
     comma-separated or repeated.
+
+    With an engine on a card, --against torch is PyTorch on that card: in fp32 without TF32, and with autocast to fp16
+    and channels-last memory; a PyTorch without CUDA is refused then. A card's times are its own, by events.
     """
-    from export.contender import TorchContender
+    from export.contender import TorchContender, torch_others
     from runtime.benchmark import BenchmarkOptions, parse_names, parse_shapes, run_benchmark
 
     options = BenchmarkOptions(
@@ -363,14 +397,12 @@ def benchmark(against, shapes, backends, precisions, no_files, no_start_up, quie
         files=not no_files,
         start_up=not no_start_up,
     )
-    torch = TorchContender(options.engine_dir, threads)
     if against:
-        torch.require()
+        TorchContender(options.engine_dir, threads).require()
     with StageLine(quiet).shown() as stages:
         run_benchmark(
             options,
-            rivals=(torch,) if against else (),
-            reference=None if torch.missing else torch,
+            others=functools.partial(torch_others, options.engine_dir, threads, bool(against)),
             command=(sys.executable, str(Path(__file__).resolve())),
             echo=(lambda text: None) if quiet else lambda text: stages.print(f"{text}\n"),
             progress=stages,

@@ -6,7 +6,8 @@
         result = runtime.register("fixed.nii.gz", "moving.nii.gz", engines)
         result.save("aligned/")
 
-One fixed scan that serves several moving ones is a `FixedScan`.
+One fixed scan that serves several moving ones is a `FixedScan`; `register_arrays` and `register_many` take images that
+are prepared already, also in a card's memory.
 
 Names are loaded when they are first used, so that importing the package costs next to nothing.
 """
@@ -19,6 +20,8 @@ _HOME = {
     "FixedScan": "runtime.registration",
     "Options": "runtime.options",
     "register": "runtime.registration",
+    "register_arrays": "runtime.registration",
+    "register_many": "runtime.flight",
     "Registration": "runtime.result",
 }
 __all__ = sorted(_HOME)

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from runtime.backends.pair import FixedSide
-from runtime.backends.table import check_precision, choose_backend, choose_precision, load_backend
+from runtime.backends.table import GRAPHS, check_precision, choose_backend, choose_precision, open_backend
 from runtime.geometry.errors import InputError
 from runtime.machine import cores
-from runtime.manifest import EngineSet, load_engine_set
+from runtime.manifest import ENGINES, EngineSet, load_engine_set
+from runtime.stages import Progress, silent
 
 SHIPPED = Path(__file__).resolve().parent.parent / "engines"
 
@@ -26,7 +27,7 @@ class Engines:
         engine_set: the checked set the engines come from.
         backend: name of the pairing that runs.
         reason: why this backend was chosen.
-        precision: "fp32" or "bf16", in which the engines compute.
+        precision: "fp32", "fp16" or "bf16", in which the engines compute.
         threads: CPU threads asked for.
     """
 
@@ -53,7 +54,7 @@ class Engines:
             "precision": self.precision,
             "threads": self.threads,
             "engine_dir": str(self.engine_set.folder),
-            "engines": self.engine_set.hashes,
+            "engines": {name: self.engine_set.graph_hash(name, GRAPHS[self.precision]) for name in ENGINES},
             "weights": self.engine_set.manifest.get("provenance", {}),
         }
 
@@ -73,7 +74,8 @@ class Engines:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.networks.close()
+        with self.fields.threads():
+            self.networks.close()
 
 
 def check_choice(
@@ -92,11 +94,15 @@ def check_choice(
         raise InputError(f"--threads: got {threads}, expected 1 to {cores()}, the cores of this computer")
     check_precision(precision)
     name, _ = choose_backend(backend, engine_set, precision)
-    choose_precision(name, precision)
+    choose_precision(name, precision, engine_set)
 
 
 def open_engines(
-    engine_dir: Path | str = SHIPPED, backend: str = "auto", threads: int | None = None, precision: str = "auto"
+    engine_dir: Path | str = SHIPPED,
+    backend: str = "auto",
+    threads: int | None = None,
+    precision: str = "auto",
+    progress: Progress = silent,
 ) -> Engines:
     """Checks an engine set and opens it.
 
@@ -105,19 +111,23 @@ def open_engines(
         backend: "auto" or a name of `BACKENDS`.
         threads: CPU threads for engines and kernels; None: all cores.
         precision: "auto" or one of `PRECISIONS`.
+        progress: told what takes a while, now or when an image of another size comes: a card's engines are built.
 
     Raises:
         InputError: the set cannot be used, or the backend or precision is not to be had here.
     """
-    return open_set(load_engine_set(engine_dir), backend, threads, precision)
+    return open_set(load_engine_set(engine_dir), backend, threads, precision, progress)
 
 
 def open_set(
-    engine_set: EngineSet, backend: str = "auto", threads: int | None = None, precision: str = "auto"
+    engine_set: EngineSet,
+    backend: str = "auto",
+    threads: int | None = None,
+    precision: str = "auto",
+    progress: Progress = silent,
 ) -> Engines:
     """`open_engines` for a set that is read and checked already."""
     check_choice(engine_set, backend, threads, precision)
-    name, reason, (networks, fields) = load_backend(backend, engine_set, precision)
-    precision, threads = choose_precision(name, precision), threads or cores()
-    opened = networks(engine_set, threads, precision)
-    return Engines(engine_set, name, reason, precision, threads, opened, fields(threads))
+    threads = threads or cores()
+    name, reason, precision, halves = open_backend(backend, engine_set, threads, precision, progress)
+    return Engines(engine_set, name, reason, precision, threads, *halves)

@@ -7,7 +7,7 @@ passes its flows on as opaque objects, so it is the same for every engine and ev
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, SupportsFloat
 
 from runtime.geometry.errors import InputError
 
@@ -30,8 +30,11 @@ class Pair(Protocol):
     def step(self, level: int, flow: Flow) -> Flow:
         """Candidate flow: compose(flow, residual), the residual estimated from the moving features warped by `flow`."""
 
-    def score(self, level: int, flow: Flow) -> float:
-        """Similarity at image size of the fixed and the warped moving image; larger is more alike."""
+    def score(self, level: int, flow: Flow) -> SupportsFloat:
+        """Similarity at image size of the fixed and the warped moving image; larger is more alike.
+
+        What is given may be a number on its way from a device: ``float()`` waits for it, and is called when it decides.
+        """
 
     def upsample(self, flow: Flow) -> Flow:
         """The same displacement on the next finer level's grid."""
@@ -231,7 +234,7 @@ def run(
     pair: Pair,
     schedule: Schedule,
     progress=lambda pass_, level, iteration: None,
-    start: float | None = None,
+    start: SupportsFloat | None = None,
 ) -> Iterations:
     """Register a pair by a schedule.
 
@@ -253,6 +256,7 @@ def run(
         passes.append(traces)
     if similarity is None or schedule.passes > 1:
         similarity = pair.score(LEVELS[-1], total)
+    similarity = float(similarity)
     if not math.isfinite(similarity):
         raise InputError(
             f"similarity: got {similarity} after registration, expected a finite number; "
@@ -262,8 +266,8 @@ def run(
 
 
 def _run_levels(
-    pair: Pair, schedule: Schedule, progress, similarity: float | None
-) -> tuple[Flow, tuple[LevelTrace, ...], float | None]:
+    pair: Pair, schedule: Schedule, progress, similarity: SupportsFloat | None
+) -> tuple[Flow, tuple[LevelTrace, ...], SupportsFloat | None]:
     """All levels once. The similarity known at the end of a level is the start of the next, not computed again."""
     flow, traces = pair.zero(LEVELS[0]), []
     for level in LEVELS:
@@ -290,17 +294,20 @@ def _run_count(pair: Pair, level: int, rule: LevelRule, flow: Flow, similarity, 
 def _run_until(pair: Pair, level: int, rule: LevelRule, flow: Flow, similarity, progress):
     if similarity is None and not rule.first_untested:
         similarity = pair.score(level, flow)
-    decisions, reason = [], "limit"
+    decisions, reason, ahead = [], "limit", None
     for iteration in range(1, rule.limit + 1):
         progress(level, iteration)
-        candidate = pair.step(level, flow)
-        after = pair.score(level, candidate)
-        finite = math.isfinite(after)
+        candidate = pair.step(level, flow) if ahead is None else ahead
+        score = pair.score(level, candidate)
         untested = rule.first_untested and iteration == 1
+        # After a candidate that is kept untested comes another iteration: it is sent while the score travels.
+        ahead = pair.step(level, candidate) if untested and rule.limit > 1 else None
+        after, before = float(score), None if untested else float(similarity)
+        finite = math.isfinite(after)
         # Anything finite is better than a start whose similarity is not.
-        passed = finite and (untested or not math.isfinite(similarity) or after - similarity >= rule.delta)
+        passed = finite and (untested or not math.isfinite(before) or after - before >= rule.delta)
         kept = passed or (finite and rule.keep_failing)
-        decisions.append(Decision(iteration, None if untested else similarity, after, rule.delta, passed, kept))
+        decisions.append(Decision(iteration, before, after, rule.delta, passed, kept))
         if kept:
             flow, similarity = candidate, after
         if not passed:

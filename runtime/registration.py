@@ -20,7 +20,7 @@ from runtime.result import Registration, WorkingImages
 from runtime.stages import Progress, Stages, silent
 from runtime.start import start_kernels
 
-__all__ = ["FixedScan", "Options", "Registration", "WorkingImages", "check_images", "register", "register_arrays"]
+__all__ = ["FixedScan", "Options", "Registration", "WorkingImages", "register", "register_arrays"]
 
 Array = np.ndarray
 Scan = Path | str | Volume
@@ -169,12 +169,14 @@ class FixedScan:
         )
 
     def _loop(self, ready: Prepared, stage: Stages, last: bool) -> "_Loop":
-        check_images(ready.fixed, ready.moving, self._engines.engine_set.size_multiple)
+        engines = self._engines
+        _check_shapes(ready.fixed.shape, ready.moving.shape, engines.engine_set.size_multiple)
         return_freed_memory()  # the loop needs most
         with stage("encode", tell=False):
-            side = self._side or self._engines.fixed_side(ready.fixed, self.options.similarity)
+            side = self._side or engines.fixed_side(on_device(engines, ready.fixed, "fixed"), self.options.similarity)
+            moving = on_device(engines, ready.moving, "moving")
         self._side = None if last else side
-        return _run(self._engines, side, ready.moving, self.schedule, stage)
+        return _run(engines, side, moving, self.schedule, stage)
 
 
 def register(
@@ -206,38 +208,66 @@ def register(
 
 
 def register_arrays(
-    engines: Engines, fixed: Array, moving: Array, schedule: iterstop.Schedule, similarity: str = "ncc"
+    engines: Engines,
+    fixed: Array,
+    moving: Array,
+    schedule: iterstop.Schedule | None = None,
+    similarity: str = "ncc",
 ) -> iterstop.Iterations:
     """The loop alone, on two images (I, J, K), float32 in [0, 1], on one grid whose sizes are multiples of 8.
 
+    On a card, images may lie there already, in arrays of torch, cupy, numba or pycuda (``__cuda_array_interface__`` or
+    DLPack); they are read where they are.
+
+    Args:
+        engines: from `runtime.open_engines`.
+        fixed, moving: the images.
+        schedule: None: the engine set's own, IterStop.
+        similarity: what it watches.
+
     Returns:
-        Iterations whose flow is a host array (3, I, J, K) in voxels.
+        Iterations whose flow is (3, I, J, K) in voxels: a host array, or where both images came from the card's memory
+        an array there that those libraries read without a copy.
 
     Raises:
         InputError: shapes, intensities or a result that is not finite.
     """
-    check_images(fixed, moving, engines.engine_set.size_multiple)
+    _check_shapes(tuple(fixed.shape), tuple(moving.shape), engines.engine_set.size_multiple)
+    schedule = schedule or Options(similarity=similarity).resolved(engines.engine_set).build_schedule()
     with engines.running():
-        return _run(engines, engines.fixed_side(fixed, similarity), moving, schedule, Stages()).found
+        there = engines.networks.device != "cpu" and not any(isinstance(image, np.ndarray) for image in (fixed, moving))
+        fixed, moving = on_device(engines, fixed, "fixed"), on_device(engines, moving, "moving")
+        side = engines.fixed_side(fixed, similarity)
+        if not there:
+            return _run(engines, side, moving, schedule, Stages()).found
+        found = iterstop.run(side.pair(moving), schedule)
+        _check_flow(engines, found.flow)
+        return replace(found, flow=found.flow.moveaxis(-1, 0))
 
 
-def check_images(fixed: Array, moving: Array, multiple: int) -> None:
-    """Refuses images the loop cannot take: shapes, not finite, constant, outside [0, 1]."""
-    if fixed.shape != moving.shape or fixed.ndim != 3 or any(size % multiple or size == 0 for size in fixed.shape):
+def _check_shapes(fixed: tuple[int, ...], moving: tuple[int, ...], multiple: int) -> None:
+    if fixed != moving or len(fixed) != 3 or any(size % multiple or size == 0 for size in fixed):
+        raise InputError(f"images: got shapes {fixed} and {moving}, expected one (I, J, K), multiples of {multiple}")
+
+
+def on_device(engines: Engines, image: Array, name: str) -> Array:
+    """An image where the engines' field operations work.
+
+    Raises:
+        InputError: it is not finite, constant, or outside [0, 1]; "fixed" or "moving", `name`, is in the line.
+    """
+    image = engines.fields.to_device(image)
+    low, high = engines.fields.extremes(image)
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise InputError(f"{name} image: has NaN or Inf, expected intensities in [0, 1]; repair it first")
+    if low == high:
         raise InputError(
-            f"images: got shapes {fixed.shape} and {moving.shape}, expected one (I, J, K), multiples of {multiple}"
+            f"{name} image: is constant ({low:g}) where it meets the fixed image's foreground; "
+            "check that the two scans overlap (--affine auto aligns their centres)"
         )
-    for name, image in (("fixed", fixed), ("moving", moving)):
-        low, high = float(image.min()), float(image.max())
-        if not (np.isfinite(low) and np.isfinite(high)):
-            raise InputError(f"{name} image: has NaN or Inf, expected intensities in [0, 1]; repair it first")
-        if low == high:
-            raise InputError(
-                f"{name} image: is constant ({low:g}) where it meets the fixed image's foreground; "
-                "check that the two scans overlap (--affine auto aligns their centres)"
-            )
-        if low < 0 or high > 1:
-            raise InputError(f"{name} image: got intensities {low:g} to {high:g}, expected [0, 1]; normalise it first")
+    if low < 0 or high > 1:
+        raise InputError(f"{name} image: got intensities {low:g} to {high:g}, expected [0, 1]; normalise it first")
+    return image
 
 
 @dataclass(frozen=True)
@@ -253,7 +283,6 @@ class _Loop:
 def _run(engines: Engines, side, moving: Array, schedule: iterstop.Schedule, stage: Stages) -> _Loop:
     fields, finest = engines.fields, iterstop.LEVELS[-1]
     with stage("encode"):
-        moving = fields.to_device(moving)
         pair = side.pair(moving)
         before = pair.score(finest, pair.zero(finest))
 
@@ -263,13 +292,15 @@ def _run(engines: Engines, side, moving: Array, schedule: iterstop.Schedule, sta
     with stage("iterate"):
         found = iterstop.run(pair, schedule, progress, before)
     with stage("finish"):
-        warped = fields.to_host(fields.warp(moving, found.flow)[..., None])[0]
+        warped = fields.to_host(fields.warp(moving, found.flow))
+        _check_flow(engines, found.flow)
         flow, folded_share = fields.to_host(found.flow), fields.folded_share(found.flow)
-        if not np.isfinite(flow.sum(dtype=np.float64)):  # NaN and Inf survive a sum
-            raise InputError(
-                "flow: the engines gave NaN or Inf for these images; check both scans; nothing was written"
-            )
-    return _Loop(replace(found, flow=flow), before, warped, folded_share)
+    return _Loop(replace(found, flow=flow), float(before), warped, folded_share)
+
+
+def _check_flow(engines: Engines, flow: Array) -> None:
+    if not np.isfinite(engines.fields.extremes(flow)).all():
+        raise InputError("flow: the engines gave NaN or Inf for these images; check both scans; nothing was written")
 
 
 def _iteration_name(schedule: iterstop.Schedule, number: int, level: int, iteration: int) -> str:

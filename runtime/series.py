@@ -50,8 +50,8 @@ class EngineChoice:
         """Refuses what can be refused before any work; see `runtime.engines.check_choice`."""
         check_choice(engine_set, self.backend, self.threads, self.precision)
 
-    def open(self, engine_set: EngineSet) -> Engines:
-        return open_set(engine_set, self.backend, self.threads, self.precision)
+    def open(self, engine_set: EngineSet, progress: Progress = silent) -> Engines:
+        return open_set(engine_set, self.backend, self.threads, self.precision, progress)
 
 
 def plan_tasks(output: Path, moving: Sequence[Path], labels: Sequence[Path] = ()) -> tuple[Task, ...]:
@@ -127,7 +127,7 @@ def register_files(
         scan, first = reading.scan(fixed, "--fixed"), reading.moving(tasks[0].moving, tasks[0].labels)
         start_kernels(Stages(progress), alone=True)
         progress("open engines")
-        with engines.open(engine_set) as opened:
+        with engines.open(engine_set, progress) as opened:
             onto = FixedScan(scan, opened, options, progress)
             yield from _each(onto, _ahead(reading, first, tasks), jobs, overwrite, progress)
 

@@ -7,6 +7,14 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
+@pytest.fixture(scope="session", autouse=True)
+def card_of_this_computer():
+    """Looked for before any test makes the stand-in of tests/host_card the driver of this process."""
+    from runtime.cuda.card import find_card
+
+    return find_card()
+
+
 @pytest.fixture(scope="session")
 def shipped() -> Path:
     """The engine set that ships with the project."""

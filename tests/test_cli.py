@@ -13,7 +13,7 @@ from runtime.report import output_names
 from tests import scans
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMANDS = ("register", "export", "train", "demo", "benchmark")
+COMMANDS = ("register", "export", "build", "train", "demo", "benchmark")
 
 
 def run(*arguments):
@@ -102,7 +102,7 @@ def test_a_result_is_kept_unless_overwrite_is_given(register, tmp_path):
         (("--delta", "0.1,0.2"), "expected 1 or 4"),
         (("--max-iterations", "0"), "max-iterations: got 0, expected at least 1"),
         (("--similarity", "mi"), "'mi' is not one of"),
-        (("--backend", "cuda"), "'cuda' is not one of"),
+        (("--backend", "cudnn"), "'cudnn' is not one of"),
         (("--threads", "0"), "0 is not in the range"),
         (("--affine", "start.txt"), "--affine: got 'start.txt', expected auto, none or an existing 4x4 text file"),
         (("--delta", "-1"), "--delta: got -1.0, expected 0 or more"),
@@ -114,7 +114,7 @@ def test_a_result_is_kept_unless_overwrite_is_given(register, tmp_path):
         (("--moving-labels", "nowhere.nii"), "--moving-labels: nowhere.nii does not exist"),
         (("--moving-labels", "a.nii", "--moving-labels", "b.nii"), "--moving-labels: got 2 label maps for 1 moving"),
         (("--precision", "fp8"), "'fp8' is not one of"),
-        (("--backend", "onnxruntime", "--precision", "bf16"), "--precision: onnxruntime computes in fp32, not in bf16"),
+        (("--backend", "onnxruntime", "--precision", "bf16"), "onnxruntime computes in fp32, fp16, not in bf16"),
         (("--window", "300"), "expected 2 comma-separated float value"),
     ],
 )

@@ -24,14 +24,14 @@ def device():
 
 
 @pytest.fixture
-def stand_in(device):
+def stand_in(device, monkeypatch):
     """The stand-in's controls; what a test sets is undone."""
+    card.seen(monkeypatch)
     library = card.stand_in()
     yield library
     library.host_card_set_memory(FREE_BYTES)
     library.host_card_set_devices(1)
     library.host_card_set_failing(0)
-    find_card.cache_clear()
 
 
 def counting(shape=(2, 3, 4), dtype=np.float32):
@@ -180,14 +180,13 @@ class TestWhatIsSaid:
             device.driver.synchronize()
 
     def test_the_card_is_found_without_packages(self, stand_in):
-        assert find_card() == Card("stand-in on the host", (8, 9), FREE_BYTES, (13, 0))
+        assert find_card.__wrapped__() == Card("stand-in on the host", (8, 9), FREE_BYTES, (13, 0))
 
     def test_no_card(self, stand_in):
         from runtime.cuda.open_device import open_device
 
         stand_in.host_card_set_devices(0)
-        find_card.cache_clear()
-        assert find_card() == "the NVIDIA driver finds no usable card (CUDA_ERROR_NO_DEVICE)"
+        assert find_card.__wrapped__() == "the NVIDIA driver finds no usable card (CUDA_ERROR_NO_DEVICE)"
         with pytest.raises(NotHere, match="--backend: needs an NVIDIA card, but the NVIDIA driver finds no"):
             open_device()
 
@@ -202,7 +201,7 @@ class TestWhatIsSaid:
         with pytest.raises(NotHere, match=re.escape("--backend: device 0 cannot be used through cuda-python (CUDA: ")):
             CudaPythonDriver()
 
-    def test_the_library_that_drives_it_can_be_chosen(self, device, monkeypatch):
+    def test_the_library_that_drives_it_can_be_chosen(self, stand_in, monkeypatch):
         from runtime.cuda import open_device
 
         monkeypatch.setenv(open_device.VARIABLE, "cuda-python")

@@ -1,5 +1,7 @@
 """Every networks half against the PyTorch network: same features, same residuals, any size, any order."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -11,9 +13,10 @@ from runtime.machine import processor_features
 from runtime.manifest import load_engine_set
 
 SHAPES = [(16, 24, 32), (24, 16, 40), (48, 40, 16)]
-IMPLEMENTATIONS = [(name, precision) for name, backend in BACKENDS.items() for precision in backend.precisions]
-# bf16 keeps 8 bits of a number; five convolutions add up to a few of its steps.
-TOLERANCE = {"fp32": 2e-5, "bf16": 5e-2}
+HERE = {name: backend for name, backend in BACKENDS.items() if not backend.card}  # those on a card: test_networks_*.py
+IMPLEMENTATIONS = [(name, precision) for name, backend in HERE.items() for precision in backend.precisions]
+# bf16 keeps 8 bits of a number, fp16 11; five convolutions add up to a few of their steps.
+TOLERANCE = {"fp32": 2e-5, "fp16": 5e-3, "bf16": 5e-2}
 
 
 def opened(folder, name: str, precision: str = "fp32"):
@@ -125,11 +128,58 @@ def test_a_value_that_is_not_finite_is_not_taken_for_background(networks):
 
 
 def test_close(engine_dir):
-    for name, backend in BACKENDS.items():
+    for name, backend in HERE.items():
         networks = opened(engine_dir, name, backend.precisions[0])
         assert not networks.closed
         networks.close()
         assert networks.closed
+
+
+def to_fp16(tensor):
+    return tensor.half().float()
+
+
+def rounded_copy(module):
+    """The same with weights rounded to fp16, kept in float32."""
+    return copy.deepcopy(module).half().float()
+
+
+class TestRounding:
+    """fp16 on the CPU rounds what every node gives, which is what the parity gate is there to see.
+
+    The judge computes in float32 on rounded weights and rounds after every layer. Where a sum lies just between two
+    fp16 numbers, another order of summation gives the other one; so a few numbers differ by a step, not most of them.
+    """
+
+    def test_features(self, engine_dir, network):
+        image = np.random.default_rng(0).random((24, 32, 40), np.float32)
+        found, exact = opened(engine_dir, "onnxruntime", "fp16").features(image), encoded(network, image)
+        half, x = rounded_copy(network.extractor), to_fp16(torch.from_numpy(image))[None, None]
+        with torch.inference_mode():
+            for level, convolution in enumerate(half.convolutions, start=1):
+                x = to_fp16(convolution(x if level == 1 else to_fp16(torch.nn.functional.avg_pool3d(x, 2))))
+                x = to_fp16(torch.nn.functional.leaky_relu(x, 0.1))
+                assert (found[level] == last_axis(x)).mean() > 0.9
+                assert (found[level] == to_fp16(torch.from_numpy(exact[level])).numpy()).mean() < 0.9
+
+    @pytest.mark.parametrize("level", LEVELS)
+    def test_residual(self, engine_dir, network, level):
+        from export.graphs import FoldedEstimator
+
+        channels = 2 * network.config.feature_channels[level]
+        features = np.random.default_rng(level).random((12, 16, 20, channels), np.float32)
+        networks = opened(engine_dir, "onnxruntime", "fp16")
+        found = networks.residual(level, filled(networks, level, features))
+        half = rounded_copy(FoldedEstimator(network.estimators[str(level)]))
+        x = to_fp16(torch.from_numpy(features)).movedim(-1, 0)[None]
+        with torch.inference_mode():
+            for convolution in half.activated:
+                x = to_fp16(torch.nn.functional.leaky_relu(to_fp16(convolution(x)), 0.1))
+            for convolution in half.linear:
+                x = to_fp16(convolution(x))
+        np.testing.assert_array_equal(found, found.astype(np.float16))
+        assert (found == last_axis(x)).mean() > 0.5
+        assert np.abs(found - last_axis(x)).max() <= 1e-3 * np.abs(last_axis(x)).max()
 
 
 class TestOpenVino:
@@ -183,6 +233,10 @@ class TestOpenVino:
 
 class TestChoice:
     """`auto` takes the first backend that can do what is asked for, and says why not the others."""
+
+    @pytest.fixture(autouse=True)
+    def no_card(self, monkeypatch):
+        monkeypatch.setattr("runtime.backends.table.find_card", lambda: "this computer has no NVIDIA driver")
 
     def test_native_with_avx512_and_openvino_without(self, engines, monkeypatch):
         from runtime.backends import table
@@ -253,9 +307,9 @@ class TestChoice:
     @pytest.mark.parametrize(
         "backend, precision, message",
         [
-            ("auto", "fp8", "--precision: got 'fp8', expected auto or one of fp32, bf16"),
+            ("auto", "fp8", "--precision: got 'fp8', expected auto or one of fp32, fp16, bf16"),
             ("native", "bf16", "--precision: native computes in fp32, not in bf16; use --backend openvino"),
-            ("cudnn", "fp32", "--backend: got 'cudnn', expected auto or one of native, openvino, onnxruntime"),
+            ("cudnn", "fp32", "--backend: got 'cudnn', expected auto or one of .*native, openvino, onnxruntime"),
         ],
     )
     def test_what_cannot_be_had_is_one_line(self, engine_dir, backend, precision, message):

@@ -273,7 +273,7 @@ def test_what_cannot_be_opened_is_refused(engine_dir):
     for arguments, message in (
         ({"backend": "tpu"}, "--backend: got 'tpu', expected auto or one of"),
         ({"precision": "fp8"}, "--precision: got 'fp8', expected auto or one of"),
-        ({"backend": "onnxruntime", "precision": "bf16"}, "--precision: onnxruntime computes in fp32, not in bf16"),
+        ({"backend": "onnxruntime", "precision": "bf16"}, "onnxruntime computes in fp32, fp16, not in bf16"),
         ({"threads": 0}, "--threads: got 0, expected 1 to"),
         ({"threads": 100_000}, "--threads: got 100000, expected 1 to"),
     ):

@@ -1,10 +1,11 @@
 """The verbs of the coarse-to-fine loop, made of a networks half and a fields half: one class for every engine.
 
-Between the halves everything is float32, channels-last: image (I, J, K), feature maps (I, J, K, C), flow (I, J, K, 3).
-An interpolated place then reads its channels in one piece, and the warped ones go straight where the engine reads them.
+Between the halves everything is channels-last: image (I, J, K), feature maps (I, J, K, C), flow (I, J, K, 3). An
+interpolated place then reads its channels in one piece, and the warped ones go straight where the engine reads them.
+On the host all is float32; on a card, features are of the engines' precision, images and flows float32.
 """
 
-from typing import Any, Protocol
+from typing import Any, Protocol, SupportsFloat
 
 Array = Any
 Shape = tuple[int, int, int]
@@ -16,7 +17,7 @@ class Networks(Protocol):
     Attributes:
         library, version: what runs the engines.
         device: "cpu" or a card's name.
-        precision: "fp32" or "bf16", in which the engines compute; arrays are float32 in either.
+        precision: "fp32", "fp16" or "bf16", in which the engines compute.
         closed: whether `close` was called.
     """
 
@@ -58,9 +59,10 @@ class Fields(Protocol):
     def compose(self, flow: Array, residual: Array) -> Array: ...
     def upsample(self, flow: Array, scale: int = 2) -> Array: ...
     def folded_share(self, flow: Array) -> float: ...
+    def extremes(self, image: Array) -> tuple[float, float]: ...
     def scorer(self, fixed: Array, similarity: str) -> Any: ...
     def to_device(self, array: Array) -> Array: ...
-    def to_host(self, flow: Array) -> Array: ...
+    def to_host(self, array: Array) -> Array: ...
 
 
 class FixedSide:
@@ -96,7 +98,7 @@ class EnginePair:
         features = self._fields.warp_into(self._fixed_side.inputs[level], self._features[level], flow)
         return self._fields.compose(flow, self._networks.residual(level, features))
 
-    def score(self, level: int, flow: Array) -> float:
+    def score(self, level: int, flow: Array) -> SupportsFloat:
         return self._fixed_side.scorer(self._moving, flow)
 
     def upsample(self, flow: Array) -> Array:

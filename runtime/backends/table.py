@@ -1,18 +1,23 @@
 """The one table that pairs the library that runs engines with the field operations beside it."""
 
 import importlib
+import importlib.metadata
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from runtime.geometry.errors import InputError, first_line
+from runtime.cuda.card import find_card
+from runtime.geometry.errors import InputError, NotHere, first_line
 from runtime.machine import processor_features
 from runtime.manifest import EngineSet
 
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = ("fp32", "fp16", "bf16")
+GRAPHS = {"fp32": "fp32", "fp16": "fp16", "bf16": "fp32"}  # of which precision the graphs are; some round on their own
 ARGUMENT = "--backend: "
 NUMBA_FIELDS = "runtime.backends.fields_numba:NumbaFields"
+CUDA_FIELDS = "runtime.backends.fields_cuda:CudaFields"
+GPU_REQUIREMENTS = "pip install -r requirements-gpu.txt"
 
 
 @dataclass(frozen=True)
@@ -21,9 +26,11 @@ class Backend:
 
     Attributes:
         networks, fields: "module:class", imported only when the backend is opened.
-        precisions: in which its engines can compute.
+        precisions: in which its engines can compute; `auto` takes the first one that the engine set has graphs for.
         library: the importable package it needs.
         install: how a user gets it.
+        card: whether it works on an NVIDIA card. Its networks then take a device where others take threads.
+        distribution: the name under which `library` must be installed; None: any.
         auto_with: the instruction set (LLVM's name) with which `auto` takes it; None: any.
         channels: of level 1 that an engine set must have; None: any.
     """
@@ -33,36 +40,76 @@ class Backend:
     precisions: tuple[str, ...]
     library: str
     install: str
+    card: bool = False
+    distribution: str | None = None
     auto_with: str | None = None
     channels: int | None = None
 
     @property
     def available(self) -> bool:
+        """Whether what it needs is installed; nothing is imported for the answer."""
+        if self.distribution and not _is_installed(self.distribution):
+            return False
         return importlib.util.find_spec(self.library) is not None
+
+    @property
+    def missing(self) -> str | None:
+        """Why it is not to be had here: a card or a package; None where both are there."""
+        if self.card and isinstance(reason := find_card(), str):
+            return reason
+        return None if self.available else f"{self.distribution or self.library} is not installed"
 
     def load(self) -> tuple[Any, Any]:
         """The classes of both halves, imported now.
 
         Raises:
-            InputError: a library is installed but cannot be imported, for want of another one for instance.
+            NotHere: a library is installed but cannot be imported, for want of another one for instance.
         """
         try:
             return _load(self.networks), _load(self.fields)
         except (ImportError, OSError) as error:
-            raise InputError(
+            raise NotHere(
                 f"{ARGUMENT}{self.library} or what it needs cannot be imported ({first_line(error)}), install it again"
             ) from None
+
+    def open(
+        self, engine_set: EngineSet, threads: int, precision: str, tell: Callable[[str], None]
+    ) -> tuple[Any, Any]:
+        """Networks and field operations, ready to run.
+
+        Args:
+            engine_set: a checked set.
+            threads: of the processor; a card's backend has no use for them.
+            precision: one of `precisions`.
+            tell: told, in a line, what takes a while.
+
+        Raises:
+            NotHere: what it needs is not to be had on this computer.
+            InputError: the set cannot be opened.
+        """
+        networks, fields = self.load()
+        if not self.card:
+            return networks(engine_set, threads, precision), fields(threads)
+        from runtime.cuda.open_device import open_device
+
+        device = open_device()
+        with device.current():
+            return networks(engine_set, device, precision, tell), fields(device)
 
     def unfit(self, engine_set: EngineSet) -> str | None:
         """Why it cannot run this set; None where it can."""
         if self.channels not in (None, engine_set.channels[1]):
             return f"runs networks with {self.channels} channels at level 1, this one has {engine_set.channels[1]}"
+        if not self.offered(engine_set):
+            return f"computes in {', '.join(self.precisions)}, and this set has no such graphs (export it again)"
         return None
 
+    def offered(self, engine_set: EngineSet) -> list[str]:
+        """Precisions in which it can run this set."""
+        return [precision for precision in self.precisions if GRAPHS[precision] in engine_set.precisions]
+
     def passed_by(self, engine_set: EngineSet, precision: str) -> str | None:
-        """Why `auto` does not take it; None where it does."""
-        if not self.available:
-            return f"{self.library} is not installed"
+        """Why `auto` does not take it, although it is to be had; None where it does."""
         if precision not in ("auto", *self.precisions):
             return f"has no {precision}"
         if self.auto_with and self.auto_with not in processor_features():
@@ -70,8 +117,33 @@ class Backend:
         return self.unfit(engine_set)
 
 
-# In the order `auto` prefers them (docs/decisions/0006-cpu-backends.md).
+# In the order `auto` prefers them (docs/decisions/0006-cpu-backends.md, 0007-the-loop-on-a-card.md).
 BACKENDS = {
+    "tensorrt-rtx": Backend(
+        networks="runtime.backends.networks_tensorrt:TensorRtRtxNetworks",
+        fields=CUDA_FIELDS,
+        precisions=("fp16", "fp32"),
+        library="tensorrt_rtx",
+        install=GPU_REQUIREMENTS,
+        card=True,
+    ),
+    "tensorrt": Backend(
+        networks="runtime.backends.networks_tensorrt:TensorRtNetworks",
+        fields=CUDA_FIELDS,
+        precisions=("fp16", "fp32"),
+        library="tensorrt",
+        install="pip install tensorrt --extra-index-url https://pypi.nvidia.com",
+        card=True,
+    ),
+    "cuda": Backend(
+        networks="runtime.backends.networks_cuda:CudaOnnxRuntimeNetworks",
+        fields=CUDA_FIELDS,
+        precisions=("fp32", "fp16"),
+        library="onnxruntime",
+        install="pip uninstall onnxruntime, then pip install onnxruntime-gpu",
+        card=True,
+        distribution="onnxruntime-gpu",
+    ),
     "native": Backend(
         networks="runtime.backends.networks_native:NativeNetworks",
         fields=NUMBA_FIELDS,
@@ -91,26 +163,36 @@ BACKENDS = {
     "onnxruntime": Backend(
         networks="runtime.backends.networks_onnxruntime:OnnxRuntimeNetworks",
         fields=NUMBA_FIELDS,
-        precisions=("fp32",),
+        precisions=("fp32", "fp16"),
         library="onnxruntime",
         install="pip install onnxruntime",
     ),
 }
 
 
-def load_backend(
-    name: str, engine_set: EngineSet, precision: str = "auto"
-) -> tuple[str, str, tuple[type[Any], type[Any]]]:
-    """`choose_backend`, and the classes of both halves; from a backend that cannot be imported `auto` goes on.
+def open_backend(
+    name: str, engine_set: EngineSet, threads: int, precision: str, tell: Callable[[str], None]
+) -> tuple[str, str, str, tuple[Any, Any]]:
+    """Opens the backend asked for; of `auto`, the first that opens.
 
-    Args and errors as there; InputError also where the one asked for cannot be imported.
+    Args:
+        name: "auto" or one of `BACKENDS`.
+        engine_set, threads, tell: as for `Backend.open`.
+        precision: "auto" or one of `PRECISIONS`.
+
+    Returns:
+        The backend's name, why it was chosen, the precision, and both halves, networks and field operations.
+
+    Raises:
+        InputError: as `choose_backend`, `choose_precision` and `Backend.open`.
     """
     broken: dict[str, str] = {}
     while True:
         chosen, reason = choose_backend(name, engine_set, precision, broken)
+        found = choose_precision(chosen, precision, engine_set)
         try:
-            return chosen, reason, BACKENDS[chosen].load()
-        except InputError as error:
+            return chosen, reason, found, BACKENDS[chosen].open(engine_set, threads, found, tell)
+        except NotHere as error:
             if name != "auto":
                 raise
             broken[chosen] = str(error).removeprefix(ARGUMENT)
@@ -128,46 +210,65 @@ def choose_backend(
         broken: backends `auto` shall not take, and why.
 
     Raises:
-        InputError: an unknown name, the library it needs is not installed, or it cannot run this set.
+        InputError: an unknown name, what it needs is not there, or it cannot run this set.
     """
     if name == "auto":
         return _first_fit(engine_set, precision, broken or {})
     if name not in BACKENDS:
         raise InputError(f"--backend: got {name!r}, expected auto or one of {', '.join(BACKENDS)}")
     backend = BACKENDS[name]
+    if backend.card and isinstance(reason := find_card(), str):
+        raise NotHere(f"--backend: {name} needs an NVIDIA card, but {reason}; use --backend auto")
     if not backend.available:
-        raise InputError(f"--backend: {name} needs the package {backend.library}; {backend.install}")
+        raise NotHere(
+            f"--backend: {name} needs the package {backend.distribution or backend.library}; {backend.install}"
+        )
     if reason := backend.unfit(engine_set):
         raise InputError(f"--backend: {name} {reason}; use --backend auto")
     return name, "asked for"
 
 
 def _first_fit(engine_set: EngineSet, precision: str, broken: Mapping[str, str]) -> tuple[str, str]:
-    reasons = []
+    reasons: dict[tuple[str, str], list[str]] = {}  # what is said of which, and why
     for name, backend in BACKENDS.items():
-        reason = broken.get(name) or backend.passed_by(engine_set, precision)
-        if reason is None:
-            return name, f"auto: {'; '.join(reasons) or 'the fastest here'}"
-        reasons.append(f"not {name}, {reason}" if backend.available else f"no {name}, {reason}")
-    remedy = next(backend.install for backend in BACKENDS.values() if precision in ("auto", *backend.precisions))
-    raise InputError(f"--backend: got auto, but nothing here can run these engines ({'; '.join(reasons)}); {remedy}")
+        if missing := backend.missing:
+            reasons.setdefault(("no", missing), []).append(name)
+        elif reason := broken.get(name) or backend.passed_by(engine_set, precision):
+            reasons.setdefault(("not", reason), []).append(name)
+        else:
+            return name, f"auto: {_told(reasons) or 'the fastest here'}"
+    remedy = next(backend.install for backend in BACKENDS.values() if not backend.card)
+    raise InputError(f"--backend: got auto, but nothing here can run these engines ({_told(reasons)}); {remedy}")
 
 
-def choose_precision(backend: str, precision: str) -> str:
-    """The precision to compute in; whether the processor can is checked by the networks.
+def _told(reasons: Mapping[tuple[str, str], list[str]]) -> str:
+    return "; ".join(f"{word} {_listed(names)}, {reason}" for (word, reason), names in reasons.items())
+
+
+def _listed(names: list[str]) -> str:
+    return " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def choose_precision(backend: str, precision: str, engine_set: EngineSet) -> str:
+    """The precision to compute in; whether processor or card can is checked by the networks.
 
     Raises:
-        InputError: an unknown precision, or one this backend does not have.
+        InputError: an unknown precision, or one this backend, or this set for it, does not have.
     """
-    offered = BACKENDS[backend].precisions
+    check_precision(precision)
+    precisions, offered = BACKENDS[backend].precisions, BACKENDS[backend].offered(engine_set)
     if precision == "auto":
         return offered[0]
-    check_precision(precision)
-    if precision not in offered:
+    if precision not in precisions:
         others = [name for name, other in BACKENDS.items() if precision in other.precisions]
         raise InputError(
-            f"--precision: {backend} computes in {', '.join(offered)}, not in {precision}; "
-            f"use --backend {' or '.join(others)} or --precision {offered[0]}"
+            f"--precision: {backend} computes in {', '.join(precisions)}, not in {precision}; "
+            f"use --backend {' or '.join(others)} or --precision {precisions[0]}"
+        )
+    if precision not in offered:
+        raise InputError(
+            f"--precision: the set in {engine_set.folder} has no {GRAPHS[precision]} graphs; export it again "
+            f"(python cli.py export --checkpoint best.pt), or use --precision {offered[0]}"
         )
     return precision
 
@@ -176,6 +277,13 @@ def check_precision(precision: str) -> None:
     """Refuses a word that is no precision."""
     if precision not in ("auto", *PRECISIONS):
         raise InputError(f"--precision: got {precision!r}, expected auto or one of {', '.join(PRECISIONS)}")
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        return bool(importlib.metadata.version(distribution))
+    except importlib.metadata.PackageNotFoundError:
+        return False
 
 
 def _load(place: str) -> Any:

@@ -19,6 +19,7 @@ from runtime.geometry.errors import InputError, NotHere
 
 THREADS = 256  # of a block, for every kernel
 MOST_BLOCKS = 1 << 20  # of a launch; kernels step through what is left
+ALIGNMENT = 256  # bytes, that engine libraries take for granted
 ROUND = 512  # bytes; sizes asked of the driver are multiples of it
 SLOT_BYTES, SLOTS = 64, 256  # of the memory through which a few numbers reach the host
 GIGABYTE = 1e9
@@ -314,6 +315,14 @@ class Device:
             raise ValueError(f"cannot download an array with gaps: shape {array.shape}, strides {array.strides}")
         self.driver.download(memory.ctypes.data, array.pointer, memory.nbytes)
         return found
+
+    def aligned(self, array: DeviceArray) -> DeviceArray:
+        """A contiguous array where engines may read it in wide loads: itself, or perhaps a copy of a foreign one."""
+        if array.pointer % ALIGNMENT == 0:
+            return array
+        copy = self.empty(array.shape, array.dtype)
+        self.driver.copy(copy.pointer, array.pointer, array.nbytes)
+        return copy
 
     def wrap(self, array: Any) -> DeviceArray:
         """Another library's array of this device, without a copy. What its stream holds so far is waited for.
