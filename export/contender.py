@@ -9,25 +9,45 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from runtime.benchmark.contenders import Others
 from runtime.benchmark.timing import HostClock, Recorder
-from runtime.geometry.errors import InputError
+from runtime.geometry.errors import InputError, NotHere
 from runtime.machine import cores
 from runtime.manifest import load_engine_set
+from runtime.stages import Progress, silent
 
 if TYPE_CHECKING:
     from export.reference import TorchPair
 
 PACKAGES = ("torch", "onnx")
+MODES = {"fp32": "fp32", "autocast": "fp16"}  # and the precision of the convolutions
 
 
 @dataclass(frozen=True)
 class TorchContender:
-    """Eager PyTorch in fp32 on the CPU, with the network that an engine set was exported from."""
+    """Eager PyTorch with the network that an engine set was exported from.
+
+    Attributes:
+        engine_dir: the engine set.
+        threads: of the CPU; None: all cores.
+        device: "cpu" or "cuda".
+        mode: "fp32", with TF32 off; or "autocast": convolutions in fp16 on channels-last memory, what is between them
+            in fp32. cuDNN may choose its fastest convolutions in either.
+    """
 
     engine_dir: Path
     threads: int | None = None
-    name: str = "torch fp32"
-    words: str = "the eager PyTorch definition with the engine set's weights"
+    device: str = "cpu"
+    mode: str = "fp32"
+
+    @property
+    def name(self) -> str:
+        return f"torch {self.mode}" if self.device == "cpu" else f"torch {self.mode} {self.device}"
+
+    @property
+    def words(self) -> str:
+        place = "" if self.device == "cpu" else ", on the card"
+        return f"the eager PyTorch definition with the engine set's weights{place}"
 
     @property
     def missing(self) -> list[str]:
@@ -44,28 +64,69 @@ class TorchContender:
                 f"--against: torch needs {' and '.join(self.missing)}, not installed; pip install -r requirements.txt"
             )
 
-    def open(self) -> "TorchRunner":
-        return TorchRunner(self.engine_dir, self.threads or cores())
+    def open(self, tell: Progress = silent) -> "TorchRunner":
+        """
+        Raises:
+            NotHere: PyTorch sees no CUDA device where one is wanted.
+        """
+        return TorchRunner(self)
+
+
+def torch_others(engine_dir: Path, threads: int | None, timed: bool, on_card: bool) -> Others:
+    """PyTorch as reference, and where it is to be `timed` as a rival, there where the engines run.
+
+    On a card both of its modes are rivals; its fp32 defines what is right, on the CPU where PyTorch sees no card.
+    """
+    on_host = TorchContender(engine_dir, threads)
+    if on_host.missing:
+        return Others()
+    if not on_card:
+        return Others((on_host,) if timed else (), (on_host,))
+    modes = tuple(TorchContender(engine_dir, threads, "cuda", mode) for mode in MODES)
+    return Others(modes if timed else (), (modes[0], on_host))
+
+
+class CudaClock:
+    """Time of the device, by events in PyTorch's stream."""
+
+    def mark(self) -> Any:
+        import torch
+
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def seconds(self, start: Any, stop: Any) -> float:
+        stop.synchronize()
+        return 1e-3 * start.elapsed_time(stop)
 
 
 class TorchRunner:
     """The definition as a `runtime.benchmark.contenders.Runner`. Stages are timed as the engines' are."""
 
-    def __init__(self, engine_dir: Path, threads: int) -> None:
+    def __init__(self, contender: TorchContender) -> None:
         import torch
 
         from export.from_engines import network_from_engines
 
+        threads = contender.threads or cores()
         torch.set_num_threads(threads)
-        self.recorder = Recorder(HostClock())
-        self._network = _TimedNetwork(network_from_engines(load_engine_set(engine_dir)), self.recorder)
+        self._device = contender.device
+        if self._device == "cuda":
+            _prepare_cuda()
+        network = network_from_engines(load_engine_set(contender.engine_dir)).to(self._device)
+        autocast = contender.mode == "autocast"
+        if autocast:
+            network = network.to(memory_format=torch.channels_last_3d)
+        self.recorder = Recorder(CudaClock() if self._device == "cuda" else HostClock())
+        self._network = _TimedNetwork(network, self.recorder, self._device if autocast else None)
         self._fields = _TimedFields(self.recorder)
         self.facts = {
             "backend": "torch",
-            "library": f"torch {torch.__version__}",
-            "device": "cpu",
+            "library": f"torch {torch.__version__}{', autocast, channels_last_3d' if autocast else ''}",
+            "device": torch.cuda.get_device_name() if self._device == "cuda" else "cpu",
             "fields": "torch",
-            "precision": "fp32",
+            "precision": MODES[contender.mode],
             "threads": threads,
         }
 
@@ -76,29 +137,48 @@ class TorchRunner:
         with torch.inference_mode():
             yield
 
+    def upload(self, image: Any) -> Any:
+        from export.reference import image_tensor
+
+        return image_tensor(image, self._device)
+
     def fixed_side(self, fixed: Any, similarity: str) -> tuple[Any, str, dict]:
-        fixed = _tensor(fixed)
         return fixed, similarity, self._network.encode(fixed)
 
     def pair(self, side: tuple[Any, str, dict], moving: Any) -> tuple["TorchPair", None]:
         from export.reference import TorchPair
 
         fixed, similarity, features = side
-        self._moving = _tensor(moving)
+        self._moving = moving
         pair = TorchPair(self._network, self._moving, fixed, similarity, features, self._fields)
         return _TimedPair(pair, self.recorder), None
 
     def finish(self, flow: Any) -> tuple[Any, float]:
         from train.fields import folded_share
 
-        self._fields.warp(self._moving, flow).numpy()
-        return flow[0].numpy(), folded_share(flow)
+        self._fields.warp(self._moving, flow).cpu().numpy()
+        return flow[0].cpu().numpy(), folded_share(flow)
+
+    def card_memory(self) -> dict[str, int] | None:
+        import torch
+
+        if self._device == "cpu":
+            return None
+        free, total = torch.cuda.mem_get_info()
+        return {"peak": torch.cuda.max_memory_allocated(), "used": total - free}
 
 
-def _tensor(image: Any) -> Any:
-    from export.reference import image_tensor
+def _prepare_cuda() -> None:
+    import torch
 
-    return image_tensor(image)
+    if not torch.cuda.is_available():
+        built = f"was built for CUDA {torch.version.cuda}" if torch.version.cuda else "was built without CUDA"
+        raise NotHere(
+            f"--against: torch {torch.__version__} sees no card ({built}), and the engines run on one; "
+            "install a PyTorch for CUDA (pytorch.org), or leave --against out"
+        )
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = True
 
 
 class _TimedPair:
@@ -118,14 +198,38 @@ class _TimedPair:
 
 
 class _TimedNetwork:
-    def __init__(self, network: Any, recorder: Recorder) -> None:
-        self._network, self._recorder = network, recorder
+    """A network, timed; with `autocast_on` a device its convolutions run in fp16 there, on channels-last memory."""
+
+    def __init__(self, network: Any, recorder: Recorder, autocast_on: str | None = None) -> None:
+        self._network, self._recorder, self._autocast_on = network, recorder, autocast_on
 
     def encode(self, image: Any) -> dict:
-        return self._recorder.call("encode", None, self._network.encode, image)
+        return self._recorder.call("encode", None, self._encode, image)
 
     def estimate(self, level: int, warped_moving: Any, fixed: Any) -> Any:
-        return self._recorder.call("estimator", level, self._network.estimate, level, warped_moving, fixed)
+        return self._recorder.call("estimator", level, self._estimate, level, warped_moving, fixed)
+
+    def _encode(self, image: Any) -> dict:
+        with self._mode():
+            return {level: self._lay_out(maps) for level, maps in self._network.encode(self._lay_out(image)).items()}
+
+    def _estimate(self, level: int, warped_moving: Any, fixed: Any) -> Any:
+        with self._mode():
+            return self._network.estimate(level, self._lay_out(warped_moving.to(fixed.dtype)), fixed)
+
+    def _mode(self) -> contextlib.AbstractContextManager:
+        if self._autocast_on is None:
+            return contextlib.nullcontext()
+        import torch
+
+        return torch.autocast(self._autocast_on, dtype=torch.float16)
+
+    def _lay_out(self, tensor: Any) -> Any:
+        if self._autocast_on is None:
+            return tensor
+        import torch
+
+        return tensor.contiguous(memory_format=torch.channels_last_3d)
 
 
 class _TimedFields:

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from click.testing import CliRunner
 import cli
 import export.contender
 import runtime.benchmark.options as options_module
+from runtime.backends.table import PRECISIONS
 from runtime.benchmark import BenchmarkOptions, parse_shapes, render, run_benchmark, whole
-from runtime.benchmark.contenders import EngineContender, Task
+from runtime.benchmark.contenders import EngineContender, Others, Task
 from runtime.benchmark.machine_facts import Interference, machine_facts
 from runtime.benchmark.options import SWEEP
 from runtime.benchmark.timing import HostClock, Recorder
@@ -112,11 +114,10 @@ def test_a_sweep_fits_a_line_through_the_volumes(engine_dir, tmp_path):
 def test_what_was_measured_is_kept_when_a_later_part_fails(engine_dir, tmp_path):
     path = tmp_path / "b.json"
     options = BenchmarkOptions(engine_dir, shape=(16, 16, 16), backends=("onnxruntime",), runs=1, warmup=0, json=path)
-    reference = EngineContender(engine_dir, "onnxruntime", "fp32")
+    others = Others(references=(EngineContender(engine_dir, "onnxruntime", "fp32"),))
+    command = (sys.executable, "-c", "import sys; sys.exit('no such command')")
     with pytest.raises(InputError, match="fp32 failed: no such command"):
-        run_benchmark(
-            options, reference=reference, command=(sys.executable, "-c", "import sys; sys.exit('no such command')")
-        )
+        run_benchmark(options, lambda on_card: others, command=command)
     record = json.loads(path.read_text())
     assert record["contenders"][0]["loop"]["n"] == 1 and "whole" not in record
     assert record["gate"]["reference"] == "the same engine set on onnxruntime fp32"
@@ -138,7 +139,7 @@ class TestErrors:
             (("--fixed", "README.md", "--moving", "README.md", "--shape", "16,16,16"), "--shape: is of a generated"),
             (("--backend", "abacus"), "--backend: got 'abacus', expected auto, all, or some of"),
             (("--backend", "onnxruntime,abacus"), "--backend: got 'abacus', expected auto, all, or some of"),
-            (("--precision", "fp8"), "--precision: got 'fp8', expected auto, all, or some of fp32, bf16"),
+            (("--precision", "fp8"), f"--precision: got 'fp8', expected auto, all, or some of {', '.join(PRECISIONS)}"),
             (("--json", "nowhere/b.json"), "--json: cannot write to nowhere"),
             (("--plot", "nowhere/b.png"), "--plot: cannot write to nowhere"),
             (("--json", "docs"), "--json: docs is a folder"),
@@ -155,7 +156,7 @@ class TestErrors:
 
     def test_what_only_one_backend_cannot_do_is_refused(self, engine_dir):
         arguments = ("--engine-dir", engine_dir, "--backend", "onnxruntime", "--precision", "bf16")
-        assert "--precision: onnxruntime computes in fp32, not in bf16" in failure(run(*arguments))
+        assert "--precision: onnxruntime computes in fp32" in failure(run(*arguments))
 
     def test_torch_that_is_not_there(self, monkeypatch):
         monkeypatch.setattr(export.contender.importlib.util, "find_spec", lambda name: None)
@@ -168,10 +169,10 @@ class TestErrors:
 
     def test_a_gate_that_is_not_passed_tells_no_speed(self, engine_dir, shipped, tmp_path):
         """The reference is made from other weights than those that are timed."""
-        told = []
+        told, others = [], Others(references=(export.contender.TorchContender(shipped),))
         options = BenchmarkOptions(engine_dir, shape=(16, 16, 16), backends=("onnxruntime",), json=tmp_path / "b.json")
         with pytest.raises(InputError, match="onnxruntime fp32 is not timed: its flow differs by"):
-            run_benchmark(options, reference=export.contender.TorchContender(shipped), echo=told.append)
+            run_benchmark(options, lambda on_card: others, echo=told.append)
         assert not (tmp_path / "b.json").exists()
         assert len(told) == 1 and told[0].startswith("# Benchmark") and "ms" not in told[0].split()
 
@@ -207,6 +208,12 @@ class Target:
     def variable(self, name):
         return os.environ.get(name)
 
+    tell: Callable[[str], None] = print
+
+    def speak(self, words):
+        self.tell(words)
+        return len(words)
+
 
 class TestWorker:
     def test_holds_its_object_in_a_process_of_its_own(self):
@@ -223,6 +230,12 @@ class TestWorker:
                 with pytest.raises(InputError) as caught:
                     worker.call("fail", kind)
                 assert str(caught.value) == words
+            assert worker.call("add", 1)[0] == 2
+
+    def test_what_it_says_on_the_way_is_passed_on(self):
+        told = []
+        with Worker(Target(1), "t", progress=told.append) as worker:
+            assert worker.call("speak", "building") == 8 and told == ["t: building"]
             assert worker.call("add", 1)[0] == 2
 
     def test_its_end_is_an_error(self):
@@ -242,7 +255,7 @@ class Scripted:
     name: str = "scripted"
     words: str = "nothing"
 
-    def open(self):
+    def open(self, tell):
         return self
 
     facts = {"backend": "none"}  # noqa: RUF012
@@ -252,6 +265,9 @@ class Scripted:
         import contextlib
 
         return contextlib.nullcontext()
+
+    def upload(self, image):
+        return image
 
     def fixed_side(self, fixed, similarity):
         return fixed

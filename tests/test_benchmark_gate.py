@@ -8,13 +8,16 @@ import onnxruntime
 import pytest
 import torch
 
-from export.contender import TorchContender
+import export.contender
+from export.contender import TorchContender, torch_others
 from export.from_engines import network_from_engines
-from runtime.benchmark.contenders import EngineContender, EngineRunner, Task, solve
+from runtime.benchmark.contenders import EngineContender, EngineRunner, Others, Task, solve
+from runtime.benchmark.field import Field
 from runtime.benchmark.gate import TOLERANCES, GateError, check_all, flow_difference
+from runtime.benchmark.options import BenchmarkOptions
 from runtime.benchmark.session import Session
 from runtime.example import example_pair
-from runtime.geometry.errors import InputError
+from runtime.geometry.errors import InputError, NotHere
 from runtime.iterstop import parse_schedule
 from runtime.manifest import EXTRACTOR, EngineSet, estimator_name, load_engine_set
 from train.checkpoint import load_checkpoint
@@ -150,6 +153,90 @@ def test_flow_difference_is_the_length_of_the_difference():
     assert flow_difference(moved, flow) == {"max": 5.0, "mean": 0.005, "p95": 0.0, "p99": 0.0}
     with pytest.raises(GateError, match="shape"):
         flow_difference(flow, flow[:, :5])
+
+
+def test_autocast_computes_in_half_precision_and_passes_its_gate(engine_dir, images, reference, tmp_path):
+    """On the processor, which has autocast as well; the same code runs on a card."""
+    contender = TorchContender(engine_dir, 1, "cpu", "autocast")
+    runner = contender.open()
+    assert contender.name == "torch autocast" and runner.facts["precision"] == "fp16"
+    with runner.running():
+        _, _, features = runner.fixed_side(runner.upload(np.load(images)["fixed"]), "ncc")
+    for maps in features.values():
+        assert maps.dtype == torch.float16 and maps.is_contiguous(memory_format=torch.channels_last_3d)
+    there = Here(contender.name, runner, images)
+    _, row = check_all(reference, [(there, "fp16")], TASK, 1.0, tmp_path)
+    assert 0 < row["voxels"]["mean"] < 0.05
+
+
+class TestWhereTorchRuns:
+    """PyTorch is compared with, and defines what is right, where the engines run."""
+
+    def test_on_the_processor(self, engine_dir):
+        found = torch_others(engine_dir, 1, timed=True, on_card=False)
+        assert [rival.name for rival in found.rivals] == ["torch fp32"] == [each.name for each in found.references]
+
+    def test_on_a_card(self, engine_dir):
+        found = torch_others(engine_dir, 1, timed=True, on_card=True)
+        assert [rival.name for rival in found.rivals] == ["torch fp32 cuda", "torch autocast cuda"]
+        assert [each.name for each in found.references] == ["torch fp32 cuda", "torch fp32"]
+
+    @pytest.mark.parametrize("on_card", [True, False])
+    def test_it_is_timed_only_when_asked_for(self, engine_dir, on_card):
+        assert not torch_others(engine_dir, 1, timed=False, on_card=on_card).rivals
+
+    def test_without_torch_there_is_nobody_else(self, engine_dir, monkeypatch):
+        monkeypatch.setattr(export.contender.importlib.util, "find_spec", lambda name: None)
+        assert torch_others(engine_dir, 1, timed=False, on_card=True) == Others()
+
+    def test_a_torch_that_sees_no_card_says_so(self, engine_dir, monkeypatch):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        with pytest.raises(NotHere, match=r"--against: torch \S+ sees no card .* or leave --against out"):
+            TorchContender(engine_dir, 1, "cuda").open()
+
+
+@dataclasses.dataclass(frozen=True)
+class NotToBeHad:
+    name: str = "elsewhere"
+    words: str = "somebody else"
+
+    def open(self, tell):
+        raise NotHere("nowhere to be found")
+
+
+class TestField:
+    options = BenchmarkOptions(backends=("onnxruntime",), precisions=("fp32",), threads=1)
+
+    def field(self, engine_dir, **others):
+        asked = []
+
+        def ask(on_card):
+            asked.append(on_card)
+            return Others(**others)
+
+        return Field(dataclasses.replace(self.options, engine_dir=engine_dir), ask), asked
+
+    def test_others_are_asked_for_once_the_engines_are_open(self, engine_dir):
+        field, asked = self.field(engine_dir)
+        assert asked == []
+        with field:
+            assert asked == [False] == [field.on_card] and [entry.name for entry in field.entries] == [
+                "onnxruntime fp32"
+            ]
+            with field.reference() as (worker, words):
+                assert worker is field.entries[0].worker and words == "the same engine set on onnxruntime fp32"
+
+    def test_a_reference_that_cannot_be_opened_is_replaced_in_so_many_words(self, engine_dir):
+        field, _ = self.field(engine_dir, references=(NotToBeHad(),))
+        with field, field.reference() as (worker, words):
+            assert worker.name == "onnxruntime fp32"
+            assert words == "the same engine set on onnxruntime fp32 (not elsewhere: nowhere to be found)"
+            assert field.left_out == []
+
+    def test_a_rival_that_cannot_be_opened_is_refused(self, engine_dir):
+        field, _ = self.field(engine_dir, rivals=(NotToBeHad(),))
+        with pytest.raises(InputError, match="nowhere to be found"):
+            field.__enter__()
 
 
 class TestTorchContender:

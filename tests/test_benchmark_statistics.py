@@ -1,9 +1,15 @@
 """The benchmark's arithmetic: summaries, ratios, lines, work, and the sums that must come out."""
 
+import subprocess
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
+from runtime.benchmark import card_facts
+from runtime.benchmark.cells import ms
 from runtime.benchmark.measure import account, doubts, stage_rows
+from runtime.benchmark.options import BenchmarkOptions
 from runtime.benchmark.plot import parts_of
 from runtime.benchmark.statistics import line_fit, percentile, ratios, spread, summary
 from runtime.benchmark.work import MatrixProduct, NetworkWork
@@ -24,7 +30,7 @@ def test_p99_of_few_runs_is_the_largest_and_nothing_better():
 
 
 def test_summary_of_known_numbers():
-    expected = {"n": 4, "min": 1, "median": 2.5, "mean": 4, "p90": 10, "p95": 10, "p99": 10, "max": 10}
+    expected = {"n": 4, "min": 1, "p10": 1, "median": 2.5, "mean": 4, "p90": 10, "p95": 10, "p99": 10, "max": 10}
     assert summary([3, 1, 10, 2]) == expected
 
 
@@ -123,6 +129,56 @@ def test_a_picture_shows_all_of_the_time():
     row = {"stages": stage_rows(SAMPLES), "loop": {"mean": 12.0}, "finish": {"mean": 1.0}}
     parts = parts_of(row)
     assert sum(parts.values()) == pytest.approx(13) and parts["estimator 1"] == 7 and parts["other"] == 2
+
+
+def test_milliseconds_have_three_digits_and_microseconds_at_most():
+    assert [ms(value) for value in (1.2345, 0.012345, 0.0012345, 0.00012345, 0.0, None)] == [
+        *("1234", "12.3", "1.23", "0.123", "0.000", "-")
+    ]
+
+
+class TestRounds:
+    def test_more_of_them_on_a_card(self):
+        assert BenchmarkOptions().rounds(on_card=False) == (10, 1)
+        assert BenchmarkOptions().rounds(on_card=True) == (40, 3)
+
+    @pytest.mark.parametrize("on_card", [True, False])
+    def test_what_is_asked_for_holds_everywhere(self, on_card):
+        assert BenchmarkOptions(runs=2, warmup=0).rounds(on_card) == (2, 0)
+
+
+class TestCardFacts:
+    answer = "580.10, 2520, 3105, 10501, [N/A], 41, 450.00, 812, 37, Enabled, Default"
+
+    def asked(self, answer, monkeypatch):
+        monkeypatch.setattr(card_facts.shutil, "which", lambda name: name)
+        return card_facts.smi_facts(lambda command, **options: SimpleNamespace(stdout=f"{answer}\n"))
+
+    def test_what_nvidia_smi_says(self, monkeypatch):
+        found = self.asked(self.answer, monkeypatch)
+        assert found["clock_mhz"] == 2520 and found["power_limit_w"] == 450 and found["persistence_mode"] == "Enabled"
+        assert found["driver_version"] == "580.10" and "largest_memory_clock_mhz" not in found
+
+    def test_nvidia_smi_that_is_not_there_or_fails(self, monkeypatch):
+        def fail(*arguments, **options):
+            raise subprocess.CalledProcessError(9, "nvidia-smi")
+
+        monkeypatch.setattr(card_facts.shutil, "which", lambda name: name)
+        assert card_facts.smi_facts(fail) == {}
+        monkeypatch.setattr(card_facts.shutil, "which", lambda name: None)
+        assert card_facts.smi_facts(fail) == {}
+
+    def test_a_card_in_a_line(self, monkeypatch):
+        card = {"name": "RTX", "capability": (8, 9), "memory_bytes": 24 * 2**30, "driver": (13, 0)}
+        assert card_facts.card_words(card) == "RTX: 24.0 GiB, compute capability 8.9, for CUDA 13.0"
+        words = card_facts.card_words({**card, **self.asked(self.answer, monkeypatch)})
+        assert "2520 of 3105 MHz, at most 450 W" in words
+
+    def test_a_busy_card_is_doubted(self):
+        assert card_facts.card_doubts({"used_percent": 37.0}) == [
+            "the card was 37% busy before the start; others use it"
+        ]
+        assert card_facts.card_doubts({"used_percent": 0.0}) == card_facts.card_doubts(None) == []
 
 
 def test_doubts_are_told():

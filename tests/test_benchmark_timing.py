@@ -1,6 +1,8 @@
 """The timing instrument: it changes nothing, and nothing below the loop escapes it."""
 
+import dataclasses
 import inspect
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,8 +10,10 @@ import pytest
 from runtime.backends.pair import Fields, Networks
 from runtime.benchmark.contenders import EngineRunner, Task, solve
 from runtime.benchmark.timing import HostClock, Recorder, TimedFields, TimedNetworks, clock_of
+from runtime.engines import Engines
 from runtime.example import example_pair
 from runtime.iterstop import LEVELS, parse_schedule
+from runtime.manifest import load_engine_set
 from runtime.registration import register_arrays
 
 SHAPE = (32, 24, 40)
@@ -62,15 +66,14 @@ class Counted:
 
 
 def test_every_call_below_the_loop_leaves_a_span(engines, pair):
-    import dataclasses
-
     calls = []
     halves = {"networks": Counted(engines.networks, calls), "fields": Counted(engines.fields, calls)}
     runner = EngineRunner(dataclasses.replace(engines, **halves))
     run = solve(runner, Task(parse_schedule("1,2,1,1"), "ncc"), pair[1], pair[0])
-    in_finish = ["warp", "to_host", "to_host", "folded_share"]
+    before, in_finish = ["to_device", "to_device"], ["warp", "to_host", "to_host", "folded_share"]
+    assert calls[:2] == before, "both images are in the device's memory before anything is timed"
     assert sorted(calls[-4:]) == sorted(in_finish), "the finish is one span, however many calls it makes"
-    assert len(run.spans) == len(calls) - len(in_finish) + 1
+    assert len(run.spans) == len(calls) - len(before) - len(in_finish) + 1
 
 
 def test_spans_carry_the_right_level_and_stay_within_the_whole(engines, pair):
@@ -91,7 +94,7 @@ def test_one_fixed_side_serves_many_and_gives_the_same(engines, pair):
     runner, task = EngineRunner(engines), Task(parse_schedule("1,1,1,1"), "ncc")
     whole = solve(runner, task, pair[1], pair[0])
     with runner.running():
-        side = runner.fixed_side(pair[0], "ncc")
+        side = runner.fixed_side(runner.upload(pair[0]), "ncc")
     for _ in range(2):
         run = solve(runner, task, pair[1], side=side)
         np.testing.assert_array_equal(run.flow, whole.flow)
@@ -129,9 +132,58 @@ def test_a_span_within_a_span_belongs_to_the_outer_one():
     assert recorder.spans() == [("outer", 2, 1.0), ("next", None, 1.0)]
 
 
-def test_a_device_brings_its_own_clock(engines, pair):
-    import dataclasses
+def test_a_number_that_is_still_to_come_is_not_waited_for():
+    class Coming:
+        def __float__(self):
+            raise AssertionError("nothing but the loop may wait for the number")
 
+    class Fields:
+        def scorer(self, fixed, similarity):
+            return lambda moving, flow: coming
+
+    recorder, coming, image = Recorder(Ticks()), Coming(), np.zeros((16, 16, 16))
+    recorder.begin(image.shape)
+    scorer = TimedFields(Fields(), recorder).scorer(image, "ncc")
+    assert scorer(image, np.zeros((2, 2, 2, 3))) is coming
+    assert recorder.spans() == [("score set-up", None, 1.0), ("score", 4, 1.0)]
+
+
+class CardClock(Ticks):
+    """A device, as far as the benchmark asks for one."""
+
+    peak_bytes = 5
+    driver = SimpleNamespace(memory=lambda: (30, 100))
+
+
+def test_memory_of_a_card_is_its_arrays_and_all_that_is_in_use(engines, pair):
+    class DeviceFields(Counted):
+        def clock(self):
+            return CardClock()
+
+    on_card = EngineRunner(dataclasses.replace(engines, fields=DeviceFields(engines.fields, [])))
+    assert on_card.card_memory() == {"peak": 5, "used": 70}
+    assert EngineRunner(engines).card_memory() is None
+
+
+def test_a_timed_run_on_a_card_is_the_same_run(engine_dir, pair):
+    """On the stand-in for a card: its events are the clock, and images are in its memory before the loop begins."""
+    from runtime.backends.fields_cuda import CudaFields
+    from runtime.backends.networks_cuda import CudaOnnxRuntimeNetworks
+    from tests.host_card.card import open_host_device
+
+    device, engine_set, schedule = open_host_device(), load_engine_set(engine_dir), parse_schedule("iterstop")
+    networks = CudaOnnxRuntimeNetworks(engine_set, device, provider="CPUExecutionProvider", memory="cpu")
+    engines = Engines(engine_set, "cuda", "asked for", "fp32", 1, networks, CudaFields(device))
+    expected, runner = register_arrays(engines, *pair, schedule), EngineRunner(engines)
+    run = solve(runner, Task(schedule, "ncc"), pair[1], pair[0])
+    np.testing.assert_array_equal(run.flow, expected.flow)
+    assert (run.counts, run.similarity) == (expected.counts, expected.similarity)
+    assert runner.recorder.clock is device and runner.card_memory()["peak"] > 8 * pair[0].nbytes
+    stages = {span.stage for span in run.spans}
+    assert {"encode", "warp", "estimator", "compose", "upsample", "score", "finish"} <= stages
+
+
+def test_a_device_brings_its_own_clock(engines, pair):
     class DeviceFields(Counted):
         def clock(self):
             return Ticks()

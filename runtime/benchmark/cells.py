@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-PERCENTILES = ("min", "median", "mean", "p90", "p95", "p99")
+PERCENTILES = ("min", "p10", "median", "mean", "p90", "p95", "p99")
 GIB = 2**30
 
 
@@ -30,11 +30,12 @@ def percentiles(found: dict[str, Any]) -> list[str]:
 
 
 def ms(seconds: float | None) -> str:
-    """Seconds in ms, of three digits or so."""
+    """Seconds in ms, of three digits or so; microseconds at most."""
     if seconds is None:
         return "-"
     value = 1000 * seconds
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+    digits = sum(abs(value) < limit for limit in (100, 10, 1))
+    return f"{value:.{digits}f}"
 
 
 def in_seconds(value: float | None) -> str:

@@ -1,6 +1,7 @@
 """What is measured: contenders as they are named, and as they run once they are open."""
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,6 +11,7 @@ import numpy as np
 from runtime import iterstop
 from runtime.benchmark.timing import Recorder, Span, timed
 from runtime.engines import Engines, open_engines
+from runtime.stages import Progress, silent
 
 Array = np.ndarray
 FINEST = iterstop.LEVELS[-1]
@@ -34,7 +36,8 @@ class Run:
         executed: iterations run, those undone included; work is counted by these.
         similarity, folded_share: at the end.
         seconds: ``fixed side`` (made once for any number of moving images; 0 where it was given), ``loop`` (the fixed
-            side, the moving image encoded, all iterations) and ``finish`` (warped image, folds, flow to the host).
+            side, the moving image encoded, all iterations) and ``finish`` (warped image, folds, flow to the host);
+            of the device that does the work. Both images are in its memory before.
         spans: every call on the way.
     """
 
@@ -59,16 +62,22 @@ class Runner(Protocol):
     recorder: Recorder
 
     def running(self) -> contextlib.AbstractContextManager:
-        """Holds the threads asked for while a run lasts."""
+        """Holds the threads asked for, and the device, while a run lasts; all below is called within."""
 
-    def fixed_side(self, fixed: Array, similarity: str) -> Any:
-        """A fixed image (I, J, K) made ready for any number of moving ones."""
+    def upload(self, image: Array) -> Any:
+        """A host image (I, J, K), float32 in [0, 1], in the memory it is worked on."""
 
-    def pair(self, side: Any, moving: Array) -> tuple[iterstop.Pair, float | None]:
-        """A pair with a moving image (I, J, K), and the similarity before any flow where it is known."""
+    def fixed_side(self, fixed: Any, similarity: str) -> Any:
+        """An uploaded fixed image made ready for any number of moving ones."""
+
+    def pair(self, side: Any, moving: Any) -> tuple[iterstop.Pair, Any]:
+        """A pair with an uploaded moving image, and the similarity before any flow where it is known."""
 
     def finish(self, flow: Any) -> tuple[Array, float]:
         """What follows the loop of the last pair: warps its image; gives the host's flow (3, I, J, K) and its folds."""
+
+    def card_memory(self) -> dict[str, int] | None:
+        """Bytes of a card: ``peak`` held at once by arrays so far, ``used`` now by all programs; None: not on one."""
 
 
 class Contender(Protocol):
@@ -82,8 +91,21 @@ class Contender(Protocol):
     name: str
     words: str
 
-    def open(self) -> Runner:
-        """Opens it; InputError where it cannot run here."""
+    def open(self, tell: Progress = silent) -> Runner:
+        """Opens it; InputError where it cannot run here. `tell` is told what takes a while, now and later."""
+
+
+@dataclass(frozen=True)
+class Others:
+    """Contenders besides the engines.
+
+    Attributes:
+        rivals: timed beside them.
+        references: who defines what is right: the first of them that can be opened.
+    """
+
+    rivals: Sequence[Contender] = ()
+    references: Sequence[Contender] = ()
 
 
 def solve(runner: Runner, task: Task, moving: Array, fixed: Array | None = None, side: Any = None) -> Run:
@@ -91,6 +113,7 @@ def solve(runner: Runner, task: Task, moving: Array, fixed: Array | None = None,
     recorder, mark = runner.recorder, runner.recorder.clock.mark
     recorder.begin(moving.shape)
     with runner.running():
+        moving, fixed = runner.upload(moving), None if fixed is None else runner.upload(fixed)
         start = mark()
         side = runner.fixed_side(fixed, task.similarity) if side is None else side
         ready = mark()
@@ -100,15 +123,17 @@ def solve(runner: Runner, task: Task, moving: Array, fixed: Array | None = None,
         with recorder.span("finish"):
             flow, folded_share = runner.finish(found.flow)
         done = mark()
-    parts = {"fixed side": (start, ready), "loop": (start, end), "finish": (end, done)}
+        parts = {"fixed side": (start, ready), "loop": (start, end), "finish": (end, done)}
+        seconds = {name: recorder.clock.seconds(*marks) for name, marks in parts.items()}
+        spans = recorder.spans()
     return Run(
         flow,
         found.counts,
         tuple(tuple(len(trace.decisions) for trace in traces) for traces in found.passes),
         found.similarity,
         folded_share,
-        {name: recorder.clock.seconds(*marks) for name, marks in parts.items()},
-        recorder.spans(),
+        seconds,
+        spans,
     )
 
 
@@ -129,8 +154,8 @@ class EngineContender:
     def words(self) -> str:
         return f"the same engine set on {self.name}"
 
-    def open(self) -> "EngineRunner":
-        return EngineRunner(open_engines(self.engine_dir, self.backend, self.threads, self.precision))
+    def open(self, tell: Progress = silent) -> "EngineRunner":
+        return EngineRunner(open_engines(self.engine_dir, self.backend, self.threads, self.precision, tell))
 
 
 class EngineRunner:
@@ -145,18 +170,29 @@ class EngineRunner:
     def running(self) -> contextlib.AbstractContextManager:
         return self._engines.running()
 
-    def fixed_side(self, fixed: Array, similarity: str) -> Any:
+    def upload(self, image: Array) -> Any:
+        return self.plain.fields.to_device(image)
+
+    def fixed_side(self, fixed: Any, similarity: str) -> Any:
         return self._engines.fixed_side(fixed, similarity)
 
-    def pair(self, side: Any, moving: Array) -> tuple[iterstop.Pair, float]:
-        self._moving = self._engines.fields.to_device(moving)
-        pair = side.pair(self._moving)
+    def pair(self, side: Any, moving: Any) -> tuple[iterstop.Pair, Any]:
+        self._moving = moving
+        pair = side.pair(moving)
         return pair, pair.score(FINEST, pair.zero(FINEST))
 
     def finish(self, flow: Any) -> tuple[Array, float]:
         fields = self._engines.fields
-        fields.to_host(fields.warp(self._moving, flow)[..., None])
+        fields.to_host(fields.warp(self._moving, flow))
         return fields.to_host(flow), fields.folded_share(flow)
+
+    def card_memory(self) -> dict[str, int] | None:
+        device = self.recorder.clock
+        if not hasattr(device, "peak_bytes"):
+            return None
+        with self.running():
+            free, total = device.driver.memory()
+        return {"peak": device.peak_bytes, "used": total - free}
 
     def measured_peak(self) -> float | None:
         """GFLOP/s of a large matrix product in the engine library at this precision; None where it has no measure."""

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from runtime.benchmark.card_facts import card_facts
 from runtime.machine import available_bytes, cores, processor_name
 
 # Instructions that decide how fast convolutions are, in Linux's names (x86, then Arm).
@@ -14,7 +15,7 @@ PROC = Path("/proc")
 
 
 def machine_facts() -> dict[str, Any]:
-    """Processor, instructions, cores, memory, system and load, as plain types; None where the system does not tell."""
+    """Processor, instructions, cores, memory, system, load and card, as plain types; None where it is not told."""
     info = _cpu_info()
     return {
         "cpu": processor_name(),
@@ -25,6 +26,7 @@ def machine_facts() -> dict[str, Any]:
         "memory_available_bytes": available_bytes(),
         "system": platform.platform(),
         "load_average": load_average(),
+        "card": card_facts(),
     }
 
 

@@ -16,6 +16,8 @@ SMALLEST = 16
 MULTIPLE = 8
 SWEEP = ((64, 64, 64), (96, 96, 96), (128, 128, 128), (128, 160, 128), (160, 192, 160), (192, 224, 192))
 PLOTS = (".png", ".svg", ".pdf")
+RUNS, RUNS_ON_CARD = 10, 40  # rounds are short on a card, and its clocks are never quite at rest
+WARMUP, WARMUP_ON_CARD = 1, 3
 ALL = "all"
 
 
@@ -29,7 +31,7 @@ class BenchmarkOptions:
         shape: of the generated pair; None: 160 x 192 x 160.
         crop_to: brings prepared scans to this shape, cropped or padded about their centre.
         backends, precisions: names, "auto" (what `register` takes) or "all" (what can run here).
-        runs, warmup: timed and untimed rounds.
+        runs, warmup: timed and untimed rounds; None: 10 and 1, with a card among the contenders 40 and 3.
         schedule: as in `runtime.Options`; None: iterstop, in a sweep 1,1,1,1.
         threads: None: all cores.
         shapes: a sweep over these instead of one pair.
@@ -45,8 +47,8 @@ class BenchmarkOptions:
     crop_to: Shape | None = None
     backends: Sequence[str] = ("auto",)
     precisions: Sequence[str] = ("auto",)
-    runs: int = 10
-    warmup: int = 1
+    runs: int | None = None
+    warmup: int | None = None
     schedule: str | None = None
     threads: int | None = None
     shapes: Sequence[Shape] = ()
@@ -60,13 +62,19 @@ class BenchmarkOptions:
         for name, shapes in (("--shape", [self.shape]), ("--crop-to", [self.crop_to]), ("--shapes", self.shapes)):
             for shape in filter(None, shapes):
                 _check_shape(name, shape)
-        if self.runs < 1 or self.warmup < 0:
-            raise InputError(f"--runs, --warmup: got {self.runs} and {self.warmup}, expected at least 1 and 0")
+        for name, count, least in (("--runs", self.runs, 1), ("--warmup", self.warmup, 0)):
+            if count is not None and count < least:
+                raise InputError(f"{name}: got {count}, expected at least {least}")
         _check_names("--backend", self.backends, BACKENDS)
         _check_names("--precision", self.precisions, PRECISIONS)
         for name, path in (("--json", self.json), ("--plot", self.plot)):
             _check_place(name, path)
         _check_plot(self.plot)
+
+    def rounds(self, on_card: bool) -> tuple[int, int]:
+        """Timed rounds, and those before; `on_card`: whether a contender computes on a card."""
+        runs, warmup = (RUNS_ON_CARD, WARMUP_ON_CARD) if on_card else (RUNS, WARMUP)
+        return runs if self.runs is None else self.runs, warmup if self.warmup is None else self.warmup
 
     def _check_pair(self) -> None:
         if (self.fixed is None) != (self.moving is None):

@@ -35,9 +35,15 @@ def draw(record: Record, path: Path) -> None:
 
     figure = Figure(figsize=SIZE, layout="constrained")
     (_volumes if "shapes" in record else _stages)(record, figure.subplots())
-    figure.suptitle(f"{record['machine']['cpu']}, {record['threads']} threads", fontsize=9, color="0.3")
+    figure.suptitle(_place(record), fontsize=9, color="0.3")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format=Path(path).suffix.lstrip(".").lower(), dpi=150)
+
+
+def _place(record: Record) -> str:
+    """The devices of the contenders, in words."""
+    host = f"{record['machine']['cpu']}, {record['threads']} threads"
+    return "; ".join(dict.fromkeys(host if row["device"] == "cpu" else row["device"] for row in record["contenders"]))
 
 
 def _volumes(record: Record, axes: Any) -> None:

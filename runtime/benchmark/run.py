@@ -9,7 +9,8 @@ from typing import Any
 
 from runtime import iterstop
 from runtime.benchmark import table
-from runtime.benchmark.contenders import Contender, Task
+from runtime.benchmark.card_facts import card_doubts
+from runtime.benchmark.contenders import Others, Task
 from runtime.benchmark.field import Field, Peaks
 from runtime.benchmark.gate import check_all
 from runtime.benchmark.machine_facts import machine_facts
@@ -34,8 +35,7 @@ Pair = GeneratedPair | ScanPair
 
 def run_benchmark(
     options: BenchmarkOptions,
-    rivals: Sequence[Contender] = (),
-    reference: Contender | None = None,
+    others: Callable[[bool], Others] = lambda on_card: Others(),
     command: Sequence[str] | None = None,
     echo: Callable[[str], None] = lambda text: None,
     progress: Progress = silent,
@@ -44,8 +44,8 @@ def run_benchmark(
 
     Args:
         options: checked already.
-        rivals: contenders besides the runtime's, such as PyTorch; speed is given as a ratio to the first.
-        reference: who defines what is right; None: ONNX Runtime in fp32.
+        others: gives contenders besides the runtime's, such as PyTorch, and who defines what is right; told whether
+            any engine runs on a card. Speed is given as a ratio to each.
         command: how the program is started, such as (python, cli.py); None: the command itself is not measured.
         echo: told each part of the result, as text, when it is known.
         progress: told what happens.
@@ -59,10 +59,10 @@ def run_benchmark(
     """
     engine_set = load_engine_set(options.engine_dir)
     record = _head(options, engine_set)
-    with Field(options, rivals, reference) as field, tempfile.TemporaryDirectory() as folder:
+    with Field(options, others, progress) as field, tempfile.TemporaryDirectory() as folder:
         bench = Bench(options, engine_set, field, command, Path(folder), record, echo, progress)
         try:
-            bench.sweep() if options.shapes else bench.one_pair(rivals)
+            bench.sweep() if options.shapes else bench.one_pair()
         finally:  # what was measured is kept, whatever a later part came to
             _save(record, options)
     return record
@@ -99,6 +99,7 @@ class Bench:
         schedule = iterstop.parse_schedule(_schedule_text(options), **engine_set.stop)
         self._task = Task(schedule, engine_set.stop["similarity"])
         self._images = folder / "pair.npz"
+        self._rounds = record["runs"], record["warmup"] = options.rounds(field.on_card)
         record["contenders"] = [{"name": entry.name, **entry.facts} for entry in field.entries]
         record["left_out"] = field.left_out
 
@@ -123,7 +124,7 @@ class Bench:
             rows = check_all(reference, contenders, self._task, self._set.spacing, self._folder)
         return {"reference": words, "rows": rows}
 
-    def one_pair(self, rivals: Sequence[Contender]) -> None:
+    def one_pair(self) -> None:
         """Gate, speed, throughput, whole registrations and start-up on one pair."""
         options = self._options
         pair: Pair = GeneratedPair(options.shape or SHAPE)
@@ -134,7 +135,7 @@ class Bench:
         self._tell("head")
         self._record["gate"] = self._gate()
         self._tell("gate")
-        self._speed(shape, rivals)
+        self._speed(shape)
         self._throughput()
         if options.files:
             self._whole(pair)
@@ -145,11 +146,10 @@ class Bench:
         self._record["doubts"] = self._doubts()
         self._tell("doubts")
 
-    def _speed(self, shape: Shape, rivals: Sequence[Contender]) -> None:
+    def _speed(self, shape: Shape) -> None:
         field, options = self._field, self._options
         with Peaks(field, options.threads or cores()) as peaks:
-            rounds = options.runs, options.warmup
-            samples = take_turns(field.workers, "run", self._task, *rounds, self._progress, peaks.measure)
+            samples = take_turns(field.workers, "run", self._task, *self._rounds, self._progress, peaks.measure)
         work = NetworkWork.of(self._set)
         for entry, row in zip(field.entries, self._record["contenders"], strict=True):
             own = samples[entry.name]
@@ -157,16 +157,16 @@ class Bench:
             row |= speed(own)
             row["account"] = account(own, gflop, peaks.best(entry.facts))
             row["peak_bytes"] = entry.worker.call("peak_bytes")
+            row["card_memory"] = entry.worker.call("card_memory")
             row["doubts"] = doubts(entry.name, own, row["account"])
         self._record["peaks"] = peaks.values
-        self._record["against"] = {rival.name: against(samples, rival.name) for rival in rivals}
+        self._record["against"] = {rival: against(samples, rival) for rival in field.rivals}
         for part in ("speed", "stages", "account", "against"):
             self._tell(part)
 
     def _throughput(self) -> None:
         """One fixed image, encoded once, and many moving ones."""
-        runs = min(self._options.runs, WHOLE_RUNS)
-        workers = self._field.workers
+        runs, workers = min(self._rounds[0], WHOLE_RUNS), self._field.workers
         samples = take_turns(workers, "run_on_same_fixed", self._task, runs, 1, self._progress)
         self._record["throughput"] = {name: _per_image(own) for name, own in samples.items()}
         for worker in workers:
@@ -176,7 +176,7 @@ class Bench:
     def _whole(self, pair: Pair) -> None:
         scans = pair.scans(self._images, self._folder)
         ours = [(entry.worker, entry.contender) for entry in self._field.entries if entry.ours]
-        runs, text = min(self._options.runs, WHOLE_RUNS), _schedule_text(self._options)
+        runs, text = min(self._rounds[0], WHOLE_RUNS), _schedule_text(self._options)
         self._record["whole"] = end_to_end(ours, self._command, scans, text, runs, self._progress)
         self._tell("whole")
 
@@ -195,8 +195,8 @@ class Bench:
 
     def _one_shape(self, shape: Shape) -> Record:
         self._make(GeneratedPair(shape))
-        gate, rounds = self._gate(), (self._options.runs, self._options.warmup)
-        samples = take_turns(self._field.workers, "run", self._task, *rounds, self._progress)
+        gate = self._gate()
+        samples = take_turns(self._field.workers, "run", self._task, *self._rounds, self._progress)
         return {
             "shape": shape,
             "megavoxels": shape[0] * shape[1] * shape[2] / 1e6,
@@ -211,6 +211,8 @@ class Bench:
         machine, lines = self._record["machine"], []
         if (load := machine["load_average"]) is not None and load > BUSY_LOAD * machine["cores"]:
             lines.append(f"the load average was {load:.1f} before the start; others are busy on this machine")
+        if self._field.on_card:
+            lines += card_doubts(machine["card"])
         for row in self._record.get("gate", {}).get("rows", ()):
             if not row.get("counts_equal", True):
                 lines.append(f"{row['name']}: iterations {row['counts']}, the reference's {row['expected_counts']}")
@@ -241,6 +243,4 @@ def _head(options: BenchmarkOptions, engine_set: EngineSet) -> Record:
         "schedule": schedule.as_dict(),
         "stop": dict(engine_set.stop) if schedule.name == "iterstop" else None,
         "threads": options.threads or cores(),
-        "runs": options.runs,
-        "warmup": options.warmup,
     }

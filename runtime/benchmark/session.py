@@ -10,15 +10,22 @@ import numpy as np
 from runtime.benchmark.contenders import Contender, EngineRunner, Run, Runner, Task, solve
 from runtime.benchmark.machine_facts import Interference
 from runtime.machine import peak_bytes
+from runtime.stages import Progress, silent
 
 Array = np.ndarray
 
 
 @dataclass
 class Session:
-    """Holds a contender and, once told to, its runner, a pair of images and a fixed side."""
+    """Holds a contender and, once told to, its runner, a pair of images and a fixed side.
+
+    Attributes:
+        contender: as it is named.
+        tell: told what takes a while; its worker passes that on.
+    """
 
     contender: Contender
+    tell: Progress = silent
     runner: Runner | None = field(default=None, init=False)
     images: dict[str, Array] = field(default_factory=dict, init=False)
     side: Any = field(default=None, init=False)
@@ -27,7 +34,7 @@ class Session:
     def open(self) -> dict[str, Any]:
         """Opens the contender; its facts, and the seconds that took with all imports."""
         start = time.perf_counter()
-        self.runner = self.contender.open()
+        self.runner = self.contender.open(self.tell)
         return {**self.runner.facts, "open_seconds": time.perf_counter() - start}
 
     def load(self, path: Path) -> None:
@@ -51,7 +58,7 @@ class Session:
         """One timed run on a fixed side that is made at the first call only."""
         if self.side is None:
             with self.runner.running():
-                self.side = self.runner.fixed_side(self.images["fixed"], task.similarity)
+                self.side = self.runner.fixed_side(self.runner.upload(self.images["fixed"]), task.similarity)
         return self._sample(task, self.images["moving"], side=self.side)
 
     def _sample(self, task: Task, moving: Array, **fixed: Any) -> dict[str, Any]:
@@ -72,6 +79,10 @@ class Session:
     def peak_bytes(self) -> int | None:
         """Peak memory of this process so far."""
         return peak_bytes()
+
+    def card_memory(self) -> dict[str, int] | None:
+        """See `Runner.card_memory`."""
+        return self.runner.card_memory()
 
     def measured_peak(self) -> float | None:
         """GFLOP/s the runner's library reaches in matrix products; None where it has no measure."""

@@ -19,8 +19,8 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 
 def summary(values: Sequence[float]) -> dict[str, float]:
-    """``n``, ``min``, ``median``, ``mean``, ``p90``, ``p95``, ``p99`` and ``max`` of one or more values."""
-    ranks = {f"p{percent}": percentile(values, percent) for percent in (90, 95, 99)}
+    """``n``, ``min``, ``p10``, ``median``, ``mean``, ``p90``, ``p95``, ``p99`` and ``max`` of one or more values."""
+    ranks = {f"p{percent}": percentile(values, percent) for percent in (10, 90, 95, 99)}
     middle, mean = float(np.median(values)), math.fsum(values) / len(values)
     return {"n": len(values), "min": min(values), "median": middle, "mean": mean, **ranks, "max": max(values)}
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from runtime.benchmark.card_facts import card_words
 from runtime.benchmark.cells import (
     PERCENTILES,
     by,
@@ -39,6 +40,7 @@ def _head(record: Record) -> str:
         "instructions": " ".join(machine["flags"]) or "not told",
         "memory": f"{gibibytes(machine['memory_bytes'])}, {gibibytes(machine['memory_available_bytes'])} of it free",
         "load": f"{number(machine['load_average'], 2)} before the start",
+        "card": card_words(machine["card"]) if machine.get("card") else "",
         "system": machine["system"],
         "versions": ", ".join(f"{k} {v}" for k, v in record["versions"].items() if k != "platform"),
         "engine set": f"{record['engine_set']['folder']}: " + _hashes(record["engine_set"]["sha256"]),
@@ -89,6 +91,7 @@ def _speed(record: Record) -> str:
     if not rows:
         return ""
     words = "ms a run. Loop: both images encoded and all iterations. Finish: image warped, folds counted."
+    words += " Of a card it is the card's own time." * any(row.get("card_memory") for row in rows)
     table, lines = [], ["## Speed", "", words, ""]
     for row in rows:
         table.append(
@@ -98,11 +101,12 @@ def _speed(record: Record) -> str:
                 *percentiles(row["loop"]),
                 str(row["loop"]["n"]),
                 gigabytes(row["peak_bytes"]),
+                gigabytes((row.get("card_memory") or {}).get("peak")),
             ]
         )
-        table.append(["", "finish", *percentiles(row["finish"]), str(row["finish"]["n"]), ""])
-    head = ("", "", *PERCENTILES, "runs", "peak memory GB")
-    return "\n".join(lines + markdown(head, table) + _rank_note(record["runs"]))
+        table.append(["", "finish", *percentiles(row["finish"]), str(row["finish"]["n"]), "", ""])
+    head = ("", "", *PERCENTILES, "runs", "peak memory GB", "arrays on the card GB")
+    return "\n".join(lines + markdown(head, table) + _rank_note(record["runs"]) + _card_note(rows))
 
 
 def _rank_note(runs: int) -> list[str]:
@@ -110,6 +114,12 @@ def _rank_note(runs: int) -> list[str]:
     if runs >= 100:
         return []
     return ["", f"Percentiles are nearest ranks: of {runs} values p99 is the largest. Memory is the whole process's."]
+
+
+def _card_note(rows: list[Record]) -> list[str]:
+    """How much of the card's memory was in use, by all contenders together."""
+    used = [row["card_memory"]["used"] for row in rows if row.get("card_memory")]
+    return [f"In use on the card, by all contenders and others: {gigabytes(max(used))} GB."] if used else []
 
 
 def _stages(record: Record) -> str:
@@ -142,7 +152,8 @@ def _account(record: Record) -> str:
     lines = [
         "## Where the time goes",
         "",
-        "Floor: the convolutions' work at the peak, the best matrix product seen on these cores at this precision.",
+        "Floor: the convolutions' work at the peak, the best matrix product seen here at this precision.",
+        "Overhead: what is in no stage; on a card, the time in which it had nothing to do.",
         "",
     ]
     return "\n".join(lines + markdown(head, [[row["name"], *_account_row(row["account"])] for row in rows]))
@@ -174,10 +185,10 @@ def _throughput(record: Record) -> str:
         return ""
     lines = ["## One fixed image, many moving ones", "", "The fixed image is encoded once; loop and finish.", ""]
     table = [
-        [name, in_seconds(found["seconds"]["median"]), extent(found["seconds"]), f"{found['per_hour']:.0f}"]
+        [name, *(ms(found["seconds"][part]) for part in ("median", "min", "max")), f"{found['per_hour']:.0f}"]
         for name, found in record["throughput"].items()
     ]
-    return "\n".join(lines + markdown(("", "s an image", "range", "images an hour"), table))
+    return "\n".join(lines + markdown(("", "ms an image", "min", "max", "images an hour"), table))
 
 
 def _whole(record: Record) -> str:

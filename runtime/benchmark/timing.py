@@ -148,6 +148,9 @@ class TimedFields:
     def folded_share(self, flow: Array) -> float:
         return self._recorder.call("folds", None, self._fields.folded_share, flow)
 
+    def extremes(self, image: Array) -> tuple[float, float]:
+        return self._recorder.call("extremes", None, self._fields.extremes, image)
+
     def scorer(self, fixed: Array, similarity: str) -> "TimedScorer":
         scorer = self._recorder.call("score set-up", None, self._fields.scorer, fixed, similarity)
         return TimedScorer(scorer, self._recorder)
@@ -160,7 +163,7 @@ class TimedFields:
 
 
 class TimedScorer:
-    """A scorer around another one."""
+    """A scorer around another one. What it gives may be a number still to come; its span ends where the work does."""
 
     def __init__(self, scorer: Any, recorder: Recorder) -> None:
         self._scorer, self._recorder = scorer, recorder
@@ -168,7 +171,7 @@ class TimedScorer:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._scorer, name)
 
-    def __call__(self, moving: Array, flow: Array) -> float:
+    def __call__(self, moving: Array, flow: Array) -> Any:
         return self._recorder.call("score", self._recorder.level(flow.shape[0]), self._scorer, moving, flow)
 
 

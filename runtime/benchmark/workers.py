@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from runtime.geometry.errors import InputError
+from runtime.stages import Progress, silent
 
 CLOSING_SECONDS = 10.0
 
@@ -19,11 +20,14 @@ class Worker:
         target: a picklable object; it travels to the process, and its methods are called there.
         name: who it is, for messages.
         environment: variables set for the process on top of this one's, before anything is imported.
+        progress: told what the object says, during a call, to its attribute `tell`, where it has one.
     """
 
-    def __init__(self, target: Any, name: str, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, target: Any, name: str, environment: Mapping[str, str] | None = None, progress: Progress = silent
+    ) -> None:
         context = multiprocessing.get_context("spawn")
-        self.name = name
+        self.name, self._progress = name, progress
         self._connection, theirs = context.Pipe()
         # The target travels as bytes: what it imports is imported where errors can be answered.
         self._process = context.Process(target=_serve, args=(theirs, pickle.dumps(target)), daemon=False)
@@ -40,6 +44,9 @@ class Worker:
         try:
             self._connection.send((method, arguments))
             kind, value = self._connection.recv()
+            while kind == "told":
+                self._progress(f"{self.name}: {value}")
+                kind, value = self._connection.recv()
         except (EOFError, OSError):
             self._process.join(CLOSING_SECONDS)
             raise InputError(f"benchmark: {self.name} {_ending(self._process.exitcode)}") from None
@@ -95,7 +102,10 @@ def _serve(connection: Any, target: bytes) -> None:
         while True:
             method, arguments = connection.recv()
             try:
-                held = pickle.loads(target) if held is None else held
+                if held is None:
+                    held = pickle.loads(target)
+                    if hasattr(held, "tell"):
+                        held.tell = lambda text: connection.send(("told", text))
                 answer = "result", getattr(held, method)(*arguments)
             except InputError as error:
                 answer = "input error", str(error)
