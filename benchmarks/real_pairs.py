@@ -17,14 +17,13 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import runtime
-from runtime.geometry.overlap import mean_dice
+from runtime.geometry.overlap import common_labels, mean_dice
 from runtime.geometry.transform import SpatialTransform
 from runtime.geometry.volume import read_labels
 from runtime.resample import resample_through
 
 PAIR_LABELS = (2, 3, 4, 7, 8, 10, 11, 12, 13, 14, 15, 16, 17, 18, 24, 28, 31, 41, 42, 43, 46, 47, 49, 50, 51, 52, 53)
 PAIR_LABELS += (54, 60, 63)
-SMALLEST_LABEL = 50
 COLUMNS = ("pair", "labels", "Dice affine", "Dice", "NCC affine", "NCC", "folded %", "iterations", "seconds")
 
 
@@ -40,22 +39,11 @@ def files(data: Path, pair: str) -> tuple[Path, Path, Path, Path]:
     return tuple(names)
 
 
-def scored_labels(pair: str, fixed: np.ndarray, moving: np.ndarray) -> list[int]:
-    if pair == "pair":
-        return list(PAIR_LABELS)
-    counts = [dict(zip(*np.unique(labels, return_counts=True), strict=True)) for labels in (fixed, moving)]
-    return [
-        int(label)
-        for label in sorted(counts[0].keys() & counts[1].keys() - {0})
-        if min(count[label] for count in counts) >= SMALLEST_LABEL
-    ]
-
-
 def run(engines, data: Path, pair: str, options: runtime.Options) -> dict:
     fixed, moving, fixed_labels, moving_labels = files(data, pair)
     result = runtime.register(fixed, moving, engines, options, moving_labels)
     truth = read_labels(fixed_labels, "fixed labels").data
-    labels = scored_labels(pair, truth, result.labels.data)
+    labels = PAIR_LABELS if pair == "pair" else common_labels(truth, result.labels.data)
     transform, grid = result.transform, result.fixed.grid
     still = SpatialTransform(transform.affine, np.zeros_like(transform.flow), transform.grid)
     affine_only = resample_through(result.labels.data, result.labels.grid, still.displacement(grid), grid, "nearest", 0)

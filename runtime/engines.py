@@ -76,6 +76,7 @@ class Engines:
     def __exit__(self, *exception: object) -> None:
         with self.fields.threads():
             self.networks.close()
+            self.fields.close()
 
 
 def check_choice(
@@ -125,9 +126,16 @@ def open_set(
     threads: int | None = None,
     precision: str = "auto",
     progress: Progress = silent,
+    alone: bool = True,
 ) -> Engines:
-    """`open_engines` for a set that is read and checked already."""
+    """`open_engines` for a set that is read and checked already.
+
+    Args:
+        engine_set: the set.
+        backend, threads, precision, progress: as there.
+        alone: whether no other thread of this process works on the same card meanwhile.
+    """
     check_choice(engine_set, backend, threads, precision)
     threads = threads or cores()
-    name, reason, precision, halves = open_backend(backend, engine_set, threads, precision, progress)
+    name, reason, precision, halves = open_backend(backend, engine_set, threads, precision, progress, alone)
     return Engines(engine_set, name, reason, precision, threads, *halves)

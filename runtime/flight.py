@@ -1,9 +1,9 @@
 """Several pairs in flight on one card: while the host decides about one, another one computes."""
 
 import contextlib
-import queue
+import itertools
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -50,26 +50,47 @@ def register_many(
     if not 1 <= in_flight <= 16:
         raise InputError(f"in_flight: got {in_flight}, expected 1 to 16 pairs at a time")
     engine_set = load_engine_set(engine_dir)
-    lanes: queue.SimpleQueue[Engines] = queue.SimpleQueue()
+    pairs = iter(pairs)
 
-    def one(fixed: Array, moving: Array) -> iterstop.Iterations:
-        engines = lanes.get()
-        try:
-            return register_arrays(engines, fixed, moving, schedule, similarity)
-        finally:
-            lanes.put(engines)
+    def opened(alone: bool, backend: str = backend, precision: str = precision) -> Engines:
+        return open_set(engine_set, backend, None, precision, progress, alone)
 
     with contextlib.ExitStack() as stack:
-        first = stack.enter_context(open_set(engine_set, backend, None, precision, progress))
-        lanes.put(first)
-        for _ in range(1, in_flight if BACKENDS[first.backend].card else 1):
-            lanes.put(stack.enter_context(open_set(engine_set, first.backend, None, first.precision, progress)))
-        threads = stack.enter_context(ThreadPoolExecutor(lanes.qsize()))
+        first = _Lane(stack, lambda: opened(in_flight == 1))
+        for pair in itertools.islice(pairs, 1):
+            # What the libraries compile for the card when a size first comes is there for the other lanes then.
+            yield first.send(pair, schedule, similarity, rest=in_flight > 1).result()
+        more = in_flight - 1 if BACKENDS[first.engines.backend].card else 0
+        found = first.engines.backend, first.engines.precision
+        lanes = [first, *(_Lane(stack, lambda: opened(False, *found)) for _ in range(more))]
         waiting: deque[Future[iterstop.Iterations]] = deque()
         stack.callback(lambda: [future.cancel() for future in waiting])
-        for fixed, moving in pairs:
-            waiting.append(threads.submit(one, fixed, moving))
-            if len(waiting) > in_flight:
+        for number, pair in enumerate(pairs):
+            waiting.append(lanes[number % len(lanes)].send(pair, schedule, similarity))
+            if len(waiting) > len(lanes):
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+
+
+class _Lane:
+    """Engines and the one thread that works with them: ONNX Runtime's memory grows with every other thread."""
+
+    def __init__(self, stack: contextlib.ExitStack, opened: Callable[[], Engines]) -> None:
+        self._thread = stack.enter_context(ThreadPoolExecutor(1))
+        self.engines = self._thread.submit(opened).result()
+        stack.callback(lambda: self._thread.submit(self.engines.__exit__).result())
+
+    def send(
+        self, pair: tuple[Array, Array], schedule: iterstop.Schedule | None, similarity: str, rest: bool = False
+    ) -> Future[iterstop.Iterations]:
+        """Registers a pair when its turn comes, after which the engines may rest."""
+
+        def work() -> iterstop.Iterations:
+            found = register_arrays(self.engines, *pair, schedule, similarity)
+            if rest:
+                with self.engines.running():
+                    self.engines.networks.rest()
+            return found
+
+        return self._thread.submit(work)

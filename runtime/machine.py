@@ -2,9 +2,11 @@
 
 import contextlib
 import functools
+import importlib.metadata
 import os
 import platform
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from runtime.geometry.errors import InputError
@@ -22,6 +24,15 @@ STATUS = Path("/proc/self/status")
 def cores() -> int:
     """Processors this process may use (affinity, where the system has it)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def installed_versions(distributions: Iterable[str]) -> dict[str, str]:
+    """Versions of those that are installed."""
+    found = {}
+    for name in distributions:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 @functools.cache

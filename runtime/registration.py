@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from runtime import iterstop
+from runtime.cuda.device import on_card
 from runtime.engines import Engines
 from runtime.geometry.errors import InputError
 from runtime.geometry.grid import Grid
@@ -173,8 +174,8 @@ class FixedScan:
         _check_shapes(ready.fixed.shape, ready.moving.shape, engines.engine_set.size_multiple)
         return_freed_memory()  # the loop needs most
         with stage("encode", tell=False):
-            side = self._side or engines.fixed_side(on_device(engines, ready.fixed, "fixed"), self.options.similarity)
-            moving = on_device(engines, ready.moving, "moving")
+            side = self._side or engines.fixed_side(to_device(engines, ready.fixed, "fixed"), self.options.similarity)
+            moving = to_device(engines, ready.moving, "moving")
         self._side = None if last else side
         return _run(engines, side, moving, self.schedule, stage)
 
@@ -235,8 +236,8 @@ def register_arrays(
     _check_shapes(tuple(fixed.shape), tuple(moving.shape), engines.engine_set.size_multiple)
     schedule = schedule or Options(similarity=similarity).resolved(engines.engine_set).build_schedule()
     with engines.running():
-        there = engines.networks.device != "cpu" and not any(isinstance(image, np.ndarray) for image in (fixed, moving))
-        fixed, moving = on_device(engines, fixed, "fixed"), on_device(engines, moving, "moving")
+        there = on_card(fixed) and on_card(moving)
+        fixed, moving = to_device(engines, fixed, "fixed"), to_device(engines, moving, "moving")
         side = engines.fixed_side(fixed, similarity)
         if not there:
             return _run(engines, side, moving, schedule, Stages()).found
@@ -250,7 +251,7 @@ def _check_shapes(fixed: tuple[int, ...], moving: tuple[int, ...], multiple: int
         raise InputError(f"images: got shapes {fixed} and {moving}, expected one (I, J, K), multiples of {multiple}")
 
 
-def on_device(engines: Engines, image: Array, name: str) -> Array:
+def to_device(engines: Engines, image: Array, name: str) -> Array:
     """An image where the engines' field operations work.
 
     Raises:

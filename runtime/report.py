@@ -3,7 +3,6 @@
 import contextlib
 import datetime
 import hashlib
-import importlib.metadata
 import json
 import platform
 import tempfile
@@ -19,7 +18,7 @@ from runtime import __version__
 from runtime.geometry.errors import InputError, explained, first_line
 from runtime.geometry.transform import write_affine, write_itk_displacement
 from runtime.geometry.volume import Source, write_text, write_volume
-from runtime.machine import peak_bytes
+from runtime.machine import installed_versions, peak_bytes
 
 if TYPE_CHECKING:
     from runtime.registration import Registration
@@ -28,6 +27,7 @@ WARPED, WARP, AFFINE, LABELS = "warped.nii.gz", "warp.nii.gz", "affine.txt", "wa
 PREVIEW, REPORT = "preview.png", "report.json"
 FORMAT, VERSION = "rpnet-registration", 1
 PACKAGES = ("numpy", "nibabel", "numba", "llvmlite", "onnx", "openvino", "onnxruntime", "pillow")
+PACKAGES += ("onnxruntime-gpu", "tensorrt-rtx", "tensorrt", "cuda-python", "pycuda", "nvidia-cuda-nvrtc")
 
 
 @explained("--output")
@@ -164,13 +164,8 @@ def summary(result: "Registration") -> str:
 
 def versions() -> dict[str, str]:
     """Python, the platform, and the libraries that ran."""
-    found = {"rpnet": __version__, "python": platform.python_version(), "platform": platform.platform()}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    ours = {"rpnet": __version__, "python": platform.python_version(), "platform": platform.platform()}
+    return {**ours, **installed_versions(PACKAGES)}
 
 
 def _describe(source: Source) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from runtime.benchmark.statistics import line_fit, percentile, ratios, spread, s
 from runtime.benchmark.work import MatrixProduct, NetworkWork
 from runtime.manifest import load_engine_set
 
+BUS = "0000:65:00.0"
+
 
 @pytest.mark.parametrize("count", [1, 2, 7, 10, 99, 100, 250])
 @pytest.mark.parametrize("percent", [50, 90, 95, 99])
@@ -152,7 +154,7 @@ class TestCardFacts:
 
     def asked(self, answer, monkeypatch):
         monkeypatch.setattr(card_facts.shutil, "which", lambda name: name)
-        return card_facts.smi_facts(lambda command, **options: SimpleNamespace(stdout=f"{answer}\n"))
+        return card_facts.smi_facts(BUS, lambda command, **options: SimpleNamespace(stdout=f"{answer}\n"))
 
     def test_what_nvidia_smi_says(self, monkeypatch):
         found = self.asked(self.answer, monkeypatch)
@@ -164,9 +166,9 @@ class TestCardFacts:
             raise subprocess.CalledProcessError(9, "nvidia-smi")
 
         monkeypatch.setattr(card_facts.shutil, "which", lambda name: name)
-        assert card_facts.smi_facts(fail) == {}
+        assert card_facts.smi_facts(BUS, fail) == {}
         monkeypatch.setattr(card_facts.shutil, "which", lambda name: None)
-        assert card_facts.smi_facts(fail) == {}
+        assert card_facts.smi_facts(BUS, fail) == {}
 
     def test_a_card_in_a_line(self, monkeypatch):
         card = {"name": "RTX", "capability": (8, 9), "memory_bytes": 24 * 2**30, "driver": (13, 0)}

@@ -5,6 +5,7 @@ It runs on the stand-in for the CUDA driver (tests/host_card), through the same 
 
 import gc
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -91,6 +92,32 @@ class TestArrays:
         device.rest()
         assert stand_in.host_card_used() == before
 
+    def test_memory_others_could_read_waits_for_all_of_the_device(self, device, stand_in):
+        """Their streams are not ours: what they read may not be overwritten before they are done."""
+        array = device.empty((17, 19))
+        pointer, before = array.pointer, stand_in.host_card_calls(b"cuCtxSynchronize")
+        assert array.moveaxis(0, 1).__cuda_array_interface__["data"][0] == pointer
+        del array
+        gc.collect()
+        assert stand_in.host_card_calls(b"cuCtxSynchronize") == before
+        assert device.empty((17, 19)).pointer == pointer
+        assert stand_in.host_card_calls(b"cuCtxSynchronize") == before + 1
+
+    def test_a_closed_device_gives_memory_back_at_once(self, device, stand_in):
+        from runtime.cuda.open_device import open_device
+
+        before = stand_in.host_card_used()
+        other = open_device()
+        with other.current():
+            kept = other.upload(counting((100, 100)))
+            other.empty((50, 50))
+            other.close()
+            np.testing.assert_array_equal(other.download(kept), counting((100, 100)))
+        assert stand_in.host_card_used() > before
+        del kept
+        gc.collect()
+        assert stand_in.host_card_used() == before
+
     def test_slots_come_back(self, device):
         for _ in range(3 * SLOTS):
             device.slot()
@@ -142,6 +169,23 @@ class TestOtherLibraries:
         del capsule
         assert len(dlpack._lent) == lent
 
+    def test_memory_of_another_card_is_refused(self, device):
+        facts = {"data": (16, False), "shape": (1,), "typestr": "<f4", "version": 2}
+        with pytest.raises(InputError, match=r"array: its memory is not that of .* \(device 0\); copy it there"):
+            device.wrap(SimpleNamespace(__cuda_array_interface__=facts))
+
+    def test_a_tensor_that_requires_a_gradient_is_refused(self, device):
+        class Tensor:
+            def __dlpack_device__(self):
+                return device.dlpack_device
+
+            def __dlpack__(self, stream=None):
+                assert stream == device.driver.stream
+                raise BufferError("Can't export tensors that require gradient, use tensor.detach()")
+
+        with pytest.raises(InputError, match=r"array: cannot be read \(Can't export .*tensor.detach\(\)\)"):
+            device.wrap(Tensor())
+
     def test_what_cannot_be_wrapped_is_said(self, device, monkeypatch):
         with pytest.raises(InputError, match=r"array: lies on DLPack device \(1, 0\), expected \(2, 0\); copy"):
             device.wrap(_Foreign(counting()))
@@ -180,7 +224,7 @@ class TestWhatIsSaid:
             device.driver.synchronize()
 
     def test_the_card_is_found_without_packages(self, stand_in):
-        assert find_card.__wrapped__() == Card("stand-in on the host", (8, 9), FREE_BYTES, (13, 0))
+        assert find_card.__wrapped__() == Card("stand-in on the host", (8, 9), FREE_BYTES, (13, 0), "0000:00:00.0")
 
     def test_no_card(self, stand_in):
         from runtime.cuda.open_device import open_device
@@ -200,6 +244,21 @@ class TestWhatIsSaid:
         stand_in.host_card_set_failing(3)
         with pytest.raises(NotHere, match=re.escape("--backend: device 0 cannot be used through cuda-python (CUDA: ")):
             CudaPythonDriver()
+
+    def test_a_driver_older_than_what_compiles_for_it(self, device, monkeypatch):
+        from runtime.cuda import open_device
+
+        monkeypatch.setattr(open_device, "find_card", lambda: Card("RTX 3090", (8, 6), FREE_BYTES, (12, 4)))
+        with pytest.raises(NotHere, match=r"the driver of RTX 3090 is for CUDA 12\.4, NVRTC for 13\.\d+; update the"):
+            open_device.open_device()
+
+    def test_what_goes_wrong_in_opening_lets_auto_go_on(self, device, stand_in, monkeypatch):
+        from runtime.cuda import nvrtc
+        from runtime.cuda.open_device import open_device
+
+        monkeypatch.setattr(nvrtc, "compile_kernels", lambda capability: b"no cubin")
+        with pytest.raises(NotHere, match=r"cannot be used \(CUDA: CUDA_ERROR_INVALID_IMAGE: .*; update its driver"):
+            open_device()
 
     def test_the_library_that_drives_it_can_be_chosen(self, stand_in, monkeypatch):
         from runtime.cuda import open_device

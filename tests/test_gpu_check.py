@@ -10,10 +10,11 @@ from click.testing import CliRunner
 
 from benchmarks import gpu_check
 from benchmarks.gpu import flight, kernel_tests, kernel_times, latency, part, place
-from benchmarks.gpu.agreement import Agreement, Candidate, Scans, common_labels, compare, of_the_card
+from benchmarks.gpu.agreement import Agreement, Candidate, Scans, compare, of_the_card
 from runtime.backends.fields_cuda import CudaFields, traffic
 from runtime.benchmark.contenders import EngineContender
 from runtime.geometry.errors import InputError, NotHere
+from runtime.geometry.overlap import common_labels
 from tests import scans
 from tests.host_card import card
 
@@ -321,10 +322,11 @@ def test_times_are_asked_for_after_all_work_is_sent():
         mark=lambda: order.append("mark") or len(order),
         wait=lambda mark: order.append("wait"),
         seconds=lambda start, stop: order.append("read") or float(stop - start),
-        driver=SimpleNamespace(clear=lambda *arguments: order.append("clear")),
+        empty=lambda shape, dtype: None,
+        launch_blocks=lambda *arguments: order.append("flush"),
     )
-    flush = SimpleNamespace(pointer=0, nbytes=1)
+    flush = SimpleNamespace(size=1)
     found = kernel_times.times(device, lambda: order.append("work"), runs=2, flush=flush)
     assert found == [2.0, 2.0]
     rounds = kernel_times.WARMUP + 2
-    assert order == ["clear", "mark", "work", "mark"] * rounds + ["wait"] + ["read"] * 2
+    assert order == ["flush", "mark", "work", "mark"] * rounds + ["wait"] + ["read"] * 2

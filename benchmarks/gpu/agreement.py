@@ -22,7 +22,6 @@ from runtime.manifest import load_engine_set
 
 REFERENCE = ("onnxruntime", "fp32")
 LARGEST_DICE_DIFFERENCE = 0.002
-SMALLEST_LABEL = 50  # voxels in both scans, for a label to count
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class Candidate(Session):
     def register_scans(self, scans: Scans, flow_path: Path) -> dict[str, Any]:
         """Writes the flow (.npy); gives counts, similarity and, where there are labels, their mean Dice."""
         import runtime
-        from runtime.geometry.overlap import mean_dice
+        from runtime.geometry.overlap import common_labels, mean_dice
         from runtime.geometry.volume import read_labels
 
         result = runtime.register(scans.fixed, scans.moving, self.runner.plain, moving_labels=scans.moving_labels)
@@ -70,13 +69,6 @@ class Candidate(Session):
             labels = common_labels(truth, result.labels.data)
             found["dice"] = mean_dice(truth, result.warped_labels, labels)
         return found
-
-
-def common_labels(fixed: np.ndarray, moving: np.ndarray) -> list[int]:
-    """Labels above 0 that both label maps have in `SMALLEST_LABEL` voxels or more."""
-    found = [dict(zip(*np.unique(labels, return_counts=True), strict=True)) for labels in (fixed, moving)]
-    both = sorted(found[0].keys() & found[1].keys() - {0})
-    return [int(label) for label in both if min(count[label] for count in found) >= SMALLEST_LABEL]
 
 
 def compare(found: dict, expected: dict, voxels: dict[str, float], precision: str) -> dict[str, Any]:

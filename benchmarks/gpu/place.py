@@ -1,30 +1,18 @@
 """Where the check runs: card, driver, clocks, processor, versions of all libraries."""
 
-import importlib.metadata
-
 from benchmarks.gpu.part import Part
 from runtime.benchmark.card_facts import card_doubts, card_words
 from runtime.benchmark.machine_facts import machine_facts
+from runtime.machine import installed_versions
 
 # Distributions beyond what a registration's report names; the engine libraries come under several names.
 PACKAGES = ("numpy", "numba", "onnx", "onnxruntime", "onnxruntime-gpu", "torch", "cuda-python", "cuda-bindings")
 PACKAGES += ("cuda-core", "nvidia-cuda-nvrtc", "pycuda", "tensorrt", "tensorrt-rtx")
 
 
-def versions() -> dict[str, str]:
-    """Installed distributions that matter on a card."""
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
 def place() -> Part:
     """The machine, as a part; what makes its figures doubtful stands in the notes."""
-    facts, libraries = machine_facts(), versions()
+    facts, libraries = machine_facts(), installed_versions(PACKAGES)
     card = facts["card"]
     lines = [
         f"- card: {card_words(card) if card else 'none'}",

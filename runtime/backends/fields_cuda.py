@@ -11,13 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from runtime.cuda.device import THREADS, Device, DeviceArray, Slot
+from runtime.cuda.device import THREADS, Device, DeviceArray, Slot, on_card
 from runtime.geometry.errors import InputError
 from runtime.geometry.similarity import LNCC_EPSILON, LNCC_WINDOW, OF_SUMS, SIMILARITIES
 
 RUN, SEGMENT = 8, 5 * LNCC_WINDOW - (LNCC_WINDOW - 1)  # as in kernels.cu
 MOST_PARTIALS = 4096  # blocks that write partial sums; they follow from the shape alone, and with them the sums' bits
-ON_CARDS = (2, 13)  # DLPack's numbers of CUDA memory
 
 # Bytes that must cross the memory bus at least, per voxel of the image: C channels of b bytes, a flow coarser by s.
 TRAFFIC: dict[str, Callable[[int, int, int], float]] = {
@@ -130,7 +129,7 @@ class CudaFields:
         Raises:
             InputError: a card's array that is not contiguous float32, or of another card.
         """
-        if not _on_card(array):
+        if not on_card(array):
             return self._device.upload(np.asarray(array, np.float32))
         found = self._device.wrap(array)
         if found.dtype != np.float32 or not found.contiguous:
@@ -144,6 +143,10 @@ class CudaFields:
         """An array as everything outside the loop knows it: an image (I, J, K), a flow (3, I, J, K). Waits for it."""
         host = self._device.download(array)
         return np.moveaxis(host, -1, 0) if host.ndim == 4 else host
+
+    def close(self) -> None:
+        """Gives the device's memory back; arrays that are still in use give theirs back with them."""
+        self._device.close()
 
     def _partial(self, kernel: str, work: int, sums: int, *arguments: Any, after: tuple = ()) -> DeviceArray:
         """Runs a kernel of so many pieces of work that leaves partial sums (sums, blocks), float64, its last argument
@@ -264,8 +267,3 @@ def _wide(array: DeviceArray) -> bool:
     voxel, channel = _layout(array)
     return channel == 1 and voxel % width == 0 and array.shape[3] % width == 0 and array.pointer % 16 == 0
 
-
-def _on_card(array: Any) -> bool:
-    if hasattr(array, "__cuda_array_interface__"):
-        return True
-    return hasattr(array, "__dlpack_device__") and array.__dlpack_device__()[0] in ON_CARDS

@@ -89,6 +89,9 @@ class NumbaFields:
         """Similarity of warped moving images with one fixed image, whose own sums are taken once."""
         return Scorer(fixed, similarity)
 
+    def close(self) -> None:
+        """There is nothing to let go of."""
+
     def to_device(self, array: Array) -> Array:
         """Contiguous float32 that may be written to (numba compiles again for what may not); the host is the device."""
         return np.require(array, np.float32, ["C", "W"])

@@ -85,7 +85,7 @@ class OpenPlan:
         self._input = next(iter(spec.formats))
         self._shape: tuple[int, ...] = ()
         self._scratch_bytes = 0
-        self._capturable = not library.portable  # TensorRT-RTX does that itself
+        self._capturable = device.alone and not library.portable  # TensorRT-RTX does that itself
         self._bound: tuple | None = None
         self._graphs: collections.OrderedDict[tuple, Callable[[], None] | None] = collections.OrderedDict()
 
@@ -137,7 +137,8 @@ class OpenPlan:
         if key != self._bound:
             self._context.set_device_memory(*scratch)
             for name, address in addresses.items():
-                self._context.set_tensor_address(name, address)
+                if not self._context.set_tensor_address(name, address):
+                    raise Refusal(f"does not take the memory of {name}: {self._library.said()}")
             self._bound = key
 
     def _remember(self, key: tuple, graph: Callable[[], None] | None) -> None:
@@ -154,7 +155,7 @@ class OpenPlan:
         """One run as a graph, sent; False where that cannot be had, once and for all."""
         graph = None
         if self._capturable:
-            with contextlib.suppress(Refusal, RuntimeError):
+            with contextlib.suppress(Refusal, InputError, RuntimeError, MemoryError):
                 graph = self._device.driver.capture(self._enqueue)
             self._capturable = graph is not None
         if graph is None:

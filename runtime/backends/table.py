@@ -1,7 +1,6 @@
 """The one table that pairs the library that runs engines with the field operations beside it."""
 
 import importlib
-import importlib.metadata
 import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,7 +8,7 @@ from typing import Any
 
 from runtime.cuda.card import find_card
 from runtime.geometry.errors import InputError, NotHere, first_line
-from runtime.machine import processor_features
+from runtime.machine import installed_versions, processor_features
 from runtime.manifest import EngineSet
 
 PRECISIONS = ("fp32", "fp16", "bf16")
@@ -73,7 +72,7 @@ class Backend:
             ) from None
 
     def open(
-        self, engine_set: EngineSet, threads: int, precision: str, tell: Callable[[str], None]
+        self, engine_set: EngineSet, threads: int, precision: str, tell: Callable[[str], None], alone: bool = True
     ) -> tuple[Any, Any]:
         """Networks and field operations, ready to run.
 
@@ -82,6 +81,7 @@ class Backend:
             threads: of the processor; a card's backend has no use for them.
             precision: one of `precisions`.
             tell: told, in a line, what takes a while.
+            alone: whether no other thread of this process works on the card meanwhile.
 
         Raises:
             NotHere: what it needs is not to be had on this computer.
@@ -92,7 +92,7 @@ class Backend:
             return networks(engine_set, threads, precision), fields(threads)
         from runtime.cuda.open_device import open_device
 
-        device = open_device()
+        device = open_device(alone)
         with device.current():
             return networks(engine_set, device, precision, tell), fields(device)
 
@@ -171,13 +171,18 @@ BACKENDS = {
 
 
 def open_backend(
-    name: str, engine_set: EngineSet, threads: int, precision: str, tell: Callable[[str], None]
+    name: str,
+    engine_set: EngineSet,
+    threads: int,
+    precision: str,
+    tell: Callable[[str], None],
+    alone: bool = True,
 ) -> tuple[str, str, str, tuple[Any, Any]]:
     """Opens the backend asked for; of `auto`, the first that opens.
 
     Args:
         name: "auto" or one of `BACKENDS`.
-        engine_set, threads, tell: as for `Backend.open`.
+        engine_set, threads, tell, alone: as for `Backend.open`.
         precision: "auto" or one of `PRECISIONS`.
 
     Returns:
@@ -191,7 +196,7 @@ def open_backend(
         chosen, reason = choose_backend(name, engine_set, precision, broken)
         found = choose_precision(chosen, precision, engine_set)
         try:
-            return chosen, reason, found, BACKENDS[chosen].open(engine_set, threads, found, tell)
+            return chosen, reason, found, BACKENDS[chosen].open(engine_set, threads, found, tell, alone)
         except NotHere as error:
             if name != "auto":
                 raise
@@ -280,10 +285,7 @@ def check_precision(precision: str) -> None:
 
 
 def _is_installed(distribution: str) -> bool:
-    try:
-        return bool(importlib.metadata.version(distribution))
-    except importlib.metadata.PackageNotFoundError:
-        return False
+    return bool(installed_versions([distribution]))
 
 
 def _load(place: str) -> Any:

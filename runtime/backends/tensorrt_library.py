@@ -217,10 +217,11 @@ class Library:
             if engine is None:
                 raise Refusal(f"cannot be opened on {device.name}: {self.said()}; update the card's driver", NotHere)
             self._check_tensors(engine, spec)
-            context = self._context(engine, spec, jit)
+            config = self._runtime_config(engine, spec, device, jit)
+            context = engine.create_execution_context(config)
             if context is None:
                 raise Refusal(f"cannot be run on {device.name}: {self.said()}", NotHere)
-        return OpenPlan(self, context, spec, device, engine, jit)
+        return OpenPlan(self, context, spec, device, config, engine, jit)
 
     def _check_tensors(self, engine: Any, spec: PlanSpec) -> None:
         """Memory is shared with kernels of ours, so what the plan makes of it is read from the plan."""
@@ -231,26 +232,27 @@ class Library:
         if found != spec.formats:
             raise Refusal(f"the plan has {found}, expected {spec.formats}; build it again with `python cli.py build`")
 
-    def _context(self, engine: Any, spec: PlanSpec, jit: JitCache | None) -> Any:
-        """An execution context whose memory is ours to give.
+    def _runtime_config(self, engine: Any, spec: PlanSpec, device: Device, jit: JitCache | None) -> Any:
+        """Of an execution context whose memory is ours to give.
 
         Kernels are made for a shape when it first comes, not some time later, so that equal runs give equal results.
-        The extractor writes to other memory each time, which graphs are not for.
+        The extractor writes to other memory each time, which graphs are not for. In what mode the library captures
+        them is not documented, so none are where other threads might take memory meanwhile.
         """
         strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
         if not hasattr(engine, "create_runtime_config"):
-            return engine.create_execution_context(strategy)
+            return strategy
         config = engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(strategy)
         if self.portable:
             config.dynamic_shapes_kernel_specialization_strategy = (
                 self._trt.DynamicShapesKernelSpecializationStrategy.EAGER
             )
-            if spec.engine != EXTRACTOR:
+            if spec.engine != EXTRACTOR and device.alone:
                 config.cuda_graph_strategy = self._trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
             if jit is not None:
                 jit.attach(config)
-        return engine.create_execution_context(config)
+        return config
 
 
 def _collector(trt: Any) -> type:

@@ -30,15 +30,15 @@ def card_facts() -> dict[str, Any] | None:
     from runtime.cuda.card import Card, find_card
 
     card = find_card()
-    return {**dataclasses.asdict(card), **smi_facts()} if isinstance(card, Card) else None
+    return {**dataclasses.asdict(card), **smi_facts(card.bus)} if isinstance(card, Card) else None
 
 
-def smi_facts(run: Callable[..., Any] = subprocess.run) -> dict[str, str | float]:
-    """What nvidia-smi tells of the first card; empty where it is not installed or fails."""
+def smi_facts(bus: str, run: Callable[..., Any] = subprocess.run) -> dict[str, str | float]:
+    """What nvidia-smi tells of the card at this place; empty where it is not installed or fails."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return {}
-    query = [program, "--id=0", f"--query-gpu={','.join(QUERIES)}", "--format=csv,noheader,nounits"]
+    query = [program, f"--id={bus}", f"--query-gpu={','.join(QUERIES)}", "--format=csv,noheader,nounits"]
     try:
         done = run(query, capture_output=True, text=True, timeout=SECONDS, check=True)
     except (OSError, subprocess.SubprocessError):

@@ -186,6 +186,9 @@ class EngineRunner:
         fields.to_host(fields.warp(self._moving, flow))
         return fields.to_host(flow), fields.folded_share(flow)
 
+    def close(self) -> None:
+        self.plain.__exit__()
+
     def card_memory(self) -> dict[str, int] | None:
         device = self.recorder.clock
         if not hasattr(device, "peak_bytes"):

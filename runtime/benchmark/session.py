@@ -72,6 +72,11 @@ class Session:
             "spans": [tuple(span) for span in run.spans],
         }
 
+    def close(self) -> None:
+        """Closes the runner: what its library compiled for this machine is kept for the next one."""
+        if close := getattr(self.runner, "close", None):
+            close()
+
     def drop_fixed_side(self) -> None:
         """Lets go of the fixed side's buffers."""
         self.side = None

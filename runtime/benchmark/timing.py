@@ -161,6 +161,9 @@ class TimedFields:
     def to_host(self, flow: Array) -> Array:
         return self._recorder.call("to host", None, self._fields.to_host, flow)
 
+    def close(self) -> None:
+        self._fields.close()
+
 
 class TimedScorer:
     """A scorer around another one. What it gives may be a number still to come; its span ends where the work does."""

@@ -96,7 +96,7 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 
 def _serve(connection: Any, target: bytes) -> None:
-    """The worker's side: answers until the other side is gone."""
+    """The worker's side: answers until the other side is gone; then closes what it holds."""
     held = None
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError, KeyboardInterrupt):
         while True:
@@ -112,3 +112,5 @@ def _serve(connection: Any, target: bytes) -> None:
             except Exception as error:  # whatever a library raises is told to the user in one line
                 answer = "error", " ".join(f"{type(error).__name__}: {error}".split())
             connection.send(answer)
+    if hasattr(held, "close"):
+        held.close()

@@ -19,12 +19,14 @@ class Card:
         capability: compute capability, (8, 9) for instance.
         memory_bytes: all of its memory.
         driver: the CUDA version its driver is made for, (13, 0) for instance.
+        bus: its place, as nvidia-smi names it, whose numbers are not CUDA's.
     """
 
     name: str
     capability: tuple[int, int]
     memory_bytes: int
     driver: tuple[int, int]
+    bus: str = ""
 
 
 @functools.cache
@@ -55,12 +57,15 @@ def _card(library: Any) -> Card:
         raise RuntimeError("the NVIDIA driver finds no card")
     device, name = number("cuDeviceGet", 0), ctypes.create_string_buffer(256)
     ask("cuDeviceGetName", name, len(name), device)
+    bus = ctypes.create_string_buffer(32)
+    ask("cuDeviceGetPCIBusId", bus, len(bus), device)
     version = number("cuDriverGetVersion")
     return Card(
         name.value.decode(errors="replace"),
         (number("cuDeviceGetAttribute", MAJOR, device), number("cuDeviceGetAttribute", MINOR, device)),
         number("cuDeviceTotalMem_v2", device, kind=ctypes.c_size_t),
         (version // 1000, version % 1000 // 10),
+        bus.value.decode(errors="replace"),
     )
 
 

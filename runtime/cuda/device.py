@@ -15,7 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from runtime.cuda.dlpack import read_capsule, write_capsule
-from runtime.geometry.errors import InputError, NotHere
+from runtime.geometry.errors import InputError, NotHere, first_line
+from runtime.heap import ARRAYS
 
 THREADS = 256  # of a block, for every kernel
 MOST_BLOCKS = 1 << 20  # of a launch; kernels step through what is left
@@ -23,6 +24,8 @@ ALIGNMENT = 256  # bytes, that engine libraries take for granted
 ROUND = 512  # bytes; sizes asked of the driver are multiples of it
 SLOT_BYTES, SLOTS = 64, 256  # of the memory through which a few numbers reach the host
 GIGABYTE = 1e9
+DEFAULT_STREAM = 1  # CU_STREAM_LEGACY, where libraries work that name no stream
+ON_CARD, MANAGED = 2, 13  # DLPack's numbers of CUDA memory
 
 
 class Driver(Protocol):
@@ -64,7 +67,7 @@ class Driver(Protocol):
     def copy(self, target: int, source: int, size: int) -> None: ...
 
     def upload(self, target: int, address: int, size: int) -> None:
-        """From pageable host memory, which may be changed once this has returned."""
+        """From pageable host memory; returns when it is there."""
 
     def download(self, address: int, source: int, size: int) -> None:
         """To pageable host memory; returns when it is there."""
@@ -72,8 +75,14 @@ class Driver(Protocol):
     def synchronize(self) -> None:
         """Waits for all that was sent to the stream."""
 
-    def wait_for_others(self, stream: int | None) -> None:
-        """What is sent from now on waits for another stream's work so far; None: for all of the device's."""
+    def wait_for_all(self) -> None:
+        """Waits for all that anybody sent to the device."""
+
+    def wait_for_others(self, stream: int) -> None:
+        """What is sent from now on waits for another stream's work so far; the host does not."""
+
+    def holds(self, pointer: int) -> bool:
+        """Whether this memory is the device's."""
 
     def record(self) -> Any:
         """An event at this moment of the stream."""
@@ -158,6 +167,7 @@ class DeviceArray:
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
         """Version 3. The stream is ours: whoever reads this lets its own wait for it."""
+        self._lend()
         return {
             "shape": self.shape,
             "typestr": self.dtype.str,
@@ -172,8 +182,23 @@ class DeviceArray:
 
     def __dlpack__(self, *, stream: Any = None, **_: Any) -> Any:
         """A capsule of this memory, once all that was sent to our stream is done."""
-        self.device.driver.synchronize()
+        self._lend()
+        with self.device.current():
+            self.device.driver.synchronize()
         return write_capsule(self, self.pointer, self.shape, self.dtype, self.element_strides, self.__dlpack_device__())
+
+
+    def _lend(self) -> None:
+        """From now on work that is not in our stream may read it."""
+        if isinstance(self.owner, _Block):
+            self.owner.lent[:] = [True]
+
+
+def on_card(array: Any) -> bool:
+    """Whether an array lies in a card's memory."""
+    if hasattr(array, "__dlpack_device__"):
+        return array.__dlpack_device__()[0] in (ON_CARD, MANAGED)
+    return hasattr(array, "__cuda_array_interface__")
 
 
 def contiguous_strides(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
@@ -188,20 +213,27 @@ class _Block:
     """A piece of device memory; goes back to its pool with the last array that uses it."""
 
     def __init__(self, pool: "_Pool", pointer: int, size: int) -> None:
-        self.pointer = pointer
-        weakref.finalize(self, pool.take_back, pointer, size).atexit = False
+        self.pointer, self.lent = pointer, [False]
+        weakref.finalize(self, pool.take_back, pointer, size, self.lent).atexit = False
 
 
 class _Pool:
-    """Device memory by size: what is given back serves the next array of that size."""
+    """Device memory by size: what is given back serves the next array of that size.
+
+    What other libraries could read comes back only when the device has done all that was sent to it.
+    """
 
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
         self._free: dict[int, list[int]] = defaultdict(list)
+        self._lent: list[tuple[int, int]] = []
+        self._closed = False
         self.held = self.peak = 0
 
     def block(self, size: int) -> _Block:
         size = max(1, -(-size // ROUND)) * ROUND
+        if self._lent:
+            self._take_lent_back()
         return _Block(self, self._free[size].pop() if self._free[size] else self._new(size), size)
 
     def _new(self, size: int) -> int:
@@ -217,16 +249,35 @@ class _Pool:
         self.peak = max(self.peak, self.held)
         return pointer
 
-    def take_back(self, pointer: int, size: int) -> None:
-        self._free[size].append(pointer)
+    def take_back(self, pointer: int, size: int, lent: list[bool]) -> None:
+        """Called in whatever thread lets go of the last array."""
+        if lent[0]:
+            self._lent.append((pointer, size))
+        else:
+            self._free[size].append(pointer)
+        if self._closed:
+            with self._driver.current():
+                self.clear()
+
+    def _take_lent_back(self) -> None:
+        lent, self._lent = self._lent, []
+        self._driver.wait_for_all()
+        for pointer, size in lent:
+            self._free[size].append(pointer)
 
     def clear(self) -> None:
-        """Gives the driver back what no array uses."""
-        for size, pointers in self._free.items():
+        """Gives the driver back what no array uses, once all work that was sent is done."""
+        self._take_lent_back()
+        free, self._free = self._free, defaultdict(list)
+        for size, pointers in free.items():
             for pointer in pointers:
                 self._driver.free(pointer)
                 self.held -= size
-        self._free.clear()
+
+    def close(self) -> None:
+        """`clear`, now and for what comes back later."""
+        self._closed = True
+        self.clear()
 
 
 def out_of_memory(driver: Driver, size: int | None = None) -> NotHere:
@@ -254,13 +305,18 @@ class Device:
     Args:
         driver: the library that drives it.
         kernels: compiles `kernels.cu` for a compute capability, into a cubin.
+        alone: whether no other thread of this process has a device on the same card. Only then may engines capture
+            CUDA graphs, during which other threads must not take or free memory.
+
+    Attributes:
+        dlpack_device: DLPack's device type (CUDA) and number.
     """
 
-    dlpack_device = (2, 0)
-
-    def __init__(self, driver: Driver, kernels: Callable[[tuple[int, int]], bytes]) -> None:
-        self.driver, self.name, self.capability = driver, driver.name, driver.capability
-        self.dlpack_device = (2, driver.number)
+    def __init__(
+        self, driver: Driver, kernels: Callable[[tuple[int, int]], bytes], alone: bool = True
+    ) -> None:
+        self.driver, self.name, self.capability, self.alone = driver, driver.name, driver.capability, alone
+        self.dlpack_device = ON_CARD, driver.number
         self._pool = _Pool(driver)
         self._functions: dict[str, Any] = {}
         with self.current():
@@ -280,6 +336,10 @@ class Device:
     def rest(self) -> None:
         """Gives memory that no array uses back to the driver."""
         self._pool.clear()
+
+    def close(self) -> None:
+        """`rest`; memory of arrays that are still in use goes back with them. To be called with the device current."""
+        self._pool.close()
 
     def empty(self, shape: tuple[int, ...], dtype: Any = np.float32) -> DeviceArray:
         """An array with anything in it, contiguous.
@@ -309,7 +369,8 @@ class Device:
             ValueError: the array's elements do not fill one piece of memory.
         """
         order = sorted(range(array.ndim), key=lambda axis: -array.strides[axis])
-        memory = np.empty([array.shape[axis] for axis in order], array.dtype)
+        shape = [array.shape[axis] for axis in order]
+        memory = ARRAYS.empty(shape) if array.dtype == np.float32 else np.empty(shape, array.dtype)
         found = memory.transpose(np.argsort(order))
         if any(a != b for a, b, size in zip(found.strides, array.strides, array.shape, strict=True) if size > 1):
             raise ValueError(f"cannot download an array with gaps: shape {array.shape}, strides {array.strides}")
@@ -328,25 +389,35 @@ class Device:
         """Another library's array of this device, without a copy. What its stream holds so far is waited for.
 
         Args:
-            array: has ``__cuda_array_interface__`` (torch, cupy, numba, pycuda) or ``__dlpack__``.
+            array: has ``__dlpack__`` (torch, cupy, jax) or ``__cuda_array_interface__`` (numba, pycuda).
 
         Raises:
             InputError: it has neither, or is not floating point or on this device.
         """
         if isinstance(array, DeviceArray):
             return array
+        if hasattr(array, "__dlpack__"):
+            return self._from_dlpack(array)
         facts = getattr(array, "__cuda_array_interface__", None)
-        if facts is None and not hasattr(array, "__dlpack__"):
+        if facts is None:
             raise InputError(
                 f"array: got a {type(array).__name__}, expected one with __cuda_array_interface__ or __dlpack__"
             )
-        if facts is None:
-            place = array.__dlpack_device__()
-            pointer, shape, dtype, strides, owner = read_capsule(array.__dlpack__(), place, self.dlpack_device)
-            self.driver.wait_for_others(None)
-            return DeviceArray(self, pointer, shape, dtype, strides, owner)
-        self.driver.wait_for_others(facts.get("stream"))
-        return DeviceArray(self, facts["data"][0], facts["shape"], facts["typestr"], facts.get("strides"), array)
+        pointer, stream = facts["data"][0], facts.get("stream")
+        if not self.driver.holds(pointer):
+            place = f"{self.name} (device {self.driver.number})"
+            raise InputError(f"array: its memory is not that of {place}; copy it there")
+        self.driver.wait_for_others(DEFAULT_STREAM if stream is None else stream)
+        return DeviceArray(self, pointer, facts["shape"], facts["typestr"], facts.get("strides"), array)
+
+    def _from_dlpack(self, array: Any) -> DeviceArray:
+        """The library itself lets our stream wait for its own."""
+        place = array.__dlpack_device__()
+        try:
+            capsule = array.__dlpack__(stream=self.driver.stream) if place[0] == ON_CARD else array.__dlpack__()
+        except (BufferError, RuntimeError) as error:  # a tensor that requires a gradient
+            raise InputError(f"array: cannot be read ({first_line(error)})") from None
+        return DeviceArray(self, *read_capsule(capsule, place, self.dlpack_device))
 
     def launch(self, kernel: str, work: int, *arguments: Any) -> None:
         """Runs a kernel on enough blocks of `THREADS` for so many pieces of work; see `launch_blocks`."""

@@ -10,8 +10,6 @@ from cuda.bindings import driver
 
 from runtime.geometry.errors import InputError, NotHere, first_line
 
-LEGACY_STREAM = 1  # CU_STREAM_LEGACY, what other libraries call the default stream
-
 
 class CudaPythonDriver:
     """`runtime.cuda.device.Driver` on cuda-python.
@@ -42,6 +40,7 @@ class CudaPythonDriver:
                 "check the NVIDIA driver with nvidia-smi, or choose a backend of the CPU"
             ) from None
         self.stream = int(self._stream)
+        self._events: list[Any] = []  # that nobody uses
 
     @contextlib.contextmanager
     def current(self) -> Iterator[None]:
@@ -72,8 +71,8 @@ class CudaPythonDriver:
         _checked(driver.cuMemcpyDtoDAsync(target, source, size, self._stream))
 
     def upload(self, target: int, address: int, size: int) -> None:
-        # From pageable memory this returns once the driver has taken a copy of its own.
         _checked(driver.cuMemcpyHtoDAsync(target, address, size, self._stream))
+        self.synchronize()
 
     def download(self, address: int, source: int, size: int) -> None:
         _checked(driver.cuMemcpyDtoHAsync(address, source, size, self._stream))
@@ -82,19 +81,28 @@ class CudaPythonDriver:
     def synchronize(self) -> None:
         _checked(driver.cuStreamSynchronize(self._stream))
 
-    def wait_for_others(self, stream: int | None) -> None:
-        if stream is None:
-            _checked(driver.cuCtxSynchronize())
-            return
-        event = _checked(driver.cuEventCreate(driver.CUevent_flags.CU_EVENT_DISABLE_TIMING))
-        _checked(driver.cuEventRecord(event, stream))
-        _checked(driver.cuStreamWaitEvent(self._stream, event, 0))
-        _checked(driver.cuEventDestroy(event))
+    def wait_for_all(self) -> None:
+        _checked(driver.cuCtxSynchronize())
+
+    def wait_for_others(self, stream: int) -> None:
+        event = self._recorded(stream)
+        _checked(driver.cuStreamWaitEvent(self._stream, event.handle, 0))
+
+    def holds(self, pointer: int) -> bool:
+        kind = driver.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
+        error, number = driver.cuPointerGetAttribute(kind, pointer)
+        return not error and number == self.number
 
     def record(self) -> "_Event":
-        event = _Event()
-        _checked(driver.cuEventRecord(event.handle, self._stream))
-        return event
+        return self._recorded(self._stream)
+
+    def _recorded(self, stream: Any) -> "_Event":
+        try:
+            handle = self._events.pop()
+        except IndexError:
+            handle = _checked(driver.cuEventCreate(driver.CUevent_flags.CU_EVENT_DEFAULT))
+        _checked(driver.cuEventRecord(handle, stream))
+        return _Event(handle, self._events)
 
     def wait(self, event: "_Event") -> None:
         _checked(driver.cuEventSynchronize(event.handle))
@@ -123,32 +131,32 @@ class CudaPythonDriver:
             driver.cuStreamEndCapture(self._stream)  # an error already: what it says adds nothing
             raise
         graph = _checked(driver.cuStreamEndCapture(self._stream))
-        sent = _Graph(_checked(driver.cuGraphInstantiate(graph, 0)), self._stream)
+        sent = _Graph(_checked(driver.cuGraphInstantiate(graph, 0)), self)
         _checked(driver.cuGraphDestroy(graph))
         return sent
 
 
 class _Event:
-    """An event with a time, destroyed with this object."""
+    """An event with a time; its handle is used again when this object is gone, in whatever thread that happens."""
 
-    def __init__(self) -> None:
-        self.handle = _checked(driver.cuEventCreate(driver.CUevent_flags.CU_EVENT_DEFAULT))
+    def __init__(self, handle: Any, free: list[Any]) -> None:
+        self.handle, self._free = handle, free
 
     def __del__(self) -> None:
-        if driver is not None:  # the interpreter is not ending
-            driver.cuEventDestroy(self.handle)
+        self._free.append(self.handle)
 
 
 class _Graph:
-    def __init__(self, handle: Any, stream: Any) -> None:
-        self._handle, self._stream = handle, stream
+    def __init__(self, handle: Any, owner: CudaPythonDriver) -> None:
+        self._handle, self._owner = handle, owner
 
     def __call__(self) -> None:
-        _checked(driver.cuGraphLaunch(self._handle, self._stream))
+        _checked(driver.cuGraphLaunch(self._handle, self._owner._stream))
 
     def __del__(self) -> None:
-        if driver is not None:
-            driver.cuGraphExecDestroy(self._handle)
+        if driver is not None:  # the interpreter is not ending
+            with self._owner.current():
+                driver.cuGraphExecDestroy(self._handle)
 
 
 _ATTRIBUTE = driver.CUdevice_attribute

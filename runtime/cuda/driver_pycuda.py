@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import pycuda
+import pycuda.compiler
 import pycuda.driver as driver
 
+from runtime.cuda import KERNELS
 from runtime.geometry.errors import InputError, NotHere, first_line
 
 NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: in no order with the default stream
@@ -90,6 +92,7 @@ class PycudaDriver:
     def upload(self, target: int, address: int, size: int) -> None:
         self.synchronize()  # its copies from pageable memory are in no stream's order
         driver.memcpy_htod(target, _memory(address, size))
+        driver.Context.synchronize()  # it may return while the card still copies
 
     def download(self, address: int, source: int, size: int) -> None:
         self.synchronize()
@@ -98,8 +101,14 @@ class PycudaDriver:
     def synchronize(self) -> None:
         self._stream.synchronize()
 
-    def wait_for_others(self, stream: int | None) -> None:
+    def wait_for_all(self) -> None:
+        driver.Context.synchronize()
+
+    def wait_for_others(self, stream: int) -> None:
         driver.Context.synchronize()  # pycuda takes no stream it has not made
+
+    def holds(self, pointer: int) -> bool:
+        return True  # pycuda cannot tell
 
     def record(self) -> Any:
         return driver.Event().record(self._stream)
@@ -123,6 +132,22 @@ class PycudaDriver:
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None] | None:
         return None
+
+
+def compile_kernels(capability: tuple[int, int]) -> bytes:
+    """The kernels as a cubin, by the CUDA toolkit's nvcc, which pycuda itself was built with; kept by pycuda.
+
+    Raises:
+        NotHere: there is no nvcc, or it is older than the device.
+    """
+    arch = f"sm_{capability[0]}{capability[1]}"
+    try:
+        return pycuda.compiler.compile(KERNELS.read_text(encoding="utf-8"), ["-std=c++17"], no_extern_c=True, arch=arch)
+    except (driver.Error, pycuda.compiler.CompileError, OSError) as error:
+        raise NotHere(
+            f"--backend: nvcc cannot compile the CUDA kernels ({first_line(error)}); put it on PATH, or "
+            "pip install cuda-python nvidia-cuda-nvrtc"
+        ) from None
 
 
 def _memory(address: int, size: int) -> np.ndarray:

@@ -9,9 +9,9 @@ from typing import Any
 from cuda.bindings import nvrtc
 
 from runtime.cache import cache_folder, keep_latest
+from runtime.cuda import KERNELS
 from runtime.geometry.errors import NotHere, first_line
 
-SOURCE = Path(__file__).resolve().parent.parent / "backends" / "kernels.cu"
 OPTIONS = ("--std=c++17", "--extra-device-vectorization", "-lineinfo")
 KEPT = 8  # cubins on disk
 
@@ -25,8 +25,8 @@ def compile_kernels(capability: tuple[int, int]) -> bytes:
     Raises:
         NotHere: NVRTC cannot be loaded, or is older than the device.
     """
-    source, options = SOURCE.read_bytes(), (f"--gpu-architecture=sm_{capability[0]}{capability[1]}", *OPTIONS)
-    key = hashlib.sha256(repr((source, options, _version())).encode()).hexdigest()[:16]
+    source, options = KERNELS.read_bytes(), (f"--gpu-architecture=sm_{capability[0]}{capability[1]}", *OPTIONS)
+    key = hashlib.sha256(repr((source, options, version())).encode()).hexdigest()[:16]
     path = cache_folder() / "cuda" / f"kernels.{key}.cubin"
     try:
         return path.read_bytes()
@@ -37,7 +37,12 @@ def compile_kernels(capability: tuple[int, int]) -> bytes:
 
 
 @functools.cache
-def _version() -> tuple[int, int]:
+def version() -> tuple[int, int]:
+    """Of NVRTC, and with it the CUDA version whose drivers can load what it compiles.
+
+    Raises:
+        NotHere: it cannot be loaded.
+    """
     try:
         return tuple(_checked(nvrtc.nvrtcVersion()))
     except (RuntimeError, OSError, ImportError) as error:
@@ -51,16 +56,16 @@ def _compiled(source: bytes, options: tuple[str, ...], capability: tuple[int, in
     known = _checked(nvrtc.nvrtcGetSupportedArchs())[0]
     if 10 * capability[0] + capability[1] not in known:
         raise NotHere(
-            f"--backend: NVRTC {'.'.join(map(str, _version()))} knows no compute capability "
+            f"--backend: NVRTC {'.'.join(map(str, version()))} knows no compute capability "
             f"{capability[0]}.{capability[1]}, only {', '.join(f'{n / 10:.1f}' for n in known)}; "
             "install the nvidia-cuda-nvrtc that is made for this card"
         )
-    program = _checked(nvrtc.nvrtcCreateProgram(source, SOURCE.name.encode(), 0, [], []))[0]
+    program = _checked(nvrtc.nvrtcCreateProgram(source, KERNELS.name.encode(), 0, [], []))[0]
     result = nvrtc.nvrtcCompileProgram(program, len(options), [option.encode() for option in options])
     if result[0]:
         log = bytearray(_checked(nvrtc.nvrtcGetProgramLogSize(program))[0])
         _checked(nvrtc.nvrtcGetProgramLog(program, log))
-        raise RuntimeError(f"{SOURCE.name} does not compile: {log.decode()}")
+        raise RuntimeError(f"{KERNELS.name} does not compile: {log.decode()}")
     cubin = bytearray(_checked(nvrtc.nvrtcGetCUBINSize(program))[0])
     _checked(nvrtc.nvrtcGetCUBIN(program, cubin))
     _checked(nvrtc.nvrtcDestroyProgram(program))

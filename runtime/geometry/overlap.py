@@ -8,6 +8,16 @@ import numpy as np
 Array = np.ndarray
 
 
+SMALLEST_LABEL = 50  # voxels
+
+
+def common_labels(fixed: Array, moving: Array, smallest: int = SMALLEST_LABEL) -> list[int]:
+    """Labels above 0 that both maps, of any shapes, hold in `smallest` voxels or more."""
+    counts = [dict(zip(*np.unique(labels, return_counts=True), strict=True)) for labels in (fixed, moving)]
+    both = sorted(counts[0].keys() & counts[1].keys() - {0})
+    return [int(label) for label in both if min(count[label] for count in counts) >= smallest]
+
+
 def mean_dice(fixed: Array, warped: Array, labels: Iterable[int] | None = None) -> float:
     """Mean over labels of 2 |A and B| / (|A| + |B|), in [0, 1]; a label that neither map holds counts as 0.
 

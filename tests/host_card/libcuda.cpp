@@ -79,6 +79,10 @@ int cuDeviceGetAttribute(int* value, int attribute, int) {
     *value = attribute == 75 ? 8 : attribute == 76 ? 9 : 0;
     return SUCCESS;
 }
+int cuDeviceGetPCIBusId(char* id, int length, int) {
+    std::strncpy(id, "0000:00:00.0", length);
+    return SUCCESS;
+}
 int cuDeviceTotalMem_v2(size_t* bytes, int) { *bytes = total_bytes; return SUCCESS; }
 int cuDevicePrimaryCtxRetain(Handle* context, int) { CALL(); *context = &contexts; return SUCCESS; }
 int cuCtxPushCurrent_v2(Handle context) { CALL(); contexts++; return context ? SUCCESS : INVALID_CONTEXT; }
@@ -132,6 +136,16 @@ int cuMemHostAlloc(void** address, size_t size, unsigned) {
 int cuMemHostGetDevicePointer_v2(Pointer* pointer, void* address, unsigned) {
     IN_CONTEXT();
     *pointer = Pointer(address);
+    return SUCCESS;
+}
+int cuPointerGetAttribute(void* value, int attribute, Pointer pointer) {
+    IN_CONTEXT();
+    std::lock_guard<std::mutex> lock(guard);
+    auto above = allocations.upper_bound(pointer);
+    if (attribute != 9 || above == allocations.begin()) return INVALID_VALUE;  // the device's number
+    auto [start, size] = *std::prev(above);
+    if (pointer >= start + size) return INVALID_VALUE;
+    *(int*)value = 0;
     return SUCCESS;
 }
 int cuMemsetD8Async(Pointer pointer, unsigned char value, size_t size, Handle stream) {
@@ -226,7 +240,7 @@ static const std::map<std::string, void*> FUNCTIONS = {
     FUNCTION(cuDevicePrimaryCtxRetain), VERSION_2(cuCtxPushCurrent), VERSION_2(cuCtxPopCurrent),
     FUNCTION(cuCtxSynchronize), FUNCTION(cuGetErrorName), FUNCTION(cuGetErrorString), VERSION_2(cuMemGetInfo),
     VERSION_2(cuMemAlloc), VERSION_2(cuMemFree), FUNCTION(cuMemHostAlloc), VERSION_2(cuMemHostGetDevicePointer),
-    FUNCTION(cuMemsetD8Async), VERSION_2(cuMemcpyDtoDAsync), VERSION_2(cuMemcpyHtoDAsync),
+    FUNCTION(cuPointerGetAttribute), FUNCTION(cuMemsetD8Async), VERSION_2(cuMemcpyDtoDAsync), VERSION_2(cuMemcpyHtoDAsync),
     VERSION_2(cuMemcpyDtoHAsync), FUNCTION(cuStreamCreate), FUNCTION(cuStreamSynchronize), FUNCTION(cuStreamWaitEvent),
     FUNCTION(cuEventCreate), VERSION_2(cuEventDestroy), FUNCTION(cuEventRecord), FUNCTION(cuEventSynchronize),
     FUNCTION(cuEventElapsedTime), FUNCTION(cuModuleLoadData), FUNCTION(cuModuleGetFunction), FUNCTION(cuLaunchKernel),
