@@ -11,7 +11,7 @@ from onnx import TensorProto
 
 import export.parity
 import export.publish
-from export.graphs import Ends, FoldedEstimator, check_graph, export_graphs
+from export.graphs import Ends, FoldedEstimator, HalfEstimator, HalfExtractor, check_graph, export_graphs
 from export.parity import ParityError
 from export.publish import CARD, ExportOptions, export_checkpoint
 from export.reference import register_with_torch
@@ -127,21 +127,21 @@ class TestCheckGraph:
 def test_weights_that_fp16_cannot_hold_are_refused(factor, fits):
     """Too large they become infinite, too small they lose bits, then vanish: nothing a look at Dice would explain."""
     torch.manual_seed(0)
-    network = RPNet()
+    estimator = FoldedEstimator(RPNet().estimators["2"])
     with torch.no_grad():
-        network.estimators["2"].narrow.weight *= factor
+        estimator.linear[0].weight *= factor
     if fits:
-        export_graphs(network, "fp16")
+        HalfEstimator(estimator, "estimator_level2")
         return
     with pytest.raises(InputError, match=r"fp16.* cannot hold linear\.0\.weight of estimator_level2.*--no-fp16"):
-        export_graphs(network, "fp16")
+        HalfEstimator(estimator, "estimator_level2")
 
 
 def test_a_bias_that_overflows_is_refused_and_a_tiny_one_is_not():
     network = RPNet()
     with torch.no_grad():
         network.extractor.convolutions[0].bias[:] = 1e-12
-    export_graphs(network, "fp16")
+    HalfExtractor(network.extractor)
     with torch.no_grad():
         network.extractor.convolutions[0].bias[3] = 1e5
     with pytest.raises(InputError, match=r"cannot hold convolutions\.0\.bias of feature_extractor, at most 1e[+]05"):

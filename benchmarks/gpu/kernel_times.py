@@ -15,6 +15,7 @@ from runtime.backends.fields_cuda import CudaFields, traffic
 from runtime.benchmark.cells import by, markdown, ms
 from runtime.benchmark.statistics import summary
 from runtime.benchmark.workers import call_once
+from runtime.cuda.device import THREADS
 
 Shape = tuple[int, int, int]
 CHANNELS = {1: 8, 2: 16, 3: 32, 4: 32}
@@ -128,10 +129,11 @@ def times(device: Any, work: Callable[[], Any], runs: int, flush: Any = None) ->
     Read and not written: a cache full of what has yet to be written would cost the next kernel.
     """
     marks = []
-    unused = device.empty((2, FLUSH_BLOCKS), np.float64)
+    blocks = 0 if flush is None else min(FLUSH_BLOCKS, -(-flush.size // THREADS))
+    unused = device.empty((2, blocks), np.float64)
     for _ in range(WARMUP + runs):
         if flush is not None:
-            device.launch_blocks("extremes", FLUSH_BLOCKS, flush, np.int64(flush.size), unused)
+            device.launch_blocks("extremes", blocks, flush, np.int64(flush.size), unused)
         start = device.mark()
         work()
         marks.append((start, device.mark()))

@@ -142,8 +142,9 @@ def compile_kernels(capability: tuple[int, int]) -> bytes:
     """
     arch = f"sm_{capability[0]}{capability[1]}"
     try:
-        return pycuda.compiler.compile(KERNELS.read_text(encoding="utf-8"), ["-std=c++17"], no_extern_c=True, arch=arch)
-    except (driver.Error, pycuda.compiler.CompileError, OSError) as error:
+        source, options = KERNELS.read_text(encoding="utf-8"), ["-std=c++17"]
+        return pycuda.compiler.compile(source, options=options, no_extern_c=True, arch=arch)
+    except (driver.Error, driver.CompileError, OSError) as error:
         raise NotHere(
             f"--backend: nvcc cannot compile the CUDA kernels ({first_line(error)}); put it on PATH, or "
             "pip install cuda-python nvidia-cuda-nvrtc"
