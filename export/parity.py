@@ -9,10 +9,10 @@ import torch
 
 from export.reference import register_with_torch
 from runtime import iterstop
-from runtime.benchmark.gate import TOLERANCES, Tolerance, flow_difference
 from runtime.engines import Engines
 from runtime.geometry.errors import InputError
 from runtime.registration import register_arrays
+from runtime.tolerance import TOLERANCES, Tolerance, flow_difference
 from train.network import LEVELS, SIZE_MULTIPLE, RPNet
 
 Array = np.ndarray

@@ -257,6 +257,11 @@ def to_device(engines: Engines, image: Array, name: str) -> Array:
     Raises:
         InputError: it is not finite, constant, or outside [0, 1]; "fixed" or "moving", `name`, is in the line.
     """
+    if on_card(image) and engines.networks.device == "cpu":
+        raise InputError(
+            f"{name} image: lies in a card's memory, but the engines run on the CPU ({engines.backend}); "
+            "copy it to the host, or open a backend of the card"
+        )
     image = engines.fields.to_device(image)
     low, high = engines.fields.extremes(image)
     if not (np.isfinite(low) and np.isfinite(high)):

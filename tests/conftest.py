@@ -1,5 +1,6 @@
 """Engines for tests: a small random network, exported once by the real exporter through its real gate."""
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -8,11 +9,27 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="session", autouse=True)
-def card_of_this_computer():
-    """Looked for before any test makes the stand-in of tests/host_card the driver of this process."""
-    from runtime.cuda.card import find_card
+def hidden_card():
+    """Tests see no card, unless they ask for the stand-in of tests/host_card: `auto` is the same everywhere.
 
-    return find_card()
+    The stand-in takes the place of this computer's driver, so it is loaded before anything could load that one.
+    """
+    from runtime.cuda import card as cards
+    from tests.host_card import card
+
+    if card.REAL:
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")  # for processes that tests start
+        with contextlib.suppress(pytest.skip.Exception):
+            card.stand_in()
+        patch.setattr(cards, "LIBRARY", "hidden from tests")
+        cards.find_card.cache_clear()
+        assert cards.find_card() == "this computer has no NVIDIA driver"
+        patch.undo()
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -13,13 +13,14 @@ from export.contender import TorchContender, torch_others
 from export.from_engines import network_from_engines
 from runtime.benchmark.contenders import EngineContender, EngineRunner, Others, Task, solve
 from runtime.benchmark.field import Field
-from runtime.benchmark.gate import TOLERANCES, GateError, check_all, flow_difference
+from runtime.benchmark.gate import GateError, check_all
 from runtime.benchmark.options import BenchmarkOptions
 from runtime.benchmark.session import Session
 from runtime.example import example_pair
 from runtime.geometry.errors import InputError, NotHere
 from runtime.iterstop import parse_schedule
 from runtime.manifest import EXTRACTOR, EngineSet, estimator_name, load_engine_set
+from runtime.tolerance import TOLERANCES, flow_difference
 from train.checkpoint import load_checkpoint
 
 SHAPE = (24, 32, 16)
@@ -151,7 +152,7 @@ def test_flow_difference_is_the_length_of_the_difference():
     moved = flow.copy()
     moved[:, 0, 0, 0] = (3, 0, 4)
     assert flow_difference(moved, flow) == {"max": 5.0, "mean": 0.005, "p95": 0.0, "p99": 0.0}
-    with pytest.raises(GateError, match="shape"):
+    with pytest.raises(InputError, match="shape"):
         flow_difference(flow, flow[:, :5])
 
 

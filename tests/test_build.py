@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from cli import main
 from runtime.backends import plans
 from runtime.backends.plans import ORDINARY, PlanSpec, PlanStore, Profile, plan_specs, tensor_formats
+from runtime.backends.table import BACKENDS
 from runtime.build import BuildOptions, build_plans, parse_precisions, parse_profile, parse_sms
 from runtime.geometry.errors import InputError, NotHere
 from runtime.manifest import ENGINES, EXTRACTOR, load_engine_set
@@ -375,7 +376,7 @@ class TestCommand:
             monkeypatch.setitem(sys.modules, package, None)
             done = self.run(shipped, "--target", target)
             assert done.exit_code == 1 and done.output.count("\n") == 1
-            assert f"the package {package} " in done.output and f"pip install {target}" in done.output
+            assert f"the package {package} " in done.output and BACKENDS[target].install in done.output
 
     def test_an_engine_that_fails_leaves_nothing_behind(self, shipped, library, tmp_path, cache, monkeypatch):
         from runtime.backends.tensorrt_library import Library

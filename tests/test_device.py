@@ -209,7 +209,7 @@ class TestWhatIsSaid:
         stand_in.host_card_set_memory(stand_in.host_card_used() + 1_000_000)
         kept = device.empty((100, 1000))
         line = (
-            f"--backend: {device.name} is out of memory: wanted 0.0 GB more, free are 0.0 of "
+            f"--backend: {device.name} is out of memory: wanted 4 MB more, free are 0.0 of "
             r"\d+.\d GB; close what else uses it, choose --precision fp16, or a backend of the CPU"
         )
         with pytest.raises(NotHere, match=line):

@@ -5,7 +5,6 @@ ONNX Runtime's CPU provider, where a card has its CUDA provider and TensorRT. Wi
 are this computer's.
 """
 
-import functools
 import importlib.machinery
 import shutil
 import sys
@@ -20,6 +19,7 @@ from runtime.engines import SHIPPED
 from runtime.example import example_pair
 from runtime.flight import register_many
 from runtime.geometry.errors import InputError, NotHere
+from runtime.manifest import load_engine_set
 from runtime.registration import register_arrays
 from tests import fake_tensorrt
 from tests.host_card import card
@@ -50,8 +50,12 @@ def played(patch):
     from runtime.backends import networks_cuda
 
     whole = networks_cuda.CudaOnnxRuntimeNetworks
-    as_processor = functools.partial(whole, provider="CPUExecutionProvider", memory="cpu")
-    patch.setattr(networks_cuda, whole.__name__, as_processor)
+
+    class OnTheProcessor(whole):
+        def __init__(self, *arguments):
+            super().__init__(*arguments, provider="CPUExecutionProvider", memory="cpu")
+
+    patch.setattr(networks_cuda, whole.__name__, OnTheProcessor)
     patch.setattr(table, "_is_installed", lambda distribution: True)
     library = fake_tensorrt.fake_module("tensorrt_rtx")
     library.__spec__ = importlib.machinery.ModuleSpec("tensorrt_rtx", None)
@@ -62,6 +66,11 @@ def played(patch):
 def on_processor():
     with runtime.open_engines(backend="onnxruntime") as engines:
         yield engines
+
+
+@pytest.fixture
+def engine_set():
+    return load_engine_set(SHIPPED)
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +119,12 @@ def test_arrays_on_the_card_stay_there(on_card, pair):
     np.testing.assert_array_equal(flow, register_arrays(on_card, *pair, schedule("iterstop")).flow)
 
 
+def test_arrays_on_a_card_are_not_for_engines_on_the_processor(on_card, on_processor, pair):
+    device = on_card.fields.clock()
+    with device.current(), pytest.raises(InputError, match="fixed image: lies in a card's memory"):
+        register_arrays(on_processor, device.upload(pair[0]), pair[1])
+
+
 def test_images_that_cannot_be_registered_are_refused(on_card, pair):
     fixed, moving = pair
     spoilt = moving.copy()
@@ -127,7 +142,7 @@ def test_images_that_cannot_be_registered_are_refused(on_card, pair):
 def test_only_decisions_wait_for_the_card(on_card, pair, monkeypatch):
     """Between the first check of the images and the download, the host waits once for each similarity it needs."""
     driver = type(on_card.fields.clock().driver)
-    waits = {"wait": 0, "synchronize": 0, "download": 0}
+    waits = {"wait": 0, "wait_for_all": 0, "synchronize": 0, "download": 0}
 
     def counted(name, whole):
         def wrapped(*arguments):
@@ -144,8 +159,8 @@ def test_only_decisions_wait_for_the_card(on_card, pair, monkeypatch):
         engine_pair = side.pair(fields.to_device(pair[1]))
         waits.update(dict.fromkeys(waits, 0))
         found = iterstop.run(engine_pair, schedule("iterstop"))
-    assert waits["download"] == waits["synchronize"] == 0
-    assert waits["wait"] <= sum(len(trace.decisions) for trace in found.passes[0])
+    assert waits["download"] == waits["synchronize"] == waits["wait_for_all"] == 0
+    assert waits["wait"] == sum(len(trace.decisions) for trace in found.passes[0])
 
 
 def test_several_pairs_in_flight_give_what_each_gives_alone(on_card, pair):
@@ -169,9 +184,9 @@ def test_a_pair_that_fails_ends_the_series(pair):
 
 
 class TestChoice:
-    def test_a_card_comes_first(self, on_card, engines):
+    def test_a_card_comes_first(self, on_card):
         """What is installed decides; `on_card` makes all count as installed."""
-        name, reason = table.choose_backend("auto", engines.engine_set)
+        name, reason = table.choose_backend("auto", on_card.engine_set)
         assert table.BACKENDS[name].card and reason.startswith("auto: ")
 
     def test_auto_goes_on_where_a_card_cannot_be_used_and_says_why(self, on_card, monkeypatch):
@@ -185,23 +200,44 @@ class TestChoice:
         with pytest.raises(NotHere, match="--backend: the card is busy; wait"):
             runtime.open_engines(backend=on_card.backend)
 
-    def test_a_set_that_is_damaged_is_no_reason_to_go_on(self, on_card, monkeypatch):
-        def refuse(*arguments):
-            raise InputError("--engine-dir: a graph is damaged")
+    def test_what_computes_something_else_on_the_card_is_not_taken(self, on_card, monkeypatch, tmp_path):
+        """Before a scan is given to it: a small pair, whose flow is held against the CPU's, once for a card."""
+        from runtime.backends import fields_cuda, trial
 
-        monkeypatch.setattr(table.Backend, "load", lambda self: (refuse, None))
-        with pytest.raises(InputError, match="--engine-dir: a graph is damaged"):
-            runtime.open_engines()
+        folder, told = on_card.engine_set.folder, []
+        monkeypatch.setattr(trial, "cache_folder", lambda: tmp_path)
+        with runtime.open_engines(folder, on_card.backend, precision="fp32", progress=told.append):
+            assert sum(line.startswith("try ") for line in told) == 1
+        with runtime.open_engines(folder, on_card.backend, precision="fp32", progress=told.append):
+            assert sum(line.startswith("try ") for line in told) == 1
+        (record,) = (tmp_path / "rpnet-cards").iterdir()
+        record.unlink()
+        monkeypatch.setattr(fields_cuda.CudaFields, "compose", lambda self, flow, residual: flow)
+        line = r"computes something else on .* than the CPU: its flow differs by .* voxel \(largest\), allowed 0.01"
+        with pytest.raises(NotHere, match=line):
+            runtime.open_engines(folder, on_card.backend, precision="fp32")
+        assert not list((tmp_path / "rpnet-cards").iterdir())
+
+    def test_what_goes_wrong_in_opening_is_no_reason_to_stop(self, on_card, monkeypatch):
+        """A library that cannot build a graph for this card, for instance: the same set runs elsewhere."""
+        from runtime.backends import trial
+
+        def refuse(*arguments):
+            raise InputError("--backend: cannot build it")
+
+        monkeypatch.setattr(trial, "try_out", refuse)
+        with runtime.open_engines(on_card.engine_set.folder) as engines:
+            assert not table.BACKENDS[engines.backend].card and "cannot build it" in engines.reason
 
     @pytest.mark.parametrize("name", [name for name, backend in table.BACKENDS.items() if backend.card])
-    def test_without_a_card_it_is_refused_by_name(self, engines, monkeypatch, name):
+    def test_without_a_card_it_is_refused_by_name(self, engine_set, monkeypatch, name):
         monkeypatch.setattr(table, "find_card", lambda: "this computer has no NVIDIA driver")
         line = f"--backend: {name} needs an NVIDIA card, but this computer has no NVIDIA driver; use --backend auto"
         with pytest.raises(NotHere, match=line):
-            table.choose_backend(name, engines.engine_set)
+            table.choose_backend(name, engine_set)
 
-    def test_auto_names_what_it_passed_by_once(self, engines, monkeypatch):
+    def test_auto_names_what_it_passed_by_once(self, engine_set, monkeypatch):
         monkeypatch.setattr(table, "find_card", lambda: "this computer has no NVIDIA driver")
-        name, reason = table.choose_backend("auto", engines.engine_set)
+        name, reason = table.choose_backend("auto", engine_set)
         assert not table.BACKENDS[name].card
-        assert "no tensorrt-rtx, tensorrt or cuda, this computer has no NVIDIA driver" in reason
+        assert reason.count("this computer has no NVIDIA driver") == 1 and "tensorrt" not in reason

@@ -12,6 +12,7 @@ import pytest
 
 from runtime.backends import open_plan
 from runtime.backends.networks_onnxruntime import OnnxRuntimeNetworks
+from runtime.cuda.card import Card
 from runtime.geometry.errors import InputError, NotHere
 from runtime.iterstop import LEVELS
 from runtime.manifest import ENGINES, load_engine_set
@@ -332,21 +333,27 @@ class TestGraphs:
 class TestRefusals:
     """One line each; what another computer could do is `NotHere`, from which `auto` goes on."""
 
-    def test_a_card_that_is_not_served(self, opened, device, monkeypatch):
-        monkeypatch.setattr(device, "capability", (9, 0))
-        with pytest.raises(NotHere, match=r"--backend: TensorRT-RTX 1.0 is for compute capabilities .*, not for 9.0"):
-            opened()
-        assert opened("tensorrt").precision == "fp16"
+    def test_a_card_that_is_not_served(self):
+        """Before it is started."""
+        from runtime.backends.networks_tensorrt import TensorRtNetworks, TensorRtRtxNetworks
 
-    def test_fp32_on_turing(self, opened, device, monkeypatch):
-        monkeypatch.setattr(device, "capability", (7, 5))
+        card = Card("H100", (9, 0), 1, (13, 0))
+        line = r"--backend: TensorRT-RTX 1.0 is for compute capabilities .*, not for 9.0 \(H100\)"
+        with pytest.raises(NotHere, match=line):
+            TensorRtRtxNetworks.check_card(card, "fp16")
+        TensorRtNetworks.check_card(card, "fp16")
+
+    def test_fp32_on_turing(self):
+        from runtime.backends.networks_tensorrt import TensorRtRtxNetworks
+
+        card = Card("RTX 2080", (7, 5), 1, (13, 0))
         with pytest.raises(NotHere, match=r"no fp32 3-D convolution .* \(Turing\); use --precision fp16"):
-            opened(precision="fp32")
-        assert opened().precision == "fp16"
+            TensorRtRtxNetworks.check_card(card, "fp32")
+        TensorRtRtxNetworks.check_card(card, "fp16")
 
     def test_a_library_that_is_missing(self, opened, monkeypatch):
         monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
-        with pytest.raises(NotHere, match=r"the package tensorrt_rtx .*; pip install tensorrt-rtx"):
+        with pytest.raises(NotHere, match=r"the package tensorrt_rtx .*; pip install -r requirements-gpu.txt"):
             opened()
 
     def test_a_plan_the_library_does_not_open(self, opened, monkeypatch):

@@ -12,13 +12,13 @@ from benchmarks.gpu.part import Part
 from runtime.backends.table import BACKENDS
 from runtime.benchmark.cells import counts, markdown
 from runtime.benchmark.contenders import EngineContender, Task
-from runtime.benchmark.gate import TOLERANCES, flow_difference
 from runtime.benchmark.pairs import GeneratedPair, Shape
 from runtime.benchmark.session import Session
 from runtime.benchmark.workers import Worker, call_once
 from runtime.geometry.errors import InputError, NotHere
 from runtime.iterstop import parse_schedule
 from runtime.manifest import load_engine_set
+from runtime.tolerance import TOLERANCES, flow_difference
 
 REFERENCE = ("onnxruntime", "fp32")
 LARGEST_DICE_DIFFERENCE = 0.002

@@ -266,4 +266,3 @@ def _wide(array: DeviceArray) -> bool:
     width = 16 // array.dtype.itemsize
     voxel, channel = _layout(array)
     return channel == 1 and voxel % width == 0 and array.shape[3] % width == 0 and array.pointer % 16 == 0
-

@@ -16,6 +16,8 @@ from runtime.backends.networks_onnxruntime import (
     why_no_provider,
     without_waiting,
 )
+from runtime.backends.table import BACKENDS
+from runtime.cuda.card import Card
 from runtime.cuda.device import Device, DeviceArray, out_of_memory
 from runtime.geometry.errors import NotHere
 from runtime.iterstop import LEVELS
@@ -23,7 +25,7 @@ from runtime.manifest import FEATURES, IMAGE, RESIDUAL, EngineSet, features_name
 
 Shape = tuple[int, ...]
 PROVIDER, MEMORY = "CUDAExecutionProvider", "cuda"
-REMEDY = 'pip install "onnxruntime-gpu[cuda,cudnn]" in place of onnxruntime'
+REMEDY = BACKENDS["cuda"].install
 OUT_OF_MEMORY = ("out of memory", "failed to allocate memory", "alloc_failed", "smaller than requested bytes")
 LEFT_TO_CPU = "fallback to CPU EP has been explicitly disabled"
 LONGEST_REASON = 400  # characters; some of its messages hold a whole graph
@@ -65,6 +67,10 @@ class CudaOnnxRuntimeNetworks:
         self._graphs = open_graphs(engine_set, precision, lambda path: _BoundGraph(path, device, provider, memory))
         # A provider opens without cuDNN, or for a card it has no kernels for; the first run tells.
         self.residual(max(LEVELS), self.estimator_input(max(LEVELS), (2, 2, 2)))
+
+    @classmethod
+    def check_card(cls, card: Card, precision: str) -> None:
+        """Any will do, as far as is known before it is started."""
 
     def features(self, image: DeviceArray) -> dict[int, DeviceArray]:
         """Feature maps (I, J, K, C) by level of an image float32 (I, J, K) in [0, 1], contiguous, the caller's own."""

@@ -1,5 +1,6 @@
 """Engines run by TensorRT-RTX or TensorRT on a card: plans opened, or built if need be, for the image size at hand."""
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 from runtime.backends.open_plan import JitCache, OpenPlan
 from runtime.backends.plans import DTYPES, ORDINARY, PlanSpec, PlanStore, Profile, Shape, plan_specs
 from runtime.backends.tensorrt_library import open_library
+from runtime.cuda.card import Card
 from runtime.cuda.device import Device, DeviceArray
 from runtime.geometry.errors import InputError, NotHere
 from runtime.iterstop import LEVELS
@@ -24,7 +26,7 @@ class _Networks:
         tell: told, in a line, that engines are built.
 
     Raises:
-        NotHere: the library is not installed, does not serve this card, or cannot open its plans here.
+        NotHere: the library is not installed, or cannot open its plans here.
         InputError: the set has no graphs of this precision, or they cannot be built.
     """
 
@@ -44,10 +46,19 @@ class _Networks:
         self._drop()
         self._serve(None)
 
+    @classmethod
+    def check_card(cls, card: Card, precision: str) -> None:
+        """Refuses, before it is started, a card that the library does not serve in this precision.
+
+        Raises:
+            NotHere: it does not, or the library is not installed.
+        """
+        sm = 10 * card.capability[0] + card.capability[1]
+        if reason := open_library(cls.target).unfit(sm, precision):
+            raise NotHere(f"--backend: {reason} ({card.name})")
+
     def _check(self) -> None:
         self._engine_set.require(self.precision)
-        if reason := self._library.unfit(self._sm, self.precision):
-            raise NotHere(f"--backend: {reason} ({self.device})")
         odd = {level: channels for level, channels in self._channels.items() if channels % 8}
         if odd and self.precision == "fp16":
             raise InputError(
@@ -148,7 +159,8 @@ class _Networks:
             f"{specs[0].profile} ({'; '.join(sorted(reasons))})"
         )
         built = [(spec, self._library.build(self._graph(spec).read_bytes(), spec)) for spec in specs]
-        self._store.keep(built)
+        with contextlib.suppress(InputError):  # no folder can be written: they are built again next time
+            self._store.keep(built)
         for spec, content in built:
             self._open(content, spec)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from runtime.cuda.card import find_card
+from runtime.cuda.card import find_card, has_driver
 from runtime.geometry.errors import InputError, NotHere, first_line
 from runtime.machine import installed_versions, processor_features
 from runtime.manifest import EngineSet
@@ -32,6 +32,7 @@ class Backend:
         distribution: the name under which `library` must be installed; None: any.
         auto_with: the instruction set (LLVM's name) with which `auto` takes it; None: any.
         channels: of level 1 that an engine set must have; None: any.
+        emulated: precisions it computes in, slowly, to show what they round away; `auto` does not take it for them.
     """
 
     networks: str
@@ -43,6 +44,7 @@ class Backend:
     distribution: str | None = None
     auto_with: str | None = None
     channels: int | None = None
+    emulated: tuple[str, ...] = ()
 
     @property
     def available(self) -> bool:
@@ -52,11 +54,16 @@ class Backend:
         return importlib.util.find_spec(self.library) is not None
 
     @property
+    def package(self) -> str:
+        """What a user installs, or names in a list of requirements."""
+        return self.distribution or self.library
+
+    @property
     def missing(self) -> str | None:
         """Why it is not to be had here: a card or a package; None where both are there."""
-        if self.card and isinstance(reason := find_card(), str):
-            return reason
-        return None if self.available else f"{self.distribution or self.library} is not installed"
+        if self.card and isinstance(no_card := find_card(), str):
+            return no_card
+        return None if self.available else f"{self.package} is not installed"
 
     def load(self) -> tuple[Any, Any]:
         """The classes of both halves, imported now.
@@ -85,16 +92,24 @@ class Backend:
 
         Raises:
             NotHere: what it needs is not to be had on this computer.
-            InputError: the set cannot be opened.
         """
         networks, fields = self.load()
         if not self.card:
             return networks(engine_set, threads, precision), fields(threads)
+        from runtime.backends.trial import try_out
         from runtime.cuda.open_device import open_device
 
+        networks.check_card(find_card(), precision)
         device = open_device(alone)
-        with device.current():
-            return networks(engine_set, device, precision, tell), fields(device)
+        try:
+            with device.current():
+                halves = networks(engine_set, device, precision, tell), fields(device)
+                try_out(*halves, engine_set, threads, tell)
+                return halves
+        except InputError as error:
+            device.abandon()
+            # Whatever it is, it is the card's: the same set runs elsewhere.
+            raise error if isinstance(error, NotHere) else NotHere(str(error)) from None
 
     def unfit(self, engine_set: EngineSet) -> str | None:
         """Why it cannot run this set; None where it can."""
@@ -112,6 +127,8 @@ class Backend:
         """Why `auto` does not take it, although it is to be had; None where it does."""
         if precision not in ("auto", *self.precisions):
             return f"has no {precision}"
+        if precision in self.emulated:
+            return f"only emulates {precision}"
         if self.auto_with and self.auto_with not in processor_features():
             return f"this processor has no {self.auto_with}"
         return self.unfit(engine_set)
@@ -140,7 +157,7 @@ BACKENDS = {
         fields=CUDA_FIELDS,
         precisions=("fp32", "fp16"),
         library="onnxruntime",
-        install="pip uninstall onnxruntime, then pip install onnxruntime-gpu",
+        install='pip uninstall onnxruntime, then pip install "onnxruntime-gpu[cuda,cudnn]"',
         card=True,
         distribution="onnxruntime-gpu",
     ),
@@ -166,6 +183,7 @@ BACKENDS = {
         precisions=("fp32", "fp16"),
         library="onnxruntime",
         install="pip install onnxruntime",
+        emulated=("fp16",),
     ),
 }
 
@@ -225,33 +243,42 @@ def choose_backend(
     if backend.card and isinstance(reason := find_card(), str):
         raise NotHere(f"--backend: {name} needs an NVIDIA card, but {reason}; use --backend auto")
     if not backend.available:
-        raise NotHere(
-            f"--backend: {name} needs the package {backend.distribution or backend.library}; {backend.install}"
-        )
+        raise NotHere(f"--backend: {name} needs the package {backend.package}; {backend.install}")
     if reason := backend.unfit(engine_set):
         raise InputError(f"--backend: {name} {reason}; use --backend auto")
     return name, "asked for"
 
 
 def _first_fit(engine_set: EngineSet, precision: str, broken: Mapping[str, str]) -> tuple[str, str]:
-    reasons: dict[tuple[str, str], list[str]] = {}  # what is said of which, and why
+    reasons: dict[str, list[str]] = {}  # why not, and which
+    no_card = _no_card()
     for name, backend in BACKENDS.items():
-        if missing := backend.missing:
-            reasons.setdefault(("no", missing), []).append(name)
+        if backend.card and no_card:
+            reasons[no_card] = []
+        elif not backend.available:
+            reasons.setdefault(f"{backend.package} is not installed", []).append(f"no {name}")
         elif reason := broken.get(name) or backend.passed_by(engine_set, precision):
-            reasons.setdefault(("not", reason), []).append(name)
+            reasons.setdefault(reason, []).append(f"not {name}")
         else:
             return name, f"auto: {_told(reasons) or 'the fastest here'}"
     remedy = next(backend.install for backend in BACKENDS.values() if not backend.card)
+    if precision != "auto" and any(backend.available and not backend.card for backend in BACKENDS.values()):
+        remedy = "use --precision auto"
     raise InputError(f"--backend: got auto, but nothing here can run these engines ({_told(reasons)}); {remedy}")
 
 
-def _told(reasons: Mapping[tuple[str, str], list[str]]) -> str:
-    return "; ".join(f"{word} {_listed(names)}, {reason}" for (word, reason), names in reasons.items())
+def _no_card() -> str | None:
+    """Why no backend of a card can be had; the driver is woken only where a package could use it."""
+    if any(backend.card and backend.available for backend in BACKENDS.values()):
+        found = find_card()
+        return found if isinstance(found, str) else None
+    if has_driver():
+        return f"nothing for the NVIDIA card is installed ({GPU_REQUIREMENTS})"
+    return "this computer has no NVIDIA driver"
 
 
-def _listed(names: list[str]) -> str:
-    return " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+def _told(reasons: Mapping[str, list[str]]) -> str:
+    return "; ".join(", ".join([*names, reason]) for reason, names in reasons.items())
 
 
 def choose_precision(backend: str, precision: str, engine_set: EngineSet) -> str:
@@ -261,20 +288,16 @@ def choose_precision(backend: str, precision: str, engine_set: EngineSet) -> str
         InputError: an unknown precision, or one this backend, or this set for it, does not have.
     """
     check_precision(precision)
-    precisions, offered = BACKENDS[backend].precisions, BACKENDS[backend].offered(engine_set)
+    precisions = BACKENDS[backend].precisions
     if precision == "auto":
-        return offered[0]
+        return BACKENDS[backend].offered(engine_set)[0]
     if precision not in precisions:
         others = [name for name, other in BACKENDS.items() if precision in other.precisions]
         raise InputError(
             f"--precision: {backend} computes in {', '.join(precisions)}, not in {precision}; "
             f"use --backend {' or '.join(others)} or --precision {precisions[0]}"
         )
-    if precision not in offered:
-        raise InputError(
-            f"--precision: the set in {engine_set.folder} has no {GRAPHS[precision]} graphs; export it again "
-            f"(python cli.py export --checkpoint best.pt), or use --precision {offered[0]}"
-        )
+    engine_set.require(GRAPHS[precision])
     return precision
 
 

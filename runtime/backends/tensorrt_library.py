@@ -14,6 +14,7 @@ from typing import Any
 
 from runtime.backends.open_plan import JitCache, OpenPlan, Refusal, cache_file, keep_file
 from runtime.backends.plans import PlanSpec
+from runtime.backends.table import BACKENDS
 from runtime.cuda.device import Device, out_of_memory
 from runtime.geometry.errors import InputError, NotHere, first_line
 from runtime.manifest import EXTRACTOR
@@ -30,24 +31,17 @@ class Target:
     Attributes:
         package: that Python imports.
         title: its name.
-        install: how a user gets it.
         portable: it builds without a card, one plan for several compute capabilities.
     """
 
     package: str
     title: str
-    install: str
     portable: bool
 
 
 TARGETS = {
-    "tensorrt-rtx": Target("tensorrt_rtx", "TensorRT-RTX", "pip install tensorrt-rtx", True),
-    "tensorrt": Target(
-        "tensorrt",
-        "TensorRT",
-        "pip install tensorrt --extra-index-url https://pypi.nvidia.com (its libraries are only on NVIDIA's index)",
-        False,
-    ),
+    "tensorrt-rtx": Target("tensorrt_rtx", "TensorRT-RTX", True),
+    "tensorrt": Target("tensorrt", "TensorRT", False),
 }
 
 
@@ -70,7 +64,7 @@ def open_library(target: str) -> "Library":
     except (ImportError, OSError, RuntimeError, AttributeError) as error:
         missing = isinstance(error, ModuleNotFoundError) and error.name == facts.package
         state = "is not installed" if missing else f"cannot be loaded ({first_line(error)})"
-        raise NotHere(f"{facts.title}: the package {facts.package} {state}; {facts.install}") from None
+        raise NotHere(f"{facts.title}: the package {facts.package} {state}; {BACKENDS[target].install}") from None
 
 
 class Library:

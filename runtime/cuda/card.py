@@ -29,6 +29,14 @@ class Card:
     bus: str = ""
 
 
+def has_driver() -> bool:
+    """Whether an NVIDIA driver is installed; it is loaded, not started."""
+    try:
+        return bool(ctypes.CDLL(LIBRARY))
+    except OSError:
+        return False
+
+
 @functools.cache
 def find_card() -> Card | str:
     """The first CUDA device that CUDA_VISIBLE_DEVICES leaves; in words why there is none."""

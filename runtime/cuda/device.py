@@ -23,7 +23,7 @@ MOST_BLOCKS = 1 << 20  # of a launch; kernels step through what is left
 ALIGNMENT = 256  # bytes, that engine libraries take for granted
 ROUND = 512  # bytes; sizes asked of the driver are multiples of it
 SLOT_BYTES, SLOTS = 64, 256  # of the memory through which a few numbers reach the host
-GIGABYTE = 1e9
+MEGABYTE, GIGABYTE = 1e6, 1e9
 DEFAULT_STREAM = 1  # CU_STREAM_LEGACY, where libraries work that name no stream
 ON_CARD, MANAGED = 2, 13  # DLPack's numbers of CUDA memory
 
@@ -48,6 +48,9 @@ class Driver(Protocol):
 
     def current(self) -> contextlib.AbstractContextManager:
         """Makes the context current in this thread."""
+
+    def release(self) -> None:
+        """Lets go of the context."""
 
     def memory(self) -> tuple[int, int]:
         """Bytes of the device that are free, and all it has."""
@@ -187,7 +190,6 @@ class DeviceArray:
             self.device.driver.synchronize()
         return write_capsule(self, self.pointer, self.shape, self.dtype, self.element_strides, self.__dlpack_device__())
 
-
     def _lend(self) -> None:
         """From now on work that is not in our stream may read it."""
         if isinstance(self.owner, _Block):
@@ -283,7 +285,7 @@ class _Pool:
 def out_of_memory(driver: Driver, size: int | None = None) -> NotHere:
     """The error of a device whose memory does not suffice; `size` bytes were wanted, where that is known."""
     free, total = driver.memory()
-    wanted = "more memory than it has" if size is None else f"{size / GIGABYTE:.1f} GB more"
+    wanted = "more memory than it has" if size is None else f"{size / MEGABYTE:.0f} MB more"
     return NotHere(
         f"--backend: {driver.name} is out of memory: wanted {wanted}, free are {free / GIGABYTE:.1f} of "
         f"{total / GIGABYTE:.1f} GB; close what else uses it, choose --precision fp16, or a backend of the CPU"
@@ -312,9 +314,7 @@ class Device:
         dlpack_device: DLPack's device type (CUDA) and number.
     """
 
-    def __init__(
-        self, driver: Driver, kernels: Callable[[tuple[int, int]], bytes], alone: bool = True
-    ) -> None:
+    def __init__(self, driver: Driver, kernels: Callable[[tuple[int, int]], bytes], alone: bool = True) -> None:
         self.driver, self.name, self.capability, self.alone = driver, driver.name, driver.capability, alone
         self.dlpack_device = ON_CARD, driver.number
         self._pool = _Pool(driver)
@@ -327,6 +327,12 @@ class Device:
     def current(self) -> contextlib.AbstractContextManager:
         """Makes the device this thread's; all else here is to be called within."""
         return self.driver.current()
+
+    def abandon(self) -> None:
+        """Lets go of the card; nothing of this device may be used any more."""
+        with self.current():
+            self.close()
+        self.driver.release()
 
     @property
     def peak_bytes(self) -> int:

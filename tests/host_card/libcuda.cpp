@@ -9,7 +9,6 @@
 #include <map>
 #include <mutex>
 #include <string>
-#include <vector>
 
 #include "cuda_on_host.h"
 
@@ -42,8 +41,6 @@ static std::map<std::string, long long> calls;
 static size_t total_bytes = size_t(8) << 30, used_bytes = 0;
 static int devices = 1, failing = 0;
 static thread_local int contexts = 0;
-static int capturing = 0;
-static std::vector<int> captured_launches;
 
 static int counted(const char* name) {
     std::lock_guard<std::mutex> lock(guard);
@@ -173,6 +170,8 @@ int cuMemcpyDtoHAsync_v2(void* target, Pointer source, size_t size, Handle strea
 }
 
 int cuStreamCreate(Handle* stream, unsigned) { IN_CONTEXT(); *stream = new int; return SUCCESS; }
+int cuStreamDestroy_v2(Handle stream) { IN_CONTEXT(); delete (int*)stream; return SUCCESS; }
+int cuDevicePrimaryCtxRelease_v2(int) { CALL(); return SUCCESS; }
 int cuStreamSynchronize(Handle) { IN_CONTEXT(); return SUCCESS; }
 int cuStreamWaitEvent(Handle, Handle, unsigned) { IN_CONTEXT(); return SUCCESS; }
 
@@ -218,8 +217,8 @@ int cuLaunchKernel(Handle function, unsigned x, unsigned y, unsigned z, unsigned
 }
 
 // Graphs: what is captured is done at once and not again; a test that wants to know counts the launches.
-int cuStreamBeginCapture_v2(Handle, int) { IN_CONTEXT(); capturing = 1; return SUCCESS; }
-int cuStreamEndCapture(Handle, Handle* graph) { IN_CONTEXT(); capturing = 0; *graph = new int; return SUCCESS; }
+int cuStreamBeginCapture_v2(Handle, int) { IN_CONTEXT(); return SUCCESS; }
+int cuStreamEndCapture(Handle, Handle* graph) { IN_CONTEXT(); *graph = new int; return SUCCESS; }
 int cuGraphInstantiateWithFlags(Handle* exec, Handle, unsigned long long) { IN_CONTEXT(); *exec = new int; return SUCCESS; }
 int cuGraphLaunch(Handle, Handle) { IN_CONTEXT(); return SUCCESS; }
 int cuGraphDestroy(Handle) { return SUCCESS; }
@@ -241,7 +240,7 @@ static const std::map<std::string, void*> FUNCTIONS = {
     FUNCTION(cuCtxSynchronize), FUNCTION(cuGetErrorName), FUNCTION(cuGetErrorString), VERSION_2(cuMemGetInfo),
     VERSION_2(cuMemAlloc), VERSION_2(cuMemFree), FUNCTION(cuMemHostAlloc), VERSION_2(cuMemHostGetDevicePointer),
     FUNCTION(cuPointerGetAttribute), FUNCTION(cuMemsetD8Async), VERSION_2(cuMemcpyDtoDAsync), VERSION_2(cuMemcpyHtoDAsync),
-    VERSION_2(cuMemcpyDtoHAsync), FUNCTION(cuStreamCreate), FUNCTION(cuStreamSynchronize), FUNCTION(cuStreamWaitEvent),
+    VERSION_2(cuMemcpyDtoHAsync), FUNCTION(cuStreamCreate), VERSION_2(cuStreamDestroy), VERSION_2(cuDevicePrimaryCtxRelease), FUNCTION(cuStreamSynchronize), FUNCTION(cuStreamWaitEvent),
     FUNCTION(cuEventCreate), VERSION_2(cuEventDestroy), FUNCTION(cuEventRecord), FUNCTION(cuEventSynchronize),
     FUNCTION(cuEventElapsedTime), FUNCTION(cuModuleLoadData), FUNCTION(cuModuleGetFunction), FUNCTION(cuLaunchKernel),
     VERSION_2(cuStreamBeginCapture), FUNCTION(cuStreamEndCapture), {"cuGraphInstantiate", (void*)cuGraphInstantiateWithFlags},
