@@ -4,6 +4,7 @@ import atexit
 import contextlib
 import functools
 import gc
+import shutil
 import sys
 from pathlib import Path
 
@@ -75,7 +76,8 @@ class StageLine:
         if self._quiet:
             return
         if self._terminal:
-            click.echo(f"\r\033[K{stage} ...", nl=False, err=True)
+            room = shutil.get_terminal_size().columns - len(" ...") - 1
+            click.echo(f"\r\033[K{stage[:room]} ...", nl=False, err=True)
         elif not stage.startswith(("level", "pass", "round")):
             click.echo(f"{stage} ...", err=True)
 

@@ -26,12 +26,14 @@ from benchmarks.gpu.latency import arguments, clean, latency, stages, torch_sees
 from benchmarks.gpu.part import DATA, TEXT, Part, guarded, verdict, write
 from benchmarks.gpu.place import place
 from runtime.benchmark.contenders import EngineContender
+from runtime.benchmark.options import BenchmarkOptions
+from runtime.benchmark.pairs import Shape
 from runtime.cuda.card import find_card
 from runtime.engines import SHIPPED
 from runtime.geometry.errors import InputError
 
 PATH = click.Path(path_type=Path)
-SHAPE = (160, 192, 160)
+SHAPE: Shape = (160, 192, 160)
 HEAD = "# Check on a CUDA card"
 KERNEL_RUNS, KERNEL_RUNS_QUICK = 40, 10
 
@@ -43,6 +45,7 @@ class Check:
     engine_dir: Path
     scans: Scans | None
     quick: bool
+    shape: Shape = SHAPE
     passed: list[EngineContender] = field(default_factory=list)
 
     def parts(self) -> Iterator[Part]:
@@ -52,12 +55,12 @@ class Check:
         yield guarded("Card against CPU", self._agreement)
         tell("the kernels' times")
         runs = KERNEL_RUNS_QUICK if self.quick else KERNEL_RUNS
-        yield guarded("Kernels and the memory's bandwidth", lambda: kernel_times(SHAPE, runs))
+        yield guarded("Kernels and the memory's bandwidth", lambda: kernel_times(self.shape, runs))
         if self.passed:
             yield from self._latency()
 
     def _agreement(self) -> Part:
-        agreement = Agreement(self.engine_dir, SHAPE, self.scans, progress=tell)
+        agreement = Agreement(self.engine_dir, self.shape, self.scans, progress=tell)
         part = agreement.part()
         self.passed = clean(agreement.passed, agreement.failed)
         return part
@@ -67,7 +70,7 @@ class Check:
         torch, records = torch_sees_card(), []
 
         def measured() -> Part:
-            command = arguments(self.engine_dir, self.passed, SHAPE, self.scans, torch, self.quick)
+            command = arguments(self.engine_dir, self.passed, self.shape, self.scans, torch, self.quick)
             part, record = latency(command, torch)
             records.append(record)
             return part
@@ -77,7 +80,7 @@ class Check:
             yield guarded("Where time goes on the card", lambda: stages(records[0]))
         tell("several pairs in flight")
         with tempfile.TemporaryDirectory() as folder:
-            yield guarded("Throughput", lambda: flights(self.passed, SHAPE, Path(folder)))
+            yield guarded("Throughput", lambda: flights(self.passed, self.shape, Path(folder)))
 
 
 def tell(text: str) -> None:
@@ -90,9 +93,10 @@ def tell(text: str) -> None:
 @click.option("--moving", type=PATH, help="See --fixed.")
 @click.option("--fixed-labels", type=PATH, help="Label maps of both, for Dice.")
 @click.option("--moving-labels", type=PATH, help="See --fixed-labels.")
+@click.option("--shape", type=int, nargs=3, default=SHAPE, show_default=True, help="Of images; less for a small card.")
 @click.option("--output", type=PATH, default="gpu_check", show_default=True, help="Folder for the record.")
 @click.option("--quick", is_flag=True, help="Fewer runs; no files, no start-up, no compute-sanitizer.")
-def main(engine_dir, fixed, moving, fixed_labels, moving_labels, output, quick) -> None:
+def main(engine_dir, fixed, moving, fixed_labels, moving_labels, shape, output, quick) -> None:
     if isinstance(card := find_card(), str):
         raise click.ClickException(f"this check needs an NVIDIA card, but {card}; nothing was checked")
     if (fixed is None) != (moving is None) or (fixed is None and (fixed_labels or moving_labels)):
@@ -101,12 +105,13 @@ def main(engine_dir, fixed, moving, fixed_labels, moving_labels, output, quick) 
     try:
         if scans:
             scans.check()
+        BenchmarkOptions(shape=shape)
         output.mkdir(parents=True, exist_ok=True)
     except (InputError, OSError) as error:
         raise click.ClickException(str(error)) from None
     click.echo(HEAD)
     parts = []
-    for part in Check(engine_dir, scans, quick).parts():
+    for part in Check(engine_dir, scans, quick, shape).parts():
         parts.append(part)
         click.echo(f"\n{part.text()}")
         write(output, HEAD, parts, done=False)

@@ -54,7 +54,10 @@ class TestRecord:
         _, record, _ = measured
         assert record["format"] == "rpnet-benchmark" and set(PARTS) <= record.keys()
         assert record["pair"]["shape"] == [24, 32, 16]
-        assert len(record["engine_set"]["sha256"]) == 5
+        assert {precision: len(graphs) for precision, graphs in record["engine_set"]["sha256"].items()} == {
+            "fp32": 5,
+            "fp16": 5,
+        }
         assert {"cpu", "flags", "cores", "memory_bytes", "system", "load_average"} <= record["machine"].keys()
 
     def test_contenders_carry_raw_samples_and_what_was_made_of_them(self, measured):

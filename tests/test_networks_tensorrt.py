@@ -162,7 +162,7 @@ class TestPlans:
         opened()
         assert len(opened.told) == 1 and "\n" not in opened.told[0]
         assert (
-            "building 5 of 5 engines for TensorRT-RTX 1.0, fp16, 16,16,16 to 256,256,256 (none is built)"
+            "build 5 of 5 engines for TensorRT-RTX 1.0 in fp16 (none is built; 16,16,16 to 256,256,256)"
             in opened.told[0]
         )
         assert {entry["engine"] for entry in self.entries(engine_copy)} == set(ENGINES)
@@ -189,20 +189,20 @@ class TestPlans:
         opened()
         monkeypatch.setattr(device, "capability", (12, 0))
         opened()
-        assert "(built for SM 89, not 120)" in opened.told[1] and len(self.entries(engine_copy)) == 10
+        assert "(built for SM 89, not 120; " in opened.told[1] and len(self.entries(engine_copy)) == 10
 
     def test_tensorrt_is_tied_to_the_card(self, opened, device, engine_copy, monkeypatch):
         opened("tensorrt")
         assert {entry["card"] for entry in self.entries(engine_copy)} == {device.name}
         monkeypatch.setattr(device, "name", "another card")
         opened("tensorrt")
-        assert "(none is built)" in opened.told[1]
+        assert "(none is built; " in opened.told[1]
 
     def test_by_another_version(self, opened, engine_copy, monkeypatch):
         opened()
         monkeypatch.setitem(sys.modules, "tensorrt_rtx", fake_tensorrt.fake_module("tensorrt_rtx", "1.1"))
         opened()
-        assert "(built by tensorrt-rtx 1.0, this is 1.1)" in opened.told[1]
+        assert "(built by tensorrt-rtx 1.0, this is 1.1; " in opened.told[1]
         assert len(self.entries(engine_copy)) == len(list((engine_copy / "plans").glob("*.plan"))) == 5
 
     def test_from_another_graph(self, opened, engine_copy):
@@ -211,7 +211,7 @@ class TestPlans:
         graph = load_engine_set(engine_copy).graph_hash("estimator_level1", "fp16")
         listing.write_text(listing.read_text().replace(graph, "0" * 64))
         opened()
-        assert "building 1 of 5 engines" in opened.told[1] and "(built from another graph)" in opened.told[1]
+        assert "build 1 of 5 engines" in opened.told[1] and "(built from another graph; " in opened.told[1]
 
     def test_a_damaged_one_is_never_opened(self, opened, engine_copy, monkeypatch):
         opened()
@@ -222,14 +222,14 @@ class TestPlans:
             fake_tensorrt.Runtime, "deserialize_cuda_engine", lambda self, plan: seen.append(plan) or whole(self, plan)
         )
         opened()
-        assert f"({file} is missing or damaged)" in opened.told[1]
+        assert f"({file} is missing or damaged; " in opened.told[1]
         assert len(seen) == 5 and not any(b"evil" in plan for plan in seen)
 
     def test_a_size_outside_the_profile_gets_plans_of_its_own(self, opened, device, engine_copy):
         networks = opened()
         long = (264, 16, 16)
         assert networks.features(device.upload(image(long)))[1].shape == (*long, 8)
-        assert "264,16,16 (built for 16,16,16 to 256,256,256)" in opened.told[1]
+        assert "(built for 16,16,16 to 256,256,256; 264,16,16)" in opened.told[1]
         assert networks.features(device.upload(image()))[1].shape == (*SHAPE, 8)
         assert len(opened.told) == 2 and len(self.entries(engine_copy)) == 10
 

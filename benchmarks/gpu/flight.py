@@ -69,5 +69,6 @@ def table(record: Sequence[dict[str, Any]]) -> list[str]:
         ]
         for row in record
     ]
-    words = "From arrays of the host to a flow there: checked, uploaded, registered, downloaded."
+    words = "From arrays of the host to a flow there: checked, uploaded, registered, downloaded. With several in flight"
+    words += " no CUDA graphs are captured."
     return [words, "", *markdown(("", "in flight", "ms a pair", "pairs an hour", "times one"), rows)]

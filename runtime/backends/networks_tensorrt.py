@@ -155,8 +155,8 @@ class _Networks:
     def _build(self, missing: dict[str, tuple[PlanSpec, str]]) -> None:
         specs, reasons = [spec for spec, _ in missing.values()], {reason for _, reason in missing.values()}
         self._tell(
-            f"building {len(specs)} of {len(ENGINES)} engines for {self._library.title}, {self.precision}, "
-            f"{specs[0].profile} ({'; '.join(sorted(reasons))})"
+            f"build {len(specs)} of {len(ENGINES)} engines for {self._library.title} in {self.precision} "
+            f"({'; '.join(sorted(reasons))}; {specs[0].profile})"
         )
         built = [(spec, self._library.build(self._graph(spec).read_bytes(), spec)) for spec in specs]
         with contextlib.suppress(InputError):  # no folder can be written: they are built again next time

@@ -101,15 +101,15 @@ class Backend:
 
         networks.check_card(find_card(), precision)
         device = open_device(alone)
-        try:
-            with device.current():
+        with device.current():
+            try:
                 halves = networks(engine_set, device, precision, tell), fields(device)
                 try_out(*halves, engine_set, threads, tell)
                 return halves
-        except InputError as error:
-            device.abandon()
-            # Whatever it is, it is the card's: the same set runs elsewhere.
-            raise error if isinstance(error, NotHere) else NotHere(str(error)) from None
+            except InputError as error:
+                device.close()
+                # Whatever it is, it is the card's: the same set runs elsewhere.
+                raise NotHere(str(error)) from None
 
     def unfit(self, engine_set: EngineSet) -> str | None:
         """Why it cannot run this set; None where it can."""

@@ -23,7 +23,7 @@ from runtime.benchmark.work import NetworkWork
 from runtime.benchmark.workers import call_once
 from runtime.geometry.volume import write_text
 from runtime.machine import cores
-from runtime.manifest import EngineSet, load_engine_set
+from runtime.manifest import ENGINES, EngineSet, load_engine_set
 from runtime.stages import silent
 
 FORMAT, VERSION = "rpnet-benchmark", 1
@@ -233,13 +233,17 @@ def _head(options: BenchmarkOptions, engine_set: EngineSet) -> Record:
     from runtime.report import versions
 
     schedule = iterstop.parse_schedule(_schedule_text(options), **engine_set.stop)
+    hashes = {
+        precision: {name: engine_set.graph_hash(name, precision) for name in ENGINES}
+        for precision in engine_set.precisions
+    }
     return {
         "format": FORMAT,
         "version": VERSION,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "machine": machine_facts(),
         "versions": versions(),
-        "engine_set": {"folder": str(engine_set.folder), "sha256": engine_set.hashes},
+        "engine_set": {"folder": str(engine_set.folder), "sha256": hashes},
         "schedule": schedule.as_dict(),
         "stop": dict(engine_set.stop) if schedule.name == "iterstop" else None,
         "threads": options.threads or cores(),

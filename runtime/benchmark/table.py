@@ -65,8 +65,10 @@ def _contender(row: Record) -> str:
     return f"{row['name']} ({row['library']} on {row['device']}, field operations {row['fields']})"
 
 
-def _hashes(hashes: dict[str, str]) -> str:
-    return ", ".join(f"{name} {value[:8]}" for name, value in hashes.items())
+def _hashes(graphs: dict[str, dict[str, str]]) -> str:
+    """Of the graphs of each precision."""
+    lists = (", ".join(f"{name} {value[:8]}" for name, value in hashes.items()) for hashes in graphs.values())
+    return "; ".join(f"{precision}: {hashes}" for precision, hashes in zip(graphs, lists, strict=True))
 
 
 def _gate(record: Record) -> str:
@@ -93,19 +95,13 @@ def _speed(record: Record) -> str:
     words = "ms a run. Loop: both images encoded and all iterations. Finish: image warped, folds counted."
     words += " Of a card it is the card's own time." * any(row.get("card_memory") for row in rows)
     table, lines = [], ["## Speed", "", words, ""]
+    on_card = any(row.get("card_memory") for row in rows)
     for row in rows:
-        table.append(
-            [
-                row["name"],
-                "loop",
-                *percentiles(row["loop"]),
-                str(row["loop"]["n"]),
-                gigabytes(row["peak_bytes"]),
-                gigabytes((row.get("card_memory") or {}).get("peak")),
-            ]
-        )
-        table.append(["", "finish", *percentiles(row["finish"]), str(row["finish"]["n"]), "", ""])
-    head = ("", "", *PERCENTILES, "runs", "peak memory GB", "arrays on the card GB")
+        loop, finish = ([*percentiles(row[part]), str(row[part]["n"])] for part in ("loop", "finish"))
+        memory = [gigabytes(row["peak_bytes"])]
+        memory += [gigabytes((row.get("card_memory") or {}).get("peak"))] if on_card else []
+        table += [[row["name"], "loop", *loop, *memory], ["", "finish", *finish, *([""] * len(memory))]]
+    head = ("", "", *PERCENTILES, "runs", "peak memory GB", *(["arrays on the card GB"] if on_card else []))
     return "\n".join(lines + markdown(head, table) + _rank_note(record["runs"]) + _card_note(rows))
 
 

@@ -49,9 +49,6 @@ class Driver(Protocol):
     def current(self) -> contextlib.AbstractContextManager:
         """Makes the context current in this thread."""
 
-    def release(self) -> None:
-        """Lets go of the context."""
-
     def memory(self) -> tuple[int, int]:
         """Bytes of the device that are free, and all it has."""
 
@@ -327,12 +324,6 @@ class Device:
     def current(self) -> contextlib.AbstractContextManager:
         """Makes the device this thread's; all else here is to be called within."""
         return self.driver.current()
-
-    def abandon(self) -> None:
-        """Lets go of the card; nothing of this device may be used any more."""
-        with self.current():
-            self.close()
-        self.driver.release()
 
     @property
     def peak_bytes(self) -> int:

@@ -28,7 +28,7 @@ class CudaPythonDriver:
         self.number = number
         try:
             _checked(driver.cuInit(0))
-            self._device = device = _checked(driver.cuDeviceGet(number))
+            device = _checked(driver.cuDeviceGet(number))
             self.name = _checked(driver.cuDeviceGetName(256, device)).split(b"\0")[0].decode()
             self.capability = tuple(_checked(driver.cuDeviceGetAttribute(kind, device)) for kind in _CAPABILITY)
             self._context = _checked(driver.cuDevicePrimaryCtxRetain(device))
@@ -49,11 +49,6 @@ class CudaPythonDriver:
             yield
         finally:
             _checked(driver.cuCtxPopCurrent())
-
-    def release(self) -> None:
-        with self.current():
-            _checked(driver.cuStreamDestroy(self._stream))
-        _checked(driver.cuDevicePrimaryCtxRelease(self._device))
 
     def memory(self) -> tuple[int, int]:
         return _checked(driver.cuMemGetInfo())

@@ -64,9 +64,6 @@ class PycudaDriver:
         finally:
             driver.Context.pop()
 
-    def release(self) -> None:
-        self._context.detach()
-
     def memory(self) -> tuple[int, int]:
         return driver.mem_get_info()
 

@@ -170,8 +170,6 @@ int cuMemcpyDtoHAsync_v2(void* target, Pointer source, size_t size, Handle strea
 }
 
 int cuStreamCreate(Handle* stream, unsigned) { IN_CONTEXT(); *stream = new int; return SUCCESS; }
-int cuStreamDestroy_v2(Handle stream) { IN_CONTEXT(); delete (int*)stream; return SUCCESS; }
-int cuDevicePrimaryCtxRelease_v2(int) { CALL(); return SUCCESS; }
 int cuStreamSynchronize(Handle) { IN_CONTEXT(); return SUCCESS; }
 int cuStreamWaitEvent(Handle, Handle, unsigned) { IN_CONTEXT(); return SUCCESS; }
 
@@ -240,7 +238,7 @@ static const std::map<std::string, void*> FUNCTIONS = {
     FUNCTION(cuCtxSynchronize), FUNCTION(cuGetErrorName), FUNCTION(cuGetErrorString), VERSION_2(cuMemGetInfo),
     VERSION_2(cuMemAlloc), VERSION_2(cuMemFree), FUNCTION(cuMemHostAlloc), VERSION_2(cuMemHostGetDevicePointer),
     FUNCTION(cuPointerGetAttribute), FUNCTION(cuMemsetD8Async), VERSION_2(cuMemcpyDtoDAsync), VERSION_2(cuMemcpyHtoDAsync),
-    VERSION_2(cuMemcpyDtoHAsync), FUNCTION(cuStreamCreate), VERSION_2(cuStreamDestroy), VERSION_2(cuDevicePrimaryCtxRelease), FUNCTION(cuStreamSynchronize), FUNCTION(cuStreamWaitEvent),
+    VERSION_2(cuMemcpyDtoHAsync), FUNCTION(cuStreamCreate), FUNCTION(cuStreamSynchronize), FUNCTION(cuStreamWaitEvent),
     FUNCTION(cuEventCreate), VERSION_2(cuEventDestroy), FUNCTION(cuEventRecord), FUNCTION(cuEventSynchronize),
     FUNCTION(cuEventElapsedTime), FUNCTION(cuModuleLoadData), FUNCTION(cuModuleGetFunction), FUNCTION(cuLaunchKernel),
     VERSION_2(cuStreamBeginCapture), FUNCTION(cuStreamEndCapture), {"cuGraphInstantiate", (void*)cuGraphInstantiateWithFlags},
