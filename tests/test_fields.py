@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from runtime.backends.fields_numba import NumbaFields
-from runtime.cuda.device import DeviceArray
+from runtime.cuda.memory import DeviceArray
 from runtime.geometry import flow as definition
 from runtime.geometry.errors import InputError
 from runtime.geometry.similarity import SIMILARITIES

@@ -137,7 +137,7 @@ def test_rest_gives_buffers_back_and_work_goes_on(networks, expected, device):
 
 
 def test_an_image_that_lies_badly_is_copied(networks, expected, device):
-    from runtime.cuda.device import DeviceArray
+    from runtime.cuda.memory import DeviceArray
 
     image = noise((16, 16, 16))
     wide = device.upload(np.concatenate([np.zeros(1, np.float32), image.ravel()]))

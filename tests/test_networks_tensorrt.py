@@ -142,7 +142,7 @@ def test_scratch_memory_is_for_the_size_at_hand_and_shared(opened, device, monke
 
 
 def test_an_image_of_another_library_that_is_not_aligned(opened, device):
-    from runtime.cuda.device import DeviceArray
+    from runtime.cuda.memory import DeviceArray
 
     networks, whole = opened(), device.empty((int(np.prod(SHAPE)) + 1,))
     content = image()

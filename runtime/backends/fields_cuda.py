@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from runtime.cuda.device import THREADS, Device, DeviceArray, Slot, on_card
+from runtime.cuda.device import THREADS, Device, Slot
+from runtime.cuda.memory import DeviceArray, on_card
 from runtime.geometry.errors import InputError
 from runtime.geometry.similarity import LNCC_EPSILON, LNCC_WINDOW, OF_SUMS, SIMILARITIES
 

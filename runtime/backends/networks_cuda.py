@@ -18,7 +18,8 @@ from runtime.backends.networks_onnxruntime import (
 )
 from runtime.backends.table import BACKENDS
 from runtime.cuda.card import Card
-from runtime.cuda.device import Device, DeviceArray, out_of_memory
+from runtime.cuda.device import Device
+from runtime.cuda.memory import DeviceArray, out_of_memory
 from runtime.geometry.errors import NotHere
 from runtime.iterstop import LEVELS
 from runtime.manifest import FEATURES, IMAGE, RESIDUAL, EngineSet, features_name

@@ -10,7 +10,8 @@ from runtime.backends.open_plan import JitCache, OpenPlan
 from runtime.backends.plans import DTYPES, ORDINARY, PlanSpec, PlanStore, Profile, Shape, plan_specs
 from runtime.backends.tensorrt_library import open_library
 from runtime.cuda.card import Card
-from runtime.cuda.device import Device, DeviceArray
+from runtime.cuda.device import Device
+from runtime.cuda.memory import DeviceArray
 from runtime.geometry.errors import InputError, NotHere
 from runtime.iterstop import LEVELS
 from runtime.manifest import ENGINES, EXTRACTOR, FEATURES, IMAGE, RESIDUAL, EngineSet, estimator_name, features_name

@@ -15,7 +15,8 @@ from typing import Any
 from runtime.backends.open_plan import JitCache, OpenPlan, Refusal, cache_file, keep_file
 from runtime.backends.plans import PlanSpec
 from runtime.backends.table import BACKENDS
-from runtime.cuda.device import Device, out_of_memory
+from runtime.cuda.device import Device
+from runtime.cuda.memory import out_of_memory
 from runtime.geometry.errors import InputError, NotHere, first_line
 from runtime.manifest import EXTRACTOR
 

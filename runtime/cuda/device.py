@@ -1,292 +1,28 @@
 """A CUDA device as the loop uses it: arrays in its memory and one stream of work, on whichever library drives it.
 
-All work goes to one stream, in order, so memory whose array is gone serves the next one at once: what still reads it
-was sent before. Nothing here waits for the device but what says so.
+Nothing here waits for the device but what says so.
 """
 
 import contextlib
 import ctypes
 import math
 import weakref
-from collections import defaultdict
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from runtime.cuda.dlpack import read_capsule, write_capsule
-from runtime.geometry.errors import InputError, NotHere, first_line
+from runtime.cuda.dlpack import read_capsule
+from runtime.cuda.driver import Driver
+from runtime.cuda.memory import ON_CARD, DeviceArray, Pool
+from runtime.geometry.errors import InputError, first_line
 from runtime.heap import ARRAYS
 
 THREADS = 256  # of a block, for every kernel
 MOST_BLOCKS = 1 << 20  # of a launch; kernels step through what is left
 ALIGNMENT = 256  # bytes, that engine libraries take for granted
-ROUND = 512  # bytes; sizes asked of the driver are multiples of it
 SLOT_BYTES, SLOTS = 64, 256  # of the memory through which a few numbers reach the host
-MEGABYTE, GIGABYTE = 1e6, 1e9
 DEFAULT_STREAM = 1  # CU_STREAM_LEGACY, where libraries work that name no stream
-ON_CARD, MANAGED = 2, 13  # DLPack's numbers of CUDA memory
-
-
-class Driver(Protocol):
-    """What a `Device` asks of a CUDA library. It has one device, that device's primary context and one stream.
-
-    Attributes:
-        library, version: what it is.
-        name: of the device, as its maker calls it.
-        capability: compute capability, (8, 9) for instance.
-        stream: handle of the stream.
-        number: of the device.
-    """
-
-    library: str
-    version: str
-    name: str
-    capability: tuple[int, int]
-    stream: int
-    number: int
-
-    def current(self) -> contextlib.AbstractContextManager:
-        """Makes the context current in this thread."""
-
-    def memory(self) -> tuple[int, int]:
-        """Bytes of the device that are free, and all it has."""
-
-    def allocate(self, size: int) -> int:
-        """Device memory; MemoryError where there is not as much."""
-
-    def free(self, pointer: int) -> None:
-        """Gives memory of `allocate` back; may wait for the device."""
-
-    def mapped(self, size: int) -> tuple[int, int]:
-        """Host memory that the device writes to as well, zeroed: its address here and there. Kept until the end."""
-
-    def clear(self, pointer: int, size: int) -> None:
-        """Zeros, in the stream's order, as all that follows."""
-
-    def copy(self, target: int, source: int, size: int) -> None: ...
-
-    def upload(self, target: int, address: int, size: int) -> None:
-        """From pageable host memory; returns when it is there."""
-
-    def download(self, address: int, source: int, size: int) -> None:
-        """To pageable host memory; returns when it is there."""
-
-    def synchronize(self) -> None:
-        """Waits for all that was sent to the stream."""
-
-    def wait_for_all(self) -> None:
-        """Waits for all that anybody sent to the device."""
-
-    def wait_for_others(self, stream: int) -> None:
-        """What is sent from now on waits for another stream's work so far; the host does not."""
-
-    def holds(self, pointer: int) -> bool:
-        """Whether this memory is the device's."""
-
-    def record(self) -> Any:
-        """An event at this moment of the stream."""
-
-    def wait(self, event: Any) -> None:
-        """Waits for an event."""
-
-    def seconds(self, start: Any, stop: Any) -> float:
-        """Between two events; waits for the later one."""
-
-    def load(self, image: bytes) -> Any:
-        """A module from a cubin."""
-
-    def function(self, module: Any, name: str) -> Any: ...
-
-    def launch(self, function: Any, blocks: int, threads: int, arguments: tuple[Any, ...]) -> None:
-        """Runs a kernel; the arguments are ctypes values."""
-
-    def capture(self, work: Callable[[], None]) -> Callable[[], None] | None:
-        """What `work` sends to the stream as a graph, to be sent at once by calling it; None where it cannot be."""
-
-
-class DeviceArray:
-    """An array in a device's memory; read by others through ``__cuda_array_interface__`` or DLPack without a copy.
-
-    Attributes:
-        device: where it lies.
-        pointer: of its first element.
-        shape: sizes.
-        dtype: float32, float16 or another of NumPy's.
-        strides: bytes from one element to the next along each axis, as NumPy counts them.
-        owner: keeps the memory; several views share one.
-    """
-
-    def __init__(
-        self,
-        device: "Device",
-        pointer: int,
-        shape: tuple[int, ...],
-        dtype: Any,
-        strides: tuple[int, ...] | None = None,
-        owner: Any = None,
-    ) -> None:
-        self.device, self.pointer, self.owner = device, pointer, owner
-        self.shape, self.dtype = tuple(map(int, shape)), np.dtype(dtype)
-        self.strides = contiguous_strides(self.shape, self.dtype.itemsize) if strides is None else tuple(strides)
-
-    @property
-    def ndim(self) -> int:
-        return len(self.shape)
-
-    @property
-    def size(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        return self.size * self.dtype.itemsize
-
-    @property
-    def contiguous(self) -> bool:
-        """Whether its elements lie side by side in the order of its axes."""
-        return self.strides == contiguous_strides(self.shape, self.dtype.itemsize)
-
-    @property
-    def element_strides(self) -> tuple[int, ...]:
-        """Strides counted in elements."""
-        return tuple(stride // self.dtype.itemsize for stride in self.strides)
-
-    def moveaxis(self, source: int, target: int) -> "DeviceArray":
-        """A view with one axis elsewhere, as `numpy.moveaxis`."""
-        order = [axis for axis in range(self.ndim) if axis != source % self.ndim]
-        order.insert(target % self.ndim, source % self.ndim)
-        shape, strides = (tuple(values[axis] for axis in order) for values in (self.shape, self.strides))
-        return DeviceArray(self.device, self.pointer, shape, self.dtype, strides, self.owner)
-
-    def channels(self, begin: int, end: int) -> "DeviceArray":
-        """A view of some places of the last axis."""
-        pointer = self.pointer + begin * self.strides[-1]
-        return DeviceArray(self.device, pointer, (*self.shape[:-1], end - begin), self.dtype, self.strides, self.owner)
-
-    @property
-    def __cuda_array_interface__(self) -> dict[str, Any]:
-        """Version 3. The stream is ours: whoever reads this lets its own wait for it."""
-        self._lend()
-        return {
-            "shape": self.shape,
-            "typestr": self.dtype.str,
-            "data": (self.pointer, False),
-            "strides": None if self.contiguous else self.strides,
-            "version": 3,
-            "stream": self.device.driver.stream,
-        }
-
-    def __dlpack_device__(self) -> tuple[int, int]:
-        return self.device.dlpack_device
-
-    def __dlpack__(self, *, stream: Any = None, **_: Any) -> Any:
-        """A capsule of this memory, once all that was sent to our stream is done."""
-        self._lend()
-        with self.device.current():
-            self.device.driver.synchronize()
-        return write_capsule(self, self.pointer, self.shape, self.dtype, self.element_strides, self.__dlpack_device__())
-
-    def _lend(self) -> None:
-        """From now on work that is not in our stream may read it."""
-        if isinstance(self.owner, _Block):
-            self.owner.lent[:] = [True]
-
-
-def on_card(array: Any) -> bool:
-    """Whether an array lies in a card's memory."""
-    if hasattr(array, "__dlpack_device__"):
-        return array.__dlpack_device__()[0] in (ON_CARD, MANAGED)
-    return hasattr(array, "__cuda_array_interface__")
-
-
-def contiguous_strides(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
-    """Bytes from one element to the next along each axis of an array in C order."""
-    strides = [itemsize]
-    for size in reversed(shape[1:]):
-        strides.insert(0, strides[0] * size)
-    return tuple(strides[: len(shape)])
-
-
-class _Block:
-    """A piece of device memory; goes back to its pool with the last array that uses it."""
-
-    def __init__(self, pool: "_Pool", pointer: int, size: int) -> None:
-        self.pointer, self.lent = pointer, [False]
-        weakref.finalize(self, pool.take_back, pointer, size, self.lent).atexit = False
-
-
-class _Pool:
-    """Device memory by size: what is given back serves the next array of that size.
-
-    What other libraries could read comes back only when the device has done all that was sent to it.
-    """
-
-    def __init__(self, driver: Driver) -> None:
-        self._driver = driver
-        self._free: dict[int, list[int]] = defaultdict(list)
-        self._lent: list[tuple[int, int]] = []
-        self._closed = False
-        self.held = self.peak = 0
-
-    def block(self, size: int) -> _Block:
-        size = max(1, -(-size // ROUND)) * ROUND
-        if self._lent:
-            self._take_lent_back()
-        return _Block(self, self._free[size].pop() if self._free[size] else self._new(size), size)
-
-    def _new(self, size: int) -> int:
-        try:
-            pointer = self._driver.allocate(size)
-        except MemoryError:
-            self.clear()
-            try:
-                pointer = self._driver.allocate(size)
-            except MemoryError:
-                raise out_of_memory(self._driver, size) from None
-        self.held += size
-        self.peak = max(self.peak, self.held)
-        return pointer
-
-    def take_back(self, pointer: int, size: int, lent: list[bool]) -> None:
-        """Called in whatever thread lets go of the last array."""
-        if lent[0]:
-            self._lent.append((pointer, size))
-        else:
-            self._free[size].append(pointer)
-        if self._closed:
-            with self._driver.current():
-                self.clear()
-
-    def _take_lent_back(self) -> None:
-        lent, self._lent = self._lent, []
-        self._driver.wait_for_all()
-        for pointer, size in lent:
-            self._free[size].append(pointer)
-
-    def clear(self) -> None:
-        """Gives the driver back what no array uses, once all work that was sent is done."""
-        self._take_lent_back()
-        free, self._free = self._free, defaultdict(list)
-        for size, pointers in free.items():
-            for pointer in pointers:
-                self._driver.free(pointer)
-                self.held -= size
-
-    def close(self) -> None:
-        """`clear`, now and for what comes back later."""
-        self._closed = True
-        self.clear()
-
-
-def out_of_memory(driver: Driver, size: int | None = None) -> NotHere:
-    """The error of a device whose memory does not suffice; `size` bytes were wanted, where that is known."""
-    free, total = driver.memory()
-    wanted = "more memory than it has" if size is None else f"{size / MEGABYTE:.0f} MB more"
-    return NotHere(
-        f"--backend: {driver.name} is out of memory: wanted {wanted}, free are {free / GIGABYTE:.1f} of "
-        f"{total / GIGABYTE:.1f} GB; close what else uses it, choose --precision fp16, or a backend of the CPU"
-    )
 
 
 class Slot:
@@ -314,7 +50,7 @@ class Device:
     def __init__(self, driver: Driver, kernels: Callable[[tuple[int, int]], bytes], alone: bool = True) -> None:
         self.driver, self.name, self.capability, self.alone = driver, driver.name, driver.capability, alone
         self.dlpack_device = ON_CARD, driver.number
-        self._pool = _Pool(driver)
+        self._pool = Pool(driver)
         self._functions: dict[str, Any] = {}
         with self.current():
             self._module = driver.load(kernels(driver.capability))

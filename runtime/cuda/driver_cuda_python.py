@@ -12,7 +12,7 @@ from runtime.geometry.errors import InputError, NotHere, first_line
 
 
 class CudaPythonDriver:
-    """`runtime.cuda.device.Driver` on cuda-python.
+    """`runtime.cuda.driver.Driver` on cuda-python.
 
     Args:
         number: of the device, among those CUDA_VISIBLE_DEVICES leaves.

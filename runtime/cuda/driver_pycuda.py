@@ -25,7 +25,7 @@ _KINDS = {
 
 
 class PycudaDriver:
-    """`runtime.cuda.device.Driver` on pycuda, which has no graphs.
+    """`runtime.cuda.driver.Driver` on pycuda, which has no graphs.
 
     Args:
         number: of the device, among those CUDA_VISIBLE_DEVICES leaves.

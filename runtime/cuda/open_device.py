@@ -5,7 +5,8 @@ import os
 from collections.abc import Callable
 
 from runtime.cuda.card import Card, find_card
-from runtime.cuda.device import Device, Driver
+from runtime.cuda.device import Device
+from runtime.cuda.driver import Driver
 from runtime.geometry.errors import InputError, NotHere, first_line
 
 VARIABLE = "RPNET_CUDA_DRIVER"
