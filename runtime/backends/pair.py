@@ -14,6 +14,9 @@ Shape = tuple[int, int, int]
 class Networks(Protocol):
     """Runs the engines. Arrays are of the kind its field operations work on.
 
+    Made from (engine_set, threads, precision); those of a card from (engine_set, device, precision, tell), after their
+    class method ``check_card(card, precision)`` has raised nothing (`runtime.backends.table.Backend.open`).
+
     Attributes:
         library, version: what runs the engines.
         device: "cpu" or a card's name.
