@@ -47,6 +47,11 @@ class Backend:
     emulated: tuple[str, ...] = ()
 
     @property
+    def computed(self) -> tuple[str, ...]:
+        """Precisions that it does not emulate."""
+        return tuple(precision for precision in self.precisions if precision not in self.emulated)
+
+    @property
     def available(self) -> bool:
         """Whether what it needs is installed; nothing is imported for the answer."""
         if self.distribution and not _is_installed(self.distribution):
@@ -125,10 +130,8 @@ class Backend:
 
     def passed_by(self, engine_set: EngineSet, precision: str) -> str | None:
         """Why `auto` does not take it, although it is to be had; None where it does."""
-        if precision not in ("auto", *self.precisions):
-            return f"has no {precision}"
-        if precision in self.emulated:
-            return f"only emulates {precision}"
+        if precision not in ("auto", *self.computed):
+            return f"{'only emulates' if precision in self.emulated else 'has no'} {precision}"
         if self.auto_with and self.auto_with not in processor_features():
             return f"this processor has no {self.auto_with}"
         return self.unfit(engine_set)

@@ -132,7 +132,7 @@ class Field:
             EngineContender(options.engine_dir, backend, precision, options.threads)
             for backend in backends
             for asked in options.precisions
-            for precision in _all_if(asked, BACKENDS[backend].precisions if backend in BACKENDS else PRECISIONS)
+            for precision in _all_if(asked, BACKENDS[backend].computed if backend in BACKENDS else PRECISIONS)
         ]
 
     def _open(self, contender: Contender, stack: contextlib.ExitStack) -> None:

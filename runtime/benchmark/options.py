@@ -72,7 +72,7 @@ class BenchmarkOptions:
         _check_plot(self.plot)
 
     def rounds(self, on_card: bool) -> tuple[int, int]:
-        """Timed rounds, and those before; `on_card`: whether a contender computes on a card."""
+        """Timed rounds, and those before; `on_card`: whether all contenders compute on a card."""
         runs, warmup = (RUNS_ON_CARD, WARMUP_ON_CARD) if on_card else (RUNS, WARMUP)
         return runs if self.runs is None else self.runs, warmup if self.warmup is None else self.warmup
 

@@ -99,7 +99,7 @@ class Bench:
         schedule = iterstop.parse_schedule(_schedule_text(options), **engine_set.stop)
         self._task = Task(schedule, engine_set.stop["similarity"])
         self._images = folder / "pair.npz"
-        self._rounds = record["runs"], record["warmup"] = options.rounds(field.on_card)
+        self._rounds = record["runs"], record["warmup"] = options.rounds(all(entry.on_card for entry in field.entries))
         record["contenders"] = [{"name": entry.name, **entry.facts} for entry in field.entries]
         record["left_out"] = field.left_out
 
