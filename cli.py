@@ -267,7 +267,7 @@ def build(engine_dir, target, sms, precisions, shape, shapes, quiet) -> None:
     """Build an engine set's plans for NVIDIA cards, beside it in plans/.
 
     For tensorrt-rtx no card is needed, and a plan serves all of --sm (all there are if not given); tensorrt builds for
-    the card at hand, which takes minutes. `register` and `benchmark` build what is missing themselves.
+    the card at hand, which may take minutes. `register` and `benchmark` build what is missing themselves.
     """
     if shape and shapes:
         raise click.UsageError("give either --shape or --shapes")
