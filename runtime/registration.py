@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from runtime import iterstop
-from runtime.cuda.memory import on_card
+from runtime.cuda.card import on_card
 from runtime.engines import Engines
 from runtime.geometry.errors import InputError
 from runtime.geometry.grid import Grid

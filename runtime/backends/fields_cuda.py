@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from runtime.cuda.card import on_card
 from runtime.cuda.device import THREADS, Device, Slot
-from runtime.cuda.memory import DeviceArray, on_card
+from runtime.cuda.memory import DeviceArray
 from runtime.geometry.errors import InputError
 from runtime.geometry.similarity import LNCC_EPSILON, LNCC_WINDOW, OF_SUMS, SIMILARITIES
 

@@ -121,13 +121,17 @@ class _Networks:
         for level in LEVELS:
             sizes[estimator_name(level)] = 2 * self._channels[level], _coarser(shape, level)
         needed = max(self._plan(name, size).resize(channels, size) for name, (channels, size) in sizes.items())
-        self._scratch, self._shape = self._card.empty((needed,), np.uint8), shape
+        self._reserve(needed)
+        self._shape = shape
+
+    def _reserve(self, needed: int) -> None:
+        """So many bytes at least of scratch memory, which all engines share."""
+        if self._scratch is None or self._scratch.nbytes < needed:
+            self._scratch = self._card.empty((needed,), np.uint8)
 
     def _run(self, name: str, channels: int, size: Shape, addresses: dict[str, int]) -> None:
         plan = self._plan(name, size)
-        needed = plan.resize(channels, size)
-        if self._scratch is None or self._scratch.nbytes < needed:
-            self._scratch = self._card.empty((needed,), np.uint8)
+        self._reserve(plan.resize(channels, size))
         plan.run(addresses, (self._scratch.pointer, self._scratch.nbytes))
 
     def _plan(self, name: str, size: Shape) -> OpenPlan:

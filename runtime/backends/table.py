@@ -64,11 +64,9 @@ class Backend:
         return self.distribution or self.library
 
     @property
-    def missing(self) -> str | None:
-        """Why it is not to be had here: a card or a package; None where both are there."""
-        if self.card and isinstance(no_card := find_card(), str):
-            return no_card
-        return None if self.available else f"{self.package} is not installed"
+    def here(self) -> bool:
+        """Whether it is to be had on this computer: what it needs is installed, and a card is there if it needs one."""
+        return self.available and not (self.card and isinstance(find_card(), str))
 
     def load(self) -> tuple[Any, Any]:
         """The classes of both halves, imported now.

@@ -126,7 +126,7 @@ class Field:
 
     def _asked_for(self) -> list[EngineContender]:
         options = self._options
-        available = [name for name, backend in BACKENDS.items() if backend.missing is None]
+        available = [name for name, backend in BACKENDS.items() if backend.here]
         backends = [name for asked in options.backends for name in _all_if(asked, available)]
         return [
             EngineContender(options.engine_dir, backend, precision, options.threads)

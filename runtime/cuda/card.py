@@ -1,4 +1,4 @@
-"""The NVIDIA card of this computer, asked of its driver without any package."""
+"""The NVIDIA card of this computer, asked of its driver, and what lies in its memory: without any package."""
 
 import ctypes
 import functools
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+ON_CARD, MANAGED = 2, 13  # DLPack's numbers of CUDA memory
 MAJOR, MINOR = 75, 76  # CUdevice_attribute of the compute capability
 
 
@@ -27,6 +28,13 @@ class Card:
     memory_bytes: int
     driver: tuple[int, int]
     bus: str = ""
+
+
+def on_card(array: Any) -> bool:
+    """Whether an array lies in a card's memory."""
+    if hasattr(array, "__dlpack_device__"):
+        return array.__dlpack_device__()[0] in (ON_CARD, MANAGED)
+    return hasattr(array, "__cuda_array_interface__")
 
 
 def has_driver() -> bool:

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from runtime.cuda.card import ON_CARD
 from runtime.cuda.dlpack import read_capsule
 from runtime.cuda.driver import Driver
-from runtime.cuda.memory import ON_CARD, DeviceArray, Pool
+from runtime.cuda.memory import DeviceArray, Pool
 from runtime.geometry.errors import InputError, first_line
 from runtime.heap import ARRAYS
 

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 ROUND = 512  # bytes; sizes asked of the driver are multiples of it
 MEGABYTE, GIGABYTE = 1e6, 1e9
-ON_CARD, MANAGED = 2, 13  # DLPack's numbers of CUDA memory
 
 
 class DeviceArray:
@@ -109,13 +108,6 @@ class DeviceArray:
         """From now on work that is not in our stream may read it."""
         if isinstance(self.owner, Block):
             self.owner.lent[:] = [True]
-
-
-def on_card(array: Any) -> bool:
-    """Whether an array lies in a card's memory."""
-    if hasattr(array, "__dlpack_device__"):
-        return array.__dlpack_device__()[0] in (ON_CARD, MANAGED)
-    return hasattr(array, "__cuda_array_interface__")
 
 
 def contiguous_strides(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
