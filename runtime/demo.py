@@ -5,7 +5,6 @@ another storage order and an oblique header, as from another scanner. Where ever
 known, so the demonstration can say how far a registration is from the truth.
 """
 
-import importlib.metadata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 from runtime.geometry import overlap
 from runtime.geometry.errors import InputError
 from runtime.geometry.grid import Grid
+from runtime.geometry.mni152 import mni152_file
 from runtime.geometry.volume import Volume, atomic_path, read_labels, read_volume, write_volume
 from runtime.known_warp import KnownWarp, interpolate, move, random_pose, random_warp, rotation, smooth_field
 from runtime.stages import Progress, silent
@@ -23,7 +23,6 @@ Array = np.ndarray
 PointMap = Callable[[Array], Array]
 Echo = Callable[[str], object]
 
-TEMPLATE = "nilearn/datasets/data/mni_icbm152_{}_tal_nlin_sym_09a_converted.nii.gz"
 IN_VENTRICLE = (-21.0, -38.0, 17.0)  # RAS mm; tells the ventricles from the fluid in the sulci
 LABELS = {
     1: "grey matter, left",
@@ -157,16 +156,7 @@ def mean_dice(fixed_labels: Array, labels: Array) -> float:
 
 def _template(kind: str) -> Volume:
     """The template's T1 image ("t1", skull-stripped), or its grey ("gm") or white ("wm") matter map, 0 to 255."""
-    try:
-        path = Path(importlib.metadata.distribution("nilearn").locate_file(TEMPLATE.format(kind)))
-    except importlib.metadata.PackageNotFoundError:
-        path = None
-    if path is None or not path.is_file():
-        raise InputError(
-            "demo: got no nilearn with its template brain in this environment, expected nilearn 0.10 or later; "
-            "run: pip install -r requirements.txt"
-        )
-    return read_volume(path, "template brain")
+    return read_volume(mni152_file(kind), "template brain")
 
 
 def _structures(template: Volume, grey: Array, white: Array) -> Array:

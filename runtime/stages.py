@@ -1,4 +1,4 @@
-"""The stages of a registration: announced as they begin, timed as they end."""
+"""The stages of what takes time: announced as they begin, timed as they end; durations in words."""
 
 import contextlib
 import time
@@ -37,3 +37,10 @@ def fastest(function: Callable[[], object], times: int) -> float:
         function()
         seconds.append(time.perf_counter() - start)
     return min(seconds)
+
+
+def duration(seconds: float) -> str:
+    """Such as "40 s", "12 min" or "3.5 h"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

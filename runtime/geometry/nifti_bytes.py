@@ -45,14 +45,14 @@ def _bytes(planes: Array, sign: int) -> memoryview:
     return (planes if sign == 1 else planes * planes.dtype.type(sign)).view(np.uint8).data
 
 
-def nifti_header(data: Array, grid: Grid, codes: tuple[int, int], intent: str | int) -> bytes:
+def nifti_header(data: Array, grid: Grid, codes: tuple[int, int], intent: str | int, slope: float = 1.0) -> bytes:
     """348 bytes of NIfTI-1 header and 4 that say that no extension follows."""
     fields = nib.Nifti1Header()
     fields.set_data_dtype(data.dtype)
     fields.set_data_shape(data.shape)
     fields.set_zooms(grid.spacing + (1.0,) * (data.ndim - 3))
     fields.set_xyzt_units("mm")
-    fields.set_slope_inter(1, 0)
+    fields.set_slope_inter(slope, 0)
     fields.set_intent(intent)
     if grid.orthogonal:
         fields.set_qform(grid.affine, codes[1] or codes[0] or SCANNER)

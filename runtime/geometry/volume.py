@@ -84,12 +84,16 @@ def read_volume(path: str | PathLike, argument: str) -> Volume:
     return volume
 
 
-def read_labels(path: str | PathLike, argument: str) -> Volume:
+def read_labels(path: str | PathLike, argument: str, lowest: int | None = None) -> Volume:
     """Read a label map in the smallest of uint8, int16, uint16 and int32 that holds it.
 
-    Args and errors as for `read_volume`; float files pass if their values are whole, and a constant map is allowed.
+    Args and errors as for `read_volume`; float files pass if their values are whole, a constant map is allowed, and
+    values below `lowest` are refused.
     """
-    return _read(path, argument, _whole)
+    volume = _read(path, argument, _whole)
+    if lowest is not None and (found := volume.data.min()) < lowest:
+        raise InputError(f"{argument}: {path} holds {found}, expected {lowest} and above")
+    return volume
 
 
 def write_volume(
@@ -99,6 +103,7 @@ def write_volume(
     codes: tuple[int, int] = (SCANNER, SCANNER),
     dtype: type | None = None,
     pool: Executor | None = None,
+    slope: float = 1.0,
 ) -> None:
     """Write a NIfTI volume, whole or not at all. Fastest for data in the file's order, first axis fastest.
 
@@ -112,11 +117,12 @@ def write_volume(
         codes: (sform, qform) codes, `Volume.codes` of the image whose space this is.
         dtype: type on disk; None keeps the data's (bool, 64-bit and half types become uint8, int32 and float32).
         pool: compresses; None: threads of its own.
+        slope: what readers multiply the stored numbers, which are `data`, by.
 
     Raises:
         InputError: for another suffix, another shape than the grid's, or integers beyond the type.
     """
-    write_nifti(path, data, grid, codes, dtype, pool=pool)
+    write_nifti(path, data, grid, codes, dtype, pool=pool, slope=slope)
 
 
 def write_nifti(
@@ -128,6 +134,7 @@ def write_nifti(
     intent: str | int = "none",
     signs: tuple[int, ...] | None = None,
     pool: Executor | None = None,
+    slope: float = 1.0,
 ) -> None:
     """`write_volume` with a NIfTI intent (name or code), such as ``"vector"`` for data (I, J, K, 1, 3).
 
@@ -139,7 +146,7 @@ def write_nifti(
     if data.shape[:3] != grid.shape:
         raise InputError(f"{path}: got data of shape {data.shape} for a grid of {grid.shape}")
     data = storable(data, dtype, path)
-    content = pieces(nifti_header(data, grid, codes, intent), data, signs)
+    content = pieces(nifti_header(data, grid, codes, intent, slope), data, signs)
     with atomic_path(path) as temporary, open(temporary, "wb") as stream:
         if path.name.lower().endswith(".gz"):
             write_gzip(stream, content, pool)

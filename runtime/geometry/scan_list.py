@@ -1,0 +1,88 @@
+"""Lists of scans: a folder, a glob, or a CSV that says which label map and which mask belong to which image."""
+
+import csv
+import glob
+from dataclasses import dataclass
+from pathlib import Path
+
+from runtime.geometry.errors import InputError, explained
+from runtime.geometry.volume import SUFFIXES
+
+COLUMNS = ("image", "labels", "mask")
+# Likely slips, which ignored would leave labels or masks out without a word.
+_MISTAKEN = {"label": "labels", "labelmap": "labels", "seg": "labels", "segmentation": "labels", "masks": "mask"}
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One entry of a list: an image file and, where known, its label map and the mask of what counts in it."""
+
+    image: Path
+    labels: Path | None = None
+    mask: Path | None = None
+
+    def files(self) -> tuple[Path, ...]:
+        """Those there are, the image first."""
+        return tuple(file for file in (self.image, self.labels, self.mask) if file is not None)
+
+
+def read_scan_list(name: str, text: str) -> tuple[Scan, ...]:
+    """Scans of a folder or a glob, sorted by name, or of a CSV, in its order.
+
+    In a folder or a glob every volume is an image: label maps and masks are never guessed from names. A CSV has a
+    header with the column `image` and, optionally, `labels` and `mask`, in upper or lower case, of which a line may
+    leave the last two empty; other columns are ignored. Paths in it may be relative to its folder.
+
+    Args:
+        name: the option that `text` came from, for messages, such as "data".
+        text: the folder, glob or CSV.
+
+    Raises:
+        InputError: nothing is found, the CSV cannot be read or names no image in some line, or a file does not exist.
+    """
+    with explained(name):
+        scans = _read_csv(name, Path(text)) if text.lower().endswith(".csv") else _find(Path(text), text)
+        if not scans:
+            suffixes = " ".join(SUFFIXES)
+            raise InputError(f"{name}: {text} holds no {suffixes} file; expected a folder, glob or CSV of them")
+        for file in (file for scan in scans for file in scan.files()):
+            if not file.is_file():
+                raise InputError(f"{name}: {file}, listed in {text}, does not exist; correct the list")
+    return scans
+
+
+def _find(path: Path, text: str) -> tuple[Scan, ...]:
+    found = path.iterdir() if path.is_dir() else map(Path, glob.glob(text, recursive=True))
+    return tuple(Scan(file) for file in sorted(found) if _is_volume(file))
+
+
+def _is_volume(file: Path) -> bool:
+    """By its name; what begins with a dot is a file that is still being written, or the system's."""
+    return file.name.lower().endswith(SUFFIXES) and not file.name.startswith(".")
+
+
+def _read_csv(name: str, path: Path) -> tuple[Scan, ...]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            reader.fieldnames = columns = [column.strip().casefold() for column in reader.fieldnames or []]
+            rows = [(reader.line_num, {column: _stripped(cell) for column, cell in row.items()}) for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{name}: cannot read {path} ({error}); expected a CSV with a header") from error
+    if "image" not in columns:
+        found = ", ".join(columns) or "none"
+        raise InputError(f"{name}: {path} has the columns {found}; expected image and, optionally, labels and mask")
+    for column in columns:
+        if meant := _MISTAKEN.get(column):
+            raise InputError(f"{name}: {path} has the column {column}, expected {meant}; rename it")
+    blank = [line for line, row in rows if not row["image"]]
+    if blank:
+        raise InputError(f"{name}: {path} line {blank[0]} names no image; fill or remove it")
+    return tuple(
+        Scan(*(path.parent / row[column] if row.get(column) else None for column in COLUMNS)) for _, row in rows
+    )
+
+
+def _stripped(cell: object) -> object:
+    """Text without the blanks about it; what lies beyond the last column is a list."""
+    return cell.strip() if isinstance(cell, str) else cell
