@@ -1,4 +1,4 @@
-"""Large arrays on the host: memory that is used again, and memory that is given back.
+"""Large arrays on the host: memory that is used again, memory that is kept, and memory that is given back.
 
 The system clears every page of new memory when it is first touched, and for the features and flows of a registration
 that takes as long as several of the kernels that fill them.
@@ -14,6 +14,7 @@ import numpy as np
 Array = np.ndarray
 LARGE = 1 << 20  # bytes, from which on reuse pays
 MOST_KEPT = 1 << 30  # bytes that may lie unused
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
 
 
 class ArrayPool:
@@ -63,6 +64,18 @@ class _Lease:
 
 
 ARRAYS = ArrayPool()
+
+
+def keep_freed_memory() -> bool:
+    """From now on the C library keeps the pages of what is freed for what comes next; False where it is not glibc.
+
+    For work that allocates the same large tensors over and over, as training does; the peak stays as it is.
+    """
+    try:
+        options = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2**31 - 1), (_TOP_PAD, 1 << 28))
+        return all([ctypes.CDLL(None).mallopt(name, value) == 1 for name, value in options])
+    except (OSError, AttributeError, TypeError):
+        return False
 
 
 def return_freed_memory() -> None:

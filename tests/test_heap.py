@@ -1,8 +1,12 @@
 """Memory that is used again: never while anybody can still see it."""
 
 import gc
+import platform
+import subprocess
+import sys
 
 import numpy as np
+import pytest
 
 from runtime.heap import LARGE, ArrayPool
 
@@ -63,3 +67,23 @@ def test_only_so_much_is_kept(monkeypatch):
     arrays = [pool.empty(SHAPE) for _ in range(3)]
     del arrays
     assert sum(memory.nbytes for memory in pool._unused) <= 3 * LARGE
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="tells glibc what to do")
+@pytest.mark.parametrize("keep", [True, False])
+def test_pages_of_what_is_freed_stay_only_if_they_are_to(keep):
+    code = f"""
+import numpy as np
+from runtime.heap import keep_freed_memory
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+
+assert not {keep} or keep_freed_memory()
+before = resident()
+np.ones(1 << 23)
+print((resident() - before) / (8 << 23))
+"""
+    kept = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert float(kept) == pytest.approx(float(keep), abs=0.2)  # share of the freed bytes that the process still holds

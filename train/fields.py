@@ -1,33 +1,24 @@
-"""Warp, upsample, compose and folds for training, in torch. `runtime.geometry.flow` is their definition."""
+"""Warp, upsample, compose and folds as training computes them. `runtime.geometry.flow` is their definition."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from train import fields_cpu, textbook
+from train.textbook import upsample
 
-def identity(flow: Tensor) -> Tensor:
-    """Voxel coordinates of a flow's grid, (1, 3, I, J, K), on the flow's device."""
-    axes = [torch.arange(size, device=flow.device, dtype=torch.float32) for size in flow.shape[2:]]
-    return torch.stack(torch.meshgrid(*axes, indexing="ij"))[None]
+__all__ = ["compose", "folded_share", "upsample", "warp"]
 
 
 def warp(image: Tensor, flow: Tensor, mode: str = "bilinear") -> Tensor:
-    """``image(x + flow(x))``, trilinear (or ``mode="nearest"``), zeros outside. Computed and returned in float32.
+    """`train.textbook.warp`: on a CPU, unless ``mode="nearest"``, by kernels of our own.
 
     Args:
-        image: (N, C, I, J, K).
+        image: (N, C, I, J, K); channels-last memory spares a copy.
         flow: (N, 3, I, J, K), voxels, component order = axis order.
     """
-    size = torch.tensor(flow.shape[2:], device=flow.device, dtype=torch.float32).view(1, 3, 1, 1, 1)
-    # Displacements are in voxels, so the grid's normalisation cancels out; this one is defined for one-voxel axes too.
-    coordinates = (2 * (identity(flow) + flow.float()) + 1) / size - 1
-    grid = coordinates.permute(0, 2, 3, 4, 1).flip(-1)
-    return F.grid_sample(image.float(), grid, mode=mode, padding_mode="zeros", align_corners=False)
-
-
-def upsample(flow: Tensor, scale: int) -> Tensor:
-    """The same displacement on a grid `scale` times finer, values in voxels of that grid. (N, 3, I, J, K)."""
-    return scale * F.interpolate(flow.float(), scale_factor=scale, mode="trilinear", align_corners=True)
+    if mode == "bilinear" and image.device.type == flow.device.type == "cpu":
+        return fields_cpu.warp(image.float(), flow.float())
+    return textbook.warp(image, flow, mode)
 
 
 def compose(flow: Tensor, residual: Tensor) -> Tensor:

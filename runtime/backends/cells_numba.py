@@ -1,93 +1,165 @@
-"""Trilinear interpolation inside one cell of a channels-last array, in vector instructions.
+"""Trilinear interpolation inside one cell of a channels-last array, and its derivatives, in vector instructions.
 
 All channels of a voxel lie side by side, so each of a cell's eight corners is one vector load. Compilers do not find
 that by themselves in a loop over a few channels; these functions spell it out as LLVM instructions, which every
 processor gets translated to what it has. Indices are flat and unsigned, and nothing is checked: the caller makes sure
-that all eight corners lie inside the array.
+that all eight corners lie inside the array (`locate` tells).
+
+`blend_*`, `slopes_*`, `near_*` and `far_*` take ``(array, start, step_i, step_j, step_k, u, v, w, other, at)``: the
+cell's first corner is array[start], steps are the distances of neighbouring voxels along the axes, u, v, w the
+fractions along them. The number in a name is how many channels from `start`, and from `at` in `other`, are done at
+once.
 """
 
+from collections.abc import Callable
+
+import numpy as np
 from llvmlite import ir
-from numba import types
+from numba import njit, types
 from numba.extending import intrinsic
 
-FLOAT, INDEX = ir.FloatType(), ir.IntType(32)
+F = np.float32
+FLOAT, LANE = ir.FloatType(), ir.IntType(32)
 CONTRACT = ("contract",)  # a * b + c as one instruction where there is one; NaN and infinities are kept
+
+
+class _Lanes:
+    """Writes instructions on vectors of `width` floats."""
+
+    def __init__(self, builder: ir.IRBuilder, width: int) -> None:
+        self.builder, self.width = builder, width
+        self.type = ir.VectorType(FLOAT, width)
+
+    def _at(self, data, index):
+        return self.builder.bitcast(self.builder.gep(data, [index]), self.type.as_pointer())
+
+    def load(self, data, index):
+        value = self.builder.load(self._at(data, index))
+        value.align = 4
+        return value
+
+    def store(self, value, data, index) -> None:
+        self.builder.store(value, self._at(data, index)).align = 4
+
+    def spread(self, number):
+        """A number in every lane."""
+        one = self.builder.insert_element(ir.Constant(self.type, ir.Undefined), number, LANE(0))
+        return self.shuffled(one, [0] * self.width)
+
+    def shuffled(self, vector, lanes: list[int]):
+        mask = ir.Constant(ir.VectorType(LANE, self.width), lanes)
+        return self.builder.shuffle_vector(vector, ir.Constant(self.type, ir.Undefined), mask)
+
+    def numbers(self, vector) -> list:
+        return [self.builder.extract_element(vector, LANE(lane)) for lane in range(self.width)]
+
+    def minus(self, a, b):
+        return self.builder.fsub(a, b, flags=CONTRACT)
+
+    def plus(self, a, b):
+        return self.builder.fadd(a, b, flags=CONTRACT)
+
+    def times(self, a, b):
+        return self.builder.fmul(a, b, flags=CONTRACT)
+
+    def between(self, fraction, low, high):
+        return self.plus(low, self.times(fraction, self.minus(high, low)))
+
+    def total(self, vector):
+        """Sum over the lanes, halves onto halves."""
+        lanes = self.numbers(vector)
+        while len(lanes) > 1:
+            lanes = [self.plus(*lanes[n : n + 2]) if n + 1 < len(lanes) else lanes[n] for n in range(0, len(lanes), 2)]
+        return lanes[0]
+
+
+def _corners(builder, start, steps) -> dict[tuple[int, int, int], object]:
+    """Flat index of each corner of the cell, by its 0 or 1 along the axes."""
+    places = {(): start}
+    for step in steps:
+        places = {(*corner, n): builder.add(at, step) if n else at for corner, at in places.items() for n in (0, 1)}
+    return places
+
+
+def _interpolated(lanes, data, corners, fractions):
+    """What lies at the corners, interpolated along the last axis first."""
+    values = {corner: lanes.load(data, index) for corner, index in corners.items()}
+    for fraction in reversed(fractions):
+        shorter = [corner[:-1] for corner in values if corner[-1] == 0]
+        values = {corner: lanes.between(fraction, values[(*corner, 0)], values[(*corner, 1)]) for corner in shorter}
+    return values[()]
 
 
 def _data(context, builder, array_type, array):
     return context.make_array(array_type)(context, builder, array).data
 
 
-def _at(builder, data, index, width):
-    pointer = builder.gep(data, [index])
-    return pointer if width == 1 else builder.bitcast(pointer, ir.VectorType(FLOAT, width).as_pointer())
-
-
-def _load(builder, data, index, width):
-    value = builder.load(_at(builder, data, index, width))
-    value.align = 4
-    return value
-
-
-def _store(builder, value, data, index, width):
-    builder.store(value, _at(builder, data, index, width)).align = 4
-
-
-def _shuffled(builder, vector, lanes):
-    mask = ir.Constant(ir.VectorType(INDEX, len(lanes)), lanes)
-    return builder.shuffle_vector(vector, ir.Constant(vector.type, ir.Undefined), mask)
-
-
-def _spread(builder, value, width):
-    """A number in every lane."""
-    if width == 1:
-        return value
-    empty = ir.Constant(ir.VectorType(FLOAT, width), ir.Undefined)
-    return _shuffled(builder, builder.insert_element(empty, value, INDEX(0)), [0] * width)
-
-
-def _between(builder, fraction, low, high):
-    step = builder.fsub(high, low, flags=CONTRACT)
-    return builder.fadd(low, builder.fmul(fraction, step, flags=CONTRACT), flags=CONTRACT)
-
-
-def _column(builder, load, start, step_i, step_j, u, v):
-    """Interpolated along the first two axes; `load` reads what lies at an index."""
-    far = builder.add(start, step_i)
-    near = _between(builder, v, load(start), load(builder.add(start, step_j)))
-    return _between(builder, u, near, _between(builder, v, load(far), load(builder.add(far, step_j))))
-
-
-def _blend_into(width):
-    """``blend(image, start, step_i, step_j, step_k, u, v, w, out, at)``: `width` channels from image[start] to out[at].
-
-    Steps are the distances of neighbouring voxels along the axes, u, v, w the fractions along them.
-    """
+def _cell_function(width: int, returns, write: Callable) -> Callable:
+    """An intrinsic of the common arguments; `write(lanes, array, corners, fractions, other, at)` gives its results."""
 
     @intrinsic
-    def blend(typing, image, start, step_i, step_j, step_k, u, v, w, out, at):
+    def function(typing, array, start, step_i, step_j, step_k, u, v, w, other, at):
         index, number = types.uintp, types.float32
-        signature = types.void(image, index, index, index, index, number, number, number, out, index)
+        signature = returns(array, index, index, index, index, number, number, number, other, index)
 
         def generate(context, builder, signature, arguments):
-            image, start, step_i, step_j, step_k, u, v, w, out, at = arguments
-            data = _data(context, builder, signature.args[0], image)
-            u, v, w = (_spread(builder, fraction, width) for fraction in (u, v, w))
-
-            def line(index):
-                last = builder.add(index, step_k)
-                return _between(builder, w, _load(builder, data, index, width), _load(builder, data, last, width))
-
-            value = _column(builder, line, start, step_i, step_j, u, v)
-            _store(builder, value, _data(context, builder, signature.args[8], out), at, width)
-            return context.get_dummy_value()
+            array, start, step_i, step_j, step_k, *fractions, other, at = arguments
+            array = _data(context, builder, signature.args[0], array)
+            other = _data(context, builder, signature.args[8], other)
+            lanes = _Lanes(builder, width)
+            corners = _corners(builder, start, (step_i, step_j, step_k))
+            results = write(lanes, array, corners, [lanes.spread(fraction) for fraction in fractions], other, at)
+            if results is None:
+                return context.get_dummy_value()
+            return context.make_tuple(builder, signature.return_type, results)
 
         return signature, generate
 
-    return blend
+    return function
 
 
-blend_1, blend_8 = _blend_into(1), _blend_into(8)
+def _blend(lanes, image, corners, fractions, out, at) -> None:
+    lanes.store(_interpolated(lanes, image, corners, fractions), out, at)
+
+
+def _slopes(lanes, image, corners, fractions, gradient, at) -> list:
+    u, v, w = fractions
+    values = {corner: lanes.load(image, index) for corner, index in corners.items()}
+    edge, along_k = {}, {}
+    for a in (0, 1):
+        for b in (0, 1):
+            low, high = values[a, b, 0], values[a, b, 1]
+            edge[a, b], along_k[a, b] = lanes.between(w, low, high), lanes.minus(high, low)
+    face = [lanes.between(v, edge[a, 0], edge[a, 1]) for a in (0, 1)]
+    slope_j = [lanes.minus(edge[a, 1], edge[a, 0]) for a in (0, 1)]
+    slope_k = [lanes.between(v, along_k[a, 0], along_k[a, 1]) for a in (0, 1)]
+    slopes = (lanes.minus(face[1], face[0]), lanes.between(u, *slope_j), lanes.between(u, *slope_k))
+    weight = lanes.load(gradient, at)
+    return [lanes.total(lanes.times(weight, slope)) for slope in slopes]
+
+
+def _add_to(side: int) -> Callable:
+    def add(lanes, out, corners, fractions, gradient, at) -> None:
+        shares = {(): lanes.load(gradient, at)}
+        for fraction in fractions:
+            far = {(*corner, 1): lanes.times(fraction, share) for corner, share in shares.items()}
+            near = {(*corner, 0): lanes.minus(share, far[(*corner, 1)]) for corner, share in shares.items()}
+            shares = near | far
+        for corner, index in corners.items():
+            if corner[0] == side:
+                lanes.store(lanes.plus(lanes.load(out, index), shares[corner]), out, index)
+
+    return add
+
+
+_THREE = types.UniTuple(types.float32, 3)
+# other[at] = the array's value in the cell.
+blend_1, blend_3, blend_8 = (_cell_function(width, types.void, _blend) for width in (1, 3, 8))
+# -> derivatives along the axes of the array's value in the cell, times other[at], summed over the channels.
+slopes_1, slopes_3, slopes_8 = (_cell_function(width, _THREE, _slopes) for width in (1, 3, 8))
+# other[at] is added to the array's four corners nearer along the first axis, or to the farther, each by its weight.
+near_1, near_3, near_8 = (_cell_function(width, types.void, _add_to(0)) for width in (1, 3, 8))
+far_1, far_3, far_8 = (_cell_function(width, types.void, _add_to(1)) for width in (1, 3, 8))
 
 
 @intrinsic
@@ -97,11 +169,10 @@ def sample_1(typing, image, start, step_i, step_j, u, v, w):
 
     def generate(context, builder, signature, arguments):
         image, start, step_i, step_j, u, v, w = arguments
-        data = _data(context, builder, signature.args[0], image)
-        u, v = _spread(builder, u, 2), _spread(builder, v, 2)
-        pair = _column(builder, lambda index: _load(builder, data, index, 2), start, step_i, step_j, u, v)
-        low, high = (builder.extract_element(pair, INDEX(lane)) for lane in range(2))
-        return _between(builder, w, low, high)
+        data, lanes = _data(context, builder, signature.args[0], image), _Lanes(builder, 2)
+        corners = _corners(builder, start, (step_i, step_j))
+        pair = _interpolated(lanes, data, corners, (lanes.spread(u), lanes.spread(v)))
+        return lanes.between(w, *lanes.numbers(pair))
 
     return number(image, index, index, index, number, number, number), generate
 
@@ -113,22 +184,20 @@ def sample_3(typing, flow, start, step_i, step_j, u, v, w):
     Two neighbours along the last axis are six numbers: loads of the first and of the last four stay inside them.
     """
     index, number = types.uintp, types.float32
-    triple = types.UniTuple(number, 3)
 
     def generate(context, builder, signature, arguments):
-        flow, start, step_i, step_j, u, v, w = arguments
-        data = _data(context, builder, signature.args[0], flow)
-        u, v, w = (_spread(builder, fraction, 4) for fraction in (u, v, w))
+        flow, start, step_i, step_j, *fractions = arguments
+        data, lanes = _data(context, builder, signature.args[0], flow), _Lanes(builder, 4)
+        u, v, w = (lanes.spread(fraction) for fraction in fractions)
 
         def half(offset):
             begin = builder.add(start, start.type(offset))
-            return _column(builder, lambda index: _load(builder, data, index, 4), begin, step_i, step_j, u, v)
+            return _interpolated(lanes, data, _corners(builder, begin, (step_i, step_j)), (u, v))
 
-        value = _between(builder, w, half(0), _shuffled(builder, half(2), [1, 2, 3, 3]))
-        lanes = [builder.extract_element(value, INDEX(lane)) for lane in range(3)]
-        return context.make_tuple(builder, signature.return_type, lanes)
+        value = lanes.between(w, half(0), lanes.shuffled(half(2), [1, 2, 3, 3]))
+        return context.make_tuple(builder, signature.return_type, lanes.numbers(value)[:3])
 
-    return triple(flow, index, index, index, number, number, number), generate
+    return _THREE(flow, index, index, index, number, number, number), generate
 
 
 @intrinsic
@@ -138,10 +207,35 @@ def between_3(typing, row, start, w, out, at):
 
     def generate(context, builder, signature, arguments):
         row, start, w, out, at = arguments
-        data = _data(context, builder, signature.args[0], row)
-        low, high = _load(builder, data, start, 4), _load(builder, data, builder.add(start, start.type(3)), 4)
-        value = _between(builder, _spread(builder, w, 4), low, high)
-        _store(builder, value, _data(context, builder, signature.args[3], out), at, 4)
+        data, lanes = _data(context, builder, signature.args[0], row), _Lanes(builder, 4)
+        low, high = lanes.load(data, start), lanes.load(data, builder.add(start, start.type(3)))
+        value = lanes.between(lanes.spread(w), low, high)
+        lanes.store(value, _data(context, builder, signature.args[3], out), at)
         return context.get_dummy_value()
 
     return signature, generate
+
+
+@njit(error_model="numpy")
+def locate(row, i, j, sizes, places, fractions):
+    """For a row of voxels, where its row of a flow (3 K numbers) sends them: the cell's first voxel and the fractions.
+
+    places (K,) int64: flat index of the voxel, or -1 where a corner of the cell lies outside the image (or nowhere:
+    NaN). fractions (3, K): along the axes. Nothing is looked up here, so that this becomes vector instructions.
+    """
+    size_i, size_j, size_k = sizes
+    last_i, last_j, last_k = F(size_i - 1), F(size_j - 1), F(size_k - 1)
+    u, v, w = fractions[0], fractions[1], fractions[2]
+    for k in range(len(places)):
+        x, y, z = F(i) + row[3 * k], F(j) + row[3 * k + 1], F(k) + row[3 * k + 2]
+        inside = (x >= 0) & (y >= 0) & (z >= 0) & (x < last_i) & (y < last_j) & (z < last_k)
+        fi, fj, fk = np.floor(x), np.floor(y), np.floor(z)
+        place = (np.int64(np.int32(fi)) * size_j + np.int64(np.int32(fj))) * size_k + np.int64(np.int32(fk))
+        places[k] = place if inside else -1
+        u[k], v[k], w[k] = x - fi, y - fj, z - fk
+
+
+@njit(forceinline=True, error_model="numpy")
+def target(row, i, j, k):
+    """Where a row of a flow sends voxel (i, j, k)."""
+    return F(i) + row[3 * k], F(j) + row[3 * k + 1], F(k) + row[3 * k + 2]

@@ -9,7 +9,7 @@ do not depend on the number of threads.
 import numpy as np
 from numba import njit
 
-from runtime.backends.cells_numba import between_3, blend_1, blend_8, sample_1, sample_3
+from runtime.backends.cells_numba import between_3, blend_1, blend_3, blend_8, locate, sample_1, sample_3, target
 from runtime.slices import in_slices
 
 F = np.float32
@@ -37,35 +37,20 @@ def _at_border(image, x, y, z, c):
     return value
 
 
-@_apart
-def _locate(row, i, j, sizes, places, fractions):
-    """For a row of voxels, where its row of a flow (3 K numbers) sends them: the cell's first voxel and the fractions.
-
-    places (K,) int64: flat index of the voxel, or -1 where a corner of the cell lies outside the image (or nowhere:
-    NaN). fractions (3, K): along the axes. Nothing is looked up here, so that this becomes vector instructions.
-    """
-    size_i, size_j, size_k = sizes
-    last_i, last_j, last_k = F(size_i - 1), F(size_j - 1), F(size_k - 1)
-    u, v, w = fractions[0], fractions[1], fractions[2]
-    for k in range(len(places)):
-        x, y, z = F(i) + row[3 * k], F(j) + row[3 * k + 1], F(k) + row[3 * k + 2]
-        inside = (x >= 0) & (y >= 0) & (z >= 0) & (x < last_i) & (y < last_j) & (z < last_k)
-        fi, fj, fk = np.floor(x), np.floor(y), np.floor(z)
-        place = (np.int64(np.int32(fi)) * size_j + np.int64(np.int32(fj))) * size_k + np.int64(np.int32(fk))
-        places[k] = place if inside else -1
-        u[k], v[k], w[k] = x - fi, y - fj, z - fk
-
-
 @_inlined
 def _outside(image, row, i, j, k, c):
     """One channel where voxel (i, j, k) goes, if not all of the cell lies inside the image."""
-    return _at_border(image, F(i) + row[3 * k], F(j) + row[3 * k + 1], F(k) + row[3 * k + 2], c)
+    x, y, z = target(row, i, j, k)
+    return _at_border(image, x, y, z, c)
 
 
 @_inlined
 def _blend(image, start, step_i, step_j, u, v, w, out, at):
-    """All channels of one voxel, eight at a time, side by side into `out`."""
+    """All channels of one voxel, eight at a time or a flow's three, side by side into `out`."""
     channels = U(image.shape[3])
+    if channels == U(3):
+        blend_3(image, start, step_i, step_j, channels, u, v, w, out, at)
+        return
     c = U(0)
     while c + U(8) <= channels:
         blend_8(image, start + c, step_i, step_j, channels, u, v, w, out, at + c)
@@ -89,7 +74,7 @@ def warp_features(begin, end, image, flow, out, out_i, out_j, out_k, out_c):
         line, step = (out, U(out_k)) if out_c == 1 else (beside, U(channels))
         for j in range(size_j):
             row = flow[i, j].reshape(3 * size_k)
-            _locate(row, i, j, image.shape[:3], places, fractions)
+            locate(row, i, j, image.shape[:3], places, fractions)
             first = U(i) * U(out_i) + U(j) * U(out_j)
             at = first if out_c == 1 else U(0)
             for k in range(size_k):
@@ -137,7 +122,7 @@ def compose(begin, end, flow, residual, res_i, res_j, res_k, res_c, out):
             for c in range(3):
                 for k in range(size_k):
                     row[3 * k + c] = residual[first + U(c) * U(res_c) + U(k) * U(res_k)]
-            _locate(row, i, j, flow.shape[:3], places, fractions)
+            locate(row, i, j, flow.shape[:3], places, fractions)
             for k in range(size_k):
                 if places[k] >= 0:
                     start = U(3) * U(places[k])
@@ -220,7 +205,7 @@ def _warp_row(image, row, i, j, places, fractions, values):
     """One row of a warped image with one channel into values (K,)."""
     _, size_j, size_k, _ = image.shape
     step_i, step_j = U(size_j * size_k), U(size_k)
-    _locate(row, i, j, image.shape[:3], places, fractions)
+    locate(row, i, j, image.shape[:3], places, fractions)
     for k in range(size_k):
         if places[k] >= 0:
             u, v, w = fractions[0, k], fractions[1, k], fractions[2, k]
