@@ -72,6 +72,11 @@ class StageLine:
     def __init__(self, quiet: bool) -> None:
         self._quiet, self._terminal = quiet, sys.stderr.isatty()
 
+    @property
+    def changes(self) -> bool:
+        """Whether what is shown is replaced by what comes next."""
+        return self._terminal
+
     def __call__(self, stage: str) -> None:
         if self._quiet:
             return
@@ -96,6 +101,33 @@ class StageLine:
             yield self
         finally:
             self._wipe()
+
+
+class SectionOption(click.Option):
+    """An option with a section of the help it belongs to."""
+
+    def __init__(self, *args, section: str, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.section = section
+
+
+class InSections(click.Command):
+    """A command with so many options that its help lists them by sections."""
+
+    def format_options(self, ctx, formatter) -> None:
+        sections: dict[str, list] = {}
+        for parameter in self.get_params(ctx):
+            if record := parameter.get_help_record(ctx):
+                sections.setdefault(getattr(parameter, "section", "Other"), []).append(record)
+        for name, records in sections.items():
+            with formatter.section(name):
+                formatter.write_dl(records)
+
+
+DATA, LOSS, STEPS, COMPUTING, FILES = (
+    functools.partial(click.option, cls=SectionOption, section=name)
+    for name in ("Data", "Network and loss", "Optimiser", "Computing", "Files and validation")
+)
 
 
 class OneLineGroup(click.Group):
@@ -278,63 +310,175 @@ def build(engine_dir, target, sms, precisions, shape, shapes, quiet) -> None:
 
 
 @main.command()
-@click.option("--data", help="Folder, glob or CSV (column image, optionally labels) of prepared volumes to train on.")
-@click.option("--generated", is_flag=True, help="Train on pairs made on the fly instead: no data needed.")
-@click.option("--output", type=PATH, required=True, help="Gets best.pt, last.pt, log.csv.")
-@click.option("--validation", help="A second list to validate on.  [default: the last volumes of --data]")
-@click.option("--validation-volumes", type=int, default=4, show_default=True, help="Kept from --data for validation.")
-@click.option("--validation-pairs", type=int, default=8, show_default=True, help="Validation pairs.")
-@click.option("--validate-every", type=int, default=200, show_default=True, help="Steps between validations.")
-@click.option("--template", help="Base of some generated pairs: mni152 (from nilearn) or a skull-stripped scan.")
+@click.option("--data", required=True, help="Folder or glob of images, or CSV: image and, if known, labels, mask.")
+@click.option("--output", type=PATH, required=True, help="Folder for the results; run again to continue.")
 @click.option(
-    "--shape", type=Numbers(int, 3), help="Of generated pairs [default: 80,96,80], or to crop and pad --data to."
+    "--preset",
+    type=click.Choice(["mindboggle", "flare"]),
+    help="mindboggle: skull-stripped MRI of brains, reference mni152, 160,192,160 at 1 mm. flare: abdominal CT, "
+    "reference first, 128,128,96 at 2.5 mm, window -200,300. Without one give --reference and --shape; with one, "
+    "options below count instead.",
 )
-@click.option("--steps", type=int, default=100_000, show_default=True, help="Training steps, one pair each.")
-@click.option("--minutes", type=float, help="End after this much training time, whatever --steps says.")
-@click.option("--res-blocks", type=int, default=2, show_default=True, help="Residual blocks per estimator, 0 to 4.")
-@click.option("--loss", type=click.Choice(["plain", "squared"]), default="plain", show_default=True, help="Local NCC.")
-@click.option("--smooth", type=float, default=1.0, show_default=True, help="Lambda, the weight of smoothness.")
-@click.option("--learning-rate", type=float, default=1e-4, show_default=True, help="Adam's step size.")
-@click.option("--schedule", type=click.Choice(["constant", "cosine"]), default="constant", show_default=True)
-@click.option("--warmup", type=int, default=0, show_default=True, help="Steps over which the learning rate rises.")
-@click.option("--coarse", type=float, default=0.0, show_default=True, help="Extra loss on coarse flows, fading to 0.")
-@click.option("--clip", type=float, default=0.0, show_default=True, help="Largest gradient norm; 0: none.")
-@click.option("--average", type=float, default=0.0, show_default=True, help="Decay of a running mean of the weights.")
-@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True)
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option("--threads", type=int, help="CPU threads of engines and kernels.  [default: all cores]")
-@click.option("--workers", type=int, default=0, show_default=True, help="Processes that prepare pairs beside training.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the first weights and of all pairs.")
-@click.option("--save-minutes", type=float, default=5.0, show_default=True, help="Time from one last.pt to the next.")
-@click.option("--start", type=PATH, help="Checkpoint whose weights to start from.")
-@click.option("--resume", is_flag=True, help="Continue last.pt of --output exactly; give the same options again.")
-@click.option("--licence", default="not stated", show_default=True, help="Licence of the weights.")
+@click.option(
+    "--reference",
+    help="What scans are aligned with: mni152 (a skull-stripped brain), first (of the list: put a typical scan of the "
+    "whole region there) or a file; skull-stripped if, and only if, the scans are.",
+)
+@click.option("--shape", type=Numbers(int, 3), help="Voxels of the results along R, A, S: multiples of 8.")
+@click.option("--spacing", type=float, help="Voxel size of the results, mm.  [default: 1, or the preset's]")
+@click.option(
+    "--window", type=Numbers(float, 2), metavar="LOW,HIGH", help="Intensities mapped to 0..1, for CT, e.g. -200,300."
+)
+@click.option("--percentile", type=float, help="Of the voxels above 0, mapped to 1, for MRI.  [default: 99.9]")
+@click.option(
+    "--affine",
+    type=click.Choice(["auto", "rigid", "centre", "none"]),
+    help="auto: centres of mass, rigid, affine, as `register`. rigid: sizes stay. centre: centres of mass alone, where "
+    "an affine goes astray, such as CT of unequal parts. none: trust the headers.  [default: auto]",
+)
+@click.option("--jobs", type=click.IntRange(min=1), help="Scans at a time.  [default: as cores and memory allow]")
+@QUIET
+@one_line_errors
+def prepare(quiet, preset, **choices) -> None:
+    """Make native scans ready for `train`: aligned, on one grid, intensities in 0..1.
+
+    Each scan is aligned with the reference, resampled once (labels and masks: nearest neighbour) and, where there is a
+    mask, set to 0 outside it. Writes images/, labels/, masks/, records/ (JSON, one for each scan, failures too),
+    prepared.csv for `train --data`, and contact_sheet.png, failures first, then the least similar: look at it. What is
+    done already is kept if its files and options have not changed; what fails is said, and the others go on.
+    """
+    from runtime.preparation import prepare_options, prepare_scans
+
+    options = prepare_options(preset, **choices)
+    with StageLine(quiet).shown() as stages:
+        result = prepare_scans(options, stages)
+    for record in result.failures:
+        click.echo(f"Error: {record['name']}: {record['error']}", err=True)
+    if not quiet:
+        click.echo(result.summary())
+    if result.failures:
+        raise click.exceptions.Exit(1)
+
+
+@main.command(cls=InSections)
+@DATA("--data", help="Folder, glob or CSV (column image, optionally labels and mask) of prepared volumes.")
+@DATA("--generated", is_flag=True, help="Train on pairs made on the fly instead: no data needed.")
+@DATA("--validation", help="A list to validate on.  [default: the last volumes of --data, or generated pairs]")
+@DATA("--validation-volumes", type=int, help="Kept from --data where there is no such list.  [default: 4]")
+@DATA("--validation-pairs", type=int, default=8, show_default=True, help="Validation pairs, at most.")
+@DATA("--template", help="Base of some generated pairs: mni152 (from nilearn) or a skull-stripped scan.")
+@DATA("--shape", type=Numbers(int, 3), help="Of generated pairs [default: 80,96,80], or to crop and pad --data to.")
+@DATA("--augment", type=float, default=0.0, show_default=True, help="Strength of random changes of --data; 0: none.")
+@DATA("--cache", type=int, default=4096, show_default=True, help="MB of memory for volumes read from --data.")
+@DATA(
+    "--workers",
+    type=int,
+    default=0,
+    show_default=True,
+    help="Processes that make pairs beside training; not for generated pairs on a card, which are made there.",
+)
+@DATA("--seed", type=int, default=0, show_default=True, help="Of the first weights and of all that is drawn.")
+@LOSS("--res-blocks", type=int, default=2, show_default=True, help="Residual blocks per estimator, 0 to 4.")
+@LOSS("--loss", type=click.Choice(["plain", "squared"]), default="plain", show_default=True, help="Local NCC.")
+@LOSS("--smooth", type=float, default=1.0, show_default=True, help="Lambda, the weight of smoothness.")
+@LOSS("--dice", type=float, default=0.0, show_default=True, help="Weight of soft Dice; needs label maps.")
+@LOSS(
+    "--coarse",
+    type=float,
+    default=0.0,
+    show_default=True,
+    help="Weight of an extra loss on coarse flows (deep supervision), fading to 0 over the run.",
+)
+@LOSS(
+    "--iterations",
+    type=Numbers(int, 4),
+    default=(1, 1, 1, 1),
+    help="Most iterations at levels 4,3,2,1; each step draws numbers from 1 to these.  [default: 1,1,1,1]",
+)
+@LOSS(
+    "--half-size",
+    type=float,
+    default=0.0,
+    show_default=True,
+    help="Share of the run, from its start, at half the image size.",
+)
+@STEPS("--steps", type=int, default=100_000, show_default=True, help="Training steps.")
+@STEPS("--minutes", type=float, help="End after this much training time, whatever --steps says.")
+@STEPS("--accumulate", type=int, default=1, show_default=True, help="Pairs a step and process (gradient accumulation).")
+@STEPS("--learning-rate", type=float, default=1e-4, show_default=True, help="Adam's step size.")
+@STEPS("--schedule", type=click.Choice(["constant", "cosine"]), default="constant", show_default=True)
+@STEPS("--warmup", type=int, default=0, show_default=True, help="Steps over which the learning rate rises.")
+@STEPS("--clip", type=float, default=0.0, show_default=True, help="Largest gradient norm; 0: none.")
+@STEPS(
+    "--average",
+    type=float,
+    default=0.0,
+    show_default=True,
+    help="Decay of a running mean of the weights (exponential moving average, EMA); 0: none.",
+)
+@COMPUTING(
+    "--precision",
+    type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
+    default="auto",
+    show_default=True,
+    help="auto: bf16 where the processor or card computes in it, else fp32. fp16: on cards, gradients scaled.",
+)
+@COMPUTING(
+    "--channels-last",
+    type=click.Choice(["auto", "on", "off"]),
+    default="auto",
+    show_default=True,
+    help="Memory layout of features and weights. auto: on with bf16 and fp16.",
+)
+@COMPUTING("--compile", is_flag=True, help="Compile the convolutions (torch.compile); the first steps take longer.")
+@COMPUTING("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@COMPUTING("--threads", type=int, help="CPU threads.  [default: all cores; under torchrun what it sets]")
+@FILES("--output", type=PATH, required=True, help="Gets best.pt, last.pt, log.csv and what is asked for below.")
+@FILES("--validate-every", type=int, default=200, show_default=True, help="Steps between validations.")
+@FILES("--pictures", type=int, default=0, show_default=True, help="Draw a validation pair, every so many validations.")
+@FILES("--tensorboard", is_flag=True, help="Log curves (and pictures) for TensorBoard too, into tensorboard/.")
+@FILES("--save-minutes", type=float, default=5.0, show_default=True, help="Time from one last.pt to the next.")
+@FILES("--resume", is_flag=True, help="Continue last.pt of --output exactly; give the same options again.")
+@FILES("--start", type=PATH, help="Checkpoint whose weights to start from.")
+@FILES("--licence", default="not stated", show_default=True, help="Licence of the weights.")
 @QUIET
 @one_line_errors
 def train(data, generated, quiet, **options) -> None:
     """Train RP-Net on scans (--data) or on generated pairs (--generated).
 
-    Defaults are the paper's: Adam, 1e-4, one pair a step, local NCC plus smoothness. Ctrl-C saves and ends.
+    Defaults are the paper's: Adam, 1e-4, one pair a step, local NCC plus smoothness, one iteration a level; except
+    precision: bf16 where the processor computes in it.
+
+    Validation registers pairs that are not trained on, with RP-Net and with IterStop. best.pt is chosen by the Dice of
+    IterStop where validation volumes have label maps, else by its NCC.
+
+    Ctrl-C saves and ends after the step. Several processes or cards: torchrun --nproc-per-node N cli.py train ...; a
+    step then takes N times --accumulate pairs.
     """
     if bool(data) == generated:
         raise click.UsageError("give either --data LIST or --generated")
+    from train.distributed import is_first
     from train.fit import fit
     from train.options import FitOptions
 
-    result = _with_bar(quiet, fit, FitOptions(data=data, **options))
+    quiet = quiet or not is_first()
+    with StageLine(quiet).shown() as line:
+        result = fit(FitOptions(data=data, **options), lambda progress: _tell_step(line, progress))
     if not quiet:
         state = "interrupted, --resume continues" if result.interrupted else "finished"
         minutes = result.seconds / 60
         click.echo(f"{state} after {result.steps} steps, {minutes:.1f} min ({result.device}, {result.precision})")
-        click.echo(f"best validation {result.best:.4f}: {result.best_path or 'none yet'}; log: {result.log_path}")
+        best = f"best {result.best_by} {result.best:.4f}: {result.best_path}; " if result.best_path else ""
+        click.echo(f"{best}log: {result.log_path}")
 
 
-def _with_bar(quiet: bool, fit, options):
-    """Runs `fit` behind a progress bar with time left and losses."""
-    if quiet:
-        return fit(options)
-    with click.progressbar(length=options.steps, show_pos=True, item_show_func=lambda line: line) as bar:
-        return fit(options, lambda progress: bar.update(progress.step - bar.pos, progress.line()))
+def _tell_step(line: StageLine, progress) -> None:
+    """Where the training is: on a terminal after every step, elsewhere a line after every validation."""
+    if progress.validated or line.changes:
+        from runtime.stages import duration
+
+        left = duration(progress.seconds_left)
+        line(f"{progress.step} of {progress.steps} steps, {left} left  {progress.line()}")
 
 
 @main.command()

@@ -17,7 +17,7 @@ from runtime.manifest import load_engine_set
 from runtime.stages import Progress, silent
 
 if TYPE_CHECKING:
-    from export.reference import TorchPair
+    from train.reference import TorchPair
 
 PACKAGES = ("torch", "onnx")
 MODES = {"fp32": "fp32", "autocast": "fp16"}  # and the precision of the convolutions
@@ -138,7 +138,7 @@ class TorchRunner:
             yield
 
     def upload(self, image: Any) -> Any:
-        from export.reference import image_tensor
+        from train.reference import image_tensor
 
         return image_tensor(image, self._device)
 
@@ -146,7 +146,7 @@ class TorchRunner:
         return fixed, similarity, self._network.encode(fixed)
 
     def pair(self, side: tuple[Any, str, dict], moving: Any) -> tuple["TorchPair", None]:
-        from export.reference import TorchPair
+        from train.reference import TorchPair
 
         fixed, similarity, features = side
         self._moving = moving
@@ -233,10 +233,10 @@ class _TimedNetwork:
 
 
 class _TimedFields:
-    """The functions of `train.fields`, timed; tensors are (1, C, I, J, K)."""
+    """The functions of `train.textbook`, timed; tensors are (1, C, I, J, K)."""
 
     def __init__(self, recorder: Recorder) -> None:
-        from train import fields
+        from train import textbook as fields
 
         self._fields, self._recorder = fields, recorder
 

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from export.reference import register_with_torch
 from runtime import iterstop
 from runtime.engines import Engines
 from runtime.geometry.errors import InputError
 from runtime.registration import register_arrays
 from runtime.tolerance import TOLERANCES, Tolerance, flow_difference
 from train.network import LEVELS, SIZE_MULTIPLE, RPNet
+from train.reference import register_with_torch
 
 Array = np.ndarray
 GATE_SCHEDULES = ("1,1,1,1", "1,2,2,2", "cascade:2")

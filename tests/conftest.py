@@ -32,6 +32,16 @@ def hidden_card():
         yield
 
 
+@pytest.fixture
+def own_threads():
+    """A training run sets torch's number of threads for the whole process; afterwards it is what it was."""
+    import torch
+
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def shipped() -> Path:
     """The engine set that ships with the project."""

@@ -1,7 +1,8 @@
 """The doors between the rooms, read from the imports, and the promise that nothing heavy is loaded unasked.
 
-`runtime` imports none of ours and never torch; `train` sees only `runtime.geometry`; `export` sees `train` and
-`runtime`; `cli` sees everything, but only inside a command. An engine library has one driver.
+`runtime` imports none of ours and never torch; `train` sees of it the geometry and what validation and training need
+as well: the loop, the picture of a registration, the machine's memory and heap, the warp on a CPU and its gradients;
+`export` sees `train` and `runtime`; `cli` sees everything, but only inside a command. An engine library has one driver.
 """
 
 import ast
@@ -14,7 +15,15 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS = ("runtime", "train", "export", "cli", "tests", "benchmarks")
-DOORS = {"runtime": ("runtime",), "train": ("train", "runtime.geometry"), "export": ("export", "train", "runtime")}
+DOORS = {
+    "runtime": ("runtime",),
+    "train": (
+        "train",
+        *("runtime.geometry", "runtime.iterstop", "runtime.preview", "runtime.machine", "runtime.heap"),
+        *("runtime.backends.fields_numba", "runtime.backends.kernels_gradients"),
+    ),
+    "export": ("export", "train", "runtime"),
+}
 ENGINE_LIBRARIES = ("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx")
 DEVICE_LIBRARIES = ("cuda", "pycuda", "cupy")  # what drives a card, apart from the engines
 # Loaded when they are needed, never by `import runtime` or `python cli.py --help`.

@@ -242,7 +242,7 @@ class TestField:
 
 class TestTorchContender:
     def test_it_is_the_definition(self, engine_dir, images):
-        from export.reference import register_with_torch
+        from train.reference import register_with_torch
 
         arrays = np.load(images)
         runner = TorchContender(engine_dir, threads=1).open()

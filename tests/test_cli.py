@@ -13,7 +13,7 @@ from runtime.report import output_names
 from tests import scans
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMANDS = ("register", "export", "build", "train", "demo", "benchmark")
+COMMANDS = ("register", "export", "build", "prepare", "train", "demo", "benchmark")
 
 
 def run(*arguments):

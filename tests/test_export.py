@@ -14,7 +14,6 @@ import export.publish
 from export.graphs import Ends, FoldedEstimator, HalfEstimator, HalfExtractor, check_graph, export_graphs
 from export.parity import ParityError
 from export.publish import CARD, ExportOptions, export_checkpoint
-from export.reference import register_with_torch
 from runtime import iterstop
 from runtime.example import example_pair
 from runtime.geometry.errors import InputError
@@ -23,6 +22,7 @@ from runtime.registration import register_arrays
 from train.checkpoint import load_checkpoint
 from train.fields import compose, upsample, warp
 from train.network import FlowEstimator, NetworkConfig, RPNet
+from train.reference import register_with_torch
 
 SMALL = ExportOptions(gate_shape=(16, 24, 16))
 

@@ -1,11 +1,13 @@
-"""The training loss against the NumPy definition, closed forms and its own numerical derivative."""
+"""The terms of the training loss against NumPy definitions, closed forms and their own numerical derivatives."""
 
 import numpy as np
 import pytest
 import torch
 
 from runtime.geometry import similarity
-from train.losses import FORMS, box_sum, local_ncc, smoothness
+from runtime.geometry.overlap import mean_dice
+from train.fields import warp
+from train.losses import FORMS, MOST_LABELS, box_sum, dice_loss, local_ncc, smoothness
 
 
 def _images(shape=(12, 11, 10), seed=0, correlation=0.6):
@@ -104,3 +106,102 @@ def test_smoothness_of_a_linear_flow_is_its_slopes():
 def test_smoothness_counts_an_axis_of_one_voxel_as_flat():
     flow = torch.arange(4.0).view(1, 1, 4, 1, 1).expand(1, 3, 4, 1, 1)
     assert smoothness(flow).item() == pytest.approx(1 / 3)
+
+
+def _label_maps(labels=(1, 2, 3), shape=(10, 9, 8), seed=0):
+    """Two random maps of 0 and the labels, as a batch of one."""
+    rng = np.random.default_rng(seed)
+    return (torch.from_numpy(rng.choice([0, *labels], (1, *shape)).astype(np.int32)) for _ in range(2))
+
+
+def _shift(i, shape):
+    flow = torch.zeros(1, 3, *shape)
+    flow[:, 0] = i
+    return flow
+
+
+@pytest.mark.parametrize("shift", [0, 2])
+def test_dice_loss_of_a_whole_shift_is_one_minus_the_dice_of_shifted_labels(shift):
+    fixed, moving = _label_maps()
+    flow = _shift(shift, fixed.shape[1:])
+    warped = warp(moving[None].float(), flow, mode="nearest")[0].round().int()
+    expected = 1 - mean_dice(fixed[0].numpy(), warped[0].numpy(), (1, 2, 3))
+    assert dice_loss(fixed, moving, flow).item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_dice_loss_of_a_box_half_a_voxel_away():
+    """4 of 5 voxels in full and one half: 2 (3 + 2/2) / (4 + 4), counted along one line."""
+    fixed, moving = (torch.zeros(1, 12, 3, 3, dtype=torch.int32) for _ in range(2))
+    fixed[:, 4:8], moving[:, 4:8] = 7, 7
+    assert dice_loss(fixed, moving, _shift(0, (12, 3, 3))).item() == pytest.approx(0, abs=1e-6)
+    # At i = 3 and 7 the warped map is 1/2, at 4, 5, 6 it is 1.
+    assert dice_loss(fixed, moving, _shift(0.5, (12, 3, 3))).item() == pytest.approx(1 - 2 * 3.5 / 8)
+    assert dice_loss(fixed, moving, _shift(6, (12, 3, 3))).item() == pytest.approx(1)
+
+
+def test_dice_loss_pulls_a_box_onto_the_other():
+    """Descending its gradient by a common shift ends where the boxes lie on each other: moving is 3 voxels along I."""
+    fixed, moving = (torch.zeros(1, 20, 4, 4, dtype=torch.int32) for _ in range(2))
+    fixed[:, 4:12], moving[:, 7:15] = 1, 1
+    shift = torch.full((1,), 0.3, requires_grad=True)
+    for _ in range(60):
+        along = shift.view(1, 1, 1, 1, 1).expand(1, 1, 20, 4, 4)
+        flow = torch.cat((along, torch.zeros(1, 2, 20, 4, 4)), dim=1)
+        (gradient,) = torch.autograd.grad(dice_loss(fixed, moving, flow), shift)
+        shift = (shift - 0.1 * gradient.sign()).detach().requires_grad_()
+    assert shift.item() == pytest.approx(3, abs=0.15)
+
+
+def test_dice_loss_gradient_is_the_derivative():
+    fixed, moving = _label_maps()
+    generator = torch.Generator().manual_seed(1)
+    flow = (0.2 + 0.3 * torch.rand(1, 3, 10, 9, 8, generator=generator)).requires_grad_()  # stays within each cell
+    direction = torch.randn(flow.shape, generator=generator)
+    (gradient,) = torch.autograd.grad(dice_loss(fixed, moving, flow), flow)
+    ahead, behind = (dice_loss(fixed, moving, flow.detach() + s * 0.01 * direction).item() for s in (1, -1))
+    assert (gradient * direction).sum().item() == pytest.approx((ahead - behind) / 0.02, rel=0.02)
+
+
+def test_dice_loss_compares_what_both_have_and_never_the_ground():
+    fixed, moving = _label_maps(labels=(5,))
+    alone = dice_loss(fixed, moving, _shift(0, fixed.shape[1:])).item()
+    fixed[:, 0], moving[:, 1] = 8, 9  # each in one map only
+    fixed[:, 1], moving[:, 0] = 0, 0
+    kept = dice_loss(fixed[:, 2:], moving[:, 2:], _shift(0, (8, 9, 8))).item()
+    assert dice_loss(fixed, moving, _shift(0, fixed.shape[1:])).item() == pytest.approx(kept) != alone
+
+
+@pytest.mark.parametrize("labels", [(0,), (3,), (70_000,)])
+def test_dice_loss_without_a_shared_label_is_zero_with_a_gradient_of_zero(labels):
+    fixed, moving = torch.ones(1, 4, 4, 4, dtype=torch.int32), torch.full((1, 4, 4, 4), labels[0], dtype=torch.int32)
+    flow = torch.zeros(1, 3, 4, 4, 4, requires_grad=True)
+    value = dice_loss(fixed, moving, flow)
+    value.backward()
+    assert value.item() == 0 and not flow.grad.any()
+
+
+def test_of_many_labels_some_are_chosen_evenly_whatever_their_numbers():
+    """40 labels, of which every third or so counts; large numbers are found by sorting instead of counting."""
+    numbers = torch.arange(1, 41, dtype=torch.int32)
+    fixed = numbers.view(1, 40, 1, 1).expand(1, 40, 3, 3)
+    moving = fixed.clone()
+    flow = _shift(0, (40, 3, 3))
+    assert dice_loss(fixed, moving, flow).item() == pytest.approx(0, abs=1e-6)
+    lost = []
+    for number in numbers:
+        changed = torch.where(fixed == number, torch.roll(fixed, 1, dims=2), moving)
+        changed[:, number - 1, 0] = 0  # this label alone loses a third of itself
+        lost.append(dice_loss(fixed, changed, flow).item() > 1e-6)
+    places = np.flatnonzero(lost)
+    assert len(places) == MOST_LABELS and places[0] == 0 and places[-1] == 39 and np.diff(places).max() <= 3
+    far = dice_loss(fixed + 100_000, changed + 100_000 * (changed > 0), flow).item()
+    assert far == pytest.approx(dice_loss(fixed, changed, flow).item())
+
+
+def test_dice_loss_of_a_batch_is_the_mean_of_its_pairs():
+    maps = [tuple(_label_maps(seed=seed)) for seed in (0, 1)]
+    flow = _shift(0.4, (10, 9, 8))
+    alone = [dice_loss(fixed, moving, flow).item() for fixed, moving in maps]
+    fixed, moving = (torch.cat(pair) for pair in zip(*maps, strict=True))
+    assert dice_loss(fixed, moving, flow.expand(2, -1, -1, -1, -1)).item() == pytest.approx(np.mean(alone))
+    assert alone[0] != pytest.approx(alone[1])

@@ -1,4 +1,4 @@
-"""The two terms of the training loss: local correlation of fixed and warped, and smoothness of the flow.
+"""The terms of the training loss: local correlation of fixed and warped, smoothness of the flow, overlap of labels.
 
 Source: "IIRP-Net" (CVPR 2024), equation 3, and the training code its authors released (the squared form).
 Everything here computes in float32, also under autocast.
@@ -10,8 +10,11 @@ import torch
 from torch import Tensor
 
 from runtime.geometry.similarity import LNCC_EPSILON, LNCC_WINDOW
+from train.fields import warp
 
 FORMS = ("plain", "squared")
+MOST_LABELS = 16  # in one Dice term: each is an image of its own while gradients are computed
+_COUNTED = 1 << 16  # labels below are found by counting, which is faster than sorting voxels
 
 
 @lru_cache(maxsize=32)
@@ -65,3 +68,47 @@ def smoothness(flow: Tensor) -> Tensor:
     flow = flow.float()
     terms = [flow.diff(dim=axis).square() for axis in (2, 3, 4)]
     return sum(term.mean() for term in terms if term.numel()) / 3
+
+
+def dice_loss(fixed_labels: Tensor, moving_labels: Tensor, flow: Tensor) -> Tensor:
+    """1 - mean soft Dice of fixed and warped moving labels, in [0, 1]; 0 where there is no label to compare.
+
+    Compared are the labels present in both maps, 16 of them spread evenly if there are more. Of a label, both maps are
+    images of 0 and 1; the moving one is warped by interpolation, so the loss is differentiable in `flow`, and Dice is
+    ``2 sum(f w) / (sum(f) + sum(w))``.
+
+    Args:
+        fixed_labels, moving_labels: (N, I, J, K), integers; 0 is nothing.
+        flow: (N, 3, I, J, K), voxels, on the fixed grid.
+    """
+    wanted = _spread(_shared(fixed_labels, moving_labels))
+    if not len(wanted):
+        return 0 * flow.float().sum()
+    with torch.autocast(flow.device.type, enabled=False):
+        fixed, moving = (_one_hot(voxels, wanted) for voxels in (fixed_labels, moving_labels))
+        warped = warp(moving, flow)
+        common, f, w = (image.sum(dim=(2, 3, 4)) for image in (fixed * warped, fixed, warped))
+        # A label that is nowhere, or wholly moved out, overlaps by 0 and must not divide by 0.
+        return 1 - (2 * common / (f + w).clamp(min=1e-6)).mean()
+
+
+def _one_hot(labels: Tensor, wanted: Tensor) -> Tensor:
+    """(N, L, I, J, K) float32, 1 where a voxel has the label; channels-last memory, which a CPU warps fastest."""
+    return (labels[..., None] == wanted).float().permute(0, 4, 1, 2, 3)
+
+
+def _shared(fixed_labels: Tensor, moving_labels: Tensor) -> Tensor:
+    """Labels above 0 in both maps, ascending."""
+    maps = (fixed_labels, moving_labels)
+    if max(int(labels.max()) for labels in maps) < _COUNTED:
+        fixed, moving = (torch.bincount(labels.flatten(), minlength=_COUNTED) for labels in maps)
+        return 1 + torch.nonzero((fixed * moving)[1:]).flatten()
+    fixed, moving = (labels.unique() for labels in maps)
+    return fixed[torch.isin(fixed, moving) & (fixed > 0)]
+
+
+def _spread(labels: Tensor) -> Tensor:
+    """At most MOST_LABELS of them, evenly spaced and the first and last among them."""
+    if len(labels) <= MOST_LABELS:
+        return labels
+    return labels[torch.linspace(0, len(labels) - 1, MOST_LABELS, device=labels.device).round().long()]

@@ -122,12 +122,26 @@ class RPNet(nn.Module):
         """Flow (N, 3, I, J, K) in voxels, on the fixed grid, that aligns `moving` to `fixed` (both (N, 1, I, J, K))."""
         return self.flows(moving, fixed)[1]
 
-    def flows(self, moving: Tensor, fixed: Tensor) -> dict[int, Tensor]:
-        """The flow as each level leaves it, by level, in voxels of that level's grid; level 1's is `forward`'s."""
+    def flows(
+        self, moving: Tensor, fixed: Tensor, counts: tuple[int, int, int, int] = (1, 1, 1, 1)
+    ) -> dict[int, Tensor]:
+        """The flow as each level leaves it, by level, in voxels of that level's grid; level 1's is the result.
+
+        Args:
+            moving, fixed: (N, 1, I, J, K), in [0, 1], sizes multiples of 8.
+            counts: iterations at levels 4, 3, 2, 1, each 1 or more; (1, 1, 1, 1) is RP-Net.
+        """
         moving_features, fixed_features = self.encode(moving), self.encode(fixed)
-        flows = {4: self.estimate(4, moving_features[4], fixed_features[4])}
-        for level in LEVELS[1:]:
-            flow = upsample(flows[level + 1], 2)
-            residual = self.estimate(level, warp(moving_features[level], flow), fixed_features[level])
-            flows[level] = compose(flow, residual)
+        flows: dict[int, Tensor] = {}
+        for level, count in zip(LEVELS, counts, strict=True):
+            flow = upsample(flows[level + 1], 2) if flows else None
+            for _ in range(count):
+                flow = self._refine(level, flow, moving_features[level], fixed_features[level])
+            flows[level] = flow
         return flows
+
+    def _refine(self, level: int, flow: Tensor | None, moving: Tensor, fixed: Tensor) -> Tensor:
+        """One iteration of a level from its feature maps; no flow is the zero flow."""
+        if flow is None:
+            return self.estimate(level, moving, fixed)
+        return compose(flow, self.estimate(level, warp(moving, flow), fixed))

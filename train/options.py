@@ -1,52 +1,79 @@
 """What a training run is told, checked before it starts."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-
-import torch
 
 from runtime.geometry.errors import InputError
 from train.losses import FORMS
 from train.network import SIZE_MULTIPLE, NetworkConfig
 
-PRECISIONS = ("auto", "fp32", "bf16")
-DEVICES = ("auto", "cpu", "cuda")
-SCHEDULES = ("constant", "cosine")
+CHOICES = {
+    "loss": FORMS,
+    "schedule": ("constant", "cosine"),
+    "precision": ("auto", "fp32", "bf16", "fp16"),
+    "channels_last": ("auto", "on", "off"),
+    "device": ("auto", "cpu", "cuda"),
+}
+MOST_ITERATIONS = 20
+HELD_OUT = 4
 # Options that may differ between a run and its continuation: they say how and how long, not what is computed.
-FREE_ON_RESUME = ("output", "steps", "minutes", "resume", "start", "threads", "workers", "save_minutes", "licence")
+# `accumulate` may where the number of processes makes up for it: the pairs of a step must stay as many. Of device,
+# precision and memory layout the run compares what they come to (`Run`), which `auto` leaves open.
+FREE_ON_RESUME = (
+    "output", "steps", "minutes", "resume", "start", "threads", "workers", "cache", "accumulate", "save_minutes",
+    "tensorboard", "pictures", "licence", "device", "precision", "channels_last",
+)  # fmt: skip
 
 
 def _is_window(shape: tuple) -> bool:
     return len(shape) == 3 and all(size >= SIZE_MULTIPLE and size % SIZE_MULTIPLE == 0 for size in shape)
 
 
-def _computes_bf16() -> bool:
-    """Whether this processor has bf16 instructions; elsewhere bf16 is emulated and slower than fp32."""
-    probes = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
-    return any(probe is not None and probe() for probe in probes)
-
-
 @dataclass(frozen=True)
 class FitOptions:
     """One training run.
 
-    output: folder for last.pt, best.pt and log.csv, made if absent.
+    output: folder for last.pt, best.pt, log.csv and what else is asked for, made if absent.
+
+    Data:
     data: folder, glob or CSV of volumes (see `train.volumes`), or None for generated pairs.
-    validation: a second list, or None: the last `validation_volumes` of `data`, or generated pairs never trained on.
+    validation: a list to validate on, or None: the last `validation_volumes` (None: 4) of `data`, or generated pairs
+        never trained on. At most `validation_pairs` pairs, every `validate_every` steps.
     template: for generated pairs, None, "mni152" (ships with nilearn) or a skull-stripped volume.
     shape: multiples of 8: the window of generated pairs (None: 80, 96, 80), or the size that volumes are cropped or
-        padded to (None: their own, which must be multiples of 8). seed: of the weights and of the pairs.
+        padded to (None: their own, which must be multiples of 8).
+    augment: strength of the random changes of listed volumes: 1 is as `Augmentation` says, 0 none. cache: MB of memory
+        for volumes read.
+    seed: of the first weights, the pairs and all that is drawn.
+
+    Network and loss:
+    res_blocks: residual blocks per estimator, 0 to 4.
     loss: "plain" or "squared" local NCC; smooth: lambda, the weight of the flow's smoothness.
+    dice: weight of the soft Dice loss of warped labels at level 1; 0 for none. Needs label maps.
+    coarse: weight of the same similarity and smoothness on the flows of levels 4, 3 and 2 (deep supervision), which
+        fades to 0 over the run. 0 is the paper's loss throughout.
+    iterations: most iterations at levels 4, 3, 2, 1; every step draws numbers from 1 to these. 1, 1, 1, 1 is the paper.
+    half_size: share of the run, from its start, on images averaged down to half their size.
+
+    Optimiser:
+    steps, minutes: end after so many steps, or this much training time if it comes first; the cosine then follows the
+        clock, and the run is no longer repeatable bit for bit.
+    accumulate: pairs of a step in this process (gradient accumulation); a step takes the mean gradient over those of
+        all processes.
     schedule: "constant", or "cosine" from `learning_rate` down to 3 % of it over `steps`; warmup: steps of linear rise.
-    minutes: end after this much training time if `steps` are not done before; the cosine then follows the clock, and
-        the run is no longer repeatable bit for bit.
-    coarse: weight of the same loss on the flows of levels 4, 3 and 2, which fades to 0 over the run: the coarse levels
-        learn sooner. 0 is the paper's loss throughout.
-    clip: largest gradient norm, 0 for none. average: decay of the running mean of the weights, 0 for none; with it
-        best.pt holds the mean.
-    precision: "bf16" is autocast with channels-last memory; "auto" takes it where the processor or GPU computes in
-        bf16, else "fp32".
-    threads: CPU threads, None for torch's choice. workers: processes that prepare pairs beside training.
+    clip: largest gradient norm, 0 for none. average: decay of the running mean of the weights (exponential moving
+        average, EMA), 0 for none; with it best.pt holds the mean, and validation uses it.
+
+    Computing:
+    precision: "bf16" and "fp16" are autocast, "fp16" with scaled gradients and on CUDA devices alone; "auto" takes bf16
+        where the processor or GPU computes in it, else "fp32". channels_last: memory layout; "auto": with autocast.
+    compile: torch.compile of the convolutions. device: "cuda", "cpu" or "auto", the card where there is one.
+    threads: CPU threads, None for torch's choice. workers: processes that make pairs beside training; 0 where pairs
+        are generated on a card.
+
+    Files:
+    save_minutes: from one last.pt to the next. tensorboard: also log for TensorBoard, into tensorboard/. pictures: one
+        of a validation pair at every so many validations, into pictures/; 0 for none.
     resume: continue last.pt of `output` exactly. start: checkpoint whose weights to start from.
     licence: of the weights, written into the checkpoints.
     """
@@ -56,76 +83,94 @@ class FitOptions:
     validation: str | None = None
     template: str | None = None
     shape: tuple[int, int, int] | None = None
+    augment: float = 0.0
+    cache: int = 4096
+    seed: int = 0
     res_blocks: int = 2
     loss: str = "plain"
     smooth: float = 1.0
+    dice: float = 0.0
+    coarse: float = 0.0
+    iterations: tuple[int, int, int, int] = (1, 1, 1, 1)
+    half_size: float = 0.0
     steps: int = 100_000
     minutes: float | None = None
+    accumulate: int = 1
     learning_rate: float = 1e-4
     schedule: str = "constant"
     warmup: int = 0
-    coarse: float = 0.0
     clip: float = 0.0
     average: float = 0.0
-    seed: int = 0
     precision: str = "auto"
+    channels_last: str = "auto"
+    compile: bool = False
     device: str = "auto"
-    validate_every: int = 200
-    validation_volumes: int = 4
-    validation_pairs: int = 8
-    save_minutes: float = 5.0
     threads: int | None = None
     workers: int = 0
+    validate_every: int = 200
+    validation_volumes: int | None = None
+    validation_pairs: int = 8
+    pictures: int = 0
+    tensorboard: bool = False
+    save_minutes: float = 5.0
     resume: bool = False
     start: Path | None = None
     licence: str = "not stated"
 
     def __post_init__(self) -> None:
         NetworkConfig(res_blocks=self.res_blocks)
-        for name, choices in (("loss", FORMS), ("schedule", SCHEDULES), ("precision", PRECISIONS), ("device", DEVICES)):
-            if getattr(self, name) not in choices:
-                raise InputError(f"{name}: got {getattr(self, name)}, expected one of {', '.join(choices)}")
-        for name in ("steps", "validate_every", "validation_volumes", "validation_pairs"):
-            self._require(name, getattr(self, name) >= 1, "1 or more")
-        for name in ("smooth", "coarse", "warmup", "clip", "workers", "seed", "save_minutes"):
-            self._require(name, getattr(self, name) >= 0, "0 or more")
-        self._require("learning_rate", 0 < self.learning_rate <= 1, "above 0, at most 1")
-        self._require("average", 0 <= self.average < 1, "0 or more and below 1")
-        self._require("minutes", self.minutes is None or self.minutes > 0, "above 0")
-        self._require("threads", self.threads is None or self.threads >= 1, "1 or more")
-        self._require("shape", self.shape is None or _is_window(self.shape), "three multiples of 8")
-        if self.data is not None and self.template is not None:
-            raise InputError("template: is for generated pairs; give either data or template")
-        if self.data is None and self.validation is not None:
-            raise InputError("validation: a list of volumes needs data, a list to train on; give both or neither")
+        for name, choices in CHOICES.items():
+            self._require(name, getattr(self, name) in choices, f"one of {', '.join(choices)}")
+        self._check_numbers()
+        self._check_sources()
         if self.resume and self.start is not None:
             raise InputError("start: resume continues last.pt with its own weights; give one of the two")
         if self.start is not None and not Path(self.start).is_file():
             raise InputError(f"start: {self.start} does not exist, expected a checkpoint; check the path")
 
+    def _check_numbers(self) -> None:
+        for name in ("steps", "validate_every", "validation_pairs", "accumulate", "validation_volumes", "threads"):
+            self._require(name, getattr(self, name) is None or getattr(self, name) >= 1, "1 or more")
+        for name in ("smooth", "dice", "coarse", "warmup", "clip", "augment", "cache", "pictures", "workers", "seed",
+                     "save_minutes"):  # fmt: skip
+            self._require(name, getattr(self, name) >= 0, "0 or more")
+        self._require("learning_rate", 0 < self.learning_rate <= 1, "above 0, at most 1")
+        self._require("average", 0 <= self.average < 1, "0 or more and below 1")
+        self._require("half_size", 0 <= self.half_size <= 1, "0 to 1")
+        self._require("minutes", self.minutes is None or self.minutes > 0, "above 0")
+        self._require("shape", self.shape is None or _is_window(self.shape), "three multiples of 8")
+        allowed = len(self.iterations) == 4 and all(1 <= count <= MOST_ITERATIONS for count in self.iterations)
+        self._require("iterations", allowed, f"four numbers, 1 to {MOST_ITERATIONS}, for levels 4,3,2,1")
+
+    def _check_sources(self) -> None:
+        """Refuse what would be ignored."""
+        if self.data is not None and self.template is not None:
+            raise InputError("template: is for generated pairs; give either data or template")
+        if self.validation_volumes is not None and (self.data is None or self.validation is not None):
+            raise InputError("validation_volumes: are kept from data where no validation list is given; leave it out")
+        if self.data is None and self.augment:
+            raise InputError("augment: is for listed volumes, generated pairs are random already; leave it out")
+
     def _require(self, name: str, good: bool, expected: str) -> None:
         if not good:
             raise InputError(f"{name}: got {getattr(self, name)}, expected {expected}")
 
-    def chosen_device(self) -> torch.device:
-        """Raises InputError where CUDA is asked for and absent."""
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise InputError("device: got cuda, but torch sees no CUDA device; use cpu or auto")
-        return torch.device("cuda" if self.device != "cpu" and torch.cuda.is_available() else "cpu")
-
-    def chosen_precision(self, device: torch.device) -> str:
-        if self.precision != "auto":
-            return self.precision
-        if device.type == "cuda":
-            return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
-        return "bf16" if _computes_bf16() else "fp32"
+    @property
+    def held_out(self) -> int:
+        """Volumes of `data` that are kept for validation."""
+        return HELD_OUT if self.validation_volumes is None else self.validation_volumes
 
     def as_dict(self) -> dict:
         """Plain types only."""
         plain = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
-        return plain | {"shape": self.shape and list(self.shape)}
+        shape = self.shape and list(self.shape)
+        return plain | {"shape": shape, "iterations": list(self.iterations), "validation_volumes": self.held_out}
 
     def differences(self, other: dict) -> list[str]:
-        """Names of the options that keep `other` (an `as_dict`) from being a continuation of this run."""
-        mine = self.as_dict()
-        return [name for name in mine if name not in FREE_ON_RESUME and mine[name] != other.get(name)]
+        """Names of the options that keep `other` (an `as_dict`) from being a continuation of this run.
+
+        What a checkpoint of an earlier version does not name was as the defaults are.
+        """
+        mine, usual = self.as_dict(), {field.name: field.default for field in fields(self)}
+        usual["iterations"] = list(usual["iterations"])
+        return [name for name in mine if name not in FREE_ON_RESUME and mine[name] != other.get(name, usual[name])]

@@ -2,75 +2,65 @@
 
 import copy
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from runtime.geometry.errors import InputError
 from train.checkpoint import Checkpoint, load_checkpoint
-from train.fields import warp
-from train.losses import local_ncc, smoothness
+from train.distributed import Processes
+from train.feed import Batch
+from train.image_pair import ImagePair
 from train.network import NetworkConfig, RPNet
+from train.numerics import choose_device, choose_numerics
+from train.objective import Losses, Objective, halved
 from train.options import FitOptions
 from train.sources import open_sources
+from train.timetable import Plan, Timetable
 from train.validation import Score, validate
 
-LAST_RATE = 0.03
-COARSE_WINDOW = 5
-# oneDNN reads memory that it never wrote for bf16 weight gradients of maps with two slices along I (torch 2.13).
-SMALLEST_BF16 = 24
-_RECIPE = ("loss", "smooth", "steps", "minutes", "learning_rate", "schedule", "warmup", "clip", "average", "coarse")
-
-
-@dataclass(frozen=True)
-class Losses:
-    """Of one step, at level 1 but for `total`: smooth * smoothness - local_ncc plus the coarse levels' share."""
-
-    total: float
-    local_ncc: float
-    smoothness: float
-
-    def row(self) -> tuple[str, str, str]:
-        return f"{self.total:.5f}", f"{self.local_ncc:.5f}", f"{self.smoothness:.5f}"
+_RECIPE = (
+    "loss", "smooth", "dice", "coarse", "iterations", "half_size", "augment", "steps", "minutes", "learning_rate",
+    "schedule", "warmup", "clip", "average", "accumulate",
+)  # fmt: skip
 
 
 class Run:
     """Network, optimiser, counters and sources of a run, new, started from other weights, or restored.
 
+    Args:
+        options: what to do.
+        processes: those that do it together; None: this one alone.
+
     Raises:
         InputError: what `FitOptions` names cannot be used, or last.pt is of another run.
     """
 
-    def __init__(self, options: FitOptions) -> None:
-        self.options = options
-        self.device = options.chosen_device()
-        self.step, self.seconds, self.best = 0, 0.0, -math.inf
+    def __init__(self, options: FitOptions, processes: Processes | None = None) -> None:
+        self.options, self.processes = options, processes or Processes()
+        self.batch, self.timetable = Batch(options.accumulate, self.processes), Timetable(options)
+        self.objective = Objective(options.loss, options.smooth, options.dice)
+        self.step, self.seconds, self.best, self.best_by = 0, 0.0, -math.inf, None
         self.started_from: dict = {}
+        device = choose_device(options, self.processes.local_rank)
         saved = self._saved() if options.resume else None
-        self.sources = open_sources(options)
-        self.precision = self._precision()
+        self.sources = open_sources(options, device)
+        smallest = min(self.sources.shape) // (2 if options.half_size else 1)
+        self.numerics = choose_numerics(options, device, smallest)
         torch.manual_seed(options.seed)
         self.network = RPNet(NetworkConfig(res_blocks=options.res_blocks))
         if options.start is not None:
             self._start_from(load_checkpoint(options.start))
-        self.network.to(self.device)
-        if self.precision == "bf16":
-            self.network.to(memory_format=torch.channels_last_3d)
+        self.numerics.place(self.network)
         self.average = copy.deepcopy(self.network) if options.average else self.network
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=options.learning_rate)
+        self.scaler = self.numerics.scaler()
         if saved is not None:
+            self._require_same_numerics(saved)
             self._restore(saved)
-
-    def _precision(self) -> str:
-        chosen = self.options.chosen_precision(self.device)
-        if chosen == "fp32" or min(self.sources.shape) >= SMALLEST_BF16:
-            return chosen
-        if self.options.precision == "bf16":
-            raise InputError(f"precision: bf16 needs sizes >= {SMALLEST_BF16}, got {self.sources.shape}; use fp32")
-        return "fp32"
+        self.numerics.compile(self.network)
 
     def _start_from(self, start: Checkpoint) -> None:
         if start.config != self.network.config:
@@ -86,14 +76,32 @@ class Run:
         different = self.options.differences(saved.training["options"])
         if different:
             raise InputError(f"resume: {path} was written with other options ({', '.join(different)}); give the same")
+        batch = saved.training.get("batch", 1)
+        if batch != self.batch.size:
+            raise InputError(
+                f"resume: {path} was written with {batch} pairs a step, got accumulate {self.options.accumulate} x "
+                f"{self.processes.count} processes; make the product the same"
+            )
         return saved
+
+    def _require_same_numerics(self, saved: Checkpoint) -> None:
+        """`auto` may choose otherwise on another computer, where the run would no longer be continued exactly."""
+        for option, chosen in self.numerics.chosen().items():
+            before = saved.training.get("chosen", saved.training["options"]).get(option, "auto")
+            if before not in ("auto", chosen):  # checkpoints of earlier versions know no more than what was asked for
+                raise InputError(
+                    f"resume: {self.options.output / 'last.pt'} was written with {option} {before}, this run would "
+                    f"take {chosen}; give {option} {before}, or start a new run from it with `start`"
+                )
 
     def _restore(self, saved: Checkpoint) -> None:
         training = saved.training
         self.average.load_state_dict(saved.state)
         self.network.load_state_dict(training["weights"])
         self.optimizer.load_state_dict(training["optimizer"])
+        self.scaler.load_state_dict(training.get("scaler", {}))
         self.step, self.seconds, self.best = (training[name] for name in ("step", "seconds", "best"))
+        self.best_by = saved.provenance.get("validated_by")
         self.started_from = saved.provenance.get("started_from", {})
         torch.set_rng_state(training["torch_rng"])
 
@@ -108,8 +116,11 @@ class Run:
             "seconds": self.seconds,
             "best": self.best,
             "options": self.options.as_dict(),
+            "chosen": self.numerics.chosen(),
+            "batch": self.batch.size,
             "weights": {name: tensor.detach().cpu().contiguous() for name, tensor in self.network.state_dict().items()},
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "torch_rng": torch.get_rng_state(),
         }
 
@@ -117,74 +128,70 @@ class Run:
         """How the weights came to be, in plain types and without anything about the machine's folders."""
         options = self.options.as_dict()
         recipe = {name: options[name] for name in _RECIPE}
+        recipe |= {"shape": list(self.sources.shape), "optimizer": "Adam", "batch": self.batch.size}
         return {
             "data": self.sources.description,
-            "recipe": recipe | {"shape": list(self.sources.shape), "optimizer": "Adam", "batch": 1},
+            "recipe": recipe,
             "steps": self.step,
             "seconds": round(self.seconds, 1),
             "seed": self.options.seed,
-            "device": self.device.type,
-            "precision": self.precision,
+            "device": self.numerics.device.type,
+            "processes": self.processes.count,
+            "precision": self.numerics.precision,
+            "memory_format": "channels_last_3d" if self.numerics.channels_last else "contiguous",
+            "compiled": self.numerics.compiled,
             "versions": {"torch": str(torch.__version__), "numpy": np.__version__},
             "validation": self.best if math.isfinite(self.best) else None,
+            "validated_by": self.best_by,
             "licence": self.options.licence,
             "started_from": self.started_from,
         }
 
-    def rate(self) -> float:
-        """Learning rate of the next step."""
-        options = self.options
-        rate = options.learning_rate * min(1.0, (self.step + 1) / (options.warmup + 1))
-        if options.schedule == "constant":
-            return rate
-        return rate * (LAST_RATE + (1 - LAST_RATE) * (1 + math.cos(math.pi * self._done())) / 2)
-
-    def _done(self) -> float:
-        """Share of the run that is over, by steps or by the clock, whichever is further."""
-        minutes = self.options.minutes
-        by_clock = 0.0 if minutes is None else self.seconds / (60 * minutes)
-        return min(max(self.step / self.options.steps, by_clock), 1.0)
+    def plan(self) -> Plan:
+        """Of the next step."""
+        return self.timetable.plan(self.step, self.seconds)
 
     def finished(self) -> bool:
-        return self._done() >= 1
+        return self.timetable.done(self.step, self.seconds) >= 1
 
-    def seconds_left(self, steps: int, seconds: float) -> float:
-        """Estimated from `steps` that took `seconds`."""
-        left = (self.options.steps - self.step) * seconds / max(steps, 1)
-        return left if self.options.minutes is None else min(left, max(60 * self.options.minutes - self.seconds, 0.0))
+    def train_step(self, pairs: Sequence[ImagePair]) -> Losses:
+        """One Adam step on the mean gradient of `pairs` and of those that the other processes have.
 
-    def train_step(self, moving: Tensor, fixed: Tensor) -> Losses:
-        """One Adam step on a pair, (1, 1, I, J, K) each. A loss that is not finite changes nothing and raises."""
-        moving, fixed = moving.to(self.device), fixed.to(self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            flows = self.network.flows(moving, fixed)
-        similarity, rough = local_ncc(fixed, warp(moving, flows[1]), self.options.loss), smoothness(flows[1])
-        loss = self.options.smooth * rough - similarity
-        coarse = self.options.coarse * (1 - self._done())
-        if coarse:
-            loss = loss + coarse * self._coarse_loss(moving, fixed, flows)
-        if not math.isfinite(loss.item()):
-            raise InputError(f"learning_rate: the loss became {loss.item()} at step {self.step + 1}; start anew, lower")
-        self._descend(loss)
-        return Losses(loss.item(), similarity.item(), rough.item())
-
-    def _coarse_loss(self, moving: Tensor, fixed: Tensor, flows: dict[int, Tensor]) -> Tensor:
-        """The same loss summed over levels 2, 3 and 4, on images averaged down to each level's size."""
-        total = 0.0
-        for level in (2, 3, 4):
-            moving, fixed = F.avg_pool3d(moving, 2), F.avg_pool3d(fixed, 2)
-            similarity = local_ncc(fixed, warp(moving, flows[level]), self.options.loss, COARSE_WINDOW)
-            total = total + self.options.smooth * smoothness(flows[level]) - similarity
-        return total
-
-    def _descend(self, loss: Tensor) -> None:
+        Raises:
+            InputError: a loss that is not finite; nothing is changed then.
+        """
+        plan, parts = self.plan(), 0
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        for pair in pairs:
+            parts = parts + self._backward(pair, plan)
+        self.processes.add_up([parts, *(weight.grad for weight in self.network.parameters())])
+        losses = self.objective.losses(parts)
+        if not losses.finite:
+            raise InputError(
+                f"learning_rate: the loss became {losses.total} at step {self.step + 1}; start again, lower"
+            )
+        self._descend(plan.rate)
+        return losses
+
+    def _backward(self, pair: ImagePair, plan: Plan) -> Tensor:
+        """Add one pair's share of the gradient; returns its share of the losses."""
+        pair = pair.map(lambda tensor: tensor.to(self.numerics.device, non_blocking=True))
+        if plan.half_size:
+            pair = halved(pair)
+        with self.numerics.autocast():
+            flows = self.network.flows(pair.moving[None, None], pair.fixed[None, None], plan.counts)
+        loss, parts = self.objective(pair, flows, plan.coarse)
+        self.scaler.scale(loss / self.batch.size).backward()
+        return parts / self.batch.size
+
+    def _descend(self, rate: float) -> None:
         if self.options.clip:
+            self.scaler.unscale_(self.optimizer)
             torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.options.clip)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.rate()
-        self.optimizer.step()
+            group["lr"] = rate
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.step += 1
         if self.options.average:
             self._update_average()
@@ -196,5 +203,11 @@ class Run:
         for mean, new in zip(self.average.parameters(), self.network.parameters(), strict=True):
             mean.lerp_(new, 1 - decay)
 
-    def validate(self) -> Score:
-        return validate(self.average, self.sources.validation, self.device, self.precision)
+    def validate(self, show: Callable[[ImagePair, Tensor], None]) -> tuple[Score, bool]:
+        """How good the network (the running mean, if there is one) is now, and whether it never was better."""
+        with torch.compiler.set_stance("force_eager" if self.numerics.compiled else "default"):
+            score = validate(self.average, self.sources.validation, self.numerics, self.processes, show)
+        better = score.value > self.best
+        if better:
+            self.best, self.best_by = score.value, score.name
+        return score, better

@@ -1,16 +1,20 @@
 """Where a run's pairs come from: generated on the fly, or lists of volumes."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from runtime.geometry.errors import InputError
+from runtime.geometry.scan_list import Scan, read_scan_list
+from train.augment import Augmentation
 from train.generated import GeneratedPairs, load_template
+from train.image_pair import ImagePair
 from train.options import FitOptions
-from train.validation import ValidationPair
-from train.volumes import Subject, VolumePairs, check_volumes, read_list, validation_pairs
+from train.volumes import Shape, VolumeCache, VolumePairs, check_volumes, validation_pairs
 
 FIRST_VALIDATION_PAIR = 2**40
 GENERATED_SHAPE = (80, 96, 80)
@@ -18,51 +22,111 @@ GENERATED_SHAPE = (80, 96, 80)
 
 @dataclass(frozen=True)
 class Sources:
-    """pair: (moving, fixed) of a step, the same at every call. description: for the checkpoint's provenance."""
+    """What a run trains and validates on.
 
-    pair: Callable[[int], tuple[Tensor, Tensor]]
-    validation: tuple[ValidationPair, ...]
+    pair: the pair of an index, the same at every call. validation: pairs never trained on. description: for the
+    checkpoint's provenance. shape: of training pairs. on_device: whether `pair` works on the training device, and must
+    be called in the process that owns it.
+    """
+
+    pair: Callable[[int], ImagePair]
+    validation: tuple[ImagePair, ...]
     description: str
     shape: tuple[int, int, int]
+    on_device: bool = False
 
 
-def open_sources(options: FitOptions) -> Sources:
-    """Read or make what `options` asks for.
+def open_sources(options: FitOptions, device: torch.device | str = "cpu") -> Sources:
+    """Read or make what `options` asks for. device: where generated pairs are made.
 
     Raises:
-        InputError: lists, volumes or a template that cannot be used.
+        InputError: lists, volumes or a template that cannot be used, or that the loss or the validation cannot use.
     """
-    return _generated(options) if options.data is None else _volumes(options)
+    device = torch.device(device)
+    sources = _generated(options, device) if options.data is None else _volumes(options)
+    if sources.on_device and options.workers:
+        raise InputError(f"workers: got {options.workers}, but generated pairs are made on the card; give 0")
+    if options.half_size and any(size % 16 for size in sources.shape):
+        raise InputError(f"half_size: {sources.shape} halved is no multiple of 8; give a shape of multiples of 16")
+    for number, pair in enumerate(sources.validation, start=1):
+        if pair.labelled:
+            held = (_held(labels) for labels in (pair.moving_labels, pair.fixed_labels))
+            _require_shared(*held, f"validation: the label maps of pair {number}, of {len(sources.validation)},")
+    return sources
 
 
-def _generated(options: FitOptions) -> Sources:
-    template = None if options.template is None else load_template(options.template)
-    pairs = GeneratedPairs(options.shape or GENERATED_SHAPE, options.seed, template)
-    # Every second pair is the one before the other way round.
-    indices = range(FIRST_VALIDATION_PAIR, FIRST_VALIDATION_PAIR + 2 * options.validation_pairs, 2)
-    validation = tuple(ValidationPair(*pairs.pair(index)) for index in indices)
+def _generated(options: FitOptions, device: torch.device) -> Sources:
+    template = None if options.template is None else load_template(options.template, device)
+    pairs = GeneratedPairs(options.shape or GENERATED_SHAPE, options.seed, template, device)
     changes = "" if template is None else f" and random changes of the template {Path(options.template).name}"
-    return Sources(pairs.pair, validation, f"pairs generated on the fly: random shapes{changes}", pairs.shape)
+    description = f"pairs generated on the fly: random shapes{changes}"
+    if options.validation is None:
+        # Every second pair is the one before the other way round.
+        indices = range(FIRST_VALIDATION_PAIR, FIRST_VALIDATION_PAIR + 2 * options.validation_pairs, 2)
+        held = tuple(pairs.pair(index).map(torch.Tensor.cpu) for index in indices)
+    else:
+        scans, cache = read_scan_list("validation", options.validation), VolumeCache(options.cache)
+        shape = check_volumes(scans, None, cache, pad=True)
+        held = validation_pairs(scans, shape, options.validation_pairs, cache)
+        description += f", validated on {len(scans)} volumes of {Path(options.validation).name}"
+    return Sources(pairs.pair, held, description, pairs.shape, on_device=device.type != "cpu")
 
 
 def _volumes(options: FitOptions) -> Sources:
     training, validation = _split(options)
-    shape = check_volumes((*training, *validation), options.shape)
-    pairs = VolumePairs(training, shape, options.seed)
-    held = validation_pairs(validation, shape, options.validation_pairs)
+    _check_labelled(options, training)
+    cache = VolumeCache(options.cache)
+    shape = check_volumes((*training, *validation), options.shape, cache)
+    change = Augmentation().scaled(options.augment) if options.augment else None
+    pairs = VolumePairs(training, shape, options.seed, cache, change)
+    if options.dice:
+        _check_labels_shared(training, shape, cache)
+    held = validation_pairs(validation, shape, options.validation_pairs, cache)
     description = f"{len(training)} volumes of {Path(options.data).name}, validated on {len(validation)} others"
     return Sources(pairs.pair, held, description, shape)
 
 
-def _split(options: FitOptions) -> tuple[tuple[Subject, ...], tuple[Subject, ...]]:
+def _split(options: FitOptions) -> tuple[tuple[Scan, ...], tuple[Scan, ...]]:
     """Volumes to train on and to validate on: two lists, or the last ones of the first."""
-    volumes = read_list("data", options.data)
+    volumes = read_scan_list("data", options.data)
     if options.validation is not None:
-        return volumes, read_list("validation", options.validation)
-    last = options.validation_volumes
+        return volumes, read_scan_list("validation", options.validation)
+    last = options.held_out
     if len(volumes) < last + 2:
         raise InputError(
             f"data: got {len(volumes)} volumes, of which the last {last} are for validation; expected {last + 2} or "
             "more, a smaller validation_volumes (2 or more), or a separate validation list"
         )
     return volumes[:-last], volumes[-last:]
+
+
+def _check_labelled(options: FitOptions, scans: tuple[Scan, ...]) -> None:
+    bare = [scan.image for scan in scans if scan.labels is None]
+    if options.dice and bare:
+        raise InputError(
+            f"dice: {len(bare)} of {len(scans)} volumes have no label map, {bare[0].name} first; give a CSV with the "
+            "columns image and labels, or dice 0"
+        )
+
+
+def _check_labels_shared(scans: tuple[Scan, ...], shape: Shape, cache: VolumeCache) -> None:
+    """Every label map with every other, since any two may be drawn; maps of the same labels are compared once."""
+    named: dict[frozenset[int], str] = {}
+    for scan in scans:
+        named.setdefault(_held(cache.get(scan, shape).labels()), scan.labels.name)
+    if frozenset() in named:
+        raise InputError(f"dice: {named[frozenset()]} holds no label above 0 at {shape}; correct the list")
+    for one, other in itertools.combinations(named, 2):
+        _require_shared(one, other, f"dice: {named[one]} and {named[other]}")
+
+
+def _held(labels: Tensor) -> frozenset[int]:
+    """The labels above 0 of a map."""
+    return frozenset(labels.unique().tolist()) - {0}
+
+
+def _require_shared(moving: frozenset[int], fixed: frozenset[int], whose: str) -> None:
+    """Refuse label maps without a common label: their Dice would be no number."""
+    if not moving & fixed:
+        found = " and ".join(str(sorted(held)[:6]) for held in (moving, fixed))
+        raise InputError(f"{whose} share no label above 0, they begin with {found}; correct the list")

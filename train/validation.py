@@ -1,59 +1,109 @@
-"""How good a network is on pairs that it was not trained on."""
+"""How good a network is on pairs that it was not trained on: by itself (RP-Net), and in the loop that will drive it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from runtime import iterstop
 from runtime.geometry.overlap import mean_dice
-from runtime.geometry.similarity import ncc
+from train import fields
+from train.distributed import Processes
 from train.fields import folded_share, warp
+from train.image_pair import ImagePair
 from train.network import RPNet
+from train.numerics import Numerics
+from train.reference import TorchPair
+
+SIMILARITY = "ncc"
+# As engine sets are published: delta 0.005, keep, at most 10 iterations per level.
+SCHEDULES = {"rpnet": iterstop.fixed_schedule((1, 1, 1, 1)), "iterstop": iterstop.iterstop_schedule(SIMILARITY)}
 
 
 @dataclass(frozen=True)
-class ValidationPair:
-    """Two images (I, J, K) in [0, 1] on one grid and, where known, their integer label maps, 0 = nothing."""
+class Quality:
+    """Of one pair's registration, or means over several.
 
-    moving: Tensor
-    fixed: Tensor
-    moving_labels: Tensor | None = None
-    fixed_labels: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Score:
-    """Means over the validation pairs. ncc: of fixed and warped; dice: None without labels; folded: share of voxels."""
+    ncc: of fixed and warped. dice: mean over the labels that both maps hold, None without maps. folded: share of
+    voxels. iterations: kept at levels 4, 3, 2, 1.
+    """
 
     ncc: float
     dice: float | None
     folded: float
+    iterations: tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Score:
+    """Means over the validation pairs of RP-Net, one iteration per level, and of IterStop with the default schedule."""
+
+    rpnet: Quality
+    iterstop: Quality
 
     @property
     def value(self) -> float:
-        """What the best checkpoint is chosen by: Dice where there are labels, else NCC."""
-        return self.ncc if self.dice is None else self.dice
+        """What the best checkpoint is chosen by: IterStop's Dice where there are labels, else its NCC."""
+        return self.iterstop.ncc if self.iterstop.dice is None else self.iterstop.dice
 
-    def row(self) -> tuple[str, str, str]:
-        return f"{self.ncc:.5f}", "" if self.dice is None else f"{self.dice:.5f}", f"{self.folded:.6f}"
-
-
-def _register(network: RPNet, moving: Tensor, fixed: Tensor, device: torch.device, precision: str) -> Tensor:
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-        return network(moving[None, None].to(device), fixed[None, None].to(device)).cpu()
+    @property
+    def name(self) -> str:
+        """What `value` is."""
+        return "NCC of IterStop" if self.iterstop.dice is None else "Dice of IterStop"
 
 
 @torch.no_grad()
-def validate(network: RPNet, pairs: Sequence[ValidationPair], device: torch.device, precision: str) -> Score:
-    """RP-Net (one iteration per level) on every pair."""
-    scores, dices, folds = [], [], []
-    for pair in pairs:
-        flow = _register(network, pair.moving, pair.fixed, device, precision)
-        scores.append(ncc(pair.fixed.numpy(), warp(pair.moving[None, None], flow)[0, 0].numpy()))
-        folds.append(folded_share(flow))
-        if pair.moving_labels is not None and pair.fixed_labels is not None:
-            warped = warp(pair.moving_labels[None, None].float(), flow, mode="nearest")[0, 0].round().long()
-            dices.append(mean_dice(pair.fixed_labels.numpy(), warped.numpy()))
-    return Score(float(np.mean(scores)), float(np.mean(dices)) if dices else None, float(np.mean(folds)))
+def validate(
+    network: RPNet,
+    pairs: Sequence[ImagePair],
+    numerics: Numerics,
+    processes: Processes | None = None,
+    show: Callable[[ImagePair, Tensor], None] = lambda pair, flow: None,
+) -> Score:
+    """Register every pair both ways; several processes share the pairs, and all of them get the score.
+
+    Args:
+        network: on the device of `numerics`.
+        pairs: on the CPU, sizes multiples of 8.
+        show: called in the first process with the first pair and its flow (3, I, J, K) of IterStop.
+    """
+    processes, rows = processes or Processes(), []
+    for number in range(processes.rank, len(pairs), processes.count):
+        found = _register(network, pairs[number].map(lambda tensor: tensor.to(numerics.device)), numerics)
+        if number == 0:
+            show(pairs[0], found["iterstop"][1][0].cpu())
+        rows.append((number, {name: quality for name, (quality, _) in found.items()}))
+    qualities = [row for _, row in sorted(processes.gather(rows), key=lambda numbered: numbered[0])]
+    return Score(**{name: _mean([row[name] for row in qualities]) for name in SCHEDULES})
+
+
+def _register(network: RPNet, pair: ImagePair, numerics: Numerics) -> dict[str, tuple[Quality, Tensor]]:
+    """Quality and flow (1, 3, I, J, K) by schedule; both images are encoded once."""
+    found = {}
+    with numerics.autocast():
+        ready = TorchPair(network, pair.moving[None, None], pair.fixed[None, None], SIMILARITY, fields=fields)
+        for name, schedule in SCHEDULES.items():
+            result = iterstop.run(ready, schedule)
+            quality = Quality(result.similarity, _dice(pair, result.flow), folded_share(result.flow), result.counts[0])
+            found[name] = quality, result.flow
+    return found
+
+
+def _dice(pair: ImagePair, flow: Tensor) -> float | None:
+    if not pair.labelled:
+        return None
+    warped = warp(pair.moving_labels[None, None].float(), flow, mode="nearest")[0, 0].round().int().cpu().numpy()
+    fixed, moving = pair.fixed_labels.cpu().numpy(), pair.moving_labels.cpu().numpy()
+    return mean_dice(fixed, warped, np.setdiff1d(np.intersect1d(fixed, moving), [0]))
+
+
+def _mean(qualities: Sequence[Quality]) -> Quality:
+    dices = [quality.dice for quality in qualities if quality.dice is not None]
+    return Quality(
+        ncc=float(np.mean([quality.ncc for quality in qualities])),
+        dice=float(np.mean(dices)) if dices else None,
+        folded=float(np.mean([quality.folded for quality in qualities])),
+        iterations=tuple(np.mean([quality.iterations for quality in qualities], axis=0).tolist()),
+    )

@@ -1,12 +1,14 @@
-"""Lists of real volumes that are already on one grid: read, checked, normalised, and drawn in pairs."""
+"""Lists of real volumes that are already on one grid: checked, read once, normalised, kept, and drawn in pairs."""
 
-import csv
-import glob
+import math
+import os
+import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,62 +17,97 @@ from runtime.geometry import volume as files
 from runtime.geometry.errors import InputError
 from runtime.geometry.grid import Grid, closest_ras, fit_to, reorient, reorient_array
 from runtime.geometry.intensity import PercentileRule
+from runtime.geometry.scan_list import Scan
+from train.augment import Augmentation, augment
+from train.image_pair import ImagePair
 from train.network import SIZE_MULTIPLE
-from train.validation import ValidationPair
 
-_CACHED_VOLUMES = 48
-
-
-@dataclass(frozen=True)
-class Subject:
-    """One line of a list: an image file and, where known, its label map on the same grid."""
-
-    image: Path
-    labels: Path | None = None
-
-    def files(self) -> tuple[Path, ...]:
-        return (self.image,) if self.labels is None else (self.image, self.labels)
+Shape = tuple[int, int, int]
+_READERS = 8  # at once; reading is mostly decompression, which threads share out well
+_WHOLE = 65535  # of the 16-bit numbers in which images are kept: [0, 1] in steps of 0.000015
 
 
-def read_list(name: str, text: str) -> tuple[Subject, ...]:
-    """Subjects of a folder, a glob, or a CSV with the columns `image` and, optionally, `labels`; sorted, CSV in order.
+@dataclass(frozen=True, eq=False)
+class StoredScan:
+    """A scan as it is kept, (I, J, K) in RAS order: [0, 1] in uint16, labels in the smallest type that holds them."""
 
-    Paths in a CSV may be relative to its folder. `name` is the option that `text` came from, for messages.
+    stored: np.ndarray
+    stored_labels: np.ndarray | None
+
+    @property
+    def bytes(self) -> int:
+        return self.stored.nbytes + (0 if self.stored_labels is None else self.stored_labels.nbytes)
+
+    def image(self) -> Tensor:
+        """float32 in [0, 1], a new tensor."""
+        return torch.from_numpy(np.divide(self.stored, _WHOLE, dtype=np.float32))
+
+    def labels(self) -> Tensor | None:
+        """int32, a new tensor."""
+        return None if self.stored_labels is None else torch.from_numpy(self.stored_labels.astype(np.int32))
+
+
+class VolumeCache:
+    """Scans that were read, as many as fit into `megabytes`; the others are read again each time.
+
+    Pairs are drawn at random, so a volume that came first is as good to keep as one that came last. A forked worker
+    shares the memory of what was read before it; one that is started afresh begins with an empty cache.
+    """
+
+    def __init__(self, megabytes: float) -> None:
+        self.megabytes, self.bytes = megabytes, 0
+        self._kept: dict[tuple[Scan, Shape], StoredScan] = {}
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple:
+        return VolumeCache, (self.megabytes,)
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def get(self, scan: Scan, shape: Shape) -> StoredScan:
+        """The scan, cropped or padded to `shape`.
+
+        Raises:
+            InputError: a file cannot be used, or labels or mask are not on the image's grid.
+        """
+        kept = self._kept.get((scan, shape))
+        if kept is None:
+            kept = read_scan(scan, shape)
+            self._keep((scan, shape), kept)
+        return kept
+
+    def _keep(self, key: tuple[Scan, Shape], scan: StoredScan) -> None:
+        with self._lock:
+            if key not in self._kept and self.bytes + scan.bytes <= self.megabytes * 1e6:
+                self._kept[key] = scan
+                self.bytes += scan.bytes
+
+
+def read_scan(scan: Scan, shape: Shape) -> StoredScan:
+    """Axes nearest to RAS, nothing outside the mask, cropped or padded to `shape`.
+
+    Intensities within [0, 1] are taken as they are. Any others are clipped at 0 and divided by the 99.9th percentile of
+    what is above 0, as for MRI; CT must have been through a window before.
 
     Raises:
-        InputError: nothing is found, the CSV has no `image` column, or a file does not exist.
+        InputError: see `VolumeCache.get`.
     """
-    path = Path(text)
-    if path.suffix.lower() == ".csv":
-        subjects = _read_csv(name, path)
-    else:
-        found = path.iterdir() if path.is_dir() else map(Path, glob.glob(text, recursive=True))
-        subjects = tuple(Subject(file) for file in sorted(found) if file.name.lower().endswith(files.SUFFIXES))
-    if not subjects:
-        suffixes = " ".join(files.SUFFIXES)
-        raise InputError(f"{name}: {text} holds no {suffixes} file; expected a folder, glob or CSV of them")
-    for file in (file for subject in subjects for file in subject.files()):
-        if not file.is_file():
-            raise InputError(f"{name}: {file}, listed in {text}, does not exist; correct the list")
-    return subjects
+    image, grid = _to_ras(files.read_volume(scan.image, "image"))
+    if scan.mask is not None:
+        image = np.where(_companion(scan.mask, "mask", scan, grid) != 0, image, 0)
+    if image.min() < 0 or image.max() > 1:  # else they are as they should be, perhaps by a window
+        image = PercentileRule().normalise(np.clip(image, 0, None), f"image: {scan.image}")
+    labels = None if scan.labels is None else _companion(scan.labels, "labels", scan, grid)
+    stored = _fitted(np.rint(image * np.float32(_WHOLE)).astype(np.uint16), shape)
+    if stored.min() == stored.max():
+        where = f"{shape} inside its mask" if scan.mask else f"{shape}"
+        raise InputError(f"image: {scan.image} shows nothing on {where}: all voxels are equal; correct the list")
+    return StoredScan(stored, None if labels is None else _fitted(labels, shape))
 
 
-def _read_csv(name: str, path: Path) -> tuple[Subject, ...]:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            rows, columns = list(reader), reader.fieldnames or []
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{name}: cannot read {path} ({error}); expected a CSV with a header") from error
-    if "image" not in columns:
-        found = ", ".join(columns) or "none"
-        raise InputError(f"{name}: {path} has the columns {found}; expected image and, optionally, labels")
-    blank = [n for n, row in enumerate(rows, start=2) if not row["image"]]
-    if blank:
-        raise InputError(f"{name}: {path} line {blank[0]} names no image; fill or remove it")
-    return tuple(
-        Subject(path.parent / row["image"], path.parent / row["labels"] if row.get("labels") else None) for row in rows
-    )
+def _fitted(array: np.ndarray, shape: Shape) -> np.ndarray:
+    return np.ascontiguousarray(fit_to(array, shape))
 
 
 def _to_ras(volume: files.Volume) -> tuple[np.ndarray, Grid]:
@@ -79,78 +116,111 @@ def _to_ras(volume: files.Volume) -> tuple[np.ndarray, Grid]:
     return reorient_array(volume.data, axes, signs), reorient(volume.grid, axes, signs)
 
 
-def _read(file: Path, labels: bool) -> tuple[np.ndarray, Grid]:
-    """An image in [0, 1] by the intensity rule for MRI, or a label map."""
-    if labels:
-        array, grid = _to_ras(files.read_labels(file, "labels"))
-        if array.min() < 0:
-            raise InputError(f"labels: {file} holds {array.min()}, expected 0 and above")
-        return array.astype(np.int32), grid
-    array, grid = _to_ras(files.read_volume(file, "image"))
-    return PercentileRule().normalise(np.clip(array, 0, None), f"image: {file}"), grid
+def _companion(file: Path, name: str, scan: Scan, grid: Grid) -> np.ndarray:
+    """A label map or mask, on its image's grid."""
+    array, own = _to_ras(files.read_labels(file, name, lowest=0))
+    _require_grid(own, grid, f"{name}: {file}", scan.image, "give the map of this image, or resample it onto its grid")
+    return array
 
 
-def check_volumes(subjects: Sequence[Subject], shape: tuple[int, int, int] | None) -> tuple[int, int, int]:
-    """Read every volume once; returns the size to train at: `shape`, or the volumes' own where it is None.
+def _require_grid(grid: Grid, expected: Grid, what: str, other: Path, remedy: str) -> None:
+    if not grid.close(expected):
+        raise InputError(f"{what} {grid.shape} is not on the grid of {other} {expected.shape}; {remedy}")
+
+
+def check_volumes(scans: Sequence[Scan], shape: Shape | None, cache: VolumeCache, pad: bool = False) -> Shape:
+    """The size to train at: `shape`, or the volumes' own where it is None, with `pad` rounded up to multiples of 8.
+
+    First the headers of all files, which takes no time, then their content, each volume once; `cache` keeps what fits.
 
     Raises:
-        InputError: a volume cannot be used, the volumes are not on one grid, or their size is no multiple of 8 and
-            `shape` is None.
+        InputError: a volume cannot be used, the volumes are not on one grid, label maps or masks not on that of their
+            image, or the size is no multiple of 8 while `shape` is None and `pad` false.
     """
+    first = _check_headers(scans)
+    pool = ThreadPoolExecutor(min(_READERS, os.cpu_count() or 1))
+    try:
+        # Of a file whose header could not be read, `read_scan` says what is wrong.
+        fitted = shape or (_own_size(first.shape, pad) if first else (SIZE_MULTIPLE,) * 3)
+        for _ in pool.map(lambda scan: cache.get(scan, fitted), scans):
+            pass
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return fitted
+
+
+def _check_headers(scans: Sequence[Scan]) -> Grid | None:
+    """The grid that all scans share, by their headers; None if there is none that can be read."""
     first = None
-    for subject in subjects:
-        for file in subject.files():
-            _, grid = _read(file, labels=file == subject.labels)
-            first = first or grid
-            if not grid.close(first):
-                raise InputError(
-                    f"data: {file} {grid.shape} is not on the grid of {subjects[0].image} {first.shape}; "
-                    "align all volumes affinely and resample them onto one grid first"
-                )
-    return shape or _own_size(first.shape)
+    remedy = "align all volumes affinely and resample them onto one grid first, as `prepare` does"
+    for scan in scans:
+        grid = _header(scan.image)
+        if grid is None:
+            continue
+        first = first or (grid, scan.image)
+        _require_grid(grid, first[0], f"data: {scan.image}", first[1], remedy)
+        for name, file in (("labels", scan.labels), ("mask", scan.mask)):
+            own = None if file is None else _header(file)
+            if own is not None:
+                _require_grid(own, grid, f"{name}: {file}", scan.image, "give the map of this image")
+    return first and first[0]
 
 
-def _own_size(shape: tuple[int, int, int]) -> tuple[int, int, int]:
-    if any(size % SIZE_MULTIPLE for size in shape):
-        up = ",".join(str(-(-size // SIZE_MULTIPLE) * SIZE_MULTIPLE) for size in shape)
+def _header(file: Path) -> Grid | None:
+    """Where a volume is in RAS order, by its header alone; None where reading the file will tell what is wrong."""
+    try:
+        image = nib.load(file)
+        if math.prod(image.shape[3:]) != 1:
+            return None
+        grid = Grid(tuple(int(size) for size in image.shape[:3]), np.asarray(image.affine, np.float64))
+        return reorient(grid, *closest_ras(grid.affine))
+    except Exception:  # damaged files make nibabel raise errors of a dozen kinds
+        return None
+
+
+def _own_size(shape: Shape, pad: bool) -> Shape:
+    padded = tuple(-(-size // SIZE_MULTIPLE) * SIZE_MULTIPLE for size in shape)
+    if padded != shape and not pad:
+        up = ",".join(map(str, padded))
         raise InputError(f"shape: volumes of {shape} are no multiples of 8; give shape {up} to pad, or another to crop")
-    return shape
+    return padded
 
 
-@lru_cache(maxsize=_CACHED_VOLUMES)
-def load(file: Path, shape: tuple[int, int, int], labels: bool = False) -> Tensor:
-    """An image (float32, [0, 1]) or a label map (int32), (I, J, K) in RAS order, fitted to `shape`."""
-    return torch.from_numpy(np.ascontiguousarray(fit_to(_read(file, labels)[0], shape)))
+def _pair(moving: StoredScan, fixed: StoredScan) -> ImagePair:
+    """With both label maps or none."""
+    labelled = moving.stored_labels is not None and fixed.stored_labels is not None
+    return ImagePair(moving.image(), fixed.image(), *((moving.labels(), fixed.labels()) if labelled else ()))
 
 
 @dataclass(frozen=True)
 class VolumePairs:
-    """Random ordered pairs of different subjects; pair `step` depends on the seed and on `step` alone."""
+    """Random ordered pairs of different scans; a pair depends on the seed and on its index alone.
 
-    subjects: tuple[Subject, ...]
-    shape: tuple[int, int, int]
+    augmentation: how both images are changed at random on top, None: not at all.
+    """
+
+    scans: tuple[Scan, ...]
+    shape: Shape
     seed: int
+    cache: VolumeCache = field(repr=False, compare=False)
+    augmentation: Augmentation | None = None
 
     def __post_init__(self) -> None:
-        if len(self.subjects) < 2:
-            raise InputError(f"data: got {len(self.subjects)} volume to train on, expected 2 or more; add volumes")
+        if len(self.scans) < 2:
+            raise InputError(f"data: got {len(self.scans)} volume to train on, expected 2 or more; add volumes")
 
-    def pair(self, step: int) -> tuple[Tensor, Tensor]:
-        """(moving, fixed), each (I, J, K) float32 in [0, 1]."""
-        chosen = np.random.default_rng([self.seed, step]).choice(len(self.subjects), 2, replace=False)
-        moving, fixed = (load(self.subjects[n].image, self.shape) for n in chosen)
-        return moving, fixed
+    def pair(self, index: int) -> ImagePair:
+        """(I, J, K) each; label maps where both scans have one."""
+        chosen = np.random.default_rng([self.seed, index]).choice(len(self.scans), 2, replace=False)
+        pair = _pair(*(self.cache.get(self.scans[n], self.shape) for n in chosen))
+        return pair if self.augmentation is None else augment(pair, self.augmentation, self.seed, index)
 
 
-def validation_pairs(
-    subjects: Sequence[Subject], shape: tuple[int, int, int], limit: int
-) -> tuple[ValidationPair, ...]:
-    """At most `limit` ordered pairs, with labels if known: each subject onto the next, then onto the one after that."""
-    count = len(subjects)
+def validation_pairs(scans: Sequence[Scan], shape: Shape, limit: int, cache: VolumeCache) -> tuple[ImagePair, ...]:
+    """At most `limit` ordered pairs, with labels if known: each scan onto the next, then onto the one after that."""
+    count = len(scans)
     if count < 2:
         raise InputError(f"validation: got {count} volume, expected 2 or more; add volumes or name another list")
     order = [(n, (n + distance) % count) for distance in range(1, count) for n in range(count)][:limit]
-    used = {n: subjects[n] for pair in order for n in pair}
-    images = {n: load(subject.image, shape) for n, subject in used.items()}
-    labels = {n: load(subject.labels, shape, labels=True) for n, subject in used.items() if subject.labels}
-    return tuple(ValidationPair(images[m], images[f], labels.get(m), labels.get(f)) for m, f in order)
+    read = {n: cache.get(scans[n], shape) for n in {n for pair in order for n in pair}}
+    return tuple(_pair(read[moving], read[fixed]) for moving, fixed in order)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from runtime import iterstop
 from runtime.geometry.similarity import SIMILARITIES
-from train import fields as definition
+from train import textbook
 from train.network import RPNet
 
 
@@ -23,7 +23,7 @@ class TorchPair:
         moving, fixed: tensors on one device.
         similarity: what `score` computes.
         fixed_features: of `fixed`, where they are known.
-        fields: warp, compose and upsample; `train.fields` or what times it.
+        fields: warp, compose and upsample: `train.textbook`, the faster `train.fields`, or what times them.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class TorchPair:
         fixed: Tensor,
         similarity: str,
         fixed_features: dict[int, Tensor] | None = None,
-        fields: Any = definition,
+        fields: Any = textbook,
     ) -> None:
         self._network, self._moving, self._fixed = network, moving, fixed
         self._similarity, self._fields = similarity, fields
