@@ -1,14 +1,15 @@
-"""Registers real pairs with an engine set and prints Dice, folds, iterations and time, before and after, as a table.
+"""Registers real pairs with engine sets and schedules, and prints Dice, folds and iterations side by side.
 
-    python benchmarks/real_pairs.py --engine-dir engines/ --data ../shared/data --pairs pair,s3-s4,s4-s6
+    python benchmarks/real_pairs.py --engine-dir engines/ --engine-dir /tmp/mind --schedule 1,1,1,1 --schedule iterstop
 
 `--data` holds `pair/{fixed,moving}_{t1,labels}.nii.gz` and `mindboggle/sN_{t1,labels}.nii.gz`; none of it is part of
 this project. A pair sA-sB has fixed sA and moving sB. Dice is the mean over labels present in both scans with at least
-50 voxels, for `pair` over its 30 structures.
+50 voxels, for `pair` over its 30 structures. The last rows are means: of the Mindboggle pairs, and of all.
 """
 
 import json
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import click
@@ -24,7 +25,9 @@ from runtime.resample import resample_through
 
 PAIR_LABELS = (2, 3, 4, 7, 8, 10, 11, 12, 13, 14, 15, 16, 17, 18, 24, 28, 31, 41, 42, 43, 46, 47, 49, 50, 51, 52, 53)
 PAIR_LABELS += (54, 60, 63)
-COLUMNS = ("pair", "labels", "Dice affine", "Dice", "NCC affine", "NCC", "folded %", "iterations", "seconds")
+SUBJECTS = (3, 4, 6, 7, 9, 11, 12, 13, 14, 16, 17, 18)
+CHAIN = ",".join(("pair", *(f"s{a}-s{b}" for a, b in pairwise(SUBJECTS))))
+FIGURES = ("Dice", "folded %", "NCC", "seconds")
 
 
 def files(data: Path, pair: str) -> tuple[Path, Path, Path, Path]:
@@ -40,6 +43,7 @@ def files(data: Path, pair: str) -> tuple[Path, Path, Path, Path]:
 
 
 def run(engines, data: Path, pair: str, options: runtime.Options) -> dict:
+    """One registration's figures, and those of its affine start."""
     fixed, moving, fixed_labels, moving_labels = files(data, pair)
     result = runtime.register(fixed, moving, engines, options, moving_labels)
     truth = read_labels(fixed_labels, "fixed labels").data
@@ -51,8 +55,8 @@ def run(engines, data: Path, pair: str, options: runtime.Options) -> dict:
         "pair": pair,
         "labels": len(labels),
         "Dice affine": mean_dice(truth, affine_only, labels),
-        "Dice": mean_dice(truth, result.warped_labels, labels),
         "NCC affine": result.similarity_before,
+        "Dice": mean_dice(truth, result.warped_labels, labels),
         "NCC": result.iterations.similarity,
         "folded %": 100 * result.folded_share,
         "iterations": " + ".join(str(counts) for counts in result.iterations.counts),
@@ -65,28 +69,46 @@ def row(cells) -> str:
     return "| " + " | ".join(f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in cells) + " |"
 
 
+def table(records: list[dict], columns: list[str], figure: str) -> list[str]:
+    """One line a pair and one column an engine set and schedule; means of the Mindboggle pairs and of all below."""
+    pairs = list(dict.fromkeys(record["pair"] for record in records))
+    value = {(record["pair"], record["column"]): record[figure] for record in records}
+    start = {record["pair"]: record.get(f"{figure} affine", "") for record in records}
+    lines = [row([figure, "affine only", *columns]), row(["---"] * (len(columns) + 2))]
+    lines += [row([pair, start[pair], *(value[pair, column] for column in columns)]) for pair in pairs]
+    if isinstance(records[0][figure], str):
+        return lines
+    for name, chosen in (("mean of Mindboggle", [p for p in pairs if p != "pair"]), ("mean of all", pairs)):
+        if chosen:
+            affine = float(np.mean([start[p] for p in chosen])) if start[chosen[0]] != "" else ""
+            means = [float(np.mean([value[p, column] for p in chosen])) for column in columns]
+            lines.append(row([name, affine, *means]))
+    return lines
+
+
 @click.command(help=__doc__.split("\n\n")[0])
-@click.option("--engine-dir", type=click.Path(path_type=Path), default="engines")
+@click.option("--engine-dir", "folders", multiple=True, default=("engines",), show_default=True, help="One or several.")
 @click.option("--data", type=click.Path(path_type=Path), default="../shared/data", show_default=True)
-@click.option("--pairs", default="pair,s3-s4,s4-s6,s6-s7,s7-s9", show_default=True)
-@click.option("--schedule", default="iterstop")
+@click.option("--pairs", default=CHAIN, show_default=True)
+@click.option("--schedule", "schedules", multiple=True, default=("iterstop",), show_default=True, help="Likewise.")
 @click.option("--on-stop", default=None)
 @click.option("--affine", default="auto")
 @click.option("--backend", default="auto", show_default=True)
 @click.option("--precision", default="auto", show_default=True)
 @click.option("--threads", type=int)
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the figures here as well.")
-def main(engine_dir, data, pairs, schedule, on_stop, affine, backend, precision, threads, json_path) -> None:
-    options = runtime.Options(affine=affine, schedule=schedule, on_stop=on_stop)
-    records = []
-    click.echo(row(COLUMNS) + "\n" + row(["---"] * len(COLUMNS)))
-    with runtime.open_engines(engine_dir, backend, threads, precision) as engines:
-        for pair in pairs.split(","):
-            records.append(run(engines, data, pair, options))
-            click.echo(row(records[-1][column] for column in COLUMNS))
-    numbers = [c for c in COLUMNS if isinstance(records[0][c], float)]
-    means = {c: float(np.mean([record[c] for record in records])) for c in numbers}
-    click.echo(row(means.get(c, "mean" if c == "pair" else "") for c in COLUMNS))
+def main(folders, data, pairs, schedules, on_stop, affine, backend, precision, threads, json_path) -> None:
+    records, columns = [], []
+    for folder in folders:
+        with runtime.open_engines(folder, backend, threads, precision) as engines:
+            for schedule in schedules:
+                options = runtime.Options(affine=affine, schedule=schedule, on_stop=on_stop)
+                columns.append(f"{folder} {schedule}")
+                for pair in pairs.split(","):
+                    records.append({"column": columns[-1]} | run(engines, data, pair, options))
+                    click.echo(f"{columns[-1]} {pair}: Dice {records[-1]['Dice']:.3f}", err=True)
+    for figure in (*FIGURES[:2], "iterations", *FIGURES[2:]):
+        click.echo("\n".join(table(records, columns, figure)) + "\n")
     if json_path:
         json_path.write_text(json.dumps(records, indent=2) + "\n")
 
