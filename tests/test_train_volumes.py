@@ -76,7 +76,7 @@ def test_a_mask_that_leaves_nothing_is_refused(scans, tmp_path):
 
 def test_a_list_of_another_size_is_padded_where_that_is_asked_for(scans, tmp_path):
     odd = [Scan(_write(tmp_path / scan.image.name, np.asarray(nib.load(scan.image).dataobj)[:-3])) for scan in scans]
-    assert check_volumes(odd, None, VolumeCache(), pad=True) == SHAPE
+    assert check_volumes(odd, None, VolumeCache(64), pad=True) == SHAPE
 
 
 def test_what_lies_outside_the_mask_is_nothing(scans, tmp_path):
