@@ -13,8 +13,9 @@ from onnx import TensorProto
 from torch import Tensor, nn
 
 from runtime.geometry.errors import InputError
+from runtime.geometry.grid import SIZE_MULTIPLE
 from runtime.manifest import EXTRACTOR, FEATURES, IMAGE, RESIDUAL, estimator_name, features_name
-from train.network import LEVELS, NEGATIVE_SLOPE, SIZE_MULTIPLE, FeatureExtractor, FlowEstimator, RPNet
+from train.network import LEVELS, NEGATIVE_SLOPE, FeatureExtractor, FlowEstimator, RPNet
 
 OPSET = 20
 AXES = ("I", "J", "K")

@@ -10,9 +10,10 @@ import torch
 from runtime import iterstop
 from runtime.engines import Engines
 from runtime.geometry.errors import InputError
+from runtime.geometry.grid import SIZE_MULTIPLE
 from runtime.registration import register_arrays
 from runtime.tolerance import TOLERANCES, Tolerance, flow_difference
-from train.network import LEVELS, SIZE_MULTIPLE, RPNet
+from train.network import LEVELS, RPNet
 from train.reference import register_with_torch
 
 Array = np.ndarray

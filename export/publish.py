@@ -21,13 +21,13 @@ from runtime import iterstop
 from runtime.engines import open_engines
 from runtime.example import example_pair
 from runtime.geometry.errors import InputError
-from runtime.geometry.grid import fit_to
+from runtime.geometry.grid import SIZE_MULTIPLE, fit_to
 from runtime.geometry.intensity import PercentileRule, Rule, WindowRule
 from runtime.geometry.volume import read_volume
 from runtime.manifest import ENGINES, FORMAT, GRAPH_KEYS, MANIFEST, VERSION, EngineSet, load_engine_set, sha256
 from runtime.prepare import prepare
 from train.checkpoint import Checkpoint, load_checkpoint
-from train.network import LEVELS, SIZE_MULTIPLE
+from train.network import LEVELS
 
 CARD = "MODEL_CARD.md"
 GENERATED_SHAPE = (64, 80, 72)

@@ -1,6 +1,7 @@
-"""Engines for tests: a small random network, exported once by the real exporter through its real gate."""
+"""For many tests: a small random network, exported once by the real exporter and its real gate; scans to prepare."""
 
 import contextlib
+import shutil
 from pathlib import Path
 
 import pytest
@@ -75,8 +76,6 @@ def engine_dir(checkpoint, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def engine_copy(engine_dir, tmp_path) -> Path:
-    import shutil
-
     return Path(shutil.copytree(engine_dir, tmp_path / "set"))
 
 
@@ -86,3 +85,25 @@ def engines(engine_dir):
 
     with runtime.open_engines(engine_dir, threads=1) as opened:
         yield opened
+
+
+@pytest.fixture(scope="module")
+def native(tmp_path_factory) -> Path:
+    """Folder of native scans and their list; see `tests.preparation`. Tests that change files take `native_copy`."""
+    from tests.preparation import write_native
+
+    return write_native(tmp_path_factory.mktemp("scans") / "native")
+
+
+@pytest.fixture
+def native_copy(native, tmp_path) -> Path:
+    return Path(shutil.copytree(native, tmp_path / "native"))
+
+
+@pytest.fixture(scope="module")
+def prepared(native):
+    """What `prepare_scans` makes of `native`."""
+    from runtime.preparation import prepare_scans
+    from tests.preparation import options
+
+    return prepare_scans(options(native, native.parent / "out"))

@@ -18,23 +18,7 @@ from runtime.preparation.folder import OutputFolder, names_of
 from runtime.preparation.processes import outcomes
 from runtime.preparation.reference import open_reference
 from tests import scans
-from tests.preparation import affine_map, moved, options, write_list, write_native
-
-
-@pytest.fixture(scope="module")
-def native(tmp_path_factory):
-    return write_native(tmp_path_factory.mktemp("again") / "native")
-
-
-@pytest.fixture
-def native_copy(native, tmp_path):
-    """For tests that change it."""
-    return Path(shutil.copytree(native, tmp_path / "native"))
-
-
-@pytest.fixture(scope="module")
-def prepared(native):
-    return prepare_scans(options(native, native.parent / "out"))
+from tests.preparation import affine_map, moved, options, write_list
 
 
 @pytest.fixture

@@ -13,14 +13,9 @@ from runtime.geometry.intensity import PercentileRule
 from runtime.preparation import PRESETS, prepare_options, prepare_scans
 from runtime.preparation.contact_sheet import MOST, Tile, draw_contact_sheet, worst_first
 from runtime.preview import FOLD
-from tests.preparation import SHAPE, options, write_list, write_native
+from tests.preparation import SHAPE, options, write_list
 from train.options import FitOptions
 from train.sources import open_sources
-
-
-@pytest.fixture(scope="module")
-def native(tmp_path_factory):
-    return write_native(tmp_path_factory.mktemp("command") / "native")
 
 
 def prepare(*arguments):

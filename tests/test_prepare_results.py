@@ -5,8 +5,6 @@ resamples the native files independently through the affine that the record stat
 """
 
 import csv
-import shutil
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -26,27 +24,11 @@ from runtime.preparation.folder import ONE, write_unit_image
 from runtime.preparation.native_scan import read_native
 from runtime.preparation.reference import target_grid
 from tests import scans
-from tests.preparation import SHAPE, TURNED, affine_map, image_of, moved, options, write_list, write_native
+from tests.preparation import SHAPE, TURNED, affine_map, image_of, moved, options, write_list
 
 STEP = 1 / ONE  # of stored intensities
 FLIP = np.diag((-1.0, -1.0, 1.0, 1.0))  # RAS <-> LPS
 WIDE = scans.grid((60, 64, 56))
-
-
-@pytest.fixture(scope="module")
-def native(tmp_path_factory):
-    return write_native(tmp_path_factory.mktemp("results") / "native")
-
-
-@pytest.fixture
-def native_copy(native, tmp_path):
-    """For tests that change it."""
-    return Path(shutil.copytree(native, tmp_path / "native"))
-
-
-@pytest.fixture(scope="module")
-def prepared(native):
-    return prepare_scans(options(native, native.parent / "out"))
 
 
 def by_simpleitk(path, result, interpolator) -> np.ndarray:

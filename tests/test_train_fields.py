@@ -27,7 +27,7 @@ CHANNELS = [1, 3, 8, 19]  # those with kernels of their own, and a mixture of th
 def _grid_sample(image, flow):
     """torch's own, told voxels: on an align-corners-false grid the centre of voxel n of N is at (2n + 1) / N - 1."""
     size = torch.tensor(flow.shape[2:], dtype=torch.float64).view(1, 3, 1, 1, 1)
-    coordinates = (2 * (textbook.identity(flow).double() + flow.double()) + 1) / size - 1
+    coordinates = (2 * (textbook.identity(flow.shape[2:]).double() + flow.double()) + 1) / size - 1
     grid = coordinates.permute(0, 2, 3, 4, 1).flip(-1)
     return F.grid_sample(image.double(), grid, padding_mode="zeros", align_corners=False)
 
@@ -87,7 +87,7 @@ def test_gradient_to_a_linear_image_is_its_slope():
 
 def test_gradient_to_the_image_counts_how_often_each_voxel_is_looked_at():
     """All of a (5, 5, 5) grid looks at voxel (1, 2, 3): its gradient is 125, that of all others 0."""
-    grid = textbook.identity(torch.empty(1, 3, 5, 5, 5))
+    grid = textbook.identity((5, 5, 5))[None]
     flow = torch.tensor([1.0, 2, 3]).view(1, 3, 1, 1, 1) - grid
     image = torch.zeros(1, 1, 5, 5, 5, requires_grad=True)
     fields.warp(image, flow).sum().backward()

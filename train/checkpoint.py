@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from runtime.geometry.errors import InputError
+from runtime.geometry.errors import InputError, first_line
 from runtime.geometry.volume import atomic_path
 from train.network import LEVELS, NetworkConfig, RPNet
 
@@ -76,7 +76,7 @@ def _read(path: Path) -> dict:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
-        reason = str(error).strip().split("\n")[0][:120]
+        reason = first_line(error)[:120]
         raise InputError(f"checkpoint: {path} is damaged or no checkpoint ({reason}); copy it again") from error
     if not isinstance(content, dict):
         raise InputError(f"checkpoint: {path} holds a {type(content).__name__}, expected a dict with tensors")

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from runtime.geometry.errors import InputError
+from runtime.geometry.grid import SIZE_MULTIPLE
 from train.fields import compose, upsample, warp
 
 LEVELS = (4, 3, 2, 1)
-SIZE_MULTIPLE = 8
 NEGATIVE_SLOPE = 0.1
 MAX_RES_BLOCKS = 4
 

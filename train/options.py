@@ -4,8 +4,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from runtime.geometry.errors import InputError
+from runtime.geometry.grid import is_network_shape
 from train.losses import FORMS
-from train.network import SIZE_MULTIPLE, NetworkConfig
+from train.network import NetworkConfig
 
 CHOICES = {
     "loss": FORMS,
@@ -23,10 +24,6 @@ FREE_ON_RESUME = (
     "output", "steps", "minutes", "resume", "start", "threads", "workers", "cache", "accumulate", "save_minutes",
     "tensorboard", "pictures", "licence", "device", "precision", "channels_last",
 )  # fmt: skip
-
-
-def _is_window(shape: tuple) -> bool:
-    return len(shape) == 3 and all(size >= SIZE_MULTIPLE and size % SIZE_MULTIPLE == 0 for size in shape)
 
 
 @dataclass(frozen=True)
@@ -138,7 +135,7 @@ class FitOptions:
         self._require("average", 0 <= self.average < 1, "0 or more and below 1")
         self._require("half_size", 0 <= self.half_size <= 1, "0 to 1")
         self._require("minutes", self.minutes is None or self.minutes > 0, "above 0")
-        self._require("shape", self.shape is None or _is_window(self.shape), "three multiples of 8")
+        self._require("shape", self.shape is None or is_network_shape(self.shape), "three multiples of 8")
         allowed = len(self.iterations) == 4 and all(1 <= count <= MOST_ITERATIONS for count in self.iterations)
         self._require("iterations", allowed, f"four numbers, 1 to {MOST_ITERATIONS}, for levels 4,3,2,1")
 

@@ -6,15 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from train import textbook
+
 Shape = tuple[int, int, int]
 _SPLINE_DEVIATION = 0.479**1.5  # of unit noise under cubic B-splines: about the integral of their square, 151/315
 
-
-@lru_cache(maxsize=64)
-def identity(shape: Shape, device: torch.device) -> Tensor:
-    """Voxel coordinates (3, I, J, K) of a grid."""
-    axes = (torch.arange(size, dtype=torch.float32, device=device) for size in shape)
-    return torch.stack(torch.meshgrid(*axes, indexing="ij"))
+identity = lru_cache(maxsize=64)(textbook.identity)
 
 
 def _spline_matrix(size: int, spacing: float, phase: float, device: torch.device) -> Tensor:

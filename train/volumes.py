@@ -15,12 +15,11 @@ from torch import Tensor
 
 from runtime.geometry import volume as files
 from runtime.geometry.errors import InputError
-from runtime.geometry.grid import Grid, closest_ras, fit_to, reorient, reorient_array
+from runtime.geometry.grid import SIZE_MULTIPLE, Grid, closest_ras, fit_to, reorient, reorient_array
 from runtime.geometry.intensity import PercentileRule
 from runtime.geometry.scan_list import Scan
 from train.augment import Augmentation, augment
 from train.image_pair import ImagePair
-from train.network import SIZE_MULTIPLE
 
 Shape = tuple[int, int, int]
 _READERS = 8  # at once; reading is mostly decompression, which threads share out well

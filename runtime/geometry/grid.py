@@ -4,6 +4,7 @@ Physical coordinates are millimetres in RAS+ everywhere; voxel (i, j, k) is the 
 """
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import nibabel as nib
@@ -16,6 +17,12 @@ ORTHOGONAL = 1e-3  # largest cosine between two axes that still counts as a righ
 SAME_SPACING = 0.01  # relative difference of spacing below which the fixed image's own voxels are used
 FEWEST_VOXELS = 2  # of the working grid that the foreground must span along its longest axis
 SINGULAR = 1e-4  # smallest volume of the box of three unit axes
+SIZE_MULTIPLE = 8  # of the shapes that RP-Net takes: its coarsest level is an eighth of the size
+
+
+def is_network_shape(shape: Sequence[int]) -> bool:
+    """Whether RP-Net takes images of this shape: three sizes, each a multiple of 8 above 0."""
+    return len(shape) == 3 and all(size >= SIZE_MULTIPLE and size % SIZE_MULTIPLE == 0 for size in shape)
 
 
 @dataclass(frozen=True, eq=False)

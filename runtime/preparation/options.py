@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from runtime.geometry.errors import InputError
+from runtime.geometry.grid import SIZE_MULTIPLE, is_network_shape
 from runtime.geometry.intensity import PercentileRule, Rule, WindowRule
 from runtime.geometry.mni152 import NAME as MNI152
 
 Shape = tuple[int, int, int]
-SIZE_MULTIPLE = 8  # of the volumes that training takes as they are
 FIRST = "first"
 AFFINES = ("auto", "rigid", "centre", "none")
 
@@ -52,7 +52,7 @@ class PrepareOptions:
     jobs: int | None = None
 
     def __post_init__(self) -> None:
-        if len(self.shape) != 3 or any(size < SIZE_MULTIPLE or size % SIZE_MULTIPLE for size in self.shape):
+        if not is_network_shape(self.shape):
             raise InputError(f"--shape: got {self.shape}, expected three multiples of {SIZE_MULTIPLE}")
         if not (np.isfinite(self.spacing) and self.spacing > 0):
             raise InputError(f"--spacing: got {self.spacing}, expected mm above 0")

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from runtime.geometry.errors import InputError
+from runtime.geometry.grid import is_network_shape
 from runtime.geometry.intensity import PercentileRule
 from train.generated.deformation import deformation
 from train.generated.scene import Painting, Regions, Sheets, blur, brain, regions, sample, shapes
@@ -36,7 +37,7 @@ class GeneratedPairs:
     _latest: dict = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if len(self.shape) != 3 or any(size < 8 or size % 8 for size in self.shape):
+        if not is_network_shape(self.shape):
             raise InputError(f"shape: got {self.shape}, expected three multiples of 8")
 
     def scene(self, random: Randomness) -> Sheets | Regions:

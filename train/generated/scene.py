@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from train import textbook
 from train.generated.deformation import deformation, linear
 from train.generated.template import DEEPEST, Template
 from train.randomness import Randomness, Shape, identity
@@ -153,9 +154,7 @@ def highest(fields: Iterable[Tensor]) -> Tensor:
 
 def sample(volume: Tensor, coordinates: Tensor, mode: str = "bilinear") -> Tensor:
     """Samples of (C, I, J, K) at voxel coordinates (3, A, B, C); the border's value outside."""
-    size = torch.tensor(volume.shape[1:], dtype=torch.float32, device=volume.device).view(3, 1, 1, 1)
-    grid = ((2 * coordinates + 1) / size - 1).permute(1, 2, 3, 0).flip(-1)
-    return F.grid_sample(volume[None], grid[None], mode=mode, padding_mode="border", align_corners=False)[0]
+    return textbook.sample(volume[None], coordinates[None], mode, "border")[0]
 
 
 def _values(random: Randomness) -> tuple[float, float, float]:
