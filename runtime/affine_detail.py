@@ -16,26 +16,37 @@ Array = np.ndarray
 WINDOW = 1.0  # standard deviation of what counts as near, in spacings of the level
 FAINT = 0.005  # intensity: contrast far below it is noise and stays small
 OUTLINE = 0.7  # weight of the outermost voxels; one to two spacings further in it is 1
+MARGIN = 2.0  # standard deviations from a cut face within which too little was seen
 AGREEMENT = 3.0  # standard deviation of the neighbourhood that agrees or does not, in spacings
 ROUNDS = 3  # times that weights follow the map and the map the weights
 ALIKE = 0.05  # correlation of the details below which they say nothing: another contrast, or another object
 
 
 def detail(image: LevelImage, spacing: float) -> LevelImage:
-    """The image less its mean nearby, over its standard deviation nearby, foreground alone; the rest is 0.
+    """The image less its mean nearby, over its standard deviation nearby, both of the foreground alone; 0 outside.
+
+    Foreground comes in gradually about its threshold, so that the result does not hang on where voxels happen to lie.
 
     Args:
         image: values in [0, 1].
         spacing: of the level, mm; windows follow it, so they are as wide in every direction.
     """
     widths = _widths(image, WINDOW * spacing)
-    inside = (image.data > FOREGROUND).astype(np.float32)
+    inside = np.clip(image.data * np.float32(0.5 / FOREGROUND), 0, 1)
     near = np.maximum(smooth(inside, widths), np.float32(1e-3))
-    values = (image.data - smooth(image.data * inside, widths) / near) * inside
-    values /= np.sqrt(smooth(values * values, widths) / near) + np.float32(FAINT)
-    depth = np.clip(2 * near - 1, 0, 1)
-    values *= np.float32(OUTLINE) + np.float32(1 - OUTLINE) * depth
-    return LevelImage(values, image.grid, image.cut)
+    values = image.data - smooth(image.data * inside, widths) / near
+    values *= inside / (np.sqrt(smooth(values * values * inside, widths) / near) + np.float32(FAINT))
+    values *= np.float32(OUTLINE) + np.float32(1 - OUTLINE) * np.clip(2 * near - 1, 0, 1)
+    return _known_on_both_sides(LevelImage(values, image.grid, image.cut), widths)
+
+
+def _known_on_both_sides(image: LevelImage, widths: tuple[float, float, float]) -> LevelImage:
+    """Without what lies so near a face that cuts the object off that half of what is near was not seen."""
+    margin = np.minimum(np.ceil(MARGIN * np.array(widths)).astype(int), np.array(image.grid.shape) // 8)
+    first, last = np.where(image.cut, margin[:, None], 0).T
+    shape = tuple(int(size) for size in np.array(image.grid.shape) - first - last)
+    data = image.data[tuple(slice(start, start + size) for start, size in zip(first, shape, strict=True))]
+    return LevelImage(np.ascontiguousarray(data), image.grid.crop(first, shape), image.cut)
 
 
 def climb_detail(levels: list[Level], matrix: Array, generators: list[Array]) -> Array:
