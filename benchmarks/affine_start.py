@@ -1,11 +1,12 @@
-"""Scores the affine start alone on real brains: labels carried by the affine against the labels that are there.
+"""Scores the affine start alone on real brains: labels carried by it against those that are there.
 
     python benchmarks/affine_start.py --data DIR --output table.md
 
-`--data` as in real_pairs_list.py. Groups: Mindboggle's subjects in a chain; the two brains of `pair`, both ways; subjects
-against either of those two, both ways, their cortex joined to one label a side; and subjects carried into MNI152, each
-scored against the next one there. Dice is the mean over labels with 50 voxels or more in both maps, on the fixed grid,
-nearest neighbour. "whole" is the affine start without its steps on the detail inside; it is timed in turn with the full one.
+`--data` as in real_pairs_list.py. Groups: Mindboggle's subjects in a chain; the two brains of `pair`, both ways;
+subjects against either of those two, both ways, their cortex joined to one label a side; and subjects carried into
+MNI152, each scored against the next one there. Dice is the mean over labels with 50 voxels or more in both maps, on the
+fixed grid, nearest neighbour. "whole" is the affine start without its steps on the detail inside, "CPU s" the time of
+all cores together, both measured in turn.
 
 `--greedy DIR` adds a column for greedy's affine: NCC 2x2x2, 100x50x10 iterations, one thread, images cut to their
 foreground, as greedy starts from their centres. DIR keeps its matrices, and those that it has are read. Nothing else
@@ -129,12 +130,12 @@ class Scorer:
 
 
 def ours(scans: Scans, case: Case, whole: bool) -> tuple[Array, float]:
-    """The matrix (4, 4) RAS mm and seconds; `whole` leaves the steps on the detail out."""
+    """The matrix (4, 4) RAS mm and CPU seconds; `whole` leaves the steps on the detail out."""
     images = *scans.image(case.fixed), *scans.image(case.moving)
     with mock.patch.object(affine_detail, "ALIKE", 2.0 if whole else affine_detail.ALIKE):
-        begin = time.perf_counter()
+        begin = time.process_time()
         matrix = align(*images).matrix
-    return matrix, time.perf_counter() - begin
+    return matrix, time.process_time() - begin
 
 
 def greedy(scans: Scans, case: Case, kept: Path, only_kept: bool) -> Array | None:
@@ -149,7 +150,8 @@ def greedy(scans: Scans, case: Case, kept: Path, only_kept: bool) -> Array | Non
         with tempfile.TemporaryDirectory() as folder:
             images = [cut(scans, name, Path(folder)) for name in (case.fixed, case.moving)]
             Greedy3D().execute(
-                f"-d 3 -a -m NCC 2x2x2 -i {images[0]} {images[1]} -ia-image-centers -n 100x50x10 -threads 1 -V 0 -o {file}"
+                f"-d 3 -a -m NCC 2x2x2 -i {images[0]} {images[1]} -ia-image-centers -n 100x50x10 -threads 1 -V 0 "
+                f"-o {file}"
             )
     return np.loadtxt(file)
 
@@ -165,7 +167,7 @@ def cut(scans: Scans, name: str, folder: Path) -> Path:
 def scored(
     scans: Scans, chosen: list[Case], compare: Callable[[Case], Array | None]
 ) -> Iterator[tuple[Case, list[float]]]:
-    """A case and its row: Dice by headers, without and with detail, by greedy (NaN without it); seconds of ours."""
+    """A case and its row: Dice by headers, without and with detail, by greedy (NaN without it); CPU seconds of ours."""
     scorer, matrices, seconds = Scorer(scans), {}, {}
     for case in chosen:
         (whole, slow), (detail, slower) = ours(scans, case, True), ours(scans, case, False)
@@ -198,7 +200,7 @@ def row(name: str, figures: Sequence[float]) -> str:
 @click.option("--groups", default="chain,pair,across,template", show_default=True)
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="Markdown.")
 def main(data: Path, kept: Path | None, only_kept: bool, groups: str, output: Path) -> None:
-    scans, lines = Scans(data), [f"| | {' | '.join(METHODS)} | whole, s | detail, s |", "| --- " * 7 + "|"]
+    scans, lines = Scans(data), [f"| | {' | '.join(METHODS)} | whole, CPU s | detail, CPU s |", "| --- " * 7 + "|"]
     compare = functools.partial(greedy, scans, kept=kept, only_kept=only_kept) if kept else lambda case: None
     for group in groups.split(","):
         rows = []

@@ -83,7 +83,8 @@ class FixedPyramid:
 
     def facing(self, moving: Array, grid: Grid) -> "PairPyramid":
         """Both images, level by level; InputError if the moving one is constant."""
-        levels = [Level(*pair) for pair in zip(self._levels, half(prepared(moving, grid, "moving"), self._edge), strict=True)]
+        images = half(prepared(moving, grid, "moving"), self._edge)
+        levels = [Level(*both) for both in zip(self._levels, images, strict=True)]
         details = [
             Level(fixed, detail(level.moving, level.spacing))
             for fixed, level in zip(self._details, levels[1:], strict=True)
@@ -93,7 +94,7 @@ class FixedPyramid:
 
 @dataclass(frozen=True, eq=False)
 class PairPyramid:
-    """Two images, coarse to fine.
+    """A fixed and a moving image, coarse to fine.
 
     Attributes:
         levels: whole images.
@@ -113,15 +114,18 @@ class PairPyramid:
             used, (matrix, steps) = "rigid", self.refined(rigid, "rigid")
             note = "the affine was implausible (volume or stretch) and is not used"
         candidates[used] = matrix
-        judge = inside if alike(inside, matrix) else whole
-        best = _best(judge, candidates)
-        before, after = ([level.similarity(candidates[name]) for level in (whole, inside)] for name in ("headers", best))
+        best = _best(inside if alike(inside, matrix) else whole, candidates)
+        before, after = (self._correlations(candidates[name]) for name in ("headers", best))
         if not after[0] > 0:
             raise InputError(
                 "affine start: fixed and moving do not correlate anywhere, expected two images of one body part and "
                 "contrast; give --affine a matrix, or none to use the headers"
             )
         return AffineStart(candidates[best], before[0], after[0], before[1], after[1], (*stages, *steps), best, note)
+
+    def _correlations(self, matrix: Array) -> tuple[float, float]:
+        """Of the whole images and of the details, at the finest spacing."""
+        return self.levels[-1].similarity(matrix), self.details[-1].similarity(matrix)
 
     def refined(self, matrix: Array, kind: str) -> tuple[Array, list[Stage]]:
         """Rigid or affine steps on each level, coarse to fine, then on the details."""

@@ -16,7 +16,7 @@ Array = np.ndarray
 WINDOW = 1.0  # standard deviation of what counts as near, in spacings of the level
 FAINT = 0.005  # intensity: contrast far below it is noise and stays small
 OUTLINE = 0.7  # weight of the outermost voxels; one to two spacings further in it is 1
-MARGIN = 2.0  # standard deviations from a cut face within which too little was seen
+MARGIN = 2.0  # standard deviations of WINDOW from a cut face within which too little was seen
 AGREEMENT = 3.0  # standard deviation of the neighbourhood that agrees or does not, in spacings
 ROUNDS = 3  # times that weights follow the map and the map the weights
 ALIKE = 0.05  # correlation of the details below which they say nothing: another contrast, or another object
@@ -77,8 +77,8 @@ def alike(level: Level, matrix: Array) -> bool:
 def agreeing(level: Level, matrix: Array) -> Level:
     """The level with the fixed detail weighted by how well it correlates nearby with the moving one under `matrix`.
 
-    Where the correlation r nearby is negative the weight is 0. Climbing with weights r that follow the map maximises the
-    sum of r^2 instead of that of r, as local squared correlation does.
+    The weight is the correlation r nearby, 0 where it is negative. Climbing with weights that follow the map maximises
+    the sum of r^2 instead of that of r, as squared local correlation does.
     """
     fixed = level.fixed
     moving = resample(level.moving.data, level.moving.grid, fixed.grid, physical=matrix)
