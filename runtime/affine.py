@@ -1,6 +1,7 @@
 """The affine start: fixed -> moving in RAS mm by correlation, coarse to fine, without any header being trusted.
 
-Centres of mass, a search over rotations, then rigid and affine steps. Deterministic to the bit.
+Centres of mass, a search over rotations, then rigid and affine steps on whole images, and last steps on the detail
+inside them (`runtime.affine_detail`), which also decides. Deterministic to the bit.
 """
 
 import itertools
@@ -11,6 +12,7 @@ import numba
 import numpy as np
 
 from runtime.affine_ascent import AFFINE, RIGID, climb
+from runtime.affine_detail import alike, climb_detail, detail
 from runtime.affine_pyramid import Level, half, longest_edge, prepared
 from runtime.geometry.errors import InputError
 from runtime.geometry.grid import Grid
@@ -20,6 +22,7 @@ ANGLES = (-30.0, 0.0, 30.0)  # degrees, about each axis
 SHIFTS = (-0.25, 0.0, 0.25)  # along S, of the longest edge: necks move the centre of mass
 REFINED = 10  # starts that get rigid steps
 EQUAL = 1e-5  # headers that are right to within this correlation stay
+KINDS = {"rigid": RIGID, "affine": AFFINE}
 DETERMINANT = (0.3, 3.0)
 STRETCH = (0.5, 2.0)  # singular values of a plausible affine
 
@@ -39,16 +42,19 @@ class AffineStart:
 
     Attributes:
         matrix: (4, 4) RAS mm, fixed -> moving.
-        similarity_before: correlation at the finest spacing with the headers as they are.
+        similarity_before: correlation of the whole images at the finest spacing with the headers as they are.
         similarity_after: the same with `matrix`.
+        detail_before, detail_after: the same of the details inside them; what decides where they are alike.
         stages: what led there.
-        used: which of "headers", "centres of mass", "rigid" and "affine" correlated best and is `matrix`.
+        used: which of "headers", "centres of mass", "rigid" and "affine" is best and is `matrix`.
         note: what to doubt about the result, if anything.
     """
 
     matrix: Array
     similarity_before: float
     similarity_after: float
+    detail_before: float
+    detail_after: float
     stages: tuple[Stage, ...]
     used: str
     note: str | None = None
@@ -69,28 +75,67 @@ class FixedPyramid:
         image = prepared(fixed, grid, "fixed")
         self._edge = longest_edge(image)
         self._levels = half(image, self._edge)
+        self._details = [detail(level, level.spacing) for level in self._levels[1:]]
 
     def align(self, moving: Array, grid: Grid) -> AffineStart:
         """As the function `align`."""
-        moving_levels = half(prepared(moving, grid, "moving"), self._edge)
-        levels = [Level(*images) for images in zip(self._levels, moving_levels, strict=True)]
-        finest = levels[-1]
-        headers, centres = np.eye(4), _centres(finest)
-        rigid, affine, stages = _best_start(levels[0], headers, centres)
-        affine, steps = _descend(levels[1:], affine, "affine")
-        candidates, note = {"headers": headers, "centres of mass": centres, "affine": affine}, None
-        if not _plausible(affine):
-            candidates.pop("affine")
-            candidates["rigid"], steps = _descend(levels[1:], rigid, "rigid")
+        return self.facing(moving, grid).align()
+
+    def facing(self, moving: Array, grid: Grid) -> "PairPyramid":
+        """Both images, level by level; InputError if the moving one is constant."""
+        images = half(prepared(moving, grid, "moving"), self._edge)
+        levels = [Level(*both) for both in zip(self._levels, images, strict=True)]
+        details = [
+            Level(fixed, detail(level.moving, level.spacing))
+            for fixed, level in zip(self._details, levels[1:], strict=True)
+        ]
+        return PairPyramid(levels, details)
+
+
+@dataclass(frozen=True, eq=False)
+class PairPyramid:
+    """A fixed and a moving image, coarse to fine.
+
+    Attributes:
+        levels: whole images.
+        details: of all levels but the coarsest.
+    """
+
+    levels: list[Level]
+    details: list[Level]
+
+    def align(self) -> AffineStart:
+        """As the function `align`."""
+        whole, inside = self.levels[-1], self.details[-1]
+        candidates = {"headers": np.eye(4), "centres of mass": _centres(whole)}
+        rigid, affine, stages = _best_start(self.levels[0], *candidates.values())
+        used, note, (matrix, steps) = "affine", None, self.refined(affine, "affine")
+        if not _plausible(matrix):
+            used, (matrix, steps) = "rigid", self.refined(rigid, "rigid")
             note = "the affine was implausible (volume or stretch) and is not used"
-        scores = {name: finest.similarity(matrix) for name, matrix in candidates.items()}
-        best = max(scores, key=lambda name: scores[name] + (EQUAL if name == "headers" else 0))
-        if not scores[best] > 0:
+        candidates[used] = matrix
+        best = _best(inside if alike(inside, matrix) else whole, candidates)
+        before, after = (self._correlations(candidates[name]) for name in ("headers", best))
+        if not after[0] > 0:
             raise InputError(
                 "affine start: fixed and moving do not correlate anywhere, expected two images of one body part and "
                 "contrast; give --affine a matrix, or none to use the headers"
             )
-        return AffineStart(candidates[best], scores["headers"], scores[best], (*stages, *steps), best, note)
+        return AffineStart(candidates[best], before[0], after[0], before[1], after[1], (*stages, *steps), best, note)
+
+    def _correlations(self, matrix: Array) -> tuple[float, float]:
+        """Of the whole images and of the details, at the finest spacing."""
+        return self.levels[-1].similarity(matrix), self.details[-1].similarity(matrix)
+
+    def refined(self, matrix: Array, kind: str) -> tuple[Array, list[Stage]]:
+        """Rigid or affine steps on each level, coarse to fine, then on the details."""
+        stages = []
+        for level in self.levels:
+            matrix, similarity = climb(level, matrix, KINDS[kind])
+            stages.append(Stage(kind, level.spacing, similarity))
+        matrix = climb_detail(self.details, matrix, KINDS[kind])
+        finest = self.details[-1]
+        return matrix, [*stages, Stage(f"{kind}, detail", finest.spacing, finest.similarity(matrix))]
 
 
 def align(fixed: Array, fixed_grid: Grid, moving: Array, moving_grid: Grid) -> AffineStart:
@@ -101,7 +146,8 @@ def align(fixed: Array, fixed_grid: Grid, moving: Array, moving_grid: Grid) -> A
         fixed_grid, moving_grid: RAS mm.
 
     Returns:
-        The best of headers, centres of mass, rigid and affine by correlation at the finest spacing.
+        The best of headers, centres of mass, rigid and affine by correlation at the finest spacing: of the details
+        inside the images, or of whole images where the details are not alike.
 
     Raises:
         InputError: if an image is constant, or no start makes them correlate.
@@ -109,13 +155,10 @@ def align(fixed: Array, fixed_grid: Grid, moving: Array, moving_grid: Grid) -> A
     return FixedPyramid(fixed, fixed_grid).align(moving, moving_grid)
 
 
-def _descend(levels: list[Level], matrix: Array, name: str) -> tuple[Array, list[Stage]]:
-    """Rigid or affine steps on each level, coarse to fine."""
-    stages = []
-    for level in levels:
-        matrix, similarity = climb(level, matrix, {"rigid": RIGID, "affine": AFFINE}[name])
-        stages.append(Stage(name, level.spacing, similarity))
-    return matrix, stages
+def _best(level: Level, candidates: dict[str, Array]) -> str:
+    """The name of the matrix with the highest correlation; headers that are as good go first."""
+    scores = {name: level.similarity(matrix) for name, matrix in candidates.items()}
+    return max(scores, key=lambda name: scores[name] + (EQUAL if name == "headers" else 0))
 
 
 def _centres(level: Level) -> Array:

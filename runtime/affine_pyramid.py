@@ -21,7 +21,7 @@ LEVELS = (4, 2, 1)  # spacings, in units of the finest
 MARGIN = 0.03  # of the longest edge, kept around both foregrounds, in units of the level's step
 SMALLEST = 8  # voxels along an axis below which a level does not go
 CUT = 0.02  # share of a face of the image that is foreground from which the object counts as cut off there
-OVERLAP = 0.25  # share of the fixed intensity that must fall on known parts of the moving image
+OVERLAP = 0.25  # share of the fixed energy that must fall on known parts of the moving image
 FEWEST = 64  # voxels a correlation is computed from
 BLUR = 0.7  # voxels of each level
 VOXELS_PER_THREAD = 150_000
@@ -42,9 +42,14 @@ class LevelImage:
         return np.where(self.cut[:, 0], 0.0, -np.inf), np.where(self.cut[:, 1], last, np.inf)
 
     @cached_property
-    def total(self) -> float:
-        """Sum of all voxels."""
-        return float(self.data.sum(dtype=np.float64))
+    def spacing(self) -> float:
+        """Mean distance of the voxels, mm."""
+        return float(np.mean(self.grid.spacing))
+
+    @cached_property
+    def energy(self) -> float:
+        """Sum of all squares."""
+        return float(np.square(self.data).sum(dtype=np.float64))
 
     @property
     def centre(self) -> Array:
@@ -60,10 +65,10 @@ class Level:
     fixed: LevelImage
     moving: LevelImage
 
-    @cached_property
+    @property
     def spacing(self) -> float:
-        """Mean distance of the fixed voxels, mm."""
-        return float(np.mean(self.fixed.grid.spacing))
+        """The fixed image's."""
+        return self.fixed.spacing
 
     @contextmanager
     def threads(self) -> Iterator[None]:
@@ -86,7 +91,7 @@ class Level:
     def correlation(self, moments: Array) -> float:
         """Pearson's correlation from n, sum f, sum m, sum f^2, sum m^2, sum f m; -1 for too little overlap."""
         n, f, m, ff, mm, fm = moments
-        if n < FEWEST or f < OVERLAP * self.fixed.total:
+        if n < FEWEST or ff < OVERLAP * self.fixed.energy:
             return -1.0
         norm = (ff - f * f / n) * (mm - m * m / n)
         return min(1.0, float((fm - f * m / n) / np.sqrt(norm))) if norm > 0 else -1.0

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from runtime.affine import align
+from runtime.affine_ascent import AFFINE, climb
+from runtime.affine_detail import agreeing, climb_detail, detail
 from runtime.affine_kernels import MOMENTS, SUMS, block_means, correlation_moments, normal_equations
-from runtime.affine_pyramid import half, longest_edge, prepared
+from runtime.affine_pyramid import Level, LevelImage, half, longest_edge, prepared
 from runtime.geometry.errors import InputError
 from runtime.geometry.flow import sample
 from runtime.geometry.grid import Grid
@@ -42,22 +44,27 @@ def grid(axes="RAS", shape=(48, 54, 46), spacing=(4.0, 4.0, 4.0), move=None) -> 
     return Grid(shape, affine if move is None else move @ affine)
 
 
-def head(points: np.ndarray) -> np.ndarray:
-    """A head of 140 x 170 x 130 mm with bright and dark parts and no symmetry, in [0, 1], at RAS points."""
+def head(points: np.ndarray, top: float = 65.0, fine: float = 1.0) -> np.ndarray:
+    """A head of 140 x 170 x 130 mm with bright and dark parts and no symmetry, in [0, 1], at RAS points.
+
+    Above z = 0 it ends at `top`, with the same things inside; its folds are `fine` times as fine.
+    """
     x, y, z = np.moveaxis(points, -1, 0)
-    skin = 1 / (1 + np.exp(np.clip(12 * ((x / 70) ** 2 + (y / 85) ** 2 + (z / 65) ** 2 - 1), -40, 40)))
-    folds = np.sin(x / 9) * np.cos(y / 11) + np.cos(z / 8 + x / 20)
+    height = np.where(z > 0, top, 65)
+    skin = 1 / (1 + np.exp(np.clip(12 * ((x / 70) ** 2 + (y / 85) ** 2 + (z / height) ** 2 - 1), -40, 40)))
+    a, b, c = fine * x, fine * y, fine * z
+    folds = np.sin(a / 9) * np.cos(b / 11) + np.cos(c / 8 + a / 20)
     blobs = [((30, 20, 10), 18, -0.5), ((-35, 30, -5), 22, 0.3), ((5, -45, 20), 20, 0.35), ((-10, 10, 40), 15, -0.4)]
     inner = sum(size * np.exp(-np.sum((points - centre) ** 2, -1) / width**2) for centre, width, size in blobs)
     return np.clip(skin * (0.55 + 0.08 * folds + inner), 0, 1)
 
 
-def scan(where: Grid, truth=None) -> np.ndarray:
+def scan(where: Grid, truth=None, **shape) -> np.ndarray:
     """The head on a grid, moved by `truth` (4, 4): what is at x is found at truth x."""
     inverse = np.linalg.inv(np.eye(4) if truth is None else truth)
     voxels = np.stack(np.meshgrid(*map(np.arange, where.shape), indexing="ij"), -1).astype(float)
     points = where.to_physical(voxels) @ inverse[:3, :3].T + inverse[:3, 3]
-    return head(points).astype(np.float32)
+    return head(points, **shape).astype(np.float32)
 
 
 def largest_error(found, truth) -> float:
@@ -144,8 +151,74 @@ def test_the_result_is_never_worse_than_the_simple_starts():
     other = shifted(np.diag([0.7, 1.3, 0.8, 1]), (20, 10, -30))
     found = align(scan(FIXED, other) ** 2, FIXED, moving, MOVING)
     stages = {stage.name: stage.similarity for stage in found.stages}
-    assert found.similarity_after >= found.similarity_before
+    assert found.detail_after >= found.detail_before and found.similarity_after >= found.similarity_before
     assert stages["rigid"] >= stages["rotation search"] >= max(stages["centres of mass"], stages["headers"])
+
+
+TALL = 75.0  # mm: the head as it looks when more was left above it than the 65 mm of the other
+
+
+@pytest.mark.parametrize("truth", [np.eye(4), shifted(rotation((6, -9, 12)), (9, -14, 6))], ids=["aligned", "turned"])
+def test_an_outline_that_disagrees_with_the_inside_does_not_drive_it(truth):
+    """One head has 10 mm more above it: whole images fit best when it is squeezed. Voxels are 4 mm wide."""
+    fixed, moving = scan(FIXED, fine=2.5), scan(MOVING, truth, top=TALL, fine=2.5)
+    image = prepared(fixed, FIXED, "fixed")
+    whole = Level(*(half(one, longest_edge(image))[-1] for one in (image, prepared(moving, MOVING, "moving"))))
+    assert largest_error(climb(whole, truth, AFFINE)[0], truth) > 7
+    found = align(fixed, FIXED, moving, MOVING)
+    assert largest_error(found.matrix, truth) < 2.5
+    assert found.similarity_after < whole.similarity(climb(whole, truth, AFFINE)[0])
+
+
+def volume(data: np.ndarray, cut=()) -> LevelImage:
+    """Voxels of 1 mm; `cut` are the (axis, side) of the faces that cut the object off."""
+    faces = np.zeros((3, 2), dtype=bool)
+    for face in cut:
+        faces[face] = True
+    return LevelImage(data.astype(np.float32), Grid(data.shape, np.eye(4)), faces)
+
+
+def texture(seed: int = 2) -> np.ndarray:
+    """(20, 22, 24), values from 0.3 to 0.7 in a border of zeros, 3 voxels wide."""
+    return np.pad(0.3 + 0.4 * np.random.default_rng(seed).random((14, 16, 18)), 3)
+
+
+def test_detail_is_the_same_at_any_brightness_and_contrast():
+    """A scale, and a slope of brightness across the image, change it little; a shift of one half, hardly."""
+    expected = detail(volume(texture()), 1.0).data
+    inside = texture() > 0
+    slope = np.linspace(0.8, 1.2, 20)[:, None, None]
+    for other in (0.6 * texture(), slope * texture(), np.where(inside, texture() / 2 + 0.3, 0)):
+        found = detail(volume(other), 1.0).data
+        assert np.corrcoef(found[inside], expected[inside])[0, 1] > 0.99
+    assert not expected[~inside].any()
+    assert not detail(volume(np.where(inside, 0.6, 0)), 1.0).data.round(3).any()  # an outline alone is no detail
+
+
+def test_detail_beside_a_cut_face_is_left_out_and_elsewhere_that_of_the_whole():
+    """Half an image has the whole one's detail wherever it has any."""
+    whole, part = volume(texture()), volume(texture()[:, :, :12], [(2, 1)])
+    found = detail(part, 1.0)
+    size = found.grid.shape[2]
+    assert size < 12 and found.grid.shape[:2] == whole.grid.shape[:2]
+    assert found.data[:, :, : size - 1] == pytest.approx(detail(whole, 1.0).data[:, :, : size - 1], abs=0.1)
+
+
+def test_details_that_are_not_alike_move_nothing():
+    """Bright here is dark there: what detail says would lead away from where the outlines coincide."""
+    fixed = volume(np.random.default_rng(3).standard_normal((16, 16, 16)))
+    start = shifted(np.eye(4), (0.4, 0, 0))
+    assert climb_detail([Level(fixed, volume(-fixed.data))], start, AFFINE) is start
+    assert largest_error(climb_detail([Level(fixed, fixed)], start, AFFINE), np.eye(4)) < 0.1
+
+
+def test_places_that_disagree_get_no_weight():
+    """The moving detail is the fixed one, but negative in one half."""
+    fixed = volume(np.random.default_rng(3).standard_normal((30, 16, 16)))
+    sign = np.where(np.arange(30) < 15, 1, -1)[:, None, None]
+    found = agreeing(Level(fixed, volume(fixed.data * sign)), np.eye(4)).fixed.data
+    assert found[:6] == pytest.approx(fixed.data[:6], rel=0.06)
+    assert not found[24:].any()
 
 
 def test_an_implausible_affine_falls_back_to_rigid():

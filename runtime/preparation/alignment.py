@@ -5,8 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from runtime.affine import AffineStart, FixedPyramid
-from runtime.affine_ascent import RIGID, climb
-from runtime.affine_pyramid import Level, half, longest_edge, prepared
+from runtime.affine_pyramid import prepared
 from runtime.geometry.errors import InputError
 from runtime.geometry.grid import Grid
 
@@ -39,10 +38,7 @@ class Aligner:
         if kind in ("auto", "rigid"):
             self._pyramid = FixedPyramid(image, grid)
         if kind in ("rigid", "centre"):
-            fixed = prepared(image, grid, "reference")
-            self._centre_of_mass, self._edge = fixed.centre, longest_edge(fixed)
-        if kind == "rigid":
-            self._levels = half(fixed, self._edge)
+            self._centre_of_mass = prepared(image, grid, "reference").centre
 
     def align(self, image: Array, grid: Grid) -> Alignment:
         """Where the reference's points lie in a scan.
@@ -66,9 +62,8 @@ class Aligner:
 
     def _rigid(self, image: Array, grid: Grid) -> Alignment:
         """The rigid map nearest to the affine one, then rigid steps on every level."""
-        matrix = nearest_rigid(self._start(image, grid).matrix, self._centre_of_mass)
-        for fixed, moving in zip(self._levels, half(prepared(image, grid, "image"), self._edge), strict=True):
-            matrix, _ = climb(Level(fixed, moving), matrix, RIGID)
+        nearest = nearest_rigid(self._start(image, grid).matrix, self._centre_of_mass)
+        matrix, _ = self._pyramid.facing(image, grid).refined(nearest, "rigid")
         return Alignment(matrix, "rigid")
 
     def _start(self, image: Array, grid: Grid) -> AffineStart:
