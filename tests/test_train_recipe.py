@@ -116,11 +116,9 @@ class TestLosses:
         labels = (image > 0.6).int() + (image > 0.8).int()
         still = {level: torch.zeros(1, 3, *(16 >> level - 1,) * 3) for level in (1, 2, 3, 4)}
         pair = ImagePair(image, image, labels, labels)
-        loss, parts = Objective("squared", 1.0, 1.0)(pair, still, coarse=0.0)
-        total, similarity, rough, overlap = parts.tolist()
-        assert (
-            overlap == pytest.approx(0, abs=1e-6) and rough == 0 and total == loss.item() == pytest.approx(-similarity)
-        )
+        loss, parts = Objective("squared", 1.0, 1.0)((pair,), still, coarse=0.0)
+        assert parts["dice"].item() == pytest.approx(0, abs=1e-6) and parts["smoothness"] == 0
+        assert parts["total"] == loss.item() == pytest.approx(-parts["local_ncc"].item())
 
     def test_a_pair_at_half_its_size(self):
         image, labels = torch.rand(16, 8, 8), torch.randint(0, 5, (16, 8, 8), dtype=torch.int32)

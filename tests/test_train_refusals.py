@@ -36,9 +36,9 @@ def test_options_check_themselves(tmp_path):
         {"res_blocks": 7}, {"average": 1.0}, {"minutes": 0.0}, {"threads": 0}, {"device": "tpu"}, {"smooth": -1.0},
         {"schedule": "steps"}, {"validation_pairs": 0}, {"data": "x", "template": "mni152"}, {"dice": -1.0},
         {"iterations": (1, 1, 1)}, {"iterations": (1, 1, 0, 1)}, {"half_size": 1.5}, {"accumulate": 0},
-        {"pictures": -1}, {"channels_last": "yes"}, {"cache": -1}, {"resume": True, "start": tmp_path},
+        {"pictures": -1}, {"channels_last": "yes"}, {"cache": -1}, {"bending": -1.0}, {"log_jacobian": -1.0},
     ):  # fmt: skip
-        with pytest.raises(InputError, match="^" + next(reversed(change)).replace("resume", "start")):
+        with pytest.raises(InputError, match="^" + next(reversed(change))):
             FitOptions(tmp_path, **change)
 
 

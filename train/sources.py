@@ -36,6 +36,16 @@ class Sources:
     on_device: bool = False
 
 
+@dataclass(frozen=True)
+class EverySecond:
+    """Of generated pairs those that no other is the other way round, for steps that take both ways themselves."""
+
+    pairs: GeneratedPairs
+
+    def pair(self, index: int) -> ImagePair:
+        return self.pairs.pair(2 * index)
+
+
 def open_sources(options: FitOptions, device: torch.device | str = "cpu") -> Sources:
     """Read or make what `options` asks for. device: where generated pairs are made.
 
@@ -69,7 +79,8 @@ def _generated(options: FitOptions, device: torch.device) -> Sources:
         shape = check_volumes(scans, None, cache, pad=True)
         held = validation_pairs(scans, shape, options.validation_pairs, cache)
         description += f", validated on {len(scans)} volumes of {Path(options.validation).name}"
-    return Sources(pairs.pair, held, description, pairs.shape, on_device=device.type != "cpu")
+    training = EverySecond(pairs) if options.both_directions else pairs
+    return Sources(training.pair, held, description, pairs.shape, on_device=device.type != "cpu")
 
 
 def _volumes(options: FitOptions) -> Sources:

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from runtime import iterstop
+from runtime.geometry.jacobian import folded_share, sd_log_jacobian
 from runtime.geometry.overlap import mean_dice
 from runtime.schedules import fixed_schedule, iterstop_schedule
 from train import fields
 from train.distributed import Processes
-from train.fields import folded_share, warp
+from train.fields import warp
 from train.image_pair import ImagePair
 from train.network import RPNet
 from train.numerics import Numerics
@@ -28,12 +29,14 @@ class Quality:
     """Of one pair's registration, or means over several.
 
     ncc: of fixed and warped. dice: mean over the labels that both maps hold, None without maps. folded: share of
-    voxels. iterations: kept at levels 4, 3, 2, 1.
+    voxels. sd_log_jacobian: standard deviation of the logarithm of the Jacobian determinant where the fixed image is
+    above 0, how rough the flow is. iterations: kept at levels 4, 3, 2, 1.
     """
 
     ncc: float
     dice: float | None
     folded: float
+    sd_log_jacobian: float
     iterations: tuple[float, float, float, float]
 
 
@@ -87,9 +90,19 @@ def _register(network: RPNet, pair: ImagePair, numerics: Numerics) -> dict[str, 
         ready = TorchPair(network, pair.moving[None, None], pair.fixed[None, None], SIMILARITY, fields=fields)
         for name, schedule in SCHEDULES.items():
             result = iterstop.run(ready, schedule)
-            quality = Quality(result.similarity, _dice(pair, result.flow), folded_share(result.flow), result.counts[0])
-            found[name] = quality, result.flow
+            found[name] = _quality(pair, result), result.flow
     return found
+
+
+def _quality(pair: ImagePair, result: iterstop.Iterations) -> Quality:
+    volume, brain = fields.determinant(result.flow).cpu().numpy(), (pair.fixed > 0).cpu().numpy()
+    return Quality(
+        result.similarity,
+        _dice(pair, result.flow),
+        folded_share(volume),
+        sd_log_jacobian(volume, brain),
+        result.counts[0],
+    )
 
 
 def _dice(pair: ImagePair, flow: Tensor) -> float | None:
@@ -106,5 +119,6 @@ def _mean(qualities: Sequence[Quality]) -> Quality:
         ncc=float(np.mean([quality.ncc for quality in qualities])),
         dice=float(np.mean(dices)) if dices else None,
         folded=float(np.mean([quality.folded for quality in qualities])),
+        sd_log_jacobian=float(np.mean([quality.sd_log_jacobian for quality in qualities])),
         iterations=tuple(np.mean([quality.iterations for quality in qualities], axis=0).tolist()),
     )
