@@ -28,6 +28,7 @@ DATA, LOSS, STEPS, COMPUTING, FILES = (
     functools.partial(click.option, cls=SectionOption, section=name)
     for name in ("Data", "Network and loss", "Optimiser", "Computing", "Files and validation")
 )
+SHARE = functools.partial(LOSS, type=float, default=0.0, show_default=True)
 
 
 @click.group(
@@ -116,37 +117,26 @@ def _take_recipe(context: click.Context, _: click.Parameter, path: Path | None) 
 @LOSS("--res-blocks", type=int, default=2, show_default=True, help="Residual blocks per estimator, 0 to 4.")
 @LOSS("--loss", type=click.Choice(["plain", "squared"]), default="plain", show_default=True, help="Local NCC.")
 @LOSS("--smooth", type=float, default=1.0, show_default=True, help="Lambda, the weight of smoothness.")
-@LOSS("--dice", type=float, default=0.0, show_default=True, help="Weight of soft Dice; needs label maps.")
+@SHARE("--dice", help="Weight of soft Dice; needs label maps.")
 @LOSS(
-    "--coarse",
-    type=float,
-    default=0.0,
+    "--dice-labels",
+    type=click.Choice(["all", "deep"]),
+    default="all",
     show_default=True,
-    help="Weight of an extra loss on coarse flows (deep supervision), fading to 0 over the run.",
+    help="Which count for it; deep: ventricles and deep structures, of generated pairs.",
 )
-@LOSS("--bending", type=float, default=0.0, show_default=True, help="Weight of the flow's bending energy.")
-@LOSS("--log-jacobian", type=float, default=0.0, show_default=True, help="Weight of its squared log Jacobian.")
+@SHARE("--coarse", help="Weight of an extra loss on coarse flows (deep supervision), fading to 0 over the run.")
+@SHARE("--bending", help="Weight of the flow's bending energy.")
+@SHARE("--log-jacobian", help="Weight of the squared logarithm of the flow's Jacobian determinant.")
 @LOSS("--both-directions", is_flag=True, help="Each step takes its pairs both ways round, features computed once.")
-@LOSS(
-    "--inverse-consistency",
-    type=float,
-    default=0.0,
-    show_default=True,
-    help="Weight of what the flows of both ways leave, one after the other; needs --both-directions.",
-)
+@SHARE("--inverse-consistency", help="Weight of what the flows of both ways leave, one after the other.")
 @LOSS(
     "--iterations",
     type=Numbers(int, 4),
     default=(1, 1, 1, 1),
     help="Most iterations at levels 4,3,2,1; each step draws numbers from 1 to these.  [default: 1,1,1,1]",
 )
-@LOSS(
-    "--half-size",
-    type=float,
-    default=0.0,
-    show_default=True,
-    help="Share of the run, from its start, at half the image size.",
-)
+@SHARE("--half-size", help="Share of the run, from its start, at half the image size.")
 @STEPS("--steps", type=int, default=100_000, show_default=True, help="Training steps.")
 @STEPS("--minutes", type=float, help="End after this much training time, whatever --steps says.")
 @STEPS(

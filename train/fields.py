@@ -1,4 +1,4 @@
-"""Warp, upsample, compose and change of volume as training computes them. `runtime.geometry.flow` is their definition."""
+"""Warp, upsample, compose and Jacobian determinant as training has them; `runtime.geometry.flow` defines them."""
 
 import torch
 from torch import Tensor

@@ -28,8 +28,10 @@ from train.validation import Score
 
 @dataclass(frozen=True)
 class Progress:
-    """One finished step. steps: after which the run ends; seconds: training time so far, resumes included;
-    seconds_left: estimated; score: latest. validated: whether the score is of this very step. first: of this call.
+    """One finished step.
+
+    steps: after which the run ends. seconds: training time so far, resumes included; seconds_left: estimated. score:
+    latest; validated: whether it is of this very step. first: whether this step is the first of this call.
     """
 
     step: int
@@ -161,7 +163,8 @@ class _Loop:
                 self._save()
             left = run.timetable.seconds_left(run.step, run.seconds, run.step - first, run.seconds - seconds_first)
             self._tell(Progress(
-                run.step, last, run.seconds, left, losses, self.score, run.best, score is not None, run.step == first + 1
+                run.step, last, run.seconds, left, losses, self.score, run.best, validated=score is not None,
+                first=run.step == first + 1,
             ))  # fmt: skip
 
     def _tell(self, progress: Progress) -> None:

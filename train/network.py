@@ -141,7 +141,8 @@ class RPNet(nn.Module):
         Each image goes through the extractor once.
         """
         features = self.encode(torch.cat((first, second)))
-        return self._flows(features, {level: torch.cat(maps.chunk(2)[::-1]) for level, maps in features.items()}, counts)
+        others = {level: torch.cat(maps.chunk(2)[::-1]) for level, maps in features.items()}
+        return self._flows(features, others, counts)
 
     def _flows(
         self, moving_features: dict[int, Tensor], fixed_features: dict[int, Tensor], counts: tuple[int, int, int, int]

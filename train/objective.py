@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from train.fields import warp
-from train.image_pair import ImagePair
+from train.image_pair import FIRST_DEEP_LABEL, ImagePair
 from train.losses import bending, dice_loss, inverse_consistency, local_ncc, log_jacobian, smoothness
 
 COARSE_WINDOW = 5
@@ -42,6 +42,7 @@ class Objective:
     form: str
     smooth: float
     dice: float = 0.0
+    dice_labels: str = "all"
     bending: float = 0.0
     log_jacobian: float = 0.0
     inverse_consistency: float = 0.0
@@ -68,12 +69,11 @@ class Objective:
                 loss = loss + weight * parts[name]
         return loss, {name: part.detach().float() for name, part in ({"total": loss} | parts).items()}
 
-    @staticmethod
-    def _further_terms(ways: Sequence[ImagePair]) -> dict[str, Callable[[Tensor], Tensor]]:
+    def _further_terms(self, ways: Sequence[ImagePair]) -> dict[str, Callable[[Tensor], Tensor]]:
         """The terms that the paper does not have, of level 1's flow, by the name of their weight."""
 
         def overlap(flow: Tensor) -> Tensor:
-            maps = [(way.fixed_labels[None], way.moving_labels[None]) for way in ways]
+            maps = [[self._compared(labels)[None] for labels in (way.fixed_labels, way.moving_labels)] for way in ways]
             return sum(dice_loss(*labels, found) for labels, found in zip(maps, flow.split(1), strict=True)) / len(maps)
 
         return {
@@ -82,6 +82,10 @@ class Objective:
             "log_jacobian": log_jacobian,
             "inverse_consistency": inverse_consistency,
         }
+
+    def _compared(self, labels: Tensor) -> Tensor:
+        """A label map (I, J, K) with 0 for what Dice leaves out."""
+        return labels if self.dice_labels == "all" else labels.where(labels >= FIRST_DEEP_LABEL, 0)
 
     def _coarse(self, moving: Tensor, fixed: Tensor, flows: dict[int, Tensor]) -> Tensor:
         """Similarity and smoothness summed over levels 2, 3 and 4, on images averaged down to each level's size."""

@@ -10,6 +10,7 @@ from train.network import NetworkConfig
 
 CHOICES = {
     "loss": FORMS,
+    "dice_labels": ("all", "deep"),
     "schedule": ("constant", "cosine"),
     "precision": ("auto", "fp32", "bf16", "fp16"),
     "channels_last": ("auto", "on", "off"),
@@ -47,6 +48,7 @@ class FitOptions:
     res_blocks: residual blocks per estimator, 0 to 4.
     loss: "plain" or "squared" local NCC; smooth: lambda, the weight of the flow's smoothness.
     dice: weight of the soft Dice loss of warped labels at level 1; 0 for none. Needs label maps.
+    dice_labels: which count for it: "all", or of generated pairs "deep", ventricles and deep structures.
     coarse: weight of the same similarity and smoothness on the flows of levels 4, 3 and 2 (deep supervision), which
         fades to 0 over the run. 0 is the paper's loss throughout.
     bending, log_jacobian: weights of what keeps flows from being rough (`train.losses`), at level 1; 0 for none.
@@ -96,6 +98,7 @@ class FitOptions:
     loss: str = "plain"
     smooth: float = 1.0
     dice: float = 0.0
+    dice_labels: str = "all"
     coarse: float = 0.0
     bending: float = 0.0
     log_jacobian: float = 0.0
@@ -171,6 +174,8 @@ class FitOptions:
             raise InputError("template: is for generated pairs; give either data or template")
         if self.validation_volumes is not None and (self.data is None or self.validation is not None):
             raise InputError("validation_volumes: are kept from data where no validation list is given; leave it out")
+        if self.dice_labels != "all" and (self.data is not None or not self.dice):
+            raise InputError("dice_labels: which labels are deep is known of generated pairs, with dice; leave it out")
         if self.data is None and self.augment:
             raise InputError("augment: is for listed volumes, generated pairs are random already; leave it out")
 

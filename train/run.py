@@ -23,9 +23,9 @@ from train.timetable import Plan, Timetable
 from train.validation import Score, validate
 
 _RECIPE = (
-    "loss", "smooth", "dice", "coarse", "bending", "log_jacobian", "both_directions", "inverse_consistency",
-    "iterations", "half_size", "augment", "steps", "minutes", "finish", "learning_rate", "schedule", "warmup", "clip",
-    "average", "accumulate",
+    "loss", "smooth", "dice", "dice_labels", "coarse", "bending", "log_jacobian", "both_directions",
+    "inverse_consistency", "iterations", "half_size", "augment", "steps", "minutes", "finish", "learning_rate",
+    "schedule", "warmup", "clip", "average", "accumulate",
 )  # fmt: skip
 
 
@@ -44,7 +44,7 @@ class Run:
         self.options, self.processes = options, processes or Processes()
         self.batch, self.timetable = Batch(options.accumulate, self.processes), Timetable(options)
         self.objective = Objective(
-            options.loss, options.smooth, options.dice, options.bending, options.log_jacobian,
+            options.loss, options.smooth, options.dice, options.dice_labels, options.bending, options.log_jacobian,
             options.inverse_consistency,
         )  # fmt: skip
         self.step, self.seconds, self.best, self.best_by = 0, 0.0, -math.inf, None
