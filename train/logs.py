@@ -12,7 +12,7 @@ from runtime.geometry.errors import InputError
 from runtime.geometry.whole_files import atomic_path
 from train.objective import Losses
 from train.timetable import Plan
-from train.validation import Quality, Score
+from train.validation import SCHEDULES, Quality, Score
 
 # Columns of the losses, by their name in `Losses`.
 LOSS_COLUMNS = {"total": "loss", "dice": "dice_loss"} | {
@@ -20,7 +20,7 @@ LOSS_COLUMNS = {"total": "loss", "dice": "dice_loss"} | {
 }
 STEP_COLUMNS = ("step", "seconds", "learning_rate", "iterations", *LOSS_COLUMNS.values())
 SCORE_COLUMNS = ("ncc", "dice", "folded", "sdlogj", "iterations")
-LOG_COLUMNS = (*STEP_COLUMNS, *(f"{name}_{column}" for name in ("rpnet", "iterstop") for column in SCORE_COLUMNS))
+LOG_COLUMNS = (*STEP_COLUMNS, *(f"{name}_{column}" for name in SCHEDULES for column in SCORE_COLUMNS), "groups")
 _QUALITIES = ("ncc", "dice", "folded", "sd_log_jacobian")
 LOG, TENSORBOARD = "log.csv", "tensorboard"
 
@@ -45,16 +45,20 @@ class Row:
             "iterations": _counts(plan.counts),
         }
         cells |= {column: _decimals(getattr(losses, name)) for name, column in LOSS_COLUMNS.items()}
-        for name, quality in vars(self.score).items() if self.score else ():
-            cells |= {f"{name}_{column}": cell for column, cell in _quality_cells(quality).items()}
-        return cells
+        for name in SCHEDULES if self.score else ():
+            found = _quality_cells(getattr(self.score, name))
+            cells |= {f"{name}_{column}": cell for column, cell in found.items()}
+        groups = self.score.groups.items() if self.score else ()
+        return cells | {"groups": "; ".join(f"{group} {value:.5f}" for group, value in groups)}
 
     def curves(self) -> dict[str, float]:
         """As TensorBoard has it: numbers by name."""
         curves = {"learning_rate": self.plan.rate}
         curves |= {f"train/{name}": value for name, value in vars(self.losses).items()}
         if self.score:
-            for name, quality in vars(self.score).items():
+            curves |= {f"validation/groups/{group}": value for group, value in self.score.groups.items()}
+            for name in SCHEDULES:
+                quality = getattr(self.score, name)
                 curves |= {f"validation/{key}/{name}": getattr(quality, key) for key in _QUALITIES}
                 curves[f"validation/iterations/{name}"] = sum(quality.iterations)
         return {name: value for name, value in curves.items() if value is not None}

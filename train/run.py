@@ -214,7 +214,8 @@ class Run:
     def validate(self, show: Callable[[ImagePair, Tensor], None]) -> tuple[Score, bool]:
         """How good the network (the running mean, if there is one) is now, and whether it never was better."""
         with torch.compiler.set_stance("force_eager" if self.numerics.compiled else "default"):
-            score = validate(self.average, self.sources.validation, self.numerics, self.processes, show)
+            pairs, groups = self.sources.validation, self.sources.groups
+            score = validate(self.average, pairs, self.numerics, self.processes, show, groups)
         better = score.value > self.best
         if better:
             self.best, self.best_by = score.value, score.name

@@ -1,7 +1,7 @@
 """How good a network is on pairs that it was not trained on: by itself (RP-Net), and in the loop that will drive it."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -39,18 +39,27 @@ class Quality:
     sd_log_jacobian: float
     iterations: tuple[float, float, float, float]
 
+    @property
+    def value(self) -> float:
+        """Dice, or NCC without maps."""
+        return self.ncc if self.dice is None else self.dice
+
 
 @dataclass(frozen=True)
 class Score:
-    """Means over the validation pairs of RP-Net, one iteration per level, and of IterStop with the default schedule."""
+    """Means over the validation pairs of RP-Net, one iteration per level, and of IterStop with the default schedule.
+
+    groups: IterStop's Dice (NCC without label maps) by group of pairs, where they have any.
+    """
 
     rpnet: Quality
     iterstop: Quality
+    groups: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def value(self) -> float:
         """What the best checkpoint is chosen by: IterStop's Dice where there are labels, else its NCC."""
-        return self.iterstop.ncc if self.iterstop.dice is None else self.iterstop.dice
+        return self.iterstop.value
 
     @property
     def name(self) -> str:
@@ -65,12 +74,14 @@ def validate(
     numerics: Numerics,
     processes: Processes | None = None,
     show: Callable[[ImagePair, Tensor], None] = lambda pair, flow: None,
+    groups: Sequence[str] = (),
 ) -> Score:
     """Register every pair both ways; several processes share the pairs, and all of them get the score.
 
     Args:
         network: on the device of `numerics`.
         pairs: on the CPU, sizes multiples of 8.
+        groups: that of each pair, or nothing.
         show: called in the first process with the first pair and its flow (3, I, J, K) of IterStop.
     """
     processes, rows = processes or Processes(), []
@@ -80,7 +91,11 @@ def validate(
             show(pairs[0], found["iterstop"][1][0].cpu())
         rows.append((number, {name: quality for name, (quality, _) in found.items()}))
     qualities = [row for _, row in sorted(processes.gather(rows), key=lambda numbered: numbered[0])]
-    return Score(**{name: _mean([row[name] for row in qualities]) for name in SCHEDULES})
+    by_group: dict[str, list[Quality]] = {}
+    for group, row in zip(groups, qualities, strict=False):
+        by_group.setdefault(group, []).append(row["iterstop"])
+    means = {group: _mean(members).value for group, members in by_group.items() if group}
+    return Score(**{name: _mean([row[name] for row in qualities]) for name in SCHEDULES}, groups=means)
 
 
 def _register(network: RPNet, pair: ImagePair, numerics: Numerics) -> dict[str, tuple[Quality, Tensor]]:
