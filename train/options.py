@@ -35,8 +35,9 @@ class FitOptions:
 
     Data:
     data: folder, glob or CSV of volumes (see `train.volumes`), or None for generated pairs.
-    validation: a list to validate on, of volumes or (see `train.validation_list`) of pairs, or None: the last `validation_volumes` (None: 4) of `data`, or generated pairs
-        never trained on. At most `validation_pairs` pairs, every `validate_every` steps.
+    validation: a list to validate on, of volumes or (see `train.validation_list`) of pairs, or None: the last
+        `validation_volumes` (None: 4) of `data`, or generated pairs never trained on. At most `validation_pairs` pairs,
+        every `validate_every` steps.
     template: for generated pairs, None, "mni152" (ships with nilearn) or a skull-stripped volume.
     shape: multiples of 8: the window of generated pairs (None: 80, 96, 80), or the size that volumes are cropped or
         padded to (None: their own, which must be multiples of 8).
