@@ -1,6 +1,9 @@
-"""Measures what each term of the training loss and each further direction costs a step, in turn, in one run.
+"""Measures what each term of the training loss and the other direction cost a step, or how hard each term pulls.
 
     python benchmarks/loss_terms.py --shape 80,96,80 --rounds 7 --threads 1
+    python benchmarks/loss_terms.py --start runs/shipped/last.pt --iterations 2,3,2,2
+
+With --start: value and gradient norm of each term of weight 1, means over generated pairs, by which weights are chosen.
 
 Every contender is the step of `train` with one thing more than the plain one. Seconds are processor time of the
 process: with one thread what a step takes on a core of its own, however busy the machine is.
@@ -21,6 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.training_speed import parsed
 from runtime.heap import keep_freed_memory
 from runtime.machine import processor_name
+from train.fields import warp
+from train.losses import bending, inverse_consistency, local_ncc, log_jacobian, smoothness
 from train.options import FitOptions
 from train.run import Run
 
@@ -51,12 +56,30 @@ def measure(runs: dict[str, Run], rounds: int) -> dict[str, list[float]]:
     return seconds
 
 
+def pulls(run: Run, pairs: int) -> dict[str, tuple[float, float]]:
+    """Value and norm of the weights' gradient of each term, means over some pairs taken both ways round."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for number in range(pairs):
+        pair = run.sources.pair(number)
+        moving = torch.stack((pair.moving, pair.fixed))[:, None]
+        with run.numerics.autocast():
+            flow = run.network.flows_both_ways(*moving.split(1), run.options.iterations)[1]
+        terms = {"local NCC": local_ncc(moving.flip(0), warp(moving, flow), run.options.loss)}
+        terms |= {term.__name__: term(flow) for term in (smoothness, bending, log_jacobian, inverse_consistency)}
+        for name, term in terms.items():
+            gradient = torch.autograd.grad(term, [*run.network.parameters()], retain_graph=True)
+            norm = torch.cat([part.flatten() for part in gradient]).norm()
+            found.setdefault(name, []).append((term.item(), norm.item()))
+    return {name: tuple(statistics.fmean(column) for column in zip(*rows, strict=True)) for name, rows in found.items()}
+
+
 @click.command(help=__doc__.split("\n\n")[0])
 @click.option("--shape", default="80,96,80", show_default=True, help="Multiples of 8.")
 @click.option("--iterations", default="1,1,1,1", show_default=True, help="Most at levels 4,3,2,1, as of `train`.")
 @click.option("--rounds", default=7, show_default=True, help="Steps of each that count.")
 @click.option("--threads", default=1, show_default=True)
-def main(shape: str, iterations: str, rounds: int, threads: int) -> None:
+@click.option("--start", type=click.Path(path_type=Path, exists=True), help="Weights that the terms pull at.")
+def main(shape: str, iterations: str, rounds: int, threads: int, start: Path | None) -> None:
     torch.set_num_threads(threads)
     keep_freed_memory()
     counts = tuple(int(count) for count in iterations.split(","))
@@ -64,6 +87,12 @@ def main(shape: str, iterations: str, rounds: int, threads: int) -> None:
         Path(tempfile.gettempdir()) / "loss-terms",  # named in the options, never written to
         shape=parsed(shape), loss="squared", iterations=counts, validation_pairs=1, device="cpu",
     )  # fmt: skip
+    if start is not None:
+        click.echo("| term | value | norm of its gradient |\n| --- | --- | --- |")
+        run = Run(replace(usual, start=start, template="mni152", both_directions=True))
+        for name, (value, norm) in pulls(run, rounds).items():
+            click.echo(f"| {name} | {value:.3f} | {norm:.2f} |")
+        return
     runs = {name: Run(replace(usual, **changes)) for name, changes in CONTENDERS.items()}
     seconds = {name: statistics.median(found) for name, found in measure(runs, rounds).items()}
     precision = runs["plain"].numerics.precision

@@ -68,8 +68,9 @@ class TestLogJacobian:
 
     @pytest.mark.parametrize("volume", [SMALLEST_VOLUME / 2, 0.0, -1.0])
     def test_folds_cost_on_along_the_tangent(self, volume):
-        expected = np.log(SMALLEST_VOLUME) + (volume - SMALLEST_VOLUME) / SMALLEST_VOLUME
-        assert log_jacobian(linear(np.diag([volume, 1.0, 1.0]))).item() == pytest.approx(expected**2, rel=1e-4)
+        smallest = np.log(SMALLEST_VOLUME)
+        expected = smallest**2 + 2 * smallest / SMALLEST_VOLUME * (volume - SMALLEST_VOLUME)
+        assert log_jacobian(linear(np.diag([volume, 1.0, 1.0]))).item() == pytest.approx(expected, rel=1e-4)
 
     def test_a_fold_is_pulled_open(self):
         slope = torch.tensor(-0.5, requires_grad=True)

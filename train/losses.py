@@ -5,6 +5,7 @@ energy: Rueckert et al. (1999), equation 4, as means over voxels. Flows are (N, 
 Everything here computes in float32, also under autocast.
 """
 
+import math
 from functools import lru_cache
 
 import torch
@@ -14,7 +15,7 @@ from runtime.geometry.similarity import LNCC_EPSILON, LNCC_WINDOW
 from train.fields import compose, warp
 
 FORMS = ("plain", "squared")
-SMALLEST_VOLUME = 0.1  # Jacobian determinant below which its logarithm goes on as a straight line
+SMALLEST_VOLUME = 0.2  # Jacobian determinant below which its squared logarithm goes on as a straight line
 MOST_LABELS = 16  # in one Dice term: each is an image of its own while gradients are computed
 _COUNTED = 1 << 16  # labels below are found by counting, which is faster than sorting voxels
 
@@ -87,14 +88,15 @@ def log_jacobian(flow: Tensor) -> Tensor:
     """Mean squared logarithm of the Jacobian determinant d of x + flow(x); 0 where volumes stay what they are.
 
     d is that of the forward differences in the cell between a voxel and its next ones, two or more voxels along each
-    axis. Below v = SMALLEST_VOLUME, log d goes on as its tangent, log v + (d - v) / v, so that value and slope are
-    continuous and a fold is pulled open, however deep it is.
+    axis. Below v = SMALLEST_VOLUME, (log d)^2 goes on as its tangent, (log v)^2 + 2 (d - v) log v / v: value and slope
+    are continuous, a fold is pulled open however deep it is, and no cell outweighs all others.
     """
     rows = [[_cell_slope(component, axis) for axis in (1, 2, 3)] for component in flow.float().unbind(1)]
     (a, b, c), (d, e, f), (g, h, i) = [[slope + (n == m) for m, slope in enumerate(row)] for n, row in enumerate(rows)]
     volume = a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
-    beyond = (volume.clamp(max=SMALLEST_VOLUME) - SMALLEST_VOLUME) / SMALLEST_VOLUME
-    return (volume.clamp(min=SMALLEST_VOLUME).log() + beyond).square().mean()
+    slope = 2 * math.log(SMALLEST_VOLUME) / SMALLEST_VOLUME
+    beyond = slope * (volume - SMALLEST_VOLUME).clamp(max=0)
+    return (volume.clamp(min=SMALLEST_VOLUME).log().square() + beyond).mean()
 
 
 def _cell_slope(component: Tensor, axis: int) -> Tensor:
