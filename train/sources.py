@@ -72,11 +72,10 @@ def _generated(options: FitOptions, device: torch.device) -> Sources:
     pairs = GeneratedPairs(options.shape or GENERATED_SHAPE, options.seed, template, device)
     changes = "" if template is None else f" and random changes of the template {Path(options.template).name}"
     description = f"pairs generated on the fly: random shapes{changes}"
-    groups: tuple[str, ...] = ()
     if options.validation is None:
         # Every second pair is the one before the other way round.
         indices = range(FIRST_VALIDATION_PAIR, FIRST_VALIDATION_PAIR + 2 * options.validation_pairs, 2)
-        held = tuple(pairs.pair(index).map(torch.Tensor.cpu) for index in indices)
+        held, groups = tuple(pairs.pair(index).map(torch.Tensor.cpu) for index in indices), ()
     else:
         held, groups, words = _listed(options, VolumeCache(options.cache))
         description += f", validated on {words}"
