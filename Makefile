@@ -6,15 +6,22 @@ RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --quiet --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 JUDGES := $(VENV)/.judges
+# The long training run: its latest checkpoint, and the one that is kept with the project.
+LAST := runs/long/last.pt
+KEPT := train/recipes/long.pt
+THREADS ?= 1
+GOES_ON = $(if $(wildcard $(LAST)), --resume,$(if $(wildcard $(KEPT)), --resume-from $(KEPT)))
 TORCH_FOR_CPU := https://download.pytorch.org/whl/cpu
 
-.PHONY: help demo test warm clean
+.PHONY: help demo test warm train-on train-keep clean
 
 help:
 	@echo "make demo    make a sample pair with a known answer, register it, say how well it went"
 	@echo "make test    run all tests"
+	@echo "make train-on    start the long training run, or go on with it; Ctrl-C saves (THREADS=1)"
+	@echo "make train-keep  keep where it stands in $(KEPT), to be committed"
 	@echo "make clean   remove $(VENV)/, demo/ and caches"
-	@echo "Both install what they need into $(VENV)/ first. Another interpreter: make demo PYTHON=python3.12"
+	@echo "All install what they need into $(VENV)/ first. Another interpreter: make demo PYTHON=python3.12"
 
 demo: warm
 	@$(RUN) cli.py demo
@@ -48,6 +55,14 @@ $(JUDGES): requirements-tests.txt $(INSTALLED)
 # Says what it does; compiled code outlives $(VENV), in the user's cache folder.
 warm: $(INSTALLED)
 	@$(RUN) -m runtime.warmup
+
+# From its own last checkpoint, else from the one that is kept, else from the start. `exec`: signals to make reach it.
+train-on: $(INSTALLED)
+	@exec nice -n 19 $(RUN) cli.py train --recipe train/recipes/long.toml --threads $(THREADS)$(GOES_ON)
+
+train-keep:
+	@cp $(LAST) $(KEPT)
+	@ls -l $(KEPT)
 
 clean:
 	rm -rf $(VENV) demo .pytest_cache .ruff_cache

@@ -28,6 +28,7 @@ DATA, LOSS, STEPS, COMPUTING, FILES = (
     functools.partial(click.option, cls=SectionOption, section=name)
     for name in ("Data", "Network and loss", "Optimiser", "Computing", "Files and validation")
 )
+SHARE = functools.partial(LOSS, type=float, default=0.0, show_default=True)
 
 
 @click.group(
@@ -78,10 +79,27 @@ def export(checkpoint, engine_dir, gate_shape, gate_fixed, gate_moving, spacing,
     export_checkpoint(checkpoint, engine_dir, options, (lambda line: None) if quiet else click.echo)
 
 
+@one_line_errors
+def _take_recipe(context: click.Context, _: click.Parameter, path: Path | None) -> None:
+    """What a recipe holds becomes the defaults; click then takes the command line before them."""
+    if path is not None:
+        from train.recipe import read_recipe
+
+        context.default_map = read_recipe(path)
+
+
 @main.command(cls=InSections)
+@DATA(
+    "--recipe",
+    type=PATH,
+    is_eager=True,
+    expose_value=False,
+    callback=_take_recipe,
+    help="TOML file of these options, such as train/recipes/long.toml; those given besides come first.",
+)
 @DATA("--data", help="Folder, glob or CSV (column image, optionally labels and mask) of prepared volumes.")
 @DATA("--generated", is_flag=True, help="Train on pairs made on the fly instead: no data needed.")
-@DATA("--validation", help="A list to validate on.  [default: the last volumes of --data, or generated pairs]")
+@DATA("--validation", help="A list to validate on, of volumes or pairs.  [default: the last of --data, or generated]")
 @DATA("--validation-volumes", type=int, help="Kept from --data where there is no such list.  [default: 4]")
 @DATA("--validation-pairs", type=int, default=8, show_default=True, help="Validation pairs, at most.")
 @DATA("--template", help="Base of some generated pairs: mni152 (from nilearn) or a skull-stripped scan.")
@@ -99,29 +117,34 @@ def export(checkpoint, engine_dir, gate_shape, gate_fixed, gate_moving, spacing,
 @LOSS("--res-blocks", type=int, default=2, show_default=True, help="Residual blocks per estimator, 0 to 4.")
 @LOSS("--loss", type=click.Choice(["plain", "squared"]), default="plain", show_default=True, help="Local NCC.")
 @LOSS("--smooth", type=float, default=1.0, show_default=True, help="Lambda, the weight of smoothness.")
-@LOSS("--dice", type=float, default=0.0, show_default=True, help="Weight of soft Dice; needs label maps.")
+@SHARE("--dice", help="Weight of soft Dice; needs label maps.")
 @LOSS(
-    "--coarse",
-    type=float,
-    default=0.0,
+    "--dice-labels",
+    type=click.Choice(["all", "deep"]),
+    default="all",
     show_default=True,
-    help="Weight of an extra loss on coarse flows (deep supervision), fading to 0 over the run.",
+    help="Which count for it; deep: ventricles and deep structures, of generated pairs.",
 )
+@SHARE("--coarse", help="Weight of an extra loss on coarse flows (deep supervision), fading to 0 over the run.")
+@SHARE("--bending", help="Weight of the flow's bending energy.")
+@SHARE("--log-jacobian", help="Weight of the squared logarithm of the flow's Jacobian determinant.")
+@LOSS("--both-directions", is_flag=True, help="Each step takes its pairs both ways round, features computed once.")
+@SHARE("--inverse-consistency", help="Weight of what the flows of both ways leave, one after the other.")
 @LOSS(
     "--iterations",
     type=Numbers(int, 4),
     default=(1, 1, 1, 1),
     help="Most iterations at levels 4,3,2,1; each step draws numbers from 1 to these.  [default: 1,1,1,1]",
 )
-@LOSS(
-    "--half-size",
-    type=float,
-    default=0.0,
-    show_default=True,
-    help="Share of the run, from its start, at half the image size.",
-)
+@SHARE("--half-size", help="Share of the run, from its start, at half the image size.")
 @STEPS("--steps", type=int, default=100_000, show_default=True, help="Training steps.")
 @STEPS("--minutes", type=float, help="End after this much training time, whatever --steps says.")
+@STEPS(
+    "--finish",
+    type=int,
+    default=0,
+    help="With --resume-from: end in so many steps, learning rate falling by a cosine; later --resume continues.",
+)
 @STEPS("--accumulate", type=int, default=1, show_default=True, help="Pairs a step and process (gradient accumulation).")
 @STEPS("--learning-rate", type=float, default=1e-4, show_default=True, help="Adam's step size.")
 @STEPS("--schedule", type=click.Choice(["constant", "cosine"]), default="constant", show_default=True)
@@ -157,7 +180,8 @@ def export(checkpoint, engine_dir, gate_shape, gate_fixed, gate_moving, spacing,
 @FILES("--tensorboard", is_flag=True, help="Log curves (and pictures) for TensorBoard too, into tensorboard/.")
 @FILES("--save-minutes", type=float, default=5.0, show_default=True, help="Time from one last.pt to the next.")
 @FILES("--resume", is_flag=True, help="Continue last.pt of --output exactly; give the same options again.")
-@FILES("--start", type=PATH, help="Checkpoint whose weights to start from.")
+@FILES("--resume-from", type=PATH, help="Continue the last.pt of another folder exactly, in --output, which is new.")
+@FILES("--start", type=PATH, help="Checkpoint whose weights a new run starts from.")
 @FILES("--licence", default="not stated", show_default=True, help="Licence of the weights.")
 @QUIET
 @one_line_errors
@@ -169,6 +193,9 @@ def train(data, generated, quiet, **options) -> None:
 
     Validation registers pairs that are not trained on, with RP-Net and with IterStop. best.pt is chosen by the Dice of
     IterStop where validation volumes have label maps, else by its NCC.
+
+    A recipe (--recipe) holds these options in a file. --finish ends a run of constant learning rate at any time, in a
+    folder of its own, so that the run itself can go on.
 
     Ctrl-C saves and ends after the step. Several processes or cards: torchrun --nproc-per-node N cli.py train ...; a
     step then takes N times --accumulate pairs.
@@ -191,8 +218,8 @@ def train(data, generated, quiet, **options) -> None:
 
 
 def _tell_step(line: StageLine, progress) -> None:
-    """Where the training is: on a terminal after every step, elsewhere a line after every validation."""
-    if progress.validated or line.changes:
+    """Where the training is: on a terminal after every step, elsewhere after the first one and every validation."""
+    if progress.first or progress.validated or line.changes:
         from runtime.stages import duration
 
         left = duration(progress.seconds_left)

@@ -125,6 +125,25 @@ def test_a_signal_to_all_processes_of_a_run_still_ends_it_with_a_checkpoint(gene
     assert result.interrupted and result.steps == 1 and result.last_path.exists()
 
 
+def test_a_second_sigterm_says_nothing_new(generated):
+    """`make` passes it on to a process that may have had it already."""
+
+    def twice(progress):
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    assert fit(generated, twice).interrupted and load_checkpoint(generated.output / "last.pt").training["step"] == 1
+
+
+def test_a_second_ctrl_c_ends_at_once(generated):
+    def insist(progress):
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(generated, insist)
+
+
 def test_best_is_a_network_with_its_provenance_and_the_log_has_every_step(generated):
     result = fit(replace(generated, licence="CC0-1.0", iterations=(1, 2, 1, 1)))
     best = load_checkpoint(result.best_path)

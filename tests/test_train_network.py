@@ -89,8 +89,9 @@ def test_upsample_is_the_definition(shape, scale):
 
 
 @pytest.mark.parametrize("spread", [0.1, 0.6])
-def test_folded_share_is_the_definition(spread):
+def test_determinant_and_folded_share_are_the_definition(spread):
     flow = _random_flow((9, 8, 7), spread)
+    np.testing.assert_allclose(fields.determinant(_torch(flow)), definition.jacobian_determinant(flow), atol=1e-4)
     assert fields.folded_share(_torch(flow)) == pytest.approx(definition.folded_share(flow), abs=1e-6)
 
 

@@ -12,7 +12,7 @@ from train.checkpoint import load_checkpoint
 from train.distributed import Processes
 from train.fields import warp
 from train.fit import fit
-from train.image_pair import ImagePair
+from train.image_pair import FIRST_DEEP_LABEL, ImagePair
 from train.losses import local_ncc, smoothness
 from train.network import RPNet
 from train.numerics import Numerics
@@ -116,11 +116,20 @@ class TestLosses:
         labels = (image > 0.6).int() + (image > 0.8).int()
         still = {level: torch.zeros(1, 3, *(16 >> level - 1,) * 3) for level in (1, 2, 3, 4)}
         pair = ImagePair(image, image, labels, labels)
-        loss, parts = Objective("squared", 1.0, 1.0)(pair, still, coarse=0.0)
-        total, similarity, rough, overlap = parts.tolist()
-        assert (
-            overlap == pytest.approx(0, abs=1e-6) and rough == 0 and total == loss.item() == pytest.approx(-similarity)
-        )
+        loss, parts = Objective("squared", 1.0, 1.0)((pair,), still, coarse=0.0)
+        assert parts["dice"].item() == pytest.approx(0, abs=1e-6) and parts["smoothness"] == 0
+        assert parts["total"] == loss.item() == pytest.approx(-parts["local_ncc"].item())
+
+    def test_dice_of_deep_structures_leaves_the_others_out(self):
+        """A cortex that lies on the other's and a nucleus that does not: of one of the labels Dice is 1, of one 0."""
+        moving = torch.zeros(16, 16, 16, dtype=torch.int32)
+        moving[2:5], moving[8:10] = 3, FIRST_DEEP_LABEL
+        fixed = torch.where(moving == 3, 3, moving.where(moving > 3, 0).roll(4, dims=0))
+        still = {1: torch.zeros(1, 3, 16, 16, 16)}
+        pair = ImagePair(torch.rand(16, 16, 16), torch.rand(16, 16, 16), moving, fixed)
+        for labels, expected in (("all", 0.5), ("deep", 1.0)):
+            _, parts = Objective("plain", 1.0, 1.0, labels)((pair,), still, coarse=0.0)
+            assert parts["dice"].item() == pytest.approx(expected)
 
     def test_a_pair_at_half_its_size(self):
         image, labels = torch.rand(16, 8, 8), torch.randint(0, 5, (16, 8, 8), dtype=torch.int32)

@@ -36,15 +36,21 @@ def test_options_check_themselves(tmp_path):
         {"res_blocks": 7}, {"average": 1.0}, {"minutes": 0.0}, {"threads": 0}, {"device": "tpu"}, {"smooth": -1.0},
         {"schedule": "steps"}, {"validation_pairs": 0}, {"data": "x", "template": "mni152"}, {"dice": -1.0},
         {"iterations": (1, 1, 1)}, {"iterations": (1, 1, 0, 1)}, {"half_size": 1.5}, {"accumulate": 0},
-        {"pictures": -1}, {"channels_last": "yes"}, {"cache": -1}, {"resume": True, "start": tmp_path},
+        {"pictures": -1}, {"channels_last": "yes"}, {"cache": -1}, {"bending": -1.0}, {"log_jacobian": -1.0},
     ):  # fmt: skip
-        with pytest.raises(InputError, match="^" + next(reversed(change)).replace("resume", "start")):
+        with pytest.raises(InputError, match="^" + next(reversed(change))):
             FitOptions(tmp_path, **change)
 
 
 @pytest.mark.parametrize(
     "change",
-    [{"augment": 1.0}, {"validation_volumes": 3}, {"data": "x", "validation": "y", "validation_volumes": 3}],
+    [
+        {"augment": 1.0},
+        {"validation_volumes": 3},
+        {"data": "x", "validation": "y", "validation_volumes": 3},
+        {"dice_labels": "deep"},
+        {"data": "x", "dice": 1.0, "dice_labels": "deep"},
+    ],
 )
 def test_what_would_be_ignored_is_refused(tmp_path, change):
     with pytest.raises(InputError, match="leave it out"):
@@ -134,7 +140,7 @@ class TestMemory:
     def test_more_iterations_labels_and_larger_validation_volumes_need_more(self, generated, tmp_path):
         run = Run(generated)
         usual = needed_bytes(run)
-        for change in ({"iterations": (1, 1, 1, 5)}, {"dice": 1.0}):
+        for change in ({"iterations": (1, 1, 1, 5)}, {"dice": 1.0}, {"bending": 1.0}, {"both_directions": True}):
             run.options = replace(generated, **change)
             assert needed_bytes(run) > usual
         scans = write_subjects(tmp_path, count=2, size=40)

@@ -5,7 +5,8 @@ import pytest
 import torch
 from scipy.ndimage import map_coordinates
 
-from runtime.geometry.flow import folded_share, identity, warp
+from runtime.geometry.flow import folded_share, identity, jacobian_determinant, warp
+from runtime.geometry.jacobian import sd_log_jacobian
 from runtime.geometry.overlap import mean_dice
 from runtime.geometry.similarity import ncc
 from runtime.schedules import fixed_schedule, iterstop_schedule
@@ -44,11 +45,13 @@ def test_scores_are_the_definitions_of_both_ways_to_register(network):
     score = validate(network, pairs, NUMERICS)
     schedules = {"rpnet": fixed_schedule((1, 1, 1, 1)), "iterstop": iterstop_schedule()}
     for name, schedule in schedules.items():
-        found, ncces, dices, folds = getattr(score, name), [], [], []
+        found, ncces, dices, folds, spreads = getattr(score, name), [], [], [], []
         for one in pairs:
             result = register_with_torch(network, one.fixed.numpy(), one.moving.numpy(), schedule)
             ncces.append(ncc(one.fixed.numpy(), warp(one.moving.numpy(), result.flow)))
             folds.append(folded_share(result.flow))
+            volume = jacobian_determinant(result.flow)
+            spreads.append(sd_log_jacobian(volume, one.fixed.numpy() > 0))
             if one.labelled:
                 where = identity(one.fixed.shape) + result.flow
                 labels = map_coordinates(one.moving_labels.numpy(), where, order=0, mode="constant")
@@ -56,6 +59,7 @@ def test_scores_are_the_definitions_of_both_ways_to_register(network):
         assert found.ncc == pytest.approx(np.mean(ncces), abs=1e-4)
         assert found.dice == pytest.approx(np.mean(dices), abs=5e-3)
         assert found.folded == pytest.approx(np.mean(folds), abs=1e-4)
+        assert found.sd_log_jacobian == pytest.approx(np.mean(spreads), abs=1e-3) and min(spreads) > 0
     assert score.rpnet.iterations == (1, 1, 1, 1) and sum(score.iterstop.iterations) > 4
     assert score.value == score.iterstop.dice != score.rpnet.dice and score.name == "Dice of IterStop"
 

@@ -1,4 +1,4 @@
-"""Warp, upsample, compose and folds as training computes them. `runtime.geometry.flow` is their definition."""
+"""Warp, upsample, compose and Jacobian determinant as training has them; `runtime.geometry.flow` defines them."""
 
 import torch
 from torch import Tensor
@@ -6,7 +6,7 @@ from torch import Tensor
 from train import fields_cpu, textbook
 from train.textbook import upsample
 
-__all__ = ["compose", "folded_share", "upsample", "warp"]
+__all__ = ["compose", "determinant", "folded_share", "upsample", "warp"]
 
 
 def warp(image: Tensor, flow: Tensor, mode: str = "bilinear") -> Tensor:
@@ -26,10 +26,17 @@ def compose(flow: Tensor, residual: Tensor) -> Tensor:
     return warp(flow, residual) + residual
 
 
-def folded_share(flow: Tensor) -> float:
-    """Share of voxels with Jacobian determinant <= 0 of a flow (1, 3, I, J, K), two or more voxels along each axis."""
+def determinant(flow: Tensor) -> Tensor:
+    """Jacobian determinant (I, J, K) of x + flow(x) by central differences, one-sided at the border.
+
+    flow: (1, 3, I, J, K), two or more voxels along each axis.
+    """
     slopes = [torch.gradient(component.float()) for component in flow[0]]
     rows = [[slope + (n == m) for m, slope in enumerate(row)] for n, row in enumerate(slopes)]
     (a, b, c), (d, e, f), (g, h, i) = rows
-    determinant = a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
-    return (determinant <= 0).float().mean().item()
+    return a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
+
+
+def folded_share(flow: Tensor) -> float:
+    """Share of voxels with a determinant <= 0 of a flow; see `determinant`."""
+    return (determinant(flow) <= 0).float().mean().item()

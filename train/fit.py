@@ -28,9 +28,10 @@ from train.validation import Score
 
 @dataclass(frozen=True)
 class Progress:
-    """One finished step. seconds: training time so far, resumes included; seconds_left: estimated; score: latest.
+    """One finished step.
 
-    validated: whether the score is of this very step.
+    steps: after which the run ends. seconds: training time so far, resumes included; seconds_left: estimated. score:
+    latest; validated: whether it is of this very step. first: whether this step is the first of this call.
     """
 
     step: int
@@ -41,12 +42,15 @@ class Progress:
     score: Score | None
     best: float
     validated: bool = False
+    first: bool = False
 
     def line(self) -> str:
         """The losses and the latest score in one short line."""
         now = self.losses
         line = f"loss {now.total:.4f}  local NCC {now.local_ncc:.4f}  smoothness {now.smoothness:.4f}"
-        line += "" if now.dice is None else f"  Dice loss {now.dice:.4f}"
+        further = {"Dice loss": now.dice, "bending": now.bending, "log Jacobian": now.log_jacobian,
+                   "inverse": now.inverse_consistency}  # fmt: skip
+        line += "".join(f"  {name} {value:.4f}" for name, value in further.items() if value is not None)
         return line if self.score is None else f"{line}  validation {self.score.value:.4f} (best {self.best:.4f})"
 
 
@@ -109,7 +113,7 @@ def _check_output(options: FitOptions) -> None:
     if not options.resume and best.exists():
         raise InputError(f"output: {best} exists, of a run that cannot be continued; give another folder")
     if options.resume and not last.exists():
-        raise InputError(f"resume: {last} does not exist; start without resume")
+        raise InputError(f"resume: {last} does not exist; start without resume, or with resume_from")
     if options.output.exists() and not options.output.is_dir():
         raise InputError(f"output: {options.output} is a file; give a folder")
 
@@ -146,7 +150,8 @@ class _Loop:
 
     def _steps(self) -> None:
         run, first, seconds_first = self.run, self.run.step, self.run.seconds
-        pairs = feed(run.sources, range(first, run.options.steps), run.batch, run.options.workers)
+        last = run.timetable.last_step
+        pairs = feed(run.sources, range(first, last), run.batch, run.options.workers)
         self.clock = time.monotonic()
         while not run.finished() and not self._asked_to_stop():
             plan, losses = run.plan(), run.train_step(next(pairs))
@@ -158,7 +163,8 @@ class _Loop:
                 self._save()
             left = run.timetable.seconds_left(run.step, run.seconds, run.step - first, run.seconds - seconds_first)
             self._tell(Progress(
-                run.step, run.options.steps, run.seconds, left, losses, self.score, run.best, score is not None
+                run.step, last, run.seconds, left, losses, self.score, run.best, validated=score is not None,
+                first=run.step == first + 1,
             ))  # fmt: skip
 
     def _tell(self, progress: Progress) -> None:

@@ -6,9 +6,15 @@ from dataclasses import dataclass
 from torch import Tensor
 
 
+FIRST_DEEP_LABEL = 1000
+
+
 @dataclass(frozen=True)
 class ImagePair:
-    """Images (I, J, K), float32 in [0, 1], on one grid; label maps (I, J, K), int32, 0 = nothing, both or none."""
+    """Images (I, J, K), float32 in [0, 1], on one grid; label maps (I, J, K), int32, 0 = nothing, both or none.
+
+    In the label maps of generated pairs FIRST_DEEP_LABEL and what is above it are ventricles and deep structures.
+    """
 
     moving: Tensor
     fixed: Tensor

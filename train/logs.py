@@ -12,11 +12,16 @@ from runtime.geometry.errors import InputError
 from runtime.geometry.whole_files import atomic_path
 from train.objective import Losses
 from train.timetable import Plan
-from train.validation import Quality, Score
+from train.validation import SCHEDULES, Quality, Score
 
-STEP_COLUMNS = ("step", "seconds", "learning_rate", "iterations", "loss", "local_ncc", "smoothness", "dice_loss")
-SCORE_COLUMNS = ("ncc", "dice", "folded", "iterations")
-LOG_COLUMNS = (*STEP_COLUMNS, *(f"{name}_{column}" for name in ("rpnet", "iterstop") for column in SCORE_COLUMNS))
+# Columns of the losses, by their name in `Losses`.
+LOSS_COLUMNS = {"total": "loss", "dice": "dice_loss"} | {
+    name: name for name in ("local_ncc", "smoothness", "bending", "log_jacobian", "inverse_consistency")
+}
+STEP_COLUMNS = ("step", "seconds", "learning_rate", "iterations", *LOSS_COLUMNS.values())
+SCORE_COLUMNS = ("ncc", "dice", "folded", "sdlogj", "iterations")
+LOG_COLUMNS = (*STEP_COLUMNS, *(f"{name}_{column}" for name in SCHEDULES for column in SCORE_COLUMNS), "groups")
+_QUALITIES = ("ncc", "dice", "folded", "sd_log_jacobian")
 LOG, TENSORBOARD = "log.csv", "tensorboard"
 
 
@@ -38,22 +43,23 @@ class Row:
             "seconds": f"{self.seconds:.1f}",
             "learning_rate": f"{plan.rate:.3g}",
             "iterations": _counts(plan.counts),
-            "loss": f"{losses.total:.5f}",
-            "local_ncc": f"{losses.local_ncc:.5f}",
-            "smoothness": f"{losses.smoothness:.5f}",
-            "dice_loss": "" if losses.dice is None else f"{losses.dice:.5f}",
         }
-        for name, quality in vars(self.score).items() if self.score else ():
-            cells |= {f"{name}_{column}": cell for column, cell in _quality_cells(quality).items()}
-        return cells
+        cells |= {column: _decimals(getattr(losses, name)) for name, column in LOSS_COLUMNS.items()}
+        for name in SCHEDULES if self.score else ():
+            found = _quality_cells(getattr(self.score, name))
+            cells |= {f"{name}_{column}": cell for column, cell in found.items()}
+        groups = self.score.groups.items() if self.score else ()
+        return cells | {"groups": "; ".join(f"{group} {value:.5f}" for group, value in groups)}
 
     def curves(self) -> dict[str, float]:
         """As TensorBoard has it: numbers by name."""
         curves = {"learning_rate": self.plan.rate}
         curves |= {f"train/{name}": value for name, value in vars(self.losses).items()}
         if self.score:
-            for name, quality in vars(self.score).items():
-                curves |= {f"validation/{key}/{name}": getattr(quality, key) for key in ("ncc", "dice", "folded")}
+            curves |= {f"validation/groups/{group}": value for group, value in self.score.groups.items()}
+            for name in SCHEDULES:
+                quality = getattr(self.score, name)
+                curves |= {f"validation/{key}/{name}": getattr(quality, key) for key in _QUALITIES}
                 curves[f"validation/iterations/{name}"] = sum(quality.iterations)
         return {name: value for name, value in curves.items() if value is not None}
 
@@ -62,10 +68,18 @@ def _counts(counts: tuple) -> str:
     return " ".join(f"{count:g}" for count in counts)
 
 
+def _decimals(value: float | None) -> str:
+    return "" if value is None else f"{value:.5f}"
+
+
 def _quality_cells(quality: Quality) -> dict[str, str]:
-    dice = "" if quality.dice is None else f"{quality.dice:.5f}"
-    iterations = " ".join(f"{count:.1f}" for count in quality.iterations)
-    return {"ncc": f"{quality.ncc:.5f}", "dice": dice, "folded": f"{quality.folded:.6f}", "iterations": iterations}
+    return {
+        "ncc": _decimals(quality.ncc),
+        "dice": _decimals(quality.dice),
+        "folded": f"{quality.folded:.6f}",
+        "sdlogj": _decimals(quality.sd_log_jacobian),
+        "iterations": " ".join(f"{count:.1f}" for count in quality.iterations),
+    }
 
 
 class RunLog(contextlib.AbstractContextManager):

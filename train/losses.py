@@ -1,18 +1,21 @@
-"""The terms of the training loss: local correlation of fixed and warped, smoothness of the flow, overlap of labels.
+"""The terms of the training loss: local correlation, overlap of labels, and how rough or inconsistent flows are.
 
-Source: "IIRP-Net" (CVPR 2024), equation 3, and the training code its authors released (the squared form).
+Source: "IIRP-Net" (CVPR 2024), equation 3, and the training code its authors released (the squared form). Bending
+energy: Rueckert et al. (1999), equation 4, as means over voxels. Flows are (N, 3, I, J, K), in voxels.
 Everything here computes in float32, also under autocast.
 """
 
+import math
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from runtime.geometry.similarity import LNCC_EPSILON, LNCC_WINDOW
-from train.fields import warp
+from train.fields import compose, warp
 
 FORMS = ("plain", "squared")
+SMALLEST_VOLUME = 0.2  # Jacobian determinant below which its squared logarithm goes on as a straight line
 MOST_LABELS = 16  # in one Dice term: each is an image of its own while gradients are computed
 _COUNTED = 1 << 16  # labels below are found by counting, which is faster than sorting voxels
 
@@ -68,6 +71,48 @@ def smoothness(flow: Tensor) -> Tensor:
     flow = flow.float()
     terms = [flow.diff(dim=axis).square() for axis in (2, 3, 4)]
     return sum(term.mean() for term in terms if term.numel()) / 3
+
+
+def bending(flow: Tensor) -> Tensor:
+    """Mean over the nine pairs of axes of the mean squared second forward difference of a flow, in voxels^2.
+
+    0 for every affine flow. Mixed differences count twice, as a,b and b,a; an axis too short for one counts as 0.
+    """
+    slopes = [flow.float().diff(dim=axis) for axis in (2, 3, 4)]
+    pairs = [(a, b) for a in range(3) for b in range(a, 3)]
+    terms = [(1 if a == b else 2) * slopes[a].diff(dim=2 + b).square() for a, b in pairs]
+    return sum(term.mean() for term in terms if term.numel()) / 9
+
+
+def log_jacobian(flow: Tensor) -> Tensor:
+    """Mean squared logarithm of the Jacobian determinant d of x + flow(x); 0 where volumes stay what they are.
+
+    d is that of the forward differences in the cell between a voxel and its next ones, two or more voxels along each
+    axis. Below v = SMALLEST_VOLUME, (log d)^2 goes on as its tangent, (log v)^2 + 2 (d - v) log v / v: value and slope
+    are continuous, a fold is pulled open however deep it is, and no cell outweighs all others.
+    """
+    rows = [[_cell_slope(component, axis) for axis in (1, 2, 3)] for component in flow.float().unbind(1)]
+    (a, b, c), (d, e, f), (g, h, i) = [[slope + (n == m) for m, slope in enumerate(row)] for n, row in enumerate(rows)]
+    volume = a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
+    slope = 2 * math.log(SMALLEST_VOLUME) / SMALLEST_VOLUME
+    beyond = slope * (volume - SMALLEST_VOLUME).clamp(max=0)
+    return (volume.clamp(min=SMALLEST_VOLUME).log().square() + beyond).mean()
+
+
+def _cell_slope(component: Tensor, axis: int) -> Tensor:
+    """Forward difference of (N, I, J, K) along an axis, without the last voxel of each axis."""
+    cells = [slice(None), *(slice(size - 1) for size in component.shape[1:])]
+    cells[axis] = slice(None)
+    return component[tuple(cells)].diff(dim=axis)
+
+
+def inverse_consistency(flows: Tensor) -> Tensor:
+    """Mean squared length of what two flows, one after the other, leave of the identity, in voxels^2.
+
+    Args:
+        flows: (2, 3, I, J, K): of b onto a's grid and of a onto b's. Both orders are averaged.
+    """
+    return compose(flows, flows.flip(0)).square().sum(dim=1).mean()
 
 
 def dice_loss(fixed_labels: Tensor, moving_labels: Tensor, flow: Tensor) -> Tensor:

@@ -14,16 +14,21 @@ from train.run import Run
 # every level, and what each further one at levels 4, 3, 2, 1 keeps for the backward pass.
 STEP_BYTES = {"fp32": 1350, "bf16": 1000, "fp16": 1000}
 ITERATION_BYTES = {"fp32": (16, 20, 140, 530), "bf16": (32, 15, 110, 350), "fp16": (32, 15, 110, 350)}
-DICE_BYTES = 150
+TERM_BYTES = 150  # of each term beside similarity and smoothness
 VALIDATION_BYTES = 450
 ALWAYS_BYTES = 128 * 2**20  # of the process, whatever the size
 _SAID = ("can't allocate memory", "out of memory", "bad_alloc")
 
 
-def step_bytes(voxels: int, precision: str, iterations: tuple[int, int, int, int], dice: bool = False) -> int:
-    """Peak memory of a training step on a pair of so many voxels each, roughly, with `iterations` at levels 4 to 1."""
+def step_bytes(
+    voxels: int, precision: str, iterations: tuple[int, int, int, int], terms: int = 0, ways: int = 1
+) -> int:
+    """Peak memory of a training step on a pair of so many voxels each, roughly.
+
+    iterations: at levels 4 to 1. terms: of the loss, beside similarity and smoothness. ways: 2 for both directions.
+    """
     further = sum(each * (count - 1) for each, count in zip(ITERATION_BYTES[precision], iterations, strict=True))
-    return voxels * (STEP_BYTES[precision] + further + (DICE_BYTES if dice else 0))
+    return voxels * ways * (STEP_BYTES[precision] + further + terms * TERM_BYTES)
 
 
 def needed_bytes(run: Run) -> int:
@@ -31,7 +36,9 @@ def needed_bytes(run: Run) -> int:
     options = run.options
     trained = math.prod(run.sources.shape) // (8 if options.half_size == 1 else 1)
     validated = max(pair.fixed.numel() for pair in run.sources.validation)
-    step = step_bytes(trained, run.numerics.precision, options.iterations, dice=options.dice > 0)
+    terms = (options.dice, options.bending, options.log_jacobian, options.inverse_consistency)
+    ways = 2 if options.both_directions else 1
+    step = step_bytes(trained, run.numerics.precision, options.iterations, sum(term > 0 for term in terms), ways)
     return ALWAYS_BYTES + max(step, VALIDATION_BYTES * validated)
 
 

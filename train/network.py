@@ -131,7 +131,22 @@ class RPNet(nn.Module):
             moving, fixed: (N, 1, I, J, K), in [0, 1], sizes multiples of 8.
             counts: iterations at levels 4, 3, 2, 1, each 1 or more; (1, 1, 1, 1) is RP-Net.
         """
-        moving_features, fixed_features = self.encode(moving), self.encode(fixed)
+        return self._flows(self.encode(moving), self.encode(fixed), counts)
+
+    def flows_both_ways(
+        self, first: Tensor, second: Tensor, counts: tuple[int, int, int, int] = (1, 1, 1, 1)
+    ) -> dict[int, Tensor]:
+        """As `flows`, of first onto second and of second onto first, as one batch (2N, 3, I, J, K) in this order.
+
+        Each image goes through the extractor once.
+        """
+        features = self.encode(torch.cat((first, second)))
+        others = {level: torch.cat(maps.chunk(2)[::-1]) for level, maps in features.items()}
+        return self._flows(features, others, counts)
+
+    def _flows(
+        self, moving_features: dict[int, Tensor], fixed_features: dict[int, Tensor], counts: tuple[int, int, int, int]
+    ) -> dict[int, Tensor]:
         flows: dict[int, Tensor] = {}
         for level, count in zip(LEVELS, counts, strict=True):
             flow = upsample(flows[level + 1], 2) if flows else None

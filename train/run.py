@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,7 +23,8 @@ from train.timetable import Plan, Timetable
 from train.validation import Score, validate
 
 _RECIPE = (
-    "loss", "smooth", "dice", "coarse", "iterations", "half_size", "augment", "steps", "minutes", "learning_rate",
+    "loss", "smooth", "dice", "dice_labels", "coarse", "bending", "log_jacobian", "both_directions",
+    "inverse_consistency", "iterations", "half_size", "augment", "steps", "minutes", "finish", "learning_rate",
     "schedule", "warmup", "clip", "average", "accumulate",
 )  # fmt: skip
 
@@ -41,17 +43,20 @@ class Run:
     def __init__(self, options: FitOptions, processes: Processes | None = None) -> None:
         self.options, self.processes = options, processes or Processes()
         self.batch, self.timetable = Batch(options.accumulate, self.processes), Timetable(options)
-        self.objective = Objective(options.loss, options.smooth, options.dice)
+        self.objective = Objective(
+            options.loss, options.smooth, options.dice, options.dice_labels, options.bending, options.log_jacobian,
+            options.inverse_consistency,
+        )  # fmt: skip
         self.step, self.seconds, self.best, self.best_by = 0, 0.0, -math.inf, None
         self.started_from: dict = {}
         device = choose_device(options, self.processes.local_rank)
-        saved = self._saved() if options.resume else None
+        saved = self._saved(options.continues) if options.continues else None
         self.sources = open_sources(options, device)
         smallest = min(self.sources.shape) // (2 if options.half_size else 1)
         self.numerics = choose_numerics(options, device, smallest)
         torch.manual_seed(options.seed)
         self.network = RPNet(NetworkConfig(res_blocks=options.res_blocks))
-        if options.start is not None:
+        if options.start is not None and saved is None:
             self._start_from(load_checkpoint(options.start))
         self.numerics.place(self.network)
         self.average = copy.deepcopy(self.network) if options.average else self.network
@@ -68,8 +73,7 @@ class Run:
         self.network.load_state_dict(start.state)
         self.started_from = dict(start.provenance)
 
-    def _saved(self) -> Checkpoint:
-        path = self.options.output / "last.pt"
+    def _saved(self, path: Path) -> Checkpoint:
         saved = load_checkpoint(path)
         if saved.training is None:
             raise InputError(f"resume: {path} holds no training state; start a new run from it with `start`")
@@ -90,7 +94,7 @@ class Run:
             before = saved.training.get("chosen", saved.training["options"]).get(option, "auto")
             if before not in ("auto", chosen):  # checkpoints of earlier versions know no more than what was asked for
                 raise InputError(
-                    f"resume: {self.options.output / 'last.pt'} was written with {option} {before}, this run would "
+                    f"resume: {self.options.continues} was written with {option} {before}, this run would "
                     f"take {chosen}; give {option} {before}, or start a new run from it with `start`"
                 )
 
@@ -100,8 +104,10 @@ class Run:
         self.network.load_state_dict(training["weights"])
         self.optimizer.load_state_dict(training["optimizer"])
         self.scaler.load_state_dict(training.get("scaler", {}))
-        self.step, self.seconds, self.best = (training[name] for name in ("step", "seconds", "best"))
-        self.best_by = saved.provenance.get("validated_by")
+        self.step, self.seconds = training["step"], training["seconds"]
+        if self.options.resume:  # in another folder the best begins anew
+            self.best, self.best_by = training["best"], saved.provenance.get("validated_by")
+        self.timetable = Timetable(self.options, training.get("finish_from", self.step))
         self.started_from = saved.provenance.get("started_from", {})
         torch.set_rng_state(training["torch_rng"])
 
@@ -122,7 +128,7 @@ class Run:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "torch_rng": torch.get_rng_state(),
-        }
+        } | ({"finish_from": self.timetable.finish_from} if self.options.finish else {})
 
     def provenance(self) -> dict:
         """How the weights came to be, in plain types and without anything about the machine's folders."""
@@ -152,7 +158,7 @@ class Run:
         return self.timetable.plan(self.step, self.seconds)
 
     def finished(self) -> bool:
-        return self.timetable.done(self.step, self.seconds) >= 1
+        return self.timetable.finished(self.step, self.seconds)
 
     def train_step(self, pairs: Sequence[ImagePair]) -> Losses:
         """One Adam step on the mean gradient of `pairs` and of those that the other processes have.
@@ -160,12 +166,12 @@ class Run:
         Raises:
             InputError: a loss that is not finite; nothing is changed then.
         """
-        plan, parts = self.plan(), 0
+        plan = self.plan()
         self.optimizer.zero_grad(set_to_none=True)
-        for pair in pairs:
-            parts = parts + self._backward(pair, plan)
-        self.processes.add_up([parts, *(weight.grad for weight in self.network.parameters())])
-        losses = self.objective.losses(parts)
+        each = [self._backward(pair, plan) for pair in pairs]
+        parts = {name: sum(one[name] for one in each) for name in each[0]}
+        self.processes.add_up([*parts.values(), *(weight.grad for weight in self.network.parameters())])
+        losses = Losses(**dict(zip(parts, torch.stack([*parts.values()]).tolist(), strict=True)))
         if not losses.finite:
             raise InputError(
                 f"learning_rate: the loss became {losses.total} at step {self.step + 1}; start again, lower"
@@ -173,16 +179,18 @@ class Run:
         self._descend(plan.rate)
         return losses
 
-    def _backward(self, pair: ImagePair, plan: Plan) -> Tensor:
-        """Add one pair's share of the gradient; returns its share of the losses."""
+    def _backward(self, pair: ImagePair, plan: Plan) -> dict[str, Tensor]:
+        """Add one pair's share of the gradient; returns its share of what `Losses` names."""
         pair = pair.map(lambda tensor: tensor.to(self.numerics.device, non_blocking=True))
         if plan.half_size:
             pair = halved(pair)
         with self.numerics.autocast():
-            flows = self.network.flows(pair.moving[None, None], pair.fixed[None, None], plan.counts)
-        loss, parts = self.objective(pair, flows, plan.coarse)
+            find = self.network.flows_both_ways if self.options.both_directions else self.network.flows
+            flows = find(pair.moving[None, None], pair.fixed[None, None], plan.counts)
+        ways = (pair, pair.swapped()) if self.options.both_directions else (pair,)
+        loss, parts = self.objective(ways, flows, plan.coarse)
         self.scaler.scale(loss / self.batch.size).backward()
-        return parts / self.batch.size
+        return {name: part / self.batch.size for name, part in parts.items()}
 
     def _descend(self, rate: float) -> None:
         if self.options.clip:
@@ -206,7 +214,8 @@ class Run:
     def validate(self, show: Callable[[ImagePair, Tensor], None]) -> tuple[Score, bool]:
         """How good the network (the running mean, if there is one) is now, and whether it never was better."""
         with torch.compiler.set_stance("force_eager" if self.numerics.compiled else "default"):
-            score = validate(self.average, self.sources.validation, self.numerics, self.processes, show)
+            pairs, groups = self.sources.validation, self.sources.groups
+            score = validate(self.average, pairs, self.numerics, self.processes, show, groups)
         better = score.value > self.best
         if better:
             self.best, self.best_by = score.value, score.name

@@ -14,6 +14,7 @@ from train.augment import Augmentation
 from train.generated import GeneratedPairs, load_template
 from train.image_pair import ImagePair
 from train.options import FitOptions
+from train.validation_list import lists_pairs, read_pair_list
 from train.volumes import Shape, VolumeCache, VolumePairs, check_volumes, validation_pairs
 
 FIRST_VALIDATION_PAIR = 2**40
@@ -26,7 +27,7 @@ class Sources:
 
     pair: the pair of an index, the same at every call. validation: pairs never trained on. description: for the
     checkpoint's provenance. shape: of training pairs. on_device: whether `pair` works on the training device, and must
-    be called in the process that owns it.
+    be called in the process that owns it. groups: that of each validation pair, where they have any.
     """
 
     pair: Callable[[int], ImagePair]
@@ -34,6 +35,17 @@ class Sources:
     description: str
     shape: tuple[int, int, int]
     on_device: bool = False
+    groups: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class EverySecond:
+    """Of generated pairs those that no other is the other way round, for steps that take both ways themselves."""
+
+    pairs: GeneratedPairs
+
+    def pair(self, index: int) -> ImagePair:
+        return self.pairs.pair(2 * index)
 
 
 def open_sources(options: FitOptions, device: torch.device | str = "cpu") -> Sources:
@@ -63,17 +75,29 @@ def _generated(options: FitOptions, device: torch.device) -> Sources:
     if options.validation is None:
         # Every second pair is the one before the other way round.
         indices = range(FIRST_VALIDATION_PAIR, FIRST_VALIDATION_PAIR + 2 * options.validation_pairs, 2)
-        held = tuple(pairs.pair(index).map(torch.Tensor.cpu) for index in indices)
+        held, groups = tuple(pairs.pair(index).map(torch.Tensor.cpu) for index in indices), ()
     else:
-        scans, cache = read_scan_list("validation", options.validation), VolumeCache(options.cache)
-        shape = check_volumes(scans, None, cache, pad=True)
-        held = validation_pairs(scans, shape, options.validation_pairs, cache)
-        description += f", validated on {len(scans)} volumes of {Path(options.validation).name}"
-    return Sources(pairs.pair, held, description, pairs.shape, on_device=device.type != "cpu")
+        held, groups, words = _listed(options, VolumeCache(options.cache))
+        description += f", validated on {words}"
+    training = EverySecond(pairs) if options.both_directions else pairs
+    return Sources(training.pair, held, description, pairs.shape, device.type != "cpu", groups)
+
+
+def _listed(options: FitOptions, cache: VolumeCache) -> tuple[tuple[ImagePair, ...], tuple[str, ...], str]:
+    """Validation pairs of a list, of pairs or of volumes on any grid; their groups, and what to call them."""
+    path, most = Path(options.validation), options.validation_pairs
+    if lists_pairs(options.validation):
+        listed = read_pair_list(path)[:most]
+        pairs = tuple(one.read(cache) for one in listed)
+        return pairs, tuple(one.group for one in listed), f"{len(listed)} pairs of {path.name}"
+    scans = read_scan_list("validation", options.validation)
+    shape = check_volumes(scans, None, cache, pad=True)
+    return validation_pairs(scans, shape, most, cache), (), f"{len(scans)} volumes of {path.name}"
 
 
 def _volumes(options: FitOptions) -> Sources:
-    training, validation = _split(options)
+    apart = options.validation is not None and lists_pairs(options.validation)
+    training, validation = (read_scan_list("data", options.data), ()) if apart else _split(options)
     _check_labelled(options, training)
     cache = VolumeCache(options.cache)
     shape = check_volumes((*training, *validation), options.shape, cache)
@@ -81,9 +105,13 @@ def _volumes(options: FitOptions) -> Sources:
     pairs = VolumePairs(training, shape, options.seed, cache, change)
     if options.dice:
         _check_labels_shared(training, shape, cache)
-    held = validation_pairs(validation, shape, options.validation_pairs, cache)
-    description = f"{len(training)} volumes of {Path(options.data).name}, validated on {len(validation)} others"
-    return Sources(pairs.pair, held, description, shape)
+    if apart:
+        held, groups, words = _listed(options, cache)
+    else:
+        held, groups = validation_pairs(validation, shape, options.validation_pairs, cache), ()
+        words = f"{len(validation)} others"
+    description = f"{len(training)} volumes of {Path(options.data).name}, validated on {words}"
+    return Sources(pairs.pair, held, description, shape, groups=groups)
 
 
 def _split(options: FitOptions) -> tuple[tuple[Scan, ...], tuple[Scan, ...]]:

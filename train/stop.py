@@ -5,9 +5,10 @@ import threading
 
 
 class StopRequest:
-    """Turns the first SIGINT or SIGTERM into `asked`; the second one ends the program, where `insist` allows it.
+    """Turns the first SIGINT or SIGTERM into `asked`; a further SIGINT ends the program, where `insist` allows it.
 
-    `torchrun` passes a signal on to processes that may have had it already, so there a second one says nothing new.
+    `torchrun` passes signals on to processes that may have had them already, and `make` does so with SIGTERM: there a
+    second one says nothing new.
     Outside the main thread signals stay as they are.
     """
 
@@ -20,8 +21,8 @@ class StopRequest:
             self._before = {name: signal.signal(name, self._ask) for name in (signal.SIGINT, signal.SIGTERM)}
         return self
 
-    def _ask(self, *_: object) -> None:
-        if self.asked and self._insist:
+    def _ask(self, number: int, _: object) -> None:
+        if self.asked and self._insist and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.asked = True
 

@@ -26,12 +26,24 @@ class Plan:
 
 @dataclass(frozen=True)
 class Timetable:
-    """Functions of the steps that are done and the seconds they took, and of the options; nothing is remembered."""
+    """Functions of the steps that are done and the seconds they took, and of the options.
+
+    finish_from: step from which on a run with `finish` comes to its end, all that is remembered.
+    """
 
     options: FitOptions
+    finish_from: int = 0
+
+    @property
+    def last_step(self) -> int:
+        """After which the run is over, unless the clock ends it before."""
+        return self.finish_from + self.options.finish if self.options.finish else self.options.steps
+
+    def finished(self, step: int, seconds: float) -> bool:
+        return step >= self.last_step if self.options.finish else self.done(step, seconds) >= 1
 
     def done(self, step: int, seconds: float) -> float:
-        """Share of the run that is over, by steps or by the clock, whichever is further."""
+        """Share of `steps` that is over, or of `minutes`, whichever is further."""
         minutes = self.options.minutes
         by_clock = 0.0 if minutes is None else seconds / (60 * minutes)
         return min(max(step / self.options.steps, by_clock), 1.0)
@@ -43,16 +55,25 @@ class Timetable:
 
     def seconds_left(self, step: int, seconds: float, steps: int, took: float) -> float:
         """Estimated from the latest `steps`, which `took` so many seconds."""
-        left = (self.options.steps - step) * took / max(steps, 1)
+        left = (self.last_step - step) * took / max(steps, 1)
         return left if self.options.minutes is None else min(left, max(60 * self.options.minutes - seconds, 0.0))
 
     def _rate(self, step: int, done: float) -> float:
+        if not self.options.finish:
+            return self._scheduled(step, done)
+        reached = self._scheduled(self.finish_from, self.done(self.finish_from, 0.0))
+        return reached * _cosine((step - self.finish_from) / self.options.finish)
+
+    def _scheduled(self, step: int, done: float) -> float:
         options = self.options
         rate = options.learning_rate * min(1.0, (step + 1) / (options.warmup + 1))
-        if options.schedule == "constant":
-            return rate
-        return rate * (LAST_RATE + (1 - LAST_RATE) * (1 + math.cos(math.pi * done)) / 2)
+        return rate if options.schedule == "constant" else rate * _cosine(done)
 
     def _counts(self, step: int) -> tuple[int, int, int, int]:
         rng = np.random.default_rng([self.options.seed, step, _ITERATIONS])
         return tuple(int(rng.integers(1, most + 1)) for most in self.options.iterations)
+
+
+def _cosine(done: float) -> float:
+    """From 1 down to LAST_RATE."""
+    return LAST_RATE + (1 - LAST_RATE) * (1 + math.cos(math.pi * done)) / 2
