@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from train import textbook
@@ -43,3 +44,10 @@ def highest(fields: Iterable[Tensor]) -> Tensor:
 def sample(volume: Tensor, coordinates: Tensor, mode: str = "bilinear") -> Tensor:
     """Samples of (C, I, J, K) at voxel coordinates (3, A, B, C); the border's value outside."""
     return textbook.sample(volume[None], coordinates[None], mode, "border")[0]
+
+
+def sample_smooth(volume: Tensor, coordinates: Tensor) -> Tensor:
+    """`sample` of a volume that is smooth, taken at every second voxel of (A, B, C) and interpolated in between."""
+    shape = tuple(coordinates.shape[1:])
+    half = F.interpolate(coordinates[None], size=[size // 2 + 1 for size in shape], mode="trilinear", align_corners=True)
+    return F.interpolate(sample(volume, half[0])[None], size=shape, mode="trilinear", align_corners=True)[0]

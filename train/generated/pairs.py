@@ -12,7 +12,7 @@ from runtime.geometry.intensity import PercentileRule
 from train.generated.deformation import deformation
 from train.generated.levels import sample
 from train.generated.painting import Painting
-from train.generated.population import ALIKE, Population
+from train.generated.population import ALIKE, Population, Side
 from train.generated.regions import Regions, regions
 from train.generated.scanner import scan
 from train.generated.scenes import brain, shapes
@@ -69,24 +69,21 @@ class GeneratedPairs:
             random = Randomness(np.random.default_rng([self.seed, index, attempt]), torch.device(self.device))
             scene, sides = self.scene(random), self.population.sides(random)
             (first, first_labels), (second, second_labels) = (
-                acquire(random, scene.paint(random, side), self.shape, side.apart) for side in sides
+                acquire(random, scene.paint(random, side), self.shape, side) for side in sides
             )
             if min((image > 0).float().mean() for image in (first, second)) > SMALLEST_FOREGROUND:
                 break
         return ImagePair(first, second, first_labels, second_labels)
 
 
-def acquire(random: Randomness, painting: Painting, shape: Shape, apart: bool = False) -> tuple[Tensor, Tensor]:
-    """Image in [0, 1] and labels of a painted scene as a scanner sees its middle `shape` voxels, (I, J, K) each.
-
-    apart: see `train.generated.scanner.scan`.
-    """
-    coordinates = identity(shape, random.device) + deformation(random, shape) + MARGIN
+def acquire(random: Randomness, painting: Painting, shape: Shape, side: Side) -> tuple[Tensor, Tensor]:
+    """Image in [0, 1] and labels of a painted scene as a scanner sees its middle `shape` voxels, (I, J, K) each."""
+    coordinates = identity(shape, random.device) + side.bending * deformation(random, shape) + MARGIN
     if painting.motion is not None:
         coordinates = coordinates - sample(painting.motion, coordinates)
     image, shown = sample(torch.stack((painting.image, painting.shown)), coordinates)
     labels = sample(painting.labels[None].float(), coordinates, "nearest")[0].int()
-    image = scan(random, image.clamp(min=0), apart)
+    image = scan(random, image.clamp(min=0), side.apart)
     image = image.clamp(min=1e-3).masked_fill(shown <= 0, 0)
     return _normalised(image), labels.masked_fill(shown <= 0, 0)
 

@@ -19,6 +19,7 @@ class Side:
     motion: how far deep structures move on their own, voxels. ventricles: voxels that they widen by, below 0 narrow.
     atrophy: voxels that the grey sheet is thinner and the furrows are wider by.
     residue: whether patches of dura and skull are left about the brain. lesions: bright or dark spots, their number.
+    bending: size of the smooth deformation that the whole is seen through, 1 for that of `deformation`.
     """
 
     average: bool = False
@@ -28,6 +29,7 @@ class Side:
     atrophy: float = 0.0
     residue: bool = False
     lesions: int = 0
+    bending: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Population:
     """Shares of pairs, 0 to 1, in which one thing is drawn; what has a share of 0 costs no random number.
 
     structures: share of scenes with deep structures and ventricles. motion: the most that they move on their own,
-    voxels; the other shares are of pairs, `average`, `residue` and `lesions` on one side of them.
+    voxels; the other shares are of pairs, `average`, `residue` and `lesions` on one side of them. bending: of all sides.
     """
 
     average: float = 0.0
@@ -46,6 +48,7 @@ class Population:
     atrophy: float = 0.0
     residue: float = 0.0
     lesions: float = 0.0
+    bending: float = 1.0
 
     def sides(self, random: Randomness) -> tuple[Side, Side]:
         """What the two images of a pair show."""
@@ -61,6 +64,7 @@ class Population:
                 atrophy=random.between(0, 1.0) if shrunk else 0.0,
                 residue=residue == number,
                 lesions=random.count(1, 6) if lesions == number else 0,
+                bending=self.bending,
             )
             for number in (0, 1)
         )
@@ -78,6 +82,7 @@ VARIED = Population(
     atrophy=0.3,
     residue=0.15,
     lesions=0.15,
+    bending=0.8,
 )
 POPULATIONS = {"alike": ALIKE, "varied": VARIED}
 

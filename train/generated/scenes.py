@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from train.generated.deformation import deformation, linear
-from train.generated.levels import highest, sample
+from train.generated.levels import highest, sample, sample_smooth
 from train.generated.population import ALIKE, Population, happens
 from train.generated.regions import body
 from train.generated.sheets import Sheets
@@ -96,7 +96,7 @@ def brain(random: Randomness, shape: Shape, template: Template, population: Popu
     more = {}
     if population != ALIKE:
         beyond = (coordinates - coordinates.clamp(min=0).minimum(size - 1)).square().sum(0).sqrt()
-        outside, *levels = sample(template.levels, coordinates)
+        outside, *levels = sample_smooth(template.levels, coordinates)
         depth = torch.where(depth > 0, depth, -(outside + beyond) / voxel)
         more["template"] = torch.stack((image, grey, white))
         if happens(random, population.structures):

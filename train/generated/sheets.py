@@ -13,13 +13,13 @@ from torch import Tensor
 
 from train.generated.deformation import own_motion
 from train.generated.defects import with_lesions, with_residue
-from train.generated.levels import distance, edge
+from train.generated.levels import blur, distance, edge
 from train.generated.painting import Painting
 from train.generated.population import Side
 from train.generated.structures import Structures
 from train.randomness import Randomness
 
-AVERAGED = 5  # brains in the mean of an anatomy
+AVERAGED, SPREAD = 5, 2.0  # brains in the mean of an anatomy; how much more they differ than two of a pair
 TEMPLATE_IMAGE_SHARE = 0.6  # of the averages for which there is a template
 
 
@@ -93,16 +93,17 @@ class Sheets:
             image, grey, white = self.template
             painting = self._filled(random, Shares(white, white + grey, white), Side(average=True))
             return replace(painting, image=image)
-        brains = [self._shares(random, Side()) for _ in range(AVERAGED)]
+        brains = [self._shares(random, Side(), SPREAD) for _ in range(AVERAGED)]
         white, matter, level = (
             sum(getattr(brain, name) for brain in brains) / AVERAGED for name in ("white", "matter", "level")
         )
-        return self._filled(random, Shares(white, matter, level), Side(average=True))
+        painting = self._filled(random, Shares(white, matter, level), Side(average=True))
+        return replace(painting, image=blur(blur(painting.image, 2 / 3), 2 / 3))
 
-    def _shares(self, random: Randomness, side: Side) -> Shares:
-        """Where one person's folds are."""
+    def _shares(self, random: Randomness, side: Side, spread: float = 1.0) -> Shares:
+        """Where one person's folds are. spread: how far they are from those of the scene."""
         shape = tuple(self.depth.shape)
-        white = self.white + random.between(0.15, 0.4) * random.smooth(shape, random.between(4, 10))
+        white = self.white + spread * random.between(0.15, 0.4) * random.smooth(shape, random.between(4, 10))
         core = distance(white, self.steep) - side.atrophy / 2
         thickness = self.thickness + random.normal(0.25) + 0.3 * random.smooth(shape, random.between(8, 20))
         nuclei = 8 * (self.grey + random.between(0, 0.08) * random.smooth(shape, random.between(6, 12)))
