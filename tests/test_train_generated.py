@@ -86,7 +86,8 @@ def test_a_pair_depends_on_seed_and_index_alone(pairs):
     pairs.pair(0)
     one, two = pairs.pair(6), again.pair(6)
     assert torch.equal(one.moving, two.moving) and torch.equal(one.fixed_labels, two.fixed_labels)
-    assert not torch.equal(GeneratedPairs(SHAPE, 12, pairs.template, population=pairs.population).pair(6).moving, one.moving)
+    other = GeneratedPairs(SHAPE, 12, pairs.template, population=pairs.population)
+    assert not torch.equal(other.pair(6).moving, one.moving)
     assert not torch.equal(pairs.pair(4).moving, one.moving)
 
 

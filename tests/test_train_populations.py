@@ -94,7 +94,8 @@ class TestStructures:
         """Inside a ventricle it is dark, outside bright, and half way between both it is where the label changes."""
         painting = scene.paint(_random(), Side())
         level = distance((painting.labels == 1000).float() - 0.5, 0.1)
-        inside, outside = (painting.image[mask].median() for mask in (scene.structures.ventricle > 2, scene.white > 0.4))
+        fluid, core = scene.structures.ventricle > 2, scene.white > 0.4
+        inside, outside = (painting.image[mask].median() for mask in (fluid, core))
         border = (painting.labels == 1000) & (scene.structures.ventricle < 0.5)
         assert level.isfinite().all() and inside < 0.2 < 0.8 < outside
         assert float(painting.image[border].median()) < (inside + outside) / 2
@@ -120,7 +121,8 @@ class TestMotion:
         """The deep labels of a moved side, brought back by the motion that is known, are those that did not move."""
         painting = scene.paint(_random(), Side(motion=2.0))
         places = identity(GRID)
-        still, moved = painting.labels[None].float(), sample(painting.labels[None].float(), places - painting.motion, "nearest")
+        still = painting.labels[None].float()
+        moved = sample(still, places - painting.motion, "nearest")
         back = sample(moved, places + painting.motion, "nearest")
         before, after = (mean_dice(_deep(still), _deep(labels)) for labels in (moved, back))
         assert after > 0.9 > before

@@ -49,5 +49,6 @@ def sample(volume: Tensor, coordinates: Tensor, mode: str = "bilinear") -> Tenso
 def sample_smooth(volume: Tensor, coordinates: Tensor) -> Tensor:
     """`sample` of a volume that is smooth, taken at every second voxel of (A, B, C) and interpolated in between."""
     shape = tuple(coordinates.shape[1:])
-    half = F.interpolate(coordinates[None], size=[size // 2 + 1 for size in shape], mode="trilinear", align_corners=True)
+    fewer = [size // 2 + 1 for size in shape]
+    half = F.interpolate(coordinates[None], size=fewer, mode="trilinear", align_corners=True)
     return F.interpolate(sample(volume, half[0])[None], size=shape, mode="trilinear", align_corners=True)[0]

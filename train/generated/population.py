@@ -37,7 +37,7 @@ class Population:
     """Shares of pairs, 0 to 1, in which one thing is drawn; what has a share of 0 costs no random number.
 
     structures: share of scenes with deep structures and ventricles. motion: the most that they move on their own,
-    voxels; the other shares are of pairs, `average`, `residue` and `lesions` on one side of them. bending: of all sides.
+    voxels. The other shares are of pairs, `average`, `residue` and `lesions` on one side of them. bending: see `Side`.
     """
 
     average: float = 0.0
