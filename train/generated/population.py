@@ -14,7 +14,8 @@ def happens(random: Randomness, share: float) -> bool:
 class Side:
     """What one image of a pair shows of their scene, and how.
 
-    average: the blurred mean of many brains instead of one brain.
+    average: the blurred mean of many brains instead of one brain. plain: one brain beside such a mean; nothing is in it
+        that the mean could not have.
     apart: values and scanner of its own, drawn widely; else nearly those of the other image.
     motion: how far deep structures move on their own, voxels. ventricles: voxels that they widen by, below 0 narrow.
     atrophy: voxels that the grey sheet is thinner and the furrows are wider by.
@@ -23,6 +24,7 @@ class Side:
     """
 
     average: bool = False
+    plain: bool = False
     apart: bool = False
     motion: float = 0.0
     ventricles: float = 0.0
@@ -58,6 +60,7 @@ class Population:
         return tuple(
             Side(
                 average=average == number,
+                plain=average == 1 - number,
                 apart=apart,
                 motion=random.between(0, self.motion) if self.motion else 0.0,
                 ventricles=random.between(-1.5, 3.5) if widened else 0.0,

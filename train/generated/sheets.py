@@ -20,6 +20,7 @@ from train.generated.structures import Structures
 from train.randomness import Randomness
 
 AVERAGED, SPREAD = 5, 2.0  # brains in the mean of an anatomy; how much more they differ than two of a pair
+PLAIN_SPREAD = 0.5  # how much less a brain does from its average
 TEMPLATE_IMAGE_SHARE = 0.6  # of the averages for which there is a template
 
 
@@ -81,7 +82,7 @@ class Sheets:
 
     def _brain(self, random: Randomness, side: Side) -> Painting:
         """One person's brain."""
-        shares = self._shares(random, side)
+        shares = self._shares(random, side, PLAIN_SPREAD if side.plain else 1.0)
         painting = self._filled(random, shares, side)
         depth = self.depth + random.between(0, 0.6) * random.smooth(tuple(self.depth.shape), random.between(6, 16))
         return replace(painting, shown=self._shown(random, depth, shares.level))
@@ -119,15 +120,21 @@ class Sheets:
         image = fluid + shares.matter * (grey - fluid) + shares.white * (bright - grey)
         # Region times tissue: fluid 1..P, grey P+1..2P, white 2P+1..3P.
         labels = ((shares.matter > 0.5).long() + (shares.white > 0.5).long()) * self.parcel_count + self.parcels
-        image = image + F.embedding(labels, self.contrast)[..., 0]
-        for number, (level, value) in enumerate(self.inclusions, start=1):
-            inside = edge(level * 4) * shares.white
-            image = image + (value - image) * inside
-            labels = torch.where(inside > 0.5, 3 * self.parcel_count + number, labels)
+        if not (side.average or side.plain):
+            image, labels = self._varied(image, labels, shares.white)
         if self.structures is not None:
             softness = self.softness + 2 * side.average
             image, labels = self.structures.painted(random, image, labels, (fluid, grey, white), softness, side)
         return Painting(image, self.depth, labels)
+
+    def _varied(self, image: Tensor, labels: Tensor, white: Tensor) -> tuple[Tensor, Tensor]:
+        """Image and labels with what regions differ by and with the inclusions."""
+        image = image + F.embedding(labels, self.contrast)[..., 0]
+        for number, (level, value) in enumerate(self.inclusions, start=1):
+            inside = edge(level * 4) * white
+            image = image + (value - image) * inside
+            labels = torch.where(inside > 0.5, 3 * self.parcel_count + number, labels)
+        return image, labels
 
     def _shown(self, random: Randomness, depth: Tensor, matter: Tensor) -> Tensor:
         """Positive where the image is not black: the brain, with the fluid about it or stripped of it."""
