@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from runtime.geometry.errors import InputError
 from runtime.geometry.flow import folded_share
 from runtime.geometry.overlap import mean_dice
 from train.generated import ALIKE, VARIED, Population, is_deep, load_template
@@ -65,6 +66,15 @@ class TestPopulation:
     def test_every_share_is_used(self):
         assert all(getattr(VARIED, field.name) > 0 for field in fields(Population))
 
+    def test_the_brain_beside_an_average_is_plain(self):
+        for seed in range(5):
+            one, two = replace(ALIKE, average=1.0).sides(_random(seed))
+            assert one.plain == two.average and two.plain == one.average
+
+    def test_a_share_above_one_is_refused(self):
+        with pytest.raises(InputError, match=r"lesions: got 15, expected a share of pairs, 0 to 1"):
+            Population(lesions=15)
+
 
 class TestPlaces:
     def test_the_structures_of_mni152_have_about_their_sizes(self, template):
@@ -90,6 +100,13 @@ class TestPlaces:
 
 
 class TestStructures:
+    def test_one_brain_beside_an_average_holds_nothing_else(self, scene):
+        """Its tissues are fluid, grey and white; inclusions of noise have labels of their own and are not there."""
+        spotted = replace(scene, inclusions=((torch.ones(GRID), 0.5),))
+        labels = {plain: spotted.paint(_random(), Side(plain=plain)).labels for plain in (False, True)}
+        inclusion = 3 * scene.parcel_count + 1
+        assert (labels[False] == inclusion).any() and not (labels[True] == inclusion).any()
+
     def test_a_border_in_the_image_is_where_the_label_ends(self, scene):
         """Inside a ventricle it is dark, outside bright, and half way between both it is where the label changes."""
         painting = scene.paint(_random(), Side())

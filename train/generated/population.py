@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from runtime.geometry.errors import InputError
 from train.randomness import Randomness
 
 
@@ -51,6 +52,11 @@ class Population:
     residue: float = 0.0
     lesions: float = 0.0
     bending: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("average", "apart", "structures", "ventricles", "atrophy", "residue", "lesions"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name}: got {getattr(self, name)}, expected a share of pairs, 0 to 1")
 
     def sides(self, random: Randomness) -> tuple[Side, Side]:
         """What the two images of a pair show."""
