@@ -82,6 +82,25 @@ def shapes(random: Randomness, shape: Shape, population: Population) -> Sheets:
 
 def brain(random: Randomness, shape: Shape, template: Template, population: Population) -> Sheets:
     """A random window of the template, its voxels of another size, deformed, its white core folded anew by noise."""
+    coordinates, voxel = _window(random, shape, template)
+    image, grey, white, depth = sample(template.maps, coordinates)
+    depth, more = (DEEPEST * depth - 1) / voxel, {}
+    if population != ALIKE:  # whose pairs stay, bit for bit, those that the shipped weights were trained on
+        outside, levels = _surroundings(template, coordinates)
+        depth = torch.where(depth > 0, depth, -outside / voxel)
+        more["template"] = torch.stack((image, grey, white))
+        if happens(random, population.structures):
+            more["structures"] = structures_of(random, levels / voxel)
+    # Deep white matter stays whole; nearer the surface noise decides where the sheet folds.
+    folding = random.between(0.05, 0.4) * random.smooth(shape, random.between(5, 12))
+    white = white - random.between(0.4, 0.6) + folding
+    nuclei = grey - random.between(0.6, 0.9) - 0.15 * (12 - depth).clamp(0, 12) / 12
+    shade = random.between(0, 1.2) * ((0.9 - image) / 0.3).clamp(-0.3, 1)
+    return _sheets(random, white, 0.06, nuclei, depth, shade, **more)
+
+
+def _window(random: Randomness, shape: Shape, template: Template) -> tuple[Tensor, float]:
+    """Where a scene lies in the template, (3, I, J, K) in its voxels, and how many of those a voxel of the scene is."""
     size = random.tensor(template.shape).view(3, 1, 1, 1)
     window = random.tensor(shape).view(3, 1, 1, 1)
     voxel = random.between(1.6, 2.1) if random.chance(0.15) else random.between(0.85, 1.2)
@@ -90,20 +109,12 @@ def brain(random: Randomness, shape: Shape, template: Template, population: Popu
     if random.chance(0.5):
         centred = centred * random.tensor([-1, 1, 1]).view(3, 1, 1, 1)
     matrix = linear(random, 0.05) * voxel
-    coordinates = torch.einsum("ab,bijk->aijk", matrix, centred + deformation(random, shape)) + centre
-    image, grey, white, depth = sample(template.maps, coordinates)
-    depth = (DEEPEST * depth - 1) / voxel
-    more = {}
-    if population != ALIKE:
-        beyond = (coordinates - coordinates.clamp(min=0).minimum(size - 1)).square().sum(0).sqrt()
-        outside, *levels = sample_smooth(template.levels, coordinates)
-        depth = torch.where(depth > 0, depth, -(outside + beyond) / voxel)
-        more["template"] = torch.stack((image, grey, white))
-        if happens(random, population.structures):
-            more["structures"] = structures_of(random, torch.stack(levels) / voxel)
-    # Deep white matter stays whole; nearer the surface noise decides where the sheet folds.
-    folding = random.between(0.05, 0.4) * random.smooth(shape, random.between(5, 12))
-    white = white - random.between(0.4, 0.6) + folding
-    nuclei = grey - random.between(0.6, 0.9) - 0.15 * (12 - depth).clamp(0, 12) / 12
-    shade = random.between(0, 1.2) * ((0.9 - image) / 0.3).clamp(-0.3, 1)
-    return _sheets(random, white, 0.06, nuclei, depth, shade, **more)
+    return torch.einsum("ab,bijk->aijk", matrix, centred + deformation(random, shape)) + centre, voxel
+
+
+def _surroundings(template: Template, coordinates: Tensor) -> tuple[Tensor, Tensor]:
+    """The distance from the brain, also beyond the template's box, and the levels of structures, in its voxels."""
+    outside, *levels = sample_smooth(template.levels, coordinates)
+    last = coordinates.new_tensor(template.shape).view(3, 1, 1, 1) - 1
+    beyond = coordinates - torch.minimum(coordinates.clamp(min=0), last)
+    return outside + beyond.square().sum(0).sqrt(), torch.stack(levels)
