@@ -1,5 +1,7 @@
 """How a scanner shows a painting: resolution, contrast, shading and noise."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -8,9 +10,9 @@ from train.generated.levels import blur
 from train.randomness import Randomness
 
 THICK_SLICES_SHARE = 0.15
-KNOT = 0.25  # distance between the knots of a contrast curve
-KNOTS = 6
-MOST_NOISE, MOST_SHADING, MOST_CONTRAST = 0.07, 0.3, 0.7
+COARSE_SLICES_SHARE, COARSE_VOXELS_SHARE = 0.35, 0.2  # of scanners drawn widely
+KNOT, KNOTS = 0.25, 6  # a contrast curve's pieces: how long, how many
+MOST_NOISE, MOST_SHADING, MOST_CONTRAST = 0.07, 0.3, 0.7  # deviations: of values, and of logarithms
 
 
 def scan(random: Randomness, image: Tensor, apart: bool) -> Tensor:
@@ -33,9 +35,9 @@ def _any(random: Randomness, image: Tensor) -> Tensor:
     """Scanners that differ as those of different hospitals do."""
     shape = tuple(image.shape)
     image = blur(image, random.between(0, 0.6))
-    if random.chance(0.35):
+    if random.chance(COARSE_SLICES_SHARE):
         image = coarsen(image, random.between(1.5, 4.5), (random.count(0, 2),))
-    elif random.chance(0.3):
+    elif random.chance(COARSE_VOXELS_SHARE / (1 - COARSE_SLICES_SHARE)):
         image = coarsen(image, random.between(1.1, 2.0), (0, 1, 2))
     image = contrast_curve(image, random.numbers.normal(0, random.between(0, MOST_CONTRAST), KNOTS))
     image = image * torch.exp(random.between(0, MOST_SHADING) * random.smooth(shape, random.between(30, 90)))
@@ -50,8 +52,8 @@ def coarsen(image: Tensor, voxels: float, axes: tuple[int, ...]) -> Tensor:
     return F.interpolate(means, size=shape, mode="trilinear", align_corners=False)[0, 0]
 
 
-def contrast_curve(image: Tensor, slopes) -> Tensor:
+def contrast_curve(image: Tensor, slopes: Sequence[float]) -> Tensor:
     """A rising curve through 0 and, at 1, 1: pieces of `KNOT` whose slopes are exp(`slopes`), scaled."""
     rises = [float(rise) for rise in torch.as_tensor(slopes).exp()]
     whole = sum(rises[: round(1 / KNOT)])
-    return sum(((image / KNOT - n).clamp(0, 1)) * (rise / whole) for n, rise in enumerate(rises))
+    return sum((image / KNOT - n).clamp(0, 1) * (rise / whole) for n, rise in enumerate(rises))
