@@ -103,6 +103,13 @@ def _take_recipe(context: click.Context, _: click.Parameter, path: Path | None) 
 @DATA("--validation-volumes", type=int, help="Kept from --data where there is no such list.  [default: 4]")
 @DATA("--validation-pairs", type=int, default=8, show_default=True, help="Validation pairs, at most.")
 @DATA("--template", help="Base of some generated pairs: mni152 (from nilearn) or a skull-stripped scan.")
+@DATA(
+    "--generator",
+    type=click.Choice(["alike", "varied"]),
+    default="alike",
+    show_default=True,
+    help="Generated pairs as papers have them, of one data set, or as users have them: averages, other scanners.",
+)
 @DATA("--shape", type=Numbers(int, 3), help="Of generated pairs [default: 80,96,80], or to crop and pad --data to.")
 @DATA("--augment", type=float, default=0.0, show_default=True, help="Strength of random changes of --data; 0: none.")
 @DATA("--cache", type=int, default=4096, show_default=True, help="MB of memory for volumes read from --data.")

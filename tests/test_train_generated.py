@@ -8,9 +8,11 @@ import torch
 from runtime.geometry.errors import InputError
 from runtime.geometry.flow import folded_share
 from runtime.geometry.overlap import mean_dice
-from train.generated import GeneratedPairs, load_template
+from train.generated import ALIKE, VARIED, GeneratedPairs, load_template
 from train.generated.deformation import deformation
-from train.generated.scene import blur, distance, edge, highest, shapes
+from train.generated.levels import blur, distance, edge, highest, sample, sample_smooth
+from train.generated.population import Side
+from train.generated.scenes import shapes
 from train.generated.template import DEEPEST
 from train.randomness import Randomness
 
@@ -33,9 +35,10 @@ def template(tmp_path_factory):
     return load_template(path)
 
 
-@pytest.fixture(params=["shapes", "template"])
+@pytest.fixture(params=["shapes", "template", "varied shapes", "varied template"])
 def pairs(request, template):
-    return GeneratedPairs(SHAPE, 11, template if request.param == "template" else None)
+    population = VARIED if "varied" in request.param else ALIKE
+    return GeneratedPairs(SHAPE, 11, template if "template" in request.param else None, population=population)
 
 
 def test_images_are_normalised_on_a_black_ground(pairs):
@@ -54,7 +57,8 @@ def test_labels_are_those_of_the_foreground(pairs):
         pair = pairs.pair(index)
         assert pair.labelled and pair.moving_labels.dtype == pair.fixed_labels.dtype == torch.int32
         for image, labels in ((pair.moving, pair.moving_labels), (pair.fixed, pair.fixed_labels)):
-            assert torch.equal(labels > 0, image > 0)
+            assert not labels[image == 0].any()
+            assert (labels > 0).sum() > 0.8 * (image > 0).sum()  # of what stripping left there is no label
             assert 2 <= len(labels.unique()) <= 40
 
 
@@ -78,11 +82,12 @@ def test_the_two_images_differ_and_show_the_same_thing(pairs):
 
 
 def test_a_pair_depends_on_seed_and_index_alone(pairs):
-    again = GeneratedPairs(SHAPE, 11, pairs.template)
+    again = GeneratedPairs(SHAPE, 11, pairs.template, population=pairs.population)
     pairs.pair(0)
     one, two = pairs.pair(6), again.pair(6)
     assert torch.equal(one.moving, two.moving) and torch.equal(one.fixed_labels, two.fixed_labels)
-    assert not torch.equal(GeneratedPairs(SHAPE, 12, pairs.template).pair(6).moving, one.moving)
+    other = GeneratedPairs(SHAPE, 12, pairs.template, population=pairs.population)
+    assert not torch.equal(other.pair(6).moving, one.moving)
     assert not torch.equal(pairs.pair(4).moving, one.moving)
 
 
@@ -99,8 +104,8 @@ def test_deformations_hardly_fold_and_are_large_enough_to_learn_from():
 
 def test_two_paintings_of_a_scene_are_two_anatomies():
     random = _random(3)
-    scene = shapes(random, (64, 64, 64))
-    one, two = (scene.paint(random).labels.numpy() for _ in range(2))
+    scene = shapes(random, (64, 64, 64), ALIKE)
+    one, two = (scene.paint(random, Side()).labels.numpy() for _ in range(2))
     assert 0.4 < mean_dice(one, two) < 0.97
 
 
@@ -112,6 +117,7 @@ def test_a_template_knows_the_tissues_and_the_depth_of_its_voxels(template):
     assert grey[i + 43, j, k] == pytest.approx(1, abs=0.01) and white[i + 43, j, k] == pytest.approx(0, abs=0.01)
     assert grey[i + 50, j, k] == pytest.approx(0, abs=0.01) and image[i + 50, j, k] > 0
     assert not template.maps[:, 0].any()
+    assert template.levels[0, 0, j, k] == pytest.approx(i - 52, abs=1.5) and template.levels[0, i, j, k] == 0
 
 
 def test_mni152_comes_with_its_own_tissue_maps():
@@ -145,6 +151,12 @@ def test_blur_by_two_thirds_is_the_mean_of_three():
     image = torch.rand(8, 6, 5, generator=torch.Generator().manual_seed(0))
     expected = (image[:-2] + image[1:-1] + image[2:]) / 3
     assert torch.allclose(blur(image, 2 / 3, (0,))[1:-1], expected, atol=1e-6)
+
+
+def test_a_smooth_volume_may_be_sampled_at_every_second_voxel():
+    volume = torch.stack(torch.meshgrid(*(torch.arange(20.0) for _ in range(3)), indexing="ij"))
+    coordinates = 2 + 0.7 * torch.rand(3, 1, 1, 1) + 0.8 * volume[:, :17, :16, :15]
+    assert torch.allclose(sample_smooth(volume, coordinates), sample(volume, coordinates), atol=1e-4)
 
 
 @pytest.mark.parametrize("shape", [(40, 48), (40, 44, 32), (0, 8, 8)])

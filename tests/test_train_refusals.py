@@ -35,6 +35,7 @@ def test_options_check_themselves(tmp_path):
         {"loss": "mse"}, {"steps": 0}, {"learning_rate": 0.0}, {"shape": (16, 17, 16)}, {"precision": "int8"},
         {"res_blocks": 7}, {"average": 1.0}, {"minutes": 0.0}, {"threads": 0}, {"device": "tpu"}, {"smooth": -1.0},
         {"schedule": "steps"}, {"validation_pairs": 0}, {"data": "x", "template": "mni152"}, {"dice": -1.0},
+        {"data": "x", "generator": "varied"}, {"generator": "all"},
         {"iterations": (1, 1, 1)}, {"iterations": (1, 1, 0, 1)}, {"half_size": 1.5}, {"accumulate": 0},
         {"pictures": -1}, {"channels_last": "yes"}, {"cache": -1}, {"bending": -1.0}, {"log_jacobian": -1.0},
     ):  # fmt: skip

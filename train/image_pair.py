@@ -5,16 +5,17 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+FIRST_DEEP_LABEL = 1000  # of generated label maps: the ventricles, and the deep structures above
 
-FIRST_DEEP_LABEL = 1000
+
+def is_deep(labels: Tensor) -> Tensor:
+    """Where a generated label map (any shape) shows a ventricle or a deep structure, as booleans."""
+    return labels >= FIRST_DEEP_LABEL
 
 
 @dataclass(frozen=True)
 class ImagePair:
-    """Images (I, J, K), float32 in [0, 1], on one grid; label maps (I, J, K), int32, 0 = nothing, both or none.
-
-    In the label maps of generated pairs FIRST_DEEP_LABEL and what is above it are ventricles and deep structures.
-    """
+    """Images (I, J, K), float32 in [0, 1], on one grid; label maps (I, J, K), int32, 0 = nothing, both or none."""
 
     moving: Tensor
     fixed: Tensor

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from train.fields import warp
-from train.image_pair import FIRST_DEEP_LABEL, ImagePair
+from train.image_pair import ImagePair, is_deep
 from train.losses import bending, dice_loss, inverse_consistency, local_ncc, log_jacobian, smoothness
 
 COARSE_WINDOW = 5
@@ -85,7 +85,7 @@ class Objective:
 
     def _compared(self, labels: Tensor) -> Tensor:
         """A label map (I, J, K) with 0 for what Dice leaves out."""
-        return labels if self.dice_labels == "all" else labels.where(labels >= FIRST_DEEP_LABEL, 0)
+        return labels if self.dice_labels == "all" else labels.where(is_deep(labels), 0)
 
     def _coarse(self, moving: Tensor, fixed: Tensor, flows: dict[int, Tensor]) -> Tensor:
         """Similarity and smoothness summed over levels 2, 3 and 4, on images averaged down to each level's size."""

@@ -5,10 +5,12 @@ from pathlib import Path
 
 from runtime.geometry.errors import InputError
 from runtime.geometry.grid import is_network_shape
+from train.generated.population import POPULATIONS
 from train.losses import FORMS
 from train.network import NetworkConfig
 
 CHOICES = {
+    "generator": tuple(POPULATIONS),
     "loss": FORMS,
     "dice_labels": ("all", "deep"),
     "schedule": ("constant", "cosine"),
@@ -39,6 +41,8 @@ class FitOptions:
         `validation_volumes` (None: 4) of `data`, or generated pairs never trained on. At most `validation_pairs` pairs,
         every `validate_every` steps.
     template: for generated pairs, None, "mni152" (ships with nilearn) or a skull-stripped volume.
+    generator: what the images of a generated pair have in common: "alike" is as papers have pairs, of one data set and
+        scanner; "varied" is as users have them (see `train.generated.population`).
     shape: multiples of 8: the window of generated pairs (None: 80, 96, 80), or the size that volumes are cropped or
         padded to (None: their own, which must be multiples of 8).
     augment: strength of the random changes of listed volumes: 1 is as `Augmentation` says, 0 none. cache: MB of memory
@@ -91,6 +95,7 @@ class FitOptions:
     data: str | None = None
     validation: str | None = None
     template: str | None = None
+    generator: str = "alike"
     shape: tuple[int, int, int] | None = None
     augment: float = 0.0
     cache: int = 4096
@@ -173,6 +178,8 @@ class FitOptions:
         """Refuse what would be ignored."""
         if self.data is not None and self.template is not None:
             raise InputError("template: is for generated pairs; give either data or template")
+        if self.data is not None and self.generator != "alike":
+            raise InputError("generator: is for generated pairs; give either data or generator")
         if self.validation_volumes is not None and (self.data is None or self.validation is not None):
             raise InputError("validation_volumes: are kept from data where no validation list is given; leave it out")
         if self.dice_labels != "all" and (self.data is not None or not self.dice):

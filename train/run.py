@@ -23,7 +23,7 @@ from train.timetable import Plan, Timetable
 from train.validation import Score, validate
 
 _RECIPE = (
-    "loss", "smooth", "dice", "dice_labels", "coarse", "bending", "log_jacobian", "both_directions",
+    "generator", "loss", "smooth", "dice", "dice_labels", "coarse", "bending", "log_jacobian", "both_directions",
     "inverse_consistency", "iterations", "half_size", "augment", "steps", "minutes", "finish", "learning_rate",
     "schedule", "warmup", "clip", "average", "accumulate",
 )  # fmt: skip

@@ -11,7 +11,7 @@ from torch import Tensor
 from runtime.geometry.errors import InputError
 from runtime.geometry.scan_list import Scan, read_scan_list
 from train.augment import Augmentation
-from train.generated import GeneratedPairs, load_template
+from train.generated import POPULATIONS, GeneratedPairs, load_template
 from train.image_pair import ImagePair
 from train.options import FitOptions
 from train.validation_list import lists_pairs, read_pair_list
@@ -69,9 +69,10 @@ def open_sources(options: FitOptions, device: torch.device | str = "cpu") -> Sou
 
 def _generated(options: FitOptions, device: torch.device) -> Sources:
     template = None if options.template is None else load_template(options.template, device)
-    pairs = GeneratedPairs(options.shape or GENERATED_SHAPE, options.seed, template, device)
+    population = POPULATIONS[options.generator]
+    pairs = GeneratedPairs(options.shape or GENERATED_SHAPE, options.seed, template, device, population)
     changes = "" if template is None else f" and random changes of the template {Path(options.template).name}"
-    description = f"pairs generated on the fly: random shapes{changes}"
+    description = f"pairs generated on the fly, {options.generator}: random shapes{changes}"
     if options.validation is None:
         # Every second pair is the one before the other way round.
         indices = range(FIRST_VALIDATION_PAIR, FIRST_VALIDATION_PAIR + 2 * options.validation_pairs, 2)

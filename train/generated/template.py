@@ -14,6 +14,7 @@ from runtime.geometry.grid import bounding_box, closest_ras, reorient_array
 from runtime.geometry.intensity import PercentileRule
 from runtime.geometry.mni152 import NAME, mni152_file
 from runtime.geometry.volume import read_volume
+from train.generated.places import deep_levels
 
 FULL = 255.0
 DEEPEST = 40.0
@@ -26,9 +27,12 @@ class Template:
 
     maps: (4, I, J, K) float32: the image in [0, 1], the shares of grey and of white matter, and the depth below the
     surface, 1 at `DEEPEST` voxels and more.
+    levels: (1 + N, I, J, K) float32, voxels: the distance from the brain, 0 inside, and the level functions of the
+    structures of `PLACES`.
     """
 
     maps: Tensor
+    levels: Tensor
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -51,9 +55,11 @@ def load_template(name: str | Path, device: torch.device | str = "cpu") -> Templ
         grey, white = _tissues(image)
     depth = np.minimum(distance_transform_edt(image > 0) / DEEPEST, 1)
     first, last = bounding_box(image > 0)
+    outside = distance_transform_edt(image <= 0)
+    levels = (outside, *deep_levels(grey, white, (np.array(first), np.array(last))))
     box = tuple(slice(max(a - _MARGIN, 0), b + _MARGIN + 1) for a, b in zip(first, last, strict=True))
-    maps = np.stack([volume[box].astype(np.float32) for volume in (image, grey, white, depth)])
-    return Template(torch.from_numpy(maps).to(device))
+    stacks = (np.stack([volume[box].astype(np.float32) for volume in v]) for v in ((image, grey, white, depth), levels))
+    return Template(*(torch.from_numpy(stack).to(device) for stack in stacks))
 
 
 def _oriented(path: Path) -> np.ndarray:

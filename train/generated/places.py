@@ -1,0 +1,124 @@
+"""Where the deep structures of a template brain lie, found from its tissue maps near the places anatomy textbooks give.
+
+No atlas is needed: each structure is a chain of balls, whose border moves to that of the tissue where there is one.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.ndimage import distance_transform_edt, gaussian_filter
+
+# The box of a brain with its cerebellum in MNI152 space, mm from the anterior commissure: right, front, up.
+BOX = ((-72.0, -106.0, -72.0), (72.0, 74.0, 84.0))
+REACH = 10.0  # voxels: levels are cut off at this distance
+_PULL = 6.0  # mm a border moves between tissue that belongs to the structure and tissue that does not, at most
+_MARGIN = 12  # voxels about the balls
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one structure lies: in the right half, and its mirror image in the left.
+
+    balls: x, y, z and radius, mm in MNI152 space.
+    share: the least and the largest of its tissue, "grey" matter or "matter" at all; below 0 and above 1 is no limit.
+    mix: its value between grey matter (0) and white matter (1), at least and at most. enclosed: by white matter.
+    """
+
+    name: str
+    balls: tuple[tuple[float, float, float, float], ...]
+    share: tuple[float, float]
+    mix: tuple[float, float]
+    enclosed: bool = True
+    tissue: str = "grey"
+
+
+# The first is fluid, and is painted last; of others that overlap the later one is seen.
+PLACES = (
+    Place(
+        "ventricle",
+        (
+            *((6, 24, 3, 3), (7, 17, 10, 5), (8, 5, 17, 5), (11, -12, 22, 5)),
+            *((16, -28, 20, 6), (24, -39, 12, 6), (28, -44, 5, 4)),
+        ),
+        share=(-1, 0.4),
+        tissue="matter",
+        mix=(0, 0),
+        enclosed=False,
+    ),
+    Place(
+        "thalamus", ((7, -8, 6, 6), (10, -15, 7, 8), (14, -22, 7, 9), (17, -27, 6, 6)), share=(0.2, 2), mix=(0.25, 0.85)
+    ),
+    Place("putamen", ((21, 13, -3, 6), (24, 7, 1, 7), (27, -1, 2, 6), (29, -11, 2, 4)), share=(0.42, 2), mix=(0, 0.5)),
+    Place("pallidum", ((15, 1, -2, 4), (19, -4, -1, 5), (23, -10, 1, 4)), share=(0.1, 0.42), mix=(0.5, 0.97)),
+    Place(
+        "caudate",
+        ((9, 14, 0, 7), (13, 14, 8, 6), (15, 4, 15, 6), (17, -8, 19, 4), (20, -18, 21, 4)),
+        share=(0.5, 2),
+        mix=(0, 0.4),
+    ),
+    Place(
+        "hippocampus",
+        ((25, -13, -20, 5), (28, -20, -15, 5), (31, -27, -9, 5), (27, -36, -3, 5)),
+        share=(0.5, 2),
+        mix=(0, 0.35),
+        enclosed=False,
+    ),
+    Place("amygdala", ((23, -3, -20, 7),), share=(0.55, 2), mix=(0, 0.35), enclosed=False),
+)
+
+
+def deep_levels(grey: np.ndarray, white: np.ndarray, box: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """Level functions (structures, I, J, K) float32: voxels inside each border, from -REACH to REACH.
+
+    Args:
+        grey, white: shares of tissue (I, J, K), in closest RAS order.
+        box: first and last voxel of the brain; its corners are taken for those of `BOX`.
+    """
+    return np.stack([_level(place, grey, white, box) for place in PLACES])
+
+
+def _level(place: Place, grey: np.ndarray, white: np.ndarray, box: tuple) -> np.ndarray:
+    tissue = grey if place.tissue == "grey" else grey + white
+    level = np.full(grey.shape, -REACH, np.float32)
+    low, high = np.array(BOX)
+    scale = (box[1] - box[0]) / (high - low)  # voxels a mm
+    for side in (-1, 1):
+        balls = np.array(place.balls, float) * (side, 1, 1, 1)
+        part = _around((balls[:, :3] - low) * scale + box[0], grey.shape)
+        places = np.stack(np.mgrid[part], -1)
+        depth = _chain((places - box[0]) / scale + low, balls)
+        inside = (depth + _PULL * (_belongs(tissue[part], place.share) - 0.5) > 0) & (depth > -_PULL / 2)
+        level[part] = np.maximum(level[part], _signed(inside))
+    return level
+
+
+def _around(centres: np.ndarray, shape: tuple[int, ...]) -> tuple[slice, ...]:
+    """The part of a grid that holds voxels (N, 3) and a margin."""
+    first = np.clip(np.floor(centres.min(0)) - _MARGIN, 0, np.array(shape) - 1).astype(int)
+    last = np.clip(np.ceil(centres.max(0)) + _MARGIN + 1, first + 1, shape).astype(int)
+    return tuple(slice(a, b) for a, b in zip(first, last, strict=True))
+
+
+def _chain(places: np.ndarray, balls: np.ndarray) -> np.ndarray:
+    """Depth in mm inside a chain of balls joined by cones. places: (..., 3), balls: (N, 4), all in mm."""
+    depth = np.full(places.shape[:-1], -np.inf)
+    for a, b in zip(balls, balls[1:] if len(balls) > 1 else balls, strict=False):
+        along = b - a
+        share = np.clip((places - a[:3]) @ along[:3] / max(along[:3] @ along[:3], 1e-6), 0, 1)[..., None]
+        ball = a + share * along
+        depth = np.maximum(depth, ball[..., 3] - np.linalg.norm(places - ball[..., :3], axis=-1))
+    return depth
+
+
+def _belongs(share: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
+    """1 where a share of tissue lies well between two limits, 0.5 at them, 0 beyond."""
+    low, high = limits
+    return np.clip(np.minimum(share - low, high - share) / 0.3 + 0.5, 0, 1)
+
+
+def _signed(inside: np.ndarray) -> np.ndarray:
+    """Smoothed distance to the border, positive inside, in voxels."""
+    if not inside.any():
+        return np.full(inside.shape, -REACH, np.float32)
+    distance = distance_transform_edt(inside) - distance_transform_edt(~inside)
+    return np.clip(gaussian_filter(distance, 0.8), -REACH, REACH).astype(np.float32)
