@@ -9,6 +9,9 @@ JUDGES := $(VENV)/.judges
 # The long training run: its latest checkpoint, and the one that is kept with the project.
 LAST := runs/long/last.pt
 KEPT := train/recipes/long.pt
+# Pairs to validate it on, where benchmarks/validation/training_list.py has written them; else generated ones.
+LIST := runs/validation/pairs.csv
+VALIDATED = $(if $(wildcard $(LIST)), --validation $(LIST) --validation-pairs 8)
 THREADS ?= 1
 GOES_ON = $(if $(wildcard $(LAST)), --resume,$(if $(wildcard $(KEPT)), --resume-from $(KEPT)))
 TORCH_FOR_CPU := https://download.pytorch.org/whl/cpu
@@ -58,7 +61,7 @@ warm: $(INSTALLED)
 
 # From its own last checkpoint, else from the one that is kept, else from the start. `exec`: signals to make reach it.
 train-on: $(INSTALLED)
-	@exec nice -n 19 $(RUN) cli.py train --recipe train/recipes/long.toml --threads $(THREADS)$(GOES_ON)
+	@exec nice -n 19 $(RUN) cli.py train --recipe train/recipes/long.toml --threads $(THREADS)$(VALIDATED)$(GOES_ON)
 
 train-keep:
 	@cp $(LAST) $(KEPT)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from runtime.geometry.errors import InputError
-from tests.training import generated_run, refused, rows, same_weights, stop_after
+from tests.training import generated_run, listed_run, refused, rows, same_weights, stop_after, write_subjects
 from train.checkpoint import load_checkpoint
 from train.fit import fit
 from train.options import FitOptions
@@ -115,3 +115,22 @@ def test_a_start_is_for_new_runs(options, kept, tmp_path):
 def test_what_makes_no_sense_is_refused(tmp_path, changes, words):
     with pytest.raises(InputError, match=words):
         FitOptions(tmp_path, **changes)
+
+
+def test_other_validation_pairs_change_no_weight_and_their_best_begins_anew(options, tmp_path):
+    straight = fit(options)
+    begun = fit(replace(options, output=tmp_path / "begun"), stop_after(3))
+    shutil.copytree(begun.last_path.parent, tmp_path / "same")
+    fewer, same = (
+        fit(replace(options, output=folder, resume=True, validation_pairs=pairs, validate_every=6))
+        for folder, pairs in ((begun.last_path.parent, 2), (tmp_path / "same", 1))
+    )
+    assert same_weights(straight.last_path, fewer.last_path) and same_weights(straight.last_path, same.last_path)
+    assert fewer.best == fewer.score.value, "scores of other pairs are not compared with those before"
+    assert same.best == max(begun.best, same.score.value)
+
+
+def test_of_listed_volumes_another_validation_list_would_train_on_others_and_is_refused(tmp_path):
+    listed = listed_run(tmp_path / "listed", write_subjects(tmp_path))
+    fit(listed, stop_after(2))
+    refused(replace(listed, resume=True, validation_volumes=None, validation=str(listed.data)), "other options")

@@ -105,7 +105,9 @@ class Run:
         self.optimizer.load_state_dict(training["optimizer"])
         self.scaler.load_state_dict(training.get("scaler", {}))
         self.step, self.seconds = training["step"], training["seconds"]
-        if self.options.resume:  # in another folder the best begins anew
+        before = training["options"]
+        same = self.options.validated_on == (before.get("validation"), before["validation_pairs"])
+        if self.options.resume and same:  # in another folder, and on other pairs, the best begins anew
             self.best, self.best_by = training["best"], saved.provenance.get("validated_by")
         self.timetable = Timetable(self.options, training.get("finish_from", self.step))
         self.started_from = saved.provenance.get("started_from", {})
