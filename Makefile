@@ -9,11 +9,13 @@ JUDGES := $(VENV)/.judges
 # The long training run: its latest checkpoint, and the one that is kept with the project.
 LAST := runs/long/last.pt
 KEPT := train/recipes/long.pt
+START := runs/shipped.pt
 # Pairs to validate it on, where benchmarks/validation/training_list.py has written them; else generated ones.
 LIST := runs/validation/pairs.csv
 VALIDATED = $(if $(wildcard $(LIST)), --validation $(LIST) --validation-pairs 8)
 THREADS ?= 1
 GOES_ON = $(if $(wildcard $(LAST)), --resume,$(if $(wildcard $(KEPT)), --resume-from $(KEPT)))
+FROM_NOTHING = $(if $(wildcard $(LAST) $(KEPT)),,$(START))
 TORCH_FOR_CPU := https://download.pytorch.org/whl/cpu
 
 .PHONY: help demo test warm train-on train-keep clean
@@ -60,8 +62,12 @@ warm: $(INSTALLED)
 	@$(RUN) -m runtime.warmup
 
 # From its own last checkpoint, else from the one that is kept, else from the start. `exec`: signals to make reach it.
-train-on: $(INSTALLED)
+train-on: $(INSTALLED) $(FROM_NOTHING)
 	@exec nice -n 19 $(RUN) cli.py train --recipe train/recipes/long.toml --threads $(THREADS)$(VALIDATED)$(GOES_ON)
+
+# What the long run starts from: the weights that ship.
+$(START): $(INSTALLED)
+	@$(RUN) -m export.from_engines --output $@
 
 train-keep:
 	@cp $(LAST) $(KEPT)

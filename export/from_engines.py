@@ -1,12 +1,22 @@
-"""From an engine set back to the network it was exported from: the graphs hold every weight."""
+"""From an engine set back to the network it was exported from: the graphs hold every weight.
 
+    python -m export.from_engines --engine-dir engines --output runs/shipped.pt
+
+writes that network as a checkpoint, for `train --start`.
+"""
+
+from pathlib import Path
+
+import click
 import torch
 from torch import Tensor
 
 from export.graphs import FoldedEstimator
 from runtime.chains import read_chain
 from runtime.geometry.errors import InputError
-from runtime.manifest import EXTRACTOR, EngineSet, estimator_name
+from runtime.manifest import EXTRACTOR, EngineSet, estimator_name, load_engine_set
+from runtime.terminal import one_line_errors
+from train.checkpoint import Checkpoint, save_checkpoint
 from train.network import LEVELS, NEGATIVE_SLOPE, FlowEstimator, NetworkConfig, RPNet
 
 Convolutions = list[tuple[Tensor, Tensor]]
@@ -63,3 +73,24 @@ def _convolutions(engine_set: EngineSet, engine: str) -> Convolutions:
 
 def _foreign(engine_set: EngineSet, what: str) -> InputError:
     return InputError(f"--engine-dir: {engine_set.folder}: {what}; export the set again")
+
+
+def write_checkpoint(engine_dir: Path, output: Path) -> None:
+    """Write the network of an engine set as a checkpoint, with the set's provenance."""
+    engine_set = load_engine_set(engine_dir)
+    network = network_from_engines(engine_set)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    provenance = engine_set.manifest.get("provenance", {})
+    save_checkpoint(output, Checkpoint(network.config, network.state_dict(), provenance))
+
+
+@click.command(help="Write the network of an engine set as a checkpoint.")
+@click.option("--engine-dir", type=click.Path(path_type=Path), default="engines", show_default=True)
+@click.option("--output", type=click.Path(path_type=Path), required=True, help="Checkpoint, .pt.")
+@one_line_errors
+def main(engine_dir: Path, output: Path) -> None:
+    write_checkpoint(engine_dir, output)
+
+
+if __name__ == "__main__":
+    main()
