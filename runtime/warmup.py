@@ -18,6 +18,7 @@ from runtime.machine import cores
 
 PAIR_SHAPE = (64, 64, 64)  # large enough for every kernel of the affine start's pyramid to be used
 CONVOLUTIONS = "convolutions"
+SMOOTHING = 1.5  # voxels; any compiles the same
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -75,6 +76,7 @@ def _warm_fields() -> None:
     fields.fill_fixed(buffer, fixed[..., None])
     fields.warp_into(buffer, moving[..., None], fields.compose(flow, flow))
     fields.folded_share(fields.upsample(flow))
+    fields.smoother(fields.halve(fixed), SMOOTHING)(fields.zero((8, 8, 8)))
 
 
 def _warm_affine() -> None:
