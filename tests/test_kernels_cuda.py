@@ -71,7 +71,7 @@ def test_every_kernel_is_compiled_for_every_card(capability):
 
     cubin = compile_kernels(capability)
     assert cubin.startswith(b"\x7fELF")
-    assert len(kernel_names()) == 21
+    assert len(kernel_names()) == 26
     assert all(b"\0.text." + name.encode() + b"\0" in cubin for name in kernel_names())
 
 

@@ -113,9 +113,9 @@ class PairScorer:
 
     def _register(self, options: Options) -> tuple[Registration, dict[str, float]]:
         """A registration, and the seconds by stage that it alone would have taken."""
-        bill = Bill()
+        bill, told_apart = Bill(), (options.similarity, options.smooth)
         result = self._ready.register(
-            options, through=lambda pair: RememberingPair(pair, self._memory, options.similarity, bill)
+            options, through=lambda pair: RememberingPair(pair, self._memory, *told_apart, bill)
         )
         return result, {**result.seconds, "iterate": bill.seconds}
 
