@@ -148,16 +148,16 @@ def test_a_device_is_waited_for():
 
 
 def test_on_real_engines_bit_for_bit(engines):
-    """Several schedules through one memory, against the loop alone."""
+    """Several schedules, smoothed and not, through one memory, against the loop alone."""
     from runtime.array_registration import register_arrays
     from runtime.example import example_pair
 
     fixed, moving = example_pair((24, 32, 16))
-    memory = Memory()
+    memory, ways = Memory(), list(itertools.product(SCHEDULES, (0.0, 1.5, 0.7)))
     with engines.running():
         pair = engines.fixed_side(engines.fields.to_device(fixed), "ncc").pair(engines.fields.to_device(moving))
-        found = [through(pair, memory, schedule)[0] for schedule in SCHEDULES]
-    for schedule, result in zip(SCHEDULES, found, strict=True):
-        alone = register_arrays(engines, fixed, moving, parse_schedule(schedule))
+        found = [through(pair.smoothing(smooth), memory, schedule, smooth=smooth)[0] for schedule, smooth in ways]
+    for (schedule, smooth), result in zip(ways, found, strict=True):
+        alone = register_arrays(engines, fixed, moving, parse_schedule(schedule), smooth=smooth)
         np.testing.assert_array_equal(engines.fields.to_host(result.flow), alone.flow)
         assert result.passes == alone.passes
