@@ -115,6 +115,8 @@ def _flow_cases(device: Any, fields: Any, images: Images, level: int) -> Iterato
     if level < 4:
         coarse = images.flow(level + 1)
         yield Case("upsample", level, traffic("upsample", size, scale=2), lambda: fields.upsample(coarse))
+        halved, fine = traffic("halve", images.size(level + 1)), images.averaged(level)
+        yield Case("halve", level + 1, halved, lambda: fields.halve(fine))
 
 
 def _score_cases(fields: Any, images: Images, level: int) -> Iterator[Case]:

@@ -35,7 +35,6 @@ TRAFFIC: dict[str, Callable[[int, int, int], float]] = {
     "extremes": lambda C, b, s: 4,
     "scorer": lambda C, b, s: 4,
     "halve": lambda C, b, s: 36,
-    "smoother": lambda C, b, s: 12,
     "smooth": lambda C, b, s: 32,
 }
 

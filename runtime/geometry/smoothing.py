@@ -14,14 +14,15 @@ from runtime.geometry.errors import InputError
 Array = np.ndarray
 EDGE = 0.002  # squared gradient, (intensity / voxel)^2 of images in [0, 1], that is trusted by half
 LEAST = 1e-4  # added to the confidence around, so that a flow far from every edge fades to nothing
-LARGEST_SIGMA = 5.0  # voxels
+LARGEST_SIGMA, RECOMMENDED_SIGMA = 5.0, 1.5  # voxels
 
 
 def check_sigma(sigma: float) -> None:
     """InputError unless it is a number of voxels from 0 (no smoothing) to `LARGEST_SIGMA`."""
     if not 0 <= sigma <= LARGEST_SIGMA:
         raise InputError(
-            f"--smooth: got {sigma:g}, expected 0 (no smoothing) to {LARGEST_SIGMA:g} voxels; 1.5 is recommended"
+            f"--smooth: got {sigma:g}, expected 0 (no smoothing) to {LARGEST_SIGMA:g} voxels; "
+            f"{RECOMMENDED_SIGMA:g} is recommended"
         )
 
 
