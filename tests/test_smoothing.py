@@ -82,9 +82,8 @@ def test_a_cascade_smooths_in_every_pass(pair):
 def test_what_depends_on_the_fixed_image_alone_is_made_once_a_level(pair, engines, monkeypatch):
     made, make = [], type(engines.fields).smoother
     monkeypatch.setattr(type(engines.fields), "smoother", lambda *given: made.append(given[1].shape) or make(*given))
-    side = pair._fixed_side.smoothing(SIGMA)
     for moving in (pair.moving, pair.moving[::-1].copy()):
-        flow_of(side.pair(moving).watching("mse").smoothing(SIGMA), "2,2,2,2")
+        flow_of(pair._fixed_side.pair(moving).watching("mse").smoothing(SIGMA), "2,2,2,2")
     assert made == [tuple(size // 2 ** (level - 1) for size in SHAPE) for level in LEVELS]
 
 

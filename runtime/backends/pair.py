@@ -89,7 +89,8 @@ class FixedSide:
     def __init__(self, networks: Networks, fields: Fields, fixed: Array, similarity: str) -> None:
         self.networks, self.fields, self._fixed = networks, fields, fixed
         self.similarity, self.scorer = similarity, fields.scorer(fixed, similarity)
-        self.sigma, self._smoothers = 0.0, {}
+        self.sigma = 0.0
+        self._smoothers: dict[tuple[float, int], Any] = {}  # by sigma and level
         self.inputs: dict[int, Array] = {}
         for level, features in networks.features(fixed).items():
             self.inputs[level] = networks.estimator_input(level, features.shape[:3])
@@ -107,7 +108,7 @@ class FixedSide:
         return other
 
     def smoothing(self, sigma: float) -> "FixedSide":
-        """This side with another smoothing of residuals; features, buffers and scorer are shared.
+        """This side with another smoothing of residuals; everything else is shared, also what was made for smoothing.
 
         Raises:
             InputError: a sigma that is below 0, too large or not finite.
@@ -116,16 +117,16 @@ class FixedSide:
         if sigma == self.sigma:
             return self
         other = copy.copy(self)
-        other.sigma, other._smoothers = sigma, {}
+        other.sigma = sigma
         return other
 
     def smoothed(self, level: int, residual: Array) -> Array:
-        """A residual as this side wants it; what that needs of the image is made once a level, when first needed."""
+        """A residual as this side wants it; what that needs of the image is made when a level first asks for it."""
         if self.sigma == 0:
             return residual
-        if level not in self._smoothers:
-            self._smoothers[level] = self.fields.smoother(self._averaged(level), self.sigma)
-        return self._smoothers[level](residual)
+        if (self.sigma, level) not in self._smoothers:
+            self._smoothers[self.sigma, level] = self.fields.smoother(self._averaged(level), self.sigma)
+        return self._smoothers[self.sigma, level](residual)
 
     def _averaged(self, level: int) -> Array:
         """The fixed image on a level's grid."""
