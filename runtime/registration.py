@@ -1,9 +1,6 @@
 """From two scans to one aligned scan: reading, working grid, affine start, and the pair that the loop is run on."""
 
-import numpy as np
-
 from runtime.array_registration import check_shapes, to_device
-from runtime.backends.pair import FixedSide
 from runtime.engines import Engines
 from runtime.heap import return_freed_memory
 from runtime.jobs import Job, Jobs
@@ -14,8 +11,6 @@ from runtime.ready_pair import ReadyPair
 from runtime.result import Registration
 from runtime.stages import Progress, Stages, silent
 from runtime.start import start_kernels
-
-Array = np.ndarray
 
 
 class FixedScan:
@@ -103,7 +98,8 @@ class FixedScan:
             del scan  # and with it the normalised image
             return_freed_memory()  # the loop needs most
             with stage("encode", tell=False):
-                side = self._side or self._make_side(ready.fixed)
+                fixed = ready.fixed
+                side = self._side or engines.fixed_side(to_device(engines, fixed, "fixed"), self.options.similarity)
                 image = to_device(engines, ready.moving, "moving")
             self._side = None if last else side
             with stage("encode"):
@@ -120,12 +116,6 @@ class FixedScan:
             pair=pair,
             seconds=stage.seconds,
         )
-
-    def _make_side(self, fixed: Array) -> FixedSide:
-        """The fixed image on the working grid, encoded."""
-        engines, options = self._engines, self.options
-        side = engines.fixed_side(to_device(engines, fixed, "fixed"), options.similarity)
-        return side.smoothing(options.smooth)
 
 
 def register(

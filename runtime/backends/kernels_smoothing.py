@@ -1,8 +1,9 @@
 """Smoothing residual flows on the CPU, compiled by numba. Definitions: `runtime.geometry.smoothing`.
 
-Arrays are float32 and contiguous: images and confidences (I, J, K), flows (I, J, K, 3). A residual may lie otherwise; it
-comes as flat memory and four strides, counted in numbers. Work is split over the first axis; no slice depends on what
-another one of the same call writes, so that results do not depend on the number of threads.
+Arrays are float32 and contiguous: images and confidences (I, J, K), flows (I, J, K, 3), their last axes also as one. A
+residual may lie otherwise; it comes as flat memory and four strides, counted in numbers. Work is split over the first
+axis; no slice depends on what another one of the same call writes, so that results do not depend on the number of
+threads.
 """
 
 import numpy as np
