@@ -30,7 +30,7 @@ from runtime.resample import resample
 from runtime.schedules import WORK
 
 Array = np.ndarray
-KINDS = {"similarity": str, "delta": float, "stability": float, "max_iterations": int, "on_stop": str}
+KINDS = {"similarity": str, "delta": float, "stability": float, "max_iterations": int, "on_stop": str, "smooth": float}
 RULES = ("1,1,1,1", "iterstop", "iterstop:on_stop=revert", "iterstop:delta=0.001", "tci", "thrift")
 COLUMNS = ("Dice", "folded %", "work", "ncc")
 
@@ -88,7 +88,7 @@ def carried(labels: Array, flow: Array) -> Array:
 
 
 def options_of(text: str) -> runtime.Options:
-    """``schedule:option=value:...``, the options those of stop rules and the similarity, one value each."""
+    """``schedule:option=value:...``, the options those of stop rules, similarity and smoothing, one value each."""
     schedule, *settings = text.split(":")
     if schedule.startswith("cascade"):
         raise click.ClickException(f"--rule: got {text!r}, expected counts or a stop rule")
@@ -110,8 +110,9 @@ def compare(engines, images: tuple, rules: tuple[str, ...], labels) -> list[dict
     pair = engines.fixed_side(there[0], "ncc").pair(there[1])
     for rule in rules:
         options = options_of(rule).resolved(engines.engine_set)
-        watching = RememberingPair(pair.watching(options.similarity), memory, options.similarity, Bill())
-        found = iterstop.run(watching, options.build_schedule())
+        asked = pair.watching(options.similarity).smoothing(options.smooth)
+        remembering = RememberingPair(asked, memory, options.similarity, options.smooth, Bill())
+        found = iterstop.run(remembering, options.build_schedule())
         host = np.moveaxis(engines.fields.to_host(found.flow), 0, -1)
         ran = {trace.level: len(trace.decisions) for trace in found.passes[0]}
         records.append(

@@ -8,6 +8,7 @@ from runtime import iterstop
 from runtime.cuda.card import on_card
 from runtime.engines import Engines
 from runtime.geometry.errors import InputError
+from runtime.geometry.smoothing import check_sigma
 from runtime.options import Options
 from runtime.schedules import LEVELS, Schedule
 from runtime.stages import Stages
@@ -21,6 +22,7 @@ def register_arrays(
     moving: Array,
     schedule: Schedule | None = None,
     similarity: str = "ncc",
+    smooth: float = 0.0,
 ) -> iterstop.Iterations:
     """The loop alone, on two images (I, J, K), float32 in [0, 1], on one grid whose sizes are multiples of 8.
 
@@ -32,20 +34,22 @@ def register_arrays(
         fixed, moving: the images.
         schedule: None: the engine set's own, IterStop.
         similarity: what it watches.
+        smooth: as in `runtime.Options`, 0 for none.
 
     Returns:
         Iterations whose flow is (3, I, J, K) in voxels: a host array, or where both images came from the card's memory
         an array there that those libraries read without a copy.
 
     Raises:
-        InputError: shapes, intensities or a result that is not finite.
+        InputError: shapes, intensities, a smoothing out of bounds, or a result that is not finite.
     """
+    check_sigma(smooth)
     check_shapes(tuple(fixed.shape), tuple(moving.shape), engines.engine_set.size_multiple)
     schedule = schedule or Options(similarity=similarity).resolved(engines.engine_set).build_schedule()
     with engines.running():
         there = on_card(fixed) and on_card(moving)
         fixed, moving = to_device(engines, fixed, "fixed"), to_device(engines, moving, "moving")
-        side = engines.fixed_side(fixed, similarity)
+        side = engines.fixed_side(fixed, similarity).smoothing(smooth)
         if not there:
             return run_loop(engines, side.pair(moving), moving, schedule, Stages()).found
         found = iterstop.run(side.pair(moving), schedule)

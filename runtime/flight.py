@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -30,6 +31,7 @@ def register_many(
     schedule: Schedule | None = None,
     similarity: str = "ncc",
     progress: Progress = silent,
+    smooth: float = 0.0,
 ) -> Iterator[iterstop.Iterations]:
     """Registers pairs of images (fixed, moving), several at a time on a card; each result is `register_arrays`'s.
 
@@ -40,7 +42,7 @@ def register_many(
         pairs: as for `runtime.register_arrays`; taken as results are, a few ahead.
         engine_dir, backend, precision, progress: as for `runtime.open_engines`.
         in_flight: pairs at a time, 1 to 16.
-        schedule, similarity: as for `runtime.register_arrays`.
+        schedule, similarity, smooth: as for `runtime.register_arrays`.
 
     Yields:
         Results, in the order of the pairs.
@@ -51,7 +53,7 @@ def register_many(
     if not 1 <= in_flight <= 16:
         raise InputError(f"in_flight: got {in_flight}, expected 1 to 16 pairs at a time")
     engine_set = load_engine_set(engine_dir)
-    pairs = iter(pairs)
+    pairs, how = iter(pairs), (schedule, similarity, smooth)
 
     def opened(alone: bool, backend: str = backend, precision: str = precision) -> Engines:
         return open_set(engine_set, backend, None, precision, progress, alone)
@@ -60,14 +62,14 @@ def register_many(
         first = _Lane(stack, lambda: opened(in_flight == 1))
         for pair in itertools.islice(pairs, 1):
             # What the libraries compile for the card when a size first comes is there for the other lanes then.
-            yield first.send(pair, schedule, similarity, rest=in_flight > 1).result()
+            yield first.send(pair, how, rest=in_flight > 1).result()
         more = in_flight - 1 if BACKENDS[first.engines.backend].card else 0
         found = first.engines.backend, first.engines.precision
         lanes = [first, *(_Lane(stack, lambda: opened(False, *found)) for _ in range(more))]
         waiting: deque[Future[iterstop.Iterations]] = deque()
         stack.callback(lambda: [future.cancel() for future in waiting])
         for number, pair in enumerate(pairs):
-            waiting.append(lanes[number % len(lanes)].send(pair, schedule, similarity))
+            waiting.append(lanes[number % len(lanes)].send(pair, how))
             if len(waiting) > len(lanes):
                 yield waiting.popleft().result()
         while waiting:
@@ -82,13 +84,11 @@ class _Lane:
         self.engines = self._thread.submit(opened).result()
         stack.callback(lambda: self._thread.submit(self.engines.__exit__).result())
 
-    def send(
-        self, pair: tuple[Array, Array], schedule: Schedule | None, similarity: str, rest: bool = False
-    ) -> Future[iterstop.Iterations]:
-        """Registers a pair when its turn comes, after which the engines may rest."""
+    def send(self, pair: tuple[Array, Array], how: tuple[Any, ...], rest: bool = False) -> Future[iterstop.Iterations]:
+        """Registers a pair when its turn comes, `how` as `register_arrays` takes it, after which engines may rest."""
 
         def work() -> iterstop.Iterations:
-            found = register_arrays(self.engines, *pair, schedule, similarity)
+            found = register_arrays(self.engines, *pair, *how)
             if rest:
                 with self.engines.running():
                     self.engines.networks.rest()

@@ -7,6 +7,7 @@ from runtime import schedules
 from runtime.geometry.errors import InputError
 from runtime.geometry.intensity import Rule, WindowRule, rule_from_dict
 from runtime.geometry.similarity import SIMILARITIES
+from runtime.geometry.smoothing import check_sigma
 from runtime.manifest import EngineSet
 
 # Options of stop rules: field -> argument of the rule.
@@ -40,6 +41,8 @@ class Options:
         max_iterations: per level, one value or four.
         on_stop: of iterstop: "keep" (released code) or "revert" (Algorithm 1 as printed).
         window: (low, high) intensities mapped to [0, 1] instead of the set's rule, for CT.
+        smooth: voxels of each level's grid, with which its residual flows are smoothed where the fixed image has no
+            edges (`runtime.geometry.smoothing`), whatever the schedule; 0: they are taken as they are.
     """
 
     affine: str = "auto"
@@ -50,13 +53,15 @@ class Options:
     on_stop: str | None = None
     stability: float | tuple[float, ...] | None = None
     window: tuple[float, float] | None = None
+    smooth: float = 0.0
 
     def resolved(self, engine_set: EngineSet) -> "Options":
         """The same with every None that the schedule uses replaced by the engine set's default, or the rule's.
 
         Raises:
-            InputError: an unknown similarity, or an option that this schedule would ignore.
+            InputError: an unknown similarity, a smoothing out of bounds, or an option that this schedule would ignore.
         """
+        check_sigma(self.smooth)
         stop = engine_set.stop
         similarity = stop["similarity"] if self.similarity is None else self.similarity
         if similarity not in SIMILARITIES:

@@ -56,7 +56,8 @@ class ReadyPair:
         """Runs a schedule.
 
         Args:
-            options: schedule, similarity and stop rule; affine and window are the pair's. None: those it was made with.
+            options: schedule, similarity, stop rule and smoothing; affine and window are the pair's. None: those it was
+                made with.
             progress: told the name of each stage as it begins.
             through: what the loop shall see instead of the pair; its flows must be those the pair gives.
             last: whether no other schedule will follow: what was encoded is let go.
@@ -70,7 +71,7 @@ class ReadyPair:
         schedule, stage = options.build_schedule(), Stages(progress)
         engines, ready = self.engines, self.ready
         with engines.running():
-            pair = self.pair.watching(options.similarity)
+            pair = self.pair.watching(options.similarity).smoothing(options.smooth)
             loop = run_loop(engines, through(pair), pair.moving, schedule, stage)
             del pair
             if last:

@@ -9,6 +9,7 @@ import numpy as np
 from runtime import resample_kernels as kernels
 from runtime.geometry.errors import InputError
 from runtime.geometry.grid import Grid
+from runtime.geometry.smoothing import gaussian_weights
 from runtime.geometry.transform import slabs
 
 Array = np.ndarray
@@ -131,7 +132,7 @@ def smooth(image: Array, sigma: tuple[float, float, float]) -> Array:
         if width > 0 and image.shape[axis] > 1:
             outer, size = int(np.prod(image.shape[:axis])), image.shape[axis]
             rows = np.empty((outer * size, image.size // (outer * size)), np.float32)
-            kernels.smooth_middle(image.reshape(outer, size, -1), _gaussian(width), rows)
+            kernels.smooth_middle(image.reshape(outer, size, -1), gaussian_weights(width), rows)
             image = rows.reshape(image.shape)
     return image
 
@@ -224,9 +225,3 @@ def _antialiased(image: Array, matrix: Array) -> Array:
     width = np.where(ratio > COARSER, np.sqrt(np.maximum(ratio**2 - 1, 0)) / FWHM, 0.0)
     width = np.minimum(width, np.array(image.shape) / 4)  # a wider one only costs time
     return smooth(image, tuple(width))
-
-
-def _gaussian(sigma: float) -> Array:
-    radius = max(1, int(np.ceil(3 * sigma)))
-    weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
-    return (weights / weights.sum()).astype(np.float32)

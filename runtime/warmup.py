@@ -65,6 +65,7 @@ def _warm_fields() -> None:
     from runtime.backends.fields_numba import NumbaFields
     from runtime.example import example_pair
     from runtime.geometry.similarity import SIMILARITIES
+    from runtime.geometry.smoothing import RECOMMENDED_SIGMA
 
     fixed, moving = example_pair((16, 16, 16))
     fields = NumbaFields()
@@ -75,6 +76,7 @@ def _warm_fields() -> None:
     fields.fill_fixed(buffer, fixed[..., None])
     fields.warp_into(buffer, moving[..., None], fields.compose(flow, flow))
     fields.folded_share(fields.upsample(flow))
+    fields.smoother(fields.halve(fixed), RECOMMENDED_SIGMA)(fields.zero((8, 8, 8)))
 
 
 def _warm_affine() -> None:

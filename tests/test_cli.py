@@ -106,6 +106,7 @@ def test_a_result_is_kept_unless_overwrite_is_given(register, tmp_path):
         (("--affine", "start.txt"), "--affine: got 'start.txt', expected auto, none or an existing 4x4 text file"),
         (("--delta", "-1"), "--delta: got -1.0, expected 0 or more"),
         (("--schedule", "1,1,1,1", "--delta", "0.1"), "--delta: got 0.1, but --schedule 1,1,1,1 has no stop rule"),
+        (("--smooth", "9"), "--smooth: got 9, expected 0 (no smoothing) to 5 voxels"),
         (("--threads", "5000"), "--threads: got 5000, expected 1 to"),
         (("--engine-dir", "README.md"), "--engine-dir: README.md is a file, expected the folder of an engine set"),
         (("--engine-dir", "nowhere"), "--engine-dir: no folder nowhere"),

@@ -36,6 +36,15 @@ class TestMethods:
         found = names(engine_set, schedules=("iterstop",), similarities=("lncc",), max_iterations=(3,))
         assert found == [BEFORE, "iterstop keep 0.005 lncc at most 3"]
 
+    def test_every_schedule_that_iterates_with_every_smoothing(self, engine_set):
+        found = names(engine_set, schedules=("1,2,1,1", "tci", "0,0,0,0"), smooths=(0.0, 1.5))
+        assert found == [BEFORE, "1,2,1,1", "1,2,1,1 smooth 1.5", "tci 0.005", "tci 0.005 smooth 1.5"]
+
+    def test_a_smoothed_family_is_a_family_of_its_own(self, engine_set):
+        found = methods(Choices(schedules=("t,1,1,1",), times=(1, 3), smooths=(0.0, 2.0)), engine_set)[1:]
+        assert [method.options.smooth for method in found] == [0, 2, 0, 2]
+        assert [method.places for method in found[1::2]] == [(("t,1,1,1 smooth 2", 1),), (("t,1,1,1 smooth 2", 3),)]
+
     @pytest.mark.parametrize(
         "family, expected",
         [
@@ -74,6 +83,7 @@ class TestMethods:
             ({"schedules": ("tci",), "on_stops": ("keep",)}, "--on-stop: got keep, but no schedule uses it"),
             ({"schedules": ("1,1,1,1",), "max_iterations": (3,)}, "--max-iterations: got 3, but no schedule uses it"),
             ({"schedules": ("iterstop",), "deltas": (-1.0,)}, "--delta: got -1"),
+            ({"schedules": ("1,1,1,1",), "smooths": (-1.0,)}, "--smooth: got -1, expected 0"),
         ],
     )
     def test_what_makes_no_sense_is_refused(self, engine_set, choices, message):

@@ -55,9 +55,9 @@ def run(pair, schedule):
     return iterstop.run(pair, parse_schedule(schedule))
 
 
-def through(pair, memory, schedule, similarity="ncc"):
+def through(pair, memory, schedule, similarity="ncc", smooth=0.0):
     bill = Bill()
-    return run(RememberingPair(pair, memory, similarity, bill), schedule), bill.seconds
+    return run(RememberingPair(pair, memory, similarity, smooth, bill), schedule), bill.seconds
 
 
 @pytest.mark.parametrize("limit", [1, 400, 1 << 20], ids=["keeps one flow", "keeps a few", "keeps all"])
@@ -119,10 +119,20 @@ def test_similarities_are_told_apart():
     assert pair.log == ["score"]
 
 
+def test_smoothed_and_plain_steps_are_told_apart():
+    memory, plain, smoothed = Memory(), CountingPair(), CountingPair(moved=0.5)
+    for schedule in ("1,1,1,1", "iterstop", "cascade:2"):
+        for pair, smooth in ((plain, 0.0), (smoothed, 1.5)):
+            found, _ = through(pair, memory, schedule, smooth=smooth)
+            alone = run(CountingPair(moved=pair.moved), schedule)
+            assert (found.passes, found.similarity) == (alone.passes, alone.similarity)
+            np.testing.assert_array_equal(found.flow, alone.flow)
+
+
 def test_flows_are_kept_up_to_the_limit():
     flow_bytes = 2 * 2 * 2 * 3 * 4
     memory, pair = Memory(3 * flow_bytes), CountingPair()
-    seen = RememberingPair(pair, memory, "ncc", Bill())
+    seen = RememberingPair(pair, memory, "ncc", 0.0, Bill())
     flows = [seen.zero(level) for level in (4, 3, 2, 1)]
     pair.log.clear()
     assert [seen.zero(level) is flow for level, flow in zip((3, 2, 1), flows[1:], strict=True)] == [True] * 3
@@ -133,21 +143,21 @@ def test_flows_are_kept_up_to_the_limit():
 
 def test_a_device_is_waited_for():
     waited = []
-    RememberingPair(CountingPair(), Memory(settle=waited.append), "ncc", Bill()).zero(4)
+    RememberingPair(CountingPair(), Memory(settle=waited.append), "ncc", 0.0, Bill()).zero(4)
     assert len(waited) == 1
 
 
 def test_on_real_engines_bit_for_bit(engines):
-    """Several schedules through one memory, against the loop alone."""
+    """Several schedules, smoothed and not, through one memory, against the loop alone."""
     from runtime.array_registration import register_arrays
     from runtime.example import example_pair
 
     fixed, moving = example_pair((24, 32, 16))
-    memory = Memory()
+    memory, ways = Memory(), list(itertools.product(SCHEDULES, (0.0, 1.5, 0.7)))
     with engines.running():
         pair = engines.fixed_side(engines.fields.to_device(fixed), "ncc").pair(engines.fields.to_device(moving))
-        found = [through(pair, memory, schedule)[0] for schedule in SCHEDULES]
-    for schedule, result in zip(SCHEDULES, found, strict=True):
-        alone = register_arrays(engines, fixed, moving, parse_schedule(schedule))
+        found = [through(pair.smoothing(smooth), memory, schedule, smooth=smooth)[0] for schedule, smooth in ways]
+    for (schedule, smooth), result in zip(ways, found, strict=True):
+        alone = register_arrays(engines, fixed, moving, parse_schedule(schedule), smooth=smooth)
         np.testing.assert_array_equal(engines.fields.to_host(result.flow), alone.flow)
         assert result.passes == alone.passes

@@ -1,5 +1,6 @@
 """Means, spreads, tables and pictures of an evaluation that is made up, so that every number in them is known."""
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -96,6 +97,15 @@ class TestTables:
         order = [line.split("|")[1].strip() for line in thresholds.splitlines() if line.startswith("| iterstop")]
         assert order == ["iterstop keep 0.01", "iterstop keep 0.005", "iterstop revert 0.01"]
         assert "Residual blocks" not in found
+
+    def test_what_is_smoothed_is_not_in_the_papers_tables(self):
+        smoothed = [
+            Method(f"{method.name} smooth 1.5", dataclasses.replace(method.options, smooth=1.5))
+            for method in (RP, KEEP)
+        ]
+        methods = [BEFORE_METHOD, RP, KEEP, *smoothed]
+        text = markdown(evaluation(methods, {method.title: entry(0.5) for method in methods}))
+        assert text.count("smooth 1.5") == len(smoothed) and text.count("RP-Net") > 0
 
     def test_a_table_that_would_say_the_same_again_is_left_out(self):
         assert "##" not in markdown(evaluation([BEFORE_METHOD, RP], {RP.title: entry(0.5)}))

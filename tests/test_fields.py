@@ -10,6 +10,7 @@ import pytest
 from runtime.backends.fields_numba import NumbaFields
 from runtime.cuda.memory import DeviceArray
 from runtime.geometry import flow as definition
+from runtime.geometry import smoothing
 from runtime.geometry.errors import InputError
 from runtime.geometry.similarity import SIMILARITIES
 
@@ -59,6 +60,10 @@ class CardFields:
     def scorer(self, fixed, similarity):
         scorer = self._fields.scorer(self.card(fixed), similarity)
         return lambda moving, u: float(scorer(self.card(moving), self.card(u)))
+
+    def smoother(self, fixed, sigma):
+        smoother = self._fields.smoother(self.card(fixed), sigma)
+        return lambda residual: self.host(smoother(self.card(residual)))
 
 
 IMPLEMENTATIONS = {"numba": NumbaFields, "cuda": CardFields}
@@ -276,3 +281,34 @@ def test_extremes_are_nan_if_anything_is_not_finite(fields, bad):
 def test_unknown_similarity_is_refused(fields):
     with pytest.raises(InputError, match="similarity: got 'mi', expected one of ncc, lncc, mse"):
         fields.scorer(image((4, 4, 4)), "mi")
+
+
+def test_halving_is_the_mean_of_eight_voxels(fields, shape):
+    fine = image(tuple(2 * size for size in shape))
+    np.testing.assert_allclose(fields.halve(fine), smoothing.halve(fine), atol=2e-7)
+
+
+@pytest.mark.parametrize("sigma", [0.3, 1.5, 5.0])
+def test_smoothing_of_a_residual(fields, shape, laid_out, sigma):
+    """Confidences near 0, near 1 and between; sigmas whose Gaussian is wider than the grid."""
+    fixed, residual = image(shape) ** 4, flow(shape)
+    expected = smoothing.smooth_residual(first(residual), smoothing.confidence(fixed), sigma)
+    found = fields.smoother(fixed, sigma)(laid_out(residual))
+    assert found.flags.c_contiguous
+    np.testing.assert_allclose(first(found), expected, atol=2e-6)
+
+
+def test_smoothing_does_not_depend_on_threads():
+    fixed, residual, found = image((40, 24, 16)), flow((40, 24, 16)), set()
+    for threads in (1, 2, 1, 2):
+        fields = NumbaFields(threads)
+        with fields.threads():
+            found.add(fields.smoother(fixed, 1.5)(residual).tobytes())
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_smoothing_leaves_what_is_not_finite_so(fields, bad):
+    residual = flow((5, 6, 7), 0.5)
+    residual[2, 3, 4, 1] = bad
+    assert not np.isfinite(fields.smoother(image((5, 6, 7)), 1.5)(residual)[2, 3, 4, 1])

@@ -71,7 +71,7 @@ def test_every_kernel_is_compiled_for_every_card(capability):
 
     cubin = compile_kernels(capability)
     assert cubin.startswith(b"\x7fELF")
-    assert len(kernel_names()) == 21
+    assert len(kernel_names()) == 26
     assert all(b"\0.text." + name.encode() + b"\0" in cubin for name in kernel_names())
 
 
@@ -179,6 +179,8 @@ def everything(fields, device):
         "warp, coarse": fields.warp(moving, coarse),
         "compose": fields.compose(fine, amid_nan(device, flow((24, 32, 16), 1, 5))),
         "upsample": fields.upsample(coarse),
+        "halve": fields.halve(fixed),
+        "smooth": fields.smoother(fixed, 1.5)(fine),
     }
     for dtype in (np.float16, np.float32):
         for channels in (8, 3):
@@ -398,3 +400,4 @@ def test_traffic_is_what_arrays_hold():
     assert traffic("warp_into", shape, 8, np.float16) == voxels * (16 + 16 + 12)
     assert traffic("score", shape, scale=1) == voxels * 20
     assert traffic("score", shape, scale=2) == voxels * 8 + voxels // 8 * 12
+    assert traffic("smooth", shape) == voxels * (2 * 12 + 2 * 4)

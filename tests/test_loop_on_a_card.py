@@ -92,6 +92,14 @@ def test_the_same_flow_as_on_the_processor(on_card, on_processor, pair, text):
     assert found.similarity == pytest.approx(expected.similarity, abs=1e-6)
 
 
+@pytest.mark.parametrize("text", ["iterstop", "cascade:2"])
+def test_smoothed_as_on_the_processor(on_card, on_processor, pair, text):
+    found, expected = (register_arrays(side, *pair, schedule(text), smooth=1.5) for side in (on_card, on_processor))
+    assert found.counts == expected.counts
+    np.testing.assert_allclose(found.flow, expected.flow, atol=1e-3)
+    assert np.abs(found.flow - register_arrays(on_card, *pair, schedule(text)).flow).max() > 0.01
+
+
 @pytest.mark.parametrize("similarity", ["ncc", "lncc", "mse"])
 @pytest.mark.parametrize("on_stop", ON_STOP)
 def test_the_same_decisions(on_card, on_processor, pair, similarity, on_stop):

@@ -26,6 +26,7 @@ WARMUP = 3
 SCORE_TARGET = 2.0  # times its floor
 SMALL = (24, 40, 56)
 DISPLACEMENT = 3.0  # voxels, of the flows that sampling follows
+SIGMA = 1.5  # voxels, of the smoothing of residuals
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,10 @@ class Images:
         """(i, j, k, 3), the same displacement at every level."""
         return self._coarsest if level == 4 else self._fields.upsample(self._coarsest, 2 ** (4 - level))
 
+    def averaged(self, level: int) -> Any:
+        """The fixed image on a level's grid."""
+        return self.fixed if level == 1 else self._fields.halve(self.averaged(level - 1))
+
     def features(self, level: int, dtype: Any) -> Any:
         """(i, j, k, C)."""
         values = self._random.random((*self.size(level), CHANNELS[level]), np.float32)
@@ -105,9 +110,13 @@ def _flow_cases(device: Any, fields: Any, images: Images, level: int) -> Iterato
     least, residual = traffic("compose", size), device.zeros((3, *size)).moveaxis(0, -1)
     yield Case("compose, residual planar", level, least, lambda: fields.compose(flow, residual))
     yield Case("compose", level, least, lambda: fields.compose(flow, flow))
+    smoother = fields.smoother(images.averaged(level), SIGMA)
+    yield Case("smooth residual, planar", level, traffic("smooth", size), lambda: smoother(residual))
     if level < 4:
         coarse = images.flow(level + 1)
         yield Case("upsample", level, traffic("upsample", size, scale=2), lambda: fields.upsample(coarse))
+        halved, fine = traffic("halve", images.size(level + 1)), images.averaged(level)
+        yield Case("halve", level + 1, halved, lambda: fields.halve(fine))
 
 
 def _score_cases(fields: Any, images: Images, level: int) -> Iterator[Case]:

@@ -13,9 +13,11 @@ import numpy as np
 
 from runtime.cuda.card import on_card
 from runtime.cuda.device import THREADS, Device, Slot
+from runtime.cuda.layout import is_wide, layout_of
 from runtime.cuda.memory import DeviceArray
 from runtime.geometry.errors import InputError
 from runtime.geometry.similarity import LNCC_EPSILON, LNCC_WINDOW, OF_SUMS, SIMILARITIES
+from runtime.geometry.smoothing import EDGE, LEAST, gaussian_weights
 
 RUN, SEGMENT = 8, 5 * LNCC_WINDOW - (LNCC_WINDOW - 1)  # as in kernels.cu
 MOST_PARTIALS = 4096  # blocks that write partial sums; they follow from the shape alone, and with them the sums' bits
@@ -32,6 +34,8 @@ TRAFFIC: dict[str, Callable[[int, int, int], float]] = {
     "folded_share": lambda C, b, s: 12,
     "extremes": lambda C, b, s: 4,
     "scorer": lambda C, b, s: 4,
+    "halve": lambda C, b, s: 36,
+    "smooth": lambda C, b, s: 32,
 }
 
 
@@ -39,7 +43,7 @@ def traffic(verb: str, shape: tuple[int, int, int], channels: int = 1, dtype: An
     """Least bytes a verb reads and writes in the device's memory, each voxel once.
 
     Args:
-        verb: of `CudaFields`; "score" is a scorer's call.
+        verb: of `CudaFields`; "score" is a scorer's call, "smooth" a smoother's.
         shape: (I, J, K) of the grid that is written, or the image's for scores.
         channels, dtype: of the features that are warped or carried.
         scale: the flow is coarser by this ("upsample", "score").
@@ -80,9 +84,9 @@ class CudaFields:
         """Warps features (I, J, K, C) into the first half of `buffer` (I, J, K, 2C) and returns the buffer."""
         channels = moving_features.shape[-1]
         half = buffer.channels(0, channels)
-        kernel, width = _kernel("warp_features", moving_features.dtype, _wide(moving_features))
+        kernel, width = _kernel("warp_features", moving_features.dtype, is_wide(moving_features))
         work = moving_features.size // width
-        layout = (*_layout(half), int(width > 1 and _wide(half)))
+        layout = (*layout_of(half), int(width > 1 and is_wide(half)))
         self._device.launch(kernel, work, moving_features, flow, half, *_sizes(flow), channels, *layout)
         return buffer
 
@@ -97,7 +101,7 @@ class CudaFields:
     def compose(self, flow: DeviceArray, residual: DeviceArray) -> DeviceArray:
         """``flow(x + residual(x)) + residual(x)``."""
         out = self._device.empty(flow.shape)
-        self._device.launch("compose", flow.size // 3, flow, residual, *_layout(residual), out, *_sizes(flow))
+        self._device.launch("compose", flow.size // 3, flow, residual, *layout_of(residual), out, *_sizes(flow))
         return out
 
     def upsample(self, flow: DeviceArray, scale: int = 2) -> DeviceArray:
@@ -124,6 +128,16 @@ class CudaFields:
     def scorer(self, fixed: DeviceArray, similarity: str) -> "Scorer":
         """Similarity of warped moving images with one fixed image, whose own sums are taken once."""
         return Scorer(self, fixed, similarity)
+
+    def halve(self, image: DeviceArray) -> DeviceArray:
+        """An image (I, J, K) of even sizes on the next coarser level's grid: means of 2x2x2 voxels."""
+        out = self._device.empty(tuple(size // 2 for size in image.shape))
+        self._device.launch("halve", out.size, image, out, *out.shape)
+        return out
+
+    def smoother(self, fixed: DeviceArray, sigma: float) -> "Smoother":
+        """Smooths residuals on the grid of `fixed` where that has no edges; what depends on it alone is made once."""
+        return Smoother(self._device, fixed, sigma)
 
     def to_device(self, array: Any) -> DeviceArray:
         """An image as float32 in the device's memory: a host array is copied there, a card's array stays where it is.
@@ -161,8 +175,8 @@ class CudaFields:
 
 def carry(source: DeviceArray, target: DeviceArray) -> None:
     """Copies features (I, J, K, C) to an array of their shape and dtype; either may be channels-last or planar."""
-    kernel, width = _kernel("carry", source.dtype, _wide(source) or _wide(target))
-    sides = [argument for array in (source, target) for argument in (array, *_layout(array), int(_wide(array)))]
+    kernel, width = _kernel("carry", source.dtype, is_wide(source) or is_wide(target))
+    sides = [argument for array in (source, target) for argument in (array, *layout_of(array), int(is_wide(array)))]
     voxels, channels = np.int64(math.prod(source.shape[:3])), source.shape[3]
     source.device.launch(kernel, source.size // width, *sides, voxels, channels)
 
@@ -206,6 +220,41 @@ class Scorer:
         return Score(device, _finish(partial, device.slot()), lambda total, *_: total / warped.size)
 
 
+class Smoother:
+    """Smooths residual flows on a level's grid where the fixed image has no edges.
+
+    Args:
+        device: where it works.
+        fixed: the image (I, J, K) on that grid.
+        sigma: voxels, above 0.
+    """
+
+    def __init__(self, device: Device, fixed: DeviceArray, sigma: float) -> None:
+        self._device, self._weights = device, device.upload(gaussian_weights(sigma))
+        self._trusted = device.empty(fixed.shape)
+        device.launch("confidences", fixed.size, fixed, self._trusted, *fixed.shape, float(EDGE))
+        self._around = self._gaussian(self._trusted)
+
+    def __call__(self, residual: DeviceArray) -> DeviceArray:
+        """The smoothed residual, (I, J, K, 3), contiguous."""
+        where, voxels = (residual, *layout_of(residual)), self._trusted.size
+        trusted, out = self._device.empty(residual.shape), self._device.empty(residual.shape)
+        self._device.launch("trusted_part", voxels, *where, self._trusted, trusted, np.int64(voxels))
+        near = self._gaussian(trusted)
+        known = (self._trusted, self._around, near)
+        self._device.launch("fill_in", voxels, *where, *known, out, np.int64(voxels), float(LEAST))
+        return out
+
+    def _gaussian(self, array: DeviceArray) -> DeviceArray:
+        """Filtered along the first three axes of (I, J, K, ...), contiguous."""
+        for axis in range(3):
+            out, inner = self._device.empty(array.shape), math.prod(array.shape[axis + 1 :])
+            line = (array.shape[axis], np.int64(inner), np.int64(array.size))
+            self._device.launch("gaussian", array.size, array, self._weights, self._weights.size // 2, out, *line)
+            array = out
+        return array
+
+
 class Score:
     """A similarity on its way from the device; ``float()`` waits for it."""
 
@@ -247,24 +296,3 @@ def _kernel(name: str, dtype: np.dtype, wide: bool) -> tuple[str, int]:
     """A kernel's form for arrays of a dtype, and how many channels one of its threads takes."""
     kind, width = ("half", 8) if dtype == np.float16 else ("float", 4)
     return (f"{name}_{kind}{width}", width) if wide else (f"{name}_{kind}", 1)
-
-
-def _layout(array: DeviceArray) -> tuple[np.int64, np.int64]:
-    """Distance of one voxel (I, J, K, C) from the next, and of one channel from the next, in numbers.
-
-    Raises:
-        ValueError: voxels that do not follow each other at one distance.
-    """
-    strides, shape = array.element_strides, array.shape
-    voxel = next((stride for size, stride in zip(shape[2::-1], strides[2::-1], strict=True) if size > 1), 1)
-    steps = (shape[1] * shape[2] * voxel, shape[2] * voxel, voxel)
-    if any(size > 1 and a != b for size, a, b in zip(shape, strides, steps, strict=False)):
-        raise ValueError(f"cannot work on voxels with gaps: shape {shape}, strides {strides}")
-    return np.int64(voxel), np.int64(strides[3] if shape[3] > 1 else 1)
-
-
-def _wide(array: DeviceArray) -> bool:
-    """Whether a voxel's channels are whole 16-byte words."""
-    width = 16 // array.dtype.itemsize
-    voxel, channel = _layout(array)
-    return channel == 1 and voxel % width == 0 and array.shape[3] % width == 0 and array.pointer % 16 == 0

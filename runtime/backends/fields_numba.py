@@ -6,11 +6,13 @@ import math
 import numba
 import numpy as np
 
-from runtime.backends import kernels_lncc
+from runtime.backends import kernels_lncc, kernels_smoothing
 from runtime.backends import kernels_numba as kernels
 from runtime.geometry.errors import InputError
 from runtime.geometry.similarity import LNCC_EPSILON, LNCC_WINDOW, OF_SUMS, SIMILARITIES
+from runtime.geometry.smoothing import gaussian_weights
 from runtime.heap import ARRAYS
+from runtime.resample import smooth
 from runtime.slices import on_threads
 
 Array = np.ndarray
@@ -83,6 +85,16 @@ class NumbaFields:
         """Similarity of warped moving images with one fixed image, whose own sums are taken once."""
         return Scorer(fixed, similarity)
 
+    def halve(self, image: Array) -> Array:
+        """An image (I, J, K) of even sizes on the next coarser level's grid: means of 2x2x2 voxels."""
+        out = ARRAYS.empty(tuple(size // 2 for size in image.shape))
+        kernels_smoothing.halve(image, out)
+        return out
+
+    def smoother(self, fixed: Array, sigma: float) -> "Smoother":
+        """Smooths residuals on the grid of `fixed` where that has no edges; what depends on it alone is made once."""
+        return Smoother(fixed, sigma)
+
     def close(self) -> None:
         """There is nothing to let go of."""
 
@@ -132,3 +144,27 @@ class Scorer:
         partial = np.empty(-(-len(warped) // kernels_lncc.BLOCK))
         kernels_lncc.lncc_sums(self._fixed, warped, LNCC_WINDOW // 2, LNCC_EPSILON, partial)
         return math.fsum(partial) / warped.size
+
+
+class Smoother:
+    """Smooths residual flows on a level's grid where the fixed image has no edges.
+
+    Args:
+        fixed: the image (I, J, K) on that grid.
+        sigma: voxels, above 0.
+    """
+
+    def __init__(self, fixed: Array, sigma: float) -> None:
+        self._weights, self._trusted = gaussian_weights(sigma), ARRAYS.empty(fixed.shape)
+        kernels_smoothing.confidences(fixed, self._trusted)
+        self._around = smooth(self._trusted, (sigma, sigma, sigma))
+
+    def __call__(self, residual: Array) -> Array:
+        """The smoothed residual, (I, J, K, 3), contiguous."""
+        size_i, size_j, size_k = self._trusted.shape
+        slices, out = ARRAYS.empty((size_i, size_j, 3 * size_k)), ARRAYS.empty(residual.shape)
+        flat = _flat(residual)
+        kernels_smoothing.smooth_slices(*flat, self._trusted, self._weights, slices)
+        known = (self._trusted, self._around, slices, self._weights)
+        kernels_smoothing.fill_in(*flat, *known, out.reshape(slices.shape))
+        return out

@@ -1,4 +1,5 @@
-// Field operations between engine calls, on a CUDA card. Definitions: runtime/geometry/flow.py and similarity.py.
+// Field operations between engine calls, on a CUDA card. Definitions: runtime/geometry/flow.py, similarity.py and
+// smoothing.py.
 //
 // Arrays. Images (I, J, K), feature maps (I, J, K, C) and flows (I, J, K, 3) are contiguous, a voxel's numbers side by
 // side: voxel (i, j, k) has number v = (i J + j) K + k. What an engine reads or writes may be planar instead: there,
@@ -401,6 +402,88 @@ extern "C" __global__ void warp_image_coarse(
     displaced<true>(flow, {i, j, k}, grid, [&](Voxel x, Index number, float u, float v, float w) {
         out[number] = sampled(image, grid, x.i + u, x.j + v, x.k + w);
     });
+}
+
+// ------------------------------------------------------------------------------------------------- smoothing residuals
+//
+// c r + (1 - c) S(c r) / (S(c) + least), definition in runtime/geometry/smoothing.py: r a residual flow, c the fixed
+// image's confidence on its grid, S a Gaussian, which `gaussian` gives one axis at a time.
+
+// out = means of blocks of 2x2x2 voxels
+// image (2 I, 2 J, 2 K), out (I, J, K).
+extern "C" __global__ void halve(const float* __restrict__ image, float* __restrict__ out, int I, int J, int K) {
+    const Grid grid = {I, J, K};
+    const Index step_j = 2 * K, step_i = 2 * J * step_j;
+    for (Index v = first_item(); v < voxels_of(grid); v += all_threads()) {
+        const Voxel x = voxel_at(v, grid);
+        const float* at = image + 2 * x.i * step_i + 2 * x.j * step_j + 2 * x.k;
+        float sum = 0.0f;
+#pragma unroll
+        for (int n = 0; n < 8; ++n) sum += at[(n >> 2) * step_i + (n >> 1 & 1) * step_j + (n & 1)];
+        out[v] = 0.125f * sum;
+    }
+}
+
+// out = g / (g + edge), g the squared gradient: difference quotients between a voxel's neighbours (itself at the
+// border), as `numpy.gradient`
+// image, out (I, J, K).
+extern "C" __global__ void confidences(
+        const float* __restrict__ image, float* __restrict__ out, int I, int J, int K, float edge) {
+    const Grid grid = {I, J, K};
+    for (Index v = first_item(); v < voxels_of(grid); v += all_threads()) {
+        const Voxel x = voxel_at(v, grid);
+        const Index step[3] = {(Index)J * K, K, 1};
+        const int before[3] = {x.i > 0, x.j > 0, x.k > 0}, after[3] = {x.i < I - 1, x.j < J - 1, x.k < K - 1};
+        float squared = 0.0f;
+#pragma unroll
+        for (int axis = 0; axis < 3; ++axis) {
+            const float difference = image[v + after[axis] * step[axis]] - image[v - before[axis] * step[axis]];
+            const float slope = before[axis] + after[axis] == 2 ? 0.5f * difference : difference;
+            squared += slope * slope;
+        }
+        out[v] = squared / (squared + edge);
+    }
+}
+
+// out = c r
+// residual r (I, J, K, 3) of any layout, trusted c (I, J, K), out (I, J, K, 3).
+extern "C" __global__ void trusted_part(
+        const float* __restrict__ residual, long long voxel_stride, long long channel_stride,
+        const float* __restrict__ trusted, float* __restrict__ out, long long voxels) {
+    for (Index v = first_item(); v < voxels; v += all_threads()) {
+#pragma unroll
+        for (int c = 0; c < 3; ++c) out[3 * v + c] = trusted[v] * residual[v * voxel_stride + c * channel_stride];
+    }
+}
+
+// out(x) = sum of weights(t) source(x + t) along one axis, places beyond its ends those of its last voxels
+// source, out: `count` numbers, the axis of `size` voxels, `inner` numbers from one of them to the next; weights
+// (2 radius + 1,).
+extern "C" __global__ void gaussian(
+        const float* __restrict__ source, const float* __restrict__ weights, int radius, float* __restrict__ out,
+        int size, long long inner, long long count) {
+    for (Index n = first_item(); n < count; n += all_threads()) {
+        const Index line = divided(n, inner);
+        const int x = (int)(line - divided(line, size) * size);
+        float sum = 0.0f;
+        for (int t = -radius; t <= radius; ++t)
+            sum += weights[radius + t] * source[n + (Index)(min(max(x + t, 0), size - 1) - x) * inner];
+        out[n] = sum;
+    }
+}
+
+// out = c r + (1 - c) near / (around + least)
+// residual r (I, J, K, 3) of any layout; trusted c and around S(c) (I, J, K); near S(c r) and out (I, J, K, 3).
+extern "C" __global__ void fill_in(
+        const float* __restrict__ residual, long long voxel_stride, long long channel_stride,
+        const float* __restrict__ trusted, const float* __restrict__ around, const float* __restrict__ near,
+        float* __restrict__ out, long long voxels, float least) {
+    for (Index v = first_item(); v < voxels; v += all_threads()) {
+        const float c = trusted[v], share = (1.0f - c) / (around[v] + least);
+#pragma unroll
+        for (int n = 0; n < 3; ++n)
+            out[3 * v + n] = c * residual[v * voxel_stride + n * channel_stride] + share * near[3 * v + n];
+    }
 }
 
 // ---------------------------------------------------------------------------------------------------------------- sums

@@ -8,8 +8,11 @@ On the host all is float32; on a card, features are of the engines' precision, i
 import copy
 from typing import Any, Protocol, SupportsFloat
 
+from runtime.geometry.smoothing import check_sigma
+
 Array = Any
 Shape = tuple[int, int, int]
+FINEST = 1  # the level of the image's own grid
 
 
 class Networks(Protocol):
@@ -65,6 +68,8 @@ class Fields(Protocol):
     def folded_share(self, flow: Array) -> float: ...
     def extremes(self, image: Array) -> tuple[float, float]: ...
     def scorer(self, fixed: Array, similarity: str) -> Any: ...
+    def halve(self, image: Array) -> Array: ...
+    def smoother(self, fixed: Array, sigma: float) -> Any: ...
     def to_device(self, array: Array) -> Array: ...
     def to_host(self, array: Array) -> Array: ...
     def close(self) -> None: ...
@@ -77,11 +82,15 @@ class FixedSide:
 
     Attributes:
         similarity: what its scorer watches.
+        sigma: voxels, with which residuals are smoothed where this image has no edges (`runtime.geometry.smoothing`);
+            0: they are taken as they are.
     """
 
     def __init__(self, networks: Networks, fields: Fields, fixed: Array, similarity: str) -> None:
         self.networks, self.fields, self._fixed = networks, fields, fixed
         self.similarity, self.scorer = similarity, fields.scorer(fixed, similarity)
+        self.sigma = 0.0
+        self._smoothers: dict[tuple[float, int], Any] = {}  # by sigma and level
         self.inputs: dict[int, Array] = {}
         for level, features in networks.features(fixed).items():
             self.inputs[level] = networks.estimator_input(level, features.shape[:3])
@@ -97,6 +106,34 @@ class FixedSide:
         other = copy.copy(self)
         other.similarity, other.scorer = similarity, self.fields.scorer(self._fixed, similarity)
         return other
+
+    def smoothing(self, sigma: float) -> "FixedSide":
+        """This side with another smoothing of residuals; everything else is shared, also what was made for smoothing.
+
+        Raises:
+            InputError: a sigma that is below 0, too large or not finite.
+        """
+        check_sigma(sigma)
+        if sigma == self.sigma:
+            return self
+        other = copy.copy(self)
+        other.sigma = sigma
+        return other
+
+    def smoothed(self, level: int, residual: Array) -> Array:
+        """A residual as this side wants it; what that needs of the image is made when a level first asks for it."""
+        if self.sigma == 0:
+            return residual
+        if (self.sigma, level) not in self._smoothers:
+            self._smoothers[self.sigma, level] = self.fields.smoother(self._averaged(level), self.sigma)
+        return self._smoothers[self.sigma, level](residual)
+
+    def _averaged(self, level: int) -> Array:
+        """The fixed image on a level's grid."""
+        image = self._fixed
+        for _ in range(level - FINEST):
+            image = self.fields.halve(image)
+        return image
 
 
 class EnginePair:
@@ -116,7 +153,8 @@ class EnginePair:
 
     def step(self, level: int, flow: Array) -> Array:
         features = self._fields.warp_into(self._fixed_side.inputs[level], self._features[level], flow)
-        return self._fields.compose(flow, self._networks.residual(level, features))
+        residual = self._fixed_side.smoothed(level, self._networks.residual(level, features))
+        return self._fields.compose(flow, residual)
 
     def score(self, level: int, flow: Array) -> SupportsFloat:
         return self._fixed_side.scorer(self.moving, flow)
@@ -134,4 +172,10 @@ class EnginePair:
         """This pair, encoded as it is, scored by another similarity."""
         other = copy.copy(self)
         other._fixed_side = self._fixed_side.watching(similarity)
+        return other
+
+    def smoothing(self, sigma: float) -> "EnginePair":
+        """This pair, encoded as it is, with another smoothing of residuals: see `FixedSide.smoothing`."""
+        other = copy.copy(self)
+        other._fixed_side = self._fixed_side.smoothing(sigma)
         return other

@@ -81,6 +81,14 @@ class Times(click.ParamType):
     help="What stop rules watch; may be repeated.",
 )
 @METHODS("--max-iterations", type=Numbers(int, 1, 4), metavar="N[,N,N,N]", help="Stop rules' limit per level.")
+@METHODS(
+    "--smooth",
+    "smooths",
+    type=NUMBERS,
+    default=(),
+    metavar="SIGMA[,SIGMA...]",
+    help="Smoothings as for `register`, each with every schedule; 0: none.  [default: 0]",
+)
 @METHODS("--paper", is_flag=True, help="All of the paper's Tables 1 and 3 and Figure 5, and every stop rule.")
 @ENGINES(
     "--engine-dir", "engine_dirs", type=PATH, multiple=True, help="May be repeated.  [default: engines/ beside cli.py]"
@@ -112,8 +120,8 @@ def evaluate(export, pairs, output, links, label_ids, engine_dirs, checkpoints, 
     names = ("fixed", "moving", "fixed_labels", "moving_labels", "fixed_landmarks", "moving_landmarks")
     single = {name: given.pop(name) for name in names}
     convention = given.pop("convention")
-    chosen = ("schedules", "deltas", "stabilities", "on_stops", "similarities", "max_iterations", "times", "paper")
-    choices = Choices(**{name: given.pop(name) for name in chosen})
+    swept = ("schedules", "deltas", "stabilities", "on_stops", "similarities", "smooths")
+    choices = Choices(**{name: given.pop(name) for name in (*swept, "max_iterations", "times", "paper")})
     options = EvaluateOptions(
         pairs=_pairs(pairs, single, links, convention),
         output=output,

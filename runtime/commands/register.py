@@ -64,6 +64,14 @@ from runtime.terminal import ENGINE_DIR, OVERWRITE, PATH, QUIET, Numbers, StageL
 @click.option("--similarity", type=click.Choice(["ncc", "lncc", "mse"]), help="What stop rules watch.  [default: ncc]")
 @click.option("--max-iterations", type=Numbers(int, 1, 4), metavar="N[,N,N,N]", help="Limit per level.  [default: 10]")
 @click.option(
+    "--smooth",
+    type=float,
+    default=0.0,
+    metavar="SIGMA",
+    help="Smooth every residual flow by so many voxels where the fixed image has no edges: fewer folds; 1.5 is "
+    "recommended.  [default: 0, none]",
+)
+@click.option(
     "--window", type=Numbers(float, 2), metavar="LOW,HIGH", help="Intensities mapped to 0..1, for CT, e.g. -200,300."
 )
 @click.option(

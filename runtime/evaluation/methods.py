@@ -6,7 +6,7 @@ from itertools import product
 
 from runtime.manifest import EngineSet
 from runtime.options import STOP_OPTIONS, Options, ignored
-from runtime.schedules import ON_STOP, STOP_RULES, stop_rule
+from runtime.schedules import ON_STOP, STOP_RULES, StopRule, stop_rule
 
 BEFORE, TRANSFORM = "before", "transform"  # the affine start alone; another tool's transform
 PLACEHOLDER = "t"
@@ -62,6 +62,7 @@ class Choices:
         on_stops: "keep", "revert", of iterstop; none: the engine set's.
         similarities: what stop rules watch; none: the engine set's.
         max_iterations: per level, one value or four; None: the engine set's.
+        smooths: smoothings of residual flows, voxels, each with every schedule that iterates; none: no smoothing.
         times: what `t` in a schedule stands for.
         paper: everything of the paper's Tables 1 and 3 and Figure 5, and every stop rule, beside the rest.
     """
@@ -72,6 +73,7 @@ class Choices:
     on_stops: tuple[str, ...] = ()
     similarities: tuple[str, ...] = ()
     max_iterations: tuple[int, ...] | None = None
+    smooths: tuple[float, ...] = ()
     times: tuple[int, ...] = PAPER_TIMES
     paper: bool = False
 
@@ -98,6 +100,19 @@ def methods(choices: Choices, engine_set: EngineSet, engines: str = "") -> tuple
 
 
 def _asked_for(choices: Choices) -> Iterator[tuple[Options, Place | None]]:
+    """Every schedule with every smoothing, and the place of those that belong to a family."""
+    for options, place in _scheduled(choices):
+        for sigma in choices.smooths or (0.0,):
+            smooth = 0.0 if options.schedule == NO_ITERATION else sigma
+            yield replace(options, smooth=smooth), place and (_smoothed(place[0], sigma), place[1])
+
+
+def _smoothed(name: str, sigma: float) -> str:
+    """A schedule's or family's name with its smoothing."""
+    return f"{name} smooth {sigma:g}" if sigma else name
+
+
+def _scheduled(choices: Choices) -> Iterator[tuple[Options, Place | None]]:
     schedules = [_tidy(schedule) for schedule in choices.schedules]
     if not schedules and not choices.paper:
         schedules = [RP_NET, ITERSTOP]
@@ -168,23 +183,26 @@ def _paper(choices: Choices) -> Iterator[tuple[Options, Place | None]]:
 
 
 def _name(options: Options, engine_set: EngineSet) -> str:
-    """What tables call it: the schedule, and of a stop rule what it was told."""
+    """What tables call it: the schedule, of a stop rule what it was told, and the smoothing."""
     if options.schedule == NO_ITERATION:
         return BEFORE
-    if (rule := stop_rule(options.schedule)) is None:
-        return options.schedule
-    words = [options.schedule]
+    rule = stop_rule(options.schedule)
+    words = [options.schedule, *(_told(rule, options, engine_set) if rule else ())]
+    return _smoothed(" ".join(words), options.smooth)
+
+
+def _told(rule: StopRule, options: Options, engine_set: EngineSet) -> Iterator[str]:
+    """What a stop rule is told, its defaults left out but for the threshold."""
     if options.on_stop is not None:
-        words.append(options.on_stop)
+        yield options.on_stop
     if options.delta is not None:
-        words.append(_numbers(options.delta))
+        yield _numbers(options.delta)
     if options.stability not in (None, rule.thresholds.get("stability", {}).get(options.similarity)):
-        words.append(f"stability {_numbers(options.stability)}")
+        yield f"stability {_numbers(options.stability)}"
     if options.similarity != engine_set.stop["similarity"]:
-        words.append(options.similarity)
+        yield options.similarity
     if options.max_iterations not in (None, engine_set.stop["limit"]):
-        words.append(f"at most {_numbers(options.max_iterations)}")
-    return " ".join(words)
+        yield f"at most {_numbers(options.max_iterations)}"
 
 
 def _numbers(value: float | tuple[float, ...]) -> str:

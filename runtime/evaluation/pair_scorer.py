@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from runtime import iterstop
 from runtime.engines import Engines
 from runtime.evaluation.judge import Judge, LabelPair, pair_labels
 from runtime.evaluation.methods import BEFORE, NO_ITERATION, Method
@@ -114,9 +115,11 @@ class PairScorer:
     def _register(self, options: Options) -> tuple[Registration, dict[str, float]]:
         """A registration, and the seconds by stage that it alone would have taken."""
         bill = Bill()
-        result = self._ready.register(
-            options, through=lambda pair: RememberingPair(pair, self._memory, options.similarity, bill)
-        )
+
+        def remembering(pair: iterstop.Pair) -> RememberingPair:
+            return RememberingPair(pair, self._memory, options.similarity, options.smooth, bill)
+
+        result = self._ready.register(options, through=remembering)
         return result, {**result.seconds, "iterate": bill.seconds}
 
     def _make_judge(self, start: Options, landmarks: tuple[Array, Array] | None) -> Judge:

@@ -123,19 +123,20 @@ class RememberingPair:
         pair: the pair behind it.
         memory: of this pair; shared by all that stand before it.
         similarity: what `score` gives.
+        smooth: how `step` smooths residuals, which tells its results from others of the same flow.
         bill: what is asked for here, and of the pairs that `warped` gives, is charged to it.
     """
 
-    def __init__(self, pair: iterstop.Pair, memory: Memory, similarity: str, bill: Bill) -> None:
+    def __init__(self, pair: iterstop.Pair, memory: Memory, similarity: str, smooth: float, bill: Bill) -> None:
         self._pair: OpenPair = lambda: pair
-        self._memory, self._similarity, self._bill = memory, similarity, bill
+        self._memory, self._similarity, self._smooth, self._bill = memory, similarity, smooth, bill
         self._origin: tuple[int, ...] = ()
 
     def zero(self, level: int) -> Flow:
         return self._flow((self._origin, level), "zero", level)
 
     def step(self, level: int, flow: Flow) -> Flow:
-        return self._flow((self._origin, level, self._memory.number(flow)), "step", level, flow)
+        return self._flow((self._origin, level, self._smooth, self._memory.number(flow)), "step", level, flow)
 
     def upsample(self, flow: Flow) -> Flow:
         return self._flow((self._memory.number(flow),), "upsample", flow)
@@ -149,7 +150,7 @@ class RememberingPair:
 
     def warped(self, flow: Flow) -> "RememberingPair":
         """The pair of the warped image, which is warped and encoded once something about it is not remembered."""
-        other = RememberingPair(self, self._memory, self._similarity, self._bill)
+        other = RememberingPair(self, self._memory, self._similarity, self._smooth, self._bill)
         other._origin = (*self._origin, self._memory.number(flow))
         known = self._memory.seconds(("warped", other._origin))
         other._pair = functools.cache(lambda: self._encoded(flow, other._origin, known is None))

@@ -90,6 +90,7 @@ def _main_rows(evaluation: Evaluation) -> Iterator[Cells]:
         method
         for method in evaluation.methods
         if method.schedule == RP_NET or (method.schedule == ITERSTOP and _is_default(method))
+        if not method.options.smooth
     ]
     shown = [*evaluation.methods[:1], *chosen]
     if {method.schedule for method in chosen} == {RP_NET, ITERSTOP} and len(shown) < len(evaluation.methods):
@@ -108,8 +109,9 @@ def _threshold_rows(evaluation: Evaluation) -> Iterator[Cells]:
 
 
 def _by_threshold(method: Method) -> tuple:
-    """The largest threshold first, of each way to stop."""
-    return method.engines, method.options.on_stop, -float(np.mean(method.options.delta))
+    """The largest threshold first, of each smoothing and way to stop."""
+    options = method.options
+    return method.engines, options.smooth, options.on_stop, -float(np.mean(options.delta))
 
 
 def _ablation_rows(evaluation: Evaluation) -> Iterator[Cells]:

@@ -1,0 +1,72 @@
+"""Smoothing a residual flow where the fixed image has no edges: slow, readable NumPy definitions.
+
+Where the image is flat, nothing in it says where a voxel goes, and what the estimators answer there is mostly noise.
+There the flow follows what its neighbours at edges say (normalised convolution; Knutsson and Westin, CVPR 1993); at
+edges it stays as it is. Arrays are planar here, (..., I, J, K).
+"""
+
+import math
+
+import numpy as np
+
+from runtime.geometry.errors import InputError
+
+Array = np.ndarray
+EDGE = 0.002  # squared gradient, (intensity / voxel)^2 of images in [0, 1], that is trusted by half
+LEAST = 1e-4  # added to the confidence around, so that a flow far from every edge fades to nothing
+LARGEST_SIGMA, RECOMMENDED_SIGMA = 5.0, 1.5  # voxels
+
+
+def check_sigma(sigma: float) -> None:
+    """InputError unless it is a number of voxels from 0 (no smoothing) to `LARGEST_SIGMA`."""
+    if not 0 <= sigma <= LARGEST_SIGMA:
+        raise InputError(
+            f"--smooth: got {sigma:g}, expected 0 (no smoothing) to {LARGEST_SIGMA:g} voxels; "
+            f"{RECOMMENDED_SIGMA:g} is recommended"
+        )
+
+
+def gaussian_weights(sigma: float) -> Array:
+    """A Gaussian of `sigma` voxels, float32, cut off from three sigmas on, at least one voxel each way; sum 1."""
+    radius = max(1, math.ceil(3 * sigma))
+    weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
+    return (weights / weights.sum()).astype(np.float32)
+
+
+def gaussian(array: Array, sigma: float) -> Array:
+    """Gaussian smoothing of (..., I, J, K) along I, J and K, the border continued by its nearest value."""
+    weights = gaussian_weights(sigma)
+    radius = len(weights) // 2
+    for axis in (-3, -2, -1):
+        size = array.shape[axis]
+        places = np.arange(size)[:, None] + np.arange(-radius, radius + 1)
+        array = np.moveaxis(np.moveaxis(array, axis, -1)[..., np.clip(places, 0, size - 1)] @ weights, -1, axis)
+    return array
+
+
+def halve(image: Array) -> Array:
+    """An image (I, J, K) of even sizes on the next coarser level's grid: means of blocks of 2x2x2 voxels."""
+    size_i, size_j, size_k = (size // 2 for size in image.shape)
+    return image.reshape(size_i, 2, size_j, 2, size_k, 2).mean(axis=(1, 3, 5))
+
+
+def confidence(image: Array) -> Array:
+    """How far an image (I, J, K) in [0, 1] tells where a voxel goes: ``g / (g + EDGE)``, from 0 (flat) to 1 (edge).
+
+    g is the squared length of the gradient by central differences per voxel, one-sided at the border.
+    """
+    along = [np.gradient(image, axis=axis) for axis in range(3) if image.shape[axis] > 1]
+    squared = sum((difference**2 for difference in along), np.zeros_like(image))
+    return squared / (squared + EDGE)
+
+
+def smooth_residual(residual: Array, trusted: Array, sigma: float) -> Array:
+    """``c r + (1 - c) S(c r) / (S(c) + LEAST)``, S a Gaussian of `sigma` voxels.
+
+    Args:
+        residual: r, (3, I, J, K), voxels.
+        trusted: c, (I, J, K), the `confidence` of the fixed image on the residual's grid.
+        sigma: above 0.
+    """
+    around = gaussian(trusted * residual, sigma) / (gaussian(trusted, sigma) + LEAST)
+    return trusted * residual + (1 - trusted) * around
