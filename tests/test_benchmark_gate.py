@@ -10,7 +10,7 @@ import torch
 
 import export.contender
 from export.contender import TorchContender, torch_others
-from export.from_engines import network_from_engines
+from export.from_engines import network_from_engines, write_checkpoint
 from runtime.benchmark.contenders import EngineContender, EngineRunner, Others, Task, solve
 from runtime.benchmark.field import Field
 from runtime.benchmark.gate import GateError, check_all
@@ -36,6 +36,13 @@ class TestNetworkFromEngines:
                 torch.testing.assert_close(rebuilt[name], tensor, rtol=0, atol=6e-8)
             else:
                 assert torch.equal(rebuilt[name], tensor)
+
+    def test_as_a_checkpoint_it_can_be_trained_on(self, engine_dir, tmp_path):
+        write_checkpoint(engine_dir, tmp_path / "runs" / "start.pt")
+        written = load_checkpoint(tmp_path / "runs" / "start.pt")
+        expected = network_from_engines(load_engine_set(engine_dir))
+        assert all(torch.equal(written.state[name], tensor) for name, tensor in expected.state_dict().items())
+        assert written.provenance == load_engine_set(engine_dir).manifest["provenance"]
 
     def test_its_outputs_are_the_graphs(self, engine_dir):
         engine_set = load_engine_set(engine_dir)

@@ -88,9 +88,9 @@ class ReadyCouple:
     def register(self, direction: str, options: Options) -> tuple[Transform, dict[str, Any]]:
         """Return the transform that a method finds, and what its loop did."""
         bill, memory = Bill(), self._memories[direction]
-        watched = options.resolved(self._engines.engine_set).similarity
+        told_apart = options.resolved(self._engines.engine_set).similarity, options.smooth
         result = self.pairs[direction].register(
-            options, through=lambda pair: RememberingPair(pair, memory, watched, bill)
+            options, through=lambda pair: RememberingPair(pair, memory, *told_apart, bill)
         )
         return result.transform, {"iterations": list(result.iterations.counts[0]), "seconds": bill.seconds}
 
