@@ -71,7 +71,8 @@ def summary(result: "Registration", inverse: bool = False) -> str:
     """A few lines for people: what ran, how alike the images became, what the field and its inverse look like."""
     found, engine = result.iterations, result.engine
     counts = " + ".join("(" + ", ".join(map(str, passed)) + ")" for passed in found.counts)
-    rule = ", ".join(word for word in (result.schedule.name, result.options.on_stop) if word)
+    smooth = f"smooth {result.options.smooth:g}" if result.options.smooth else None
+    rule = ", ".join(word for word in (result.schedule.name, result.options.on_stop, smooth) if word)
     length = result.displacement_mm
     lines = [
         f"engine      {engine['backend']} ({engine['library']}, {engine['device']}, {engine['precision']}, "

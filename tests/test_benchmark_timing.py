@@ -7,10 +7,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from runtime import iterstop
 from runtime.array_registration import register_arrays
 from runtime.backends.pair import Fields, Networks
 from runtime.benchmark.contenders import EngineRunner, Task, solve
-from runtime.benchmark.timing import HostClock, Recorder, TimedFields, TimedNetworks, clock_of
+from runtime.benchmark.timing import HostClock, Recorder, TimedFields, TimedNetworks, clock_of, timed
 from runtime.engines import Engines
 from runtime.example import example_pair
 from runtime.manifest import load_engine_set
@@ -88,6 +89,18 @@ def test_spans_carry_the_right_level_and_stay_within_the_whole(engines, pair):
     loop = sum(span.seconds for span in run.spans) - finish
     assert 0 < loop <= run.seconds["loop"] and finish <= run.seconds["finish"]
     assert 0 < run.seconds["fixed side"] < run.seconds["loop"]
+
+
+def test_smoothing_is_timed_level_by_level(engines, pair):
+    timed_engines, recorder = timed(engines)
+    recorder.begin(SHAPE)
+    with engines.running():
+        side = timed_engines.fixed_side(pair[0], "ncc").smoothing(1.5)
+        found = iterstop.run(side.pair(pair[1]), parse_schedule("1,2,1,1"))
+    expected = register_arrays(engines, *pair, parse_schedule("1,2,1,1"), smooth=1.5)
+    np.testing.assert_array_equal(engines.fields.to_host(found.flow), expected.flow)
+    assert [span.level for span in recorder.spans() if span.stage == "smooth"] == [4, 3, 3, 2, 1]
+    assert {span.level for span in recorder.spans() if span.stage == "smooth set-up"} == set(LEVELS)
 
 
 def test_one_fixed_side_serves_many_and_gives_the_same(engines, pair):

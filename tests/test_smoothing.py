@@ -100,7 +100,7 @@ def test_what_is_no_smoothing_is_refused_before_any_work(engines, images, sigma)
 
 
 def test_of_two_scans(engines, tmp_path):
-    """The same whether a fixed scan, its pair or one registration is told; the report has it."""
+    """The same whether a fixed scan, its pair or one registration is told; report and summary have it."""
     fixed = scans.write_scan(tmp_path / "f.nii.gz", scans.grid((30, 44, 26), (1.2, 1, 1.5), scans.OBLIQUE))
     moving = scans.write_scan(tmp_path / "m.nii.gz", scans.grid((48, 56, 46), axes="LPS"), scans.bend)
     options = Options(affine="none", schedule="1,1,1,1", smooth=SIGMA)
@@ -112,3 +112,4 @@ def test_of_two_scans(engines, tmp_path):
     assert np.abs(plain.register().displacement - alone.displacement).max() > 0.01
     alone.save(tmp_path / "out")
     assert json.loads((tmp_path / "out" / "report.json").read_text())["options"]["smooth"] == SIGMA
+    assert "(1,1,1,1, smooth 1.5)" in alone.summary() and "smooth" not in plain.register().summary()

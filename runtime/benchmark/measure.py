@@ -12,6 +12,7 @@ Progress = Callable[[str], None]
 Samples = dict[str, list[dict[str, Any]]]
 # What a stage is in the account of a run's time; what is in none of them is the loop's own bookkeeping.
 FIELD_STAGES = ("warp", "compose", "upsample", "score", "score set-up", "fill fixed half", "zero", "warp image")
+FIELD_STAGES += ("smooth", "smooth set-up")
 OUTSIDE_LOOP = ("finish",)
 
 

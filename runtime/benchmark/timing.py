@@ -155,6 +155,12 @@ class TimedFields:
         scorer = self._recorder.call("score set-up", None, self._fields.scorer, fixed, similarity)
         return TimedScorer(scorer, self._recorder)
 
+    def halve(self, image: Array) -> Array:
+        return self._call("smooth set-up", image.shape[0] // 2, "halve", image)
+
+    def smoother(self, fixed: Array, sigma: float) -> "TimedSmoother":
+        return TimedSmoother(self._call("smooth set-up", fixed.shape[0], "smoother", fixed, sigma), self._recorder)
+
     def to_device(self, array: Array) -> Array:
         return self._recorder.call("to device", None, self._fields.to_device, array)
 
@@ -176,6 +182,16 @@ class TimedScorer:
 
     def __call__(self, moving: Array, flow: Array) -> Any:
         return self._recorder.call("score", self._recorder.level(flow.shape[0]), self._scorer, moving, flow)
+
+
+class TimedSmoother:
+    """A smoother around another one."""
+
+    def __init__(self, smoother: Any, recorder: Recorder) -> None:
+        self._smoother, self._recorder = smoother, recorder
+
+    def __call__(self, residual: Array) -> Array:
+        return self._recorder.call("smooth", self._recorder.level(residual.shape[0]), self._smoother, residual)
 
 
 def timed(engines: Engines) -> tuple[Engines, Recorder]:
