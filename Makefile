@@ -14,7 +14,7 @@ START := runs/shipped.pt
 LIST := runs/validation/pairs.csv
 VALIDATED = $(if $(wildcard $(LIST)), --validation $(LIST) --validation-pairs 8)
 THREADS ?= 1
-GOES_ON = $(if $(wildcard $(LAST)), --resume,$(if $(wildcard $(KEPT)), --resume-from $(KEPT)))
+GOES_ON = $(if $(wildcard $(LAST)), --resume,$(if $(wildcard $(KEPT)), --resume-from $(KEPT), --start $(START)))
 FROM_NOTHING = $(if $(wildcard $(LAST) $(KEPT)),,$(START))
 TORCH_FOR_CPU := https://download.pytorch.org/whl/cpu
 

@@ -108,14 +108,23 @@ class TestMakeTargets:
 
     def test_the_long_run_starts_or_goes_on_from_what_is_there(self, tmp_path):
         start = "nice -n 19 .venv/bin/python cli.py train --recipe train/recipes/long.toml --threads 1"
-        assert self.lines(tmp_path, "train-on").strip().endswith(start)
+        fresh = self.lines(tmp_path, "train-on")
+        assert "-m export.from_engines --output runs/shipped.pt\n" in fresh
+        assert fresh.strip().endswith(f"{start} --start runs/shipped.pt")
         (tmp_path / "train" / "recipes").mkdir(parents=True)
         (tmp_path / "train" / "recipes" / "long.pt").touch()
-        assert f"{start} --resume-from train/recipes/long.pt\n" in self.lines(tmp_path, "train-on")
+        kept = self.lines(tmp_path, "train-on")
+        assert f"{start} --resume-from train/recipes/long.pt\n" in kept and "from_engines" not in kept
         (tmp_path / "runs" / "long").mkdir(parents=True)
         (tmp_path / "runs" / "long" / "last.pt").touch()
         assert f"{start} --resume\n" in self.lines(tmp_path, "train-on")
         assert "--threads 3 --resume\n" in self.lines(tmp_path, "train-on", "THREADS=3")
+
+    def test_it_is_validated_on_real_pairs_where_there_are_any(self, tmp_path):
+        (tmp_path / "runs" / "validation").mkdir(parents=True)
+        (tmp_path / "runs" / "validation" / "pairs.csv").touch()
+        given = "--threads 1 --validation runs/validation/pairs.csv --validation-pairs 8 --start"
+        assert given in self.lines(tmp_path, "train-on")
 
     def test_what_is_kept_is_the_last_checkpoint(self, tmp_path):
         assert "cp runs/long/last.pt train/recipes/long.pt" in self.lines(tmp_path, "train-keep")
