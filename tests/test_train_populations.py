@@ -10,8 +10,8 @@ from runtime.geometry.errors import InputError
 from runtime.geometry.flow import folded_share
 from runtime.geometry.overlap import mean_dice
 from train.generated import ALIKE, VARIED, Population, load_template
-from train.generated.deformation import own_motion
 from train.generated.defects import with_lesions, with_residue
+from train.generated.deformation import own_motion
 from train.generated.levels import distance, sample
 from train.generated.places import PLACES
 from train.generated.population import Side

@@ -8,6 +8,7 @@ of which one scan is degraded (`thick`, `noise`, `contrast`, `bias`). Every coup
 holds pair/ and mindboggle/, none of which is part of this project. Run again, it goes on where it was stopped.
 """
 
+import itertools
 import sys
 from functools import partial
 from pathlib import Path
@@ -33,8 +34,9 @@ def methods_of(name: str, schedules: tuple[str, ...]) -> list[Method]:
 
 
 def with_greedy(couples: list[Couple], each: int) -> list[Couple]:
-    """Return the first couples of every group."""
-    return [couple for couple in couples if sum(c.group == couple.group for c in couples[: couples.index(couple)]) < each]
+    """Return the first `each` couples of every group."""
+    chosen = [[couple for couple in couples if couple.group == group][:each] for group in GROUPS]
+    return list(itertools.chain.from_iterable(chosen))
 
 
 @click.command(help=__doc__.split("\n\n")[0])
@@ -44,7 +46,7 @@ def with_greedy(couples: list[Couple], each: int) -> list[Couple]:
 @click.option("--schedule", "schedules", multiple=True, default=["1,1,1,1", "iterstop"], show_default=True,
               help="SCHEDULE:OPTION=VALUE:..., options as for `register`.")  # fmt: skip
 @click.option("--group", "groups", multiple=True, type=click.Choice(GROUPS), help="May be repeated.  [default: all]")
-@click.option("--half", type=click.Choice(["a", "b"]), help="Every second couple of each group: a to choose, b to show.")
+@click.option("--half", type=click.Choice(["a", "b"]), help="Every second couple of a group: a to choose, b to show.")
 @click.option("--affine", default="auto", show_default=True, help="auto, none, or OUTPUT of an earlier run.")
 @click.option("--greedy", type=click.IntRange(min=0), default=0, help="Couples of each group given to greedy as well.")
 @click.option("--backend", default="auto", show_default=True)

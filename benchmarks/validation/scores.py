@@ -1,6 +1,7 @@
 """Scores of a transform from one scan of a couple to the other: overlap of labels, roughness, likeness."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -91,8 +92,6 @@ class Scorer:
 
 def cut(labels: Volume) -> Volume:
     """Return a label map cropped to its labels and a margin."""
-    from dataclasses import replace
-
     first, last = bounding_box(labels.data > 0)
     first, last = np.maximum(first - MARGIN, 0), np.minimum(last + MARGIN + 1, labels.data.shape)
     data = np.ascontiguousarray(labels.data[tuple(map(slice, first, last))])
@@ -100,6 +99,6 @@ def cut(labels: Volume) -> Volume:
 
 
 def inconsistency(there: Transform, back: Transform, points: Array) -> dict[str, float]:
-    """Return mean and 95th percentile of the distance between points (N, 3) and where there and back leaves them, mm."""
+    """Return mean and 95th percentile of how far there and back moves points (N, 3), mm."""
     distances = np.linalg.norm(back.points(there.points(points)) - points, axis=1)
     return {"mean_mm": float(distances.mean()), "p95_mm": float(np.percentile(distances, 95))}

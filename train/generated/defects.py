@@ -5,8 +5,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from train.generated.painting import Painting
 from train.generated.levels import edge
+from train.generated.painting import Painting
 from train.randomness import Randomness, identity
 
 

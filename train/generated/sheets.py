@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from train.generated.deformation import own_motion
 from train.generated.defects import with_lesions, with_residue
+from train.generated.deformation import own_motion
 from train.generated.levels import blur, distance, edge
 from train.generated.painting import Painting
 from train.generated.population import Side
