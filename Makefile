@@ -12,7 +12,7 @@ KEPT := train/recipes/long.pt
 START := runs/shipped.pt
 # Pairs to validate it on, where benchmarks/validation/training_list.py has written them; else generated ones.
 LIST := runs/validation/pairs.csv
-VALIDATED = $(if $(wildcard $(LIST)), --validation $(LIST) --validation-pairs 8)
+VALIDATED = $(if $(wildcard $(LIST)), --validation $(LIST) --validation-pairs 10)
 THREADS ?= 1
 GOES_ON = $(if $(wildcard $(LAST)), --resume,$(if $(wildcard $(KEPT)), --resume-from $(KEPT), --start $(START)))
 FROM_NOTHING = $(if $(wildcard $(LAST) $(KEPT)),,$(START))

@@ -32,6 +32,8 @@ CHOSEN = (
     ("pair.fixed-moving", "backward"),
     ("across.fixed-s3", "forward"),
     ("across.fixed-s9", "backward"),
+    ("across.moving-s6", "forward"),
+    ("across.moving-s12", "backward"),
     ("template.mni152-s9", "forward"),
     ("template.mni152-s3", "backward"),
     ("contrast.s3-s4.contrast", "forward"),
