@@ -102,8 +102,8 @@ class TestMakeTargets:
         (folder / ".venv" / ".installed").touch()
         for name in ("requirements.txt", "requirements-runtime.txt"):
             (folder / name).touch()
-        marked = ("--old-file", ".venv/.installed")
-        command = ("make", "--no-print-directory", "--dry-run", *marked, "-f", str(ROOT / "Makefile"), target, *arguments)
+        how = ("--dry-run", "--no-print-directory", "--old-file", ".venv/.installed", "-f", str(ROOT / "Makefile"))
+        command = ("make", *how, target, *arguments)
         return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
 
     def test_the_long_run_starts_or_goes_on_from_what_is_there(self, tmp_path):
