@@ -4,13 +4,15 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from benchmarks.real_pairs_list import PAIR_LABELS
+from benchmarks.real_pairs_list import SUBJECTS as NUMBERS
 from benchmarks.validation.degradations import DEGRADATIONS, write_degraded
-from benchmarks.validation.structures import ASEG, joined
+from benchmarks.validation.structures import joined
 from runtime.geometry.errors import InputError
 from runtime.geometry.mni152 import mni152_file
 from runtime.geometry.volume import read_labels, read_volume, write_volume
 
-SUBJECTS = ("s3", "s4", "s6", "s7", "s9", "s11", "s12", "s13", "s14", "s16", "s17", "s18")
+SUBJECTS = tuple(f"s{number}" for number in NUMBERS)
 TUTORIAL = ("fixed", "moving")
 TEMPLATE = "mni152"
 DEGRADED = ("s3-s4", "s7-s9", "fixed-moving")
@@ -74,7 +76,7 @@ class Catalogue:
         if group == "chain":
             return [(self._subject(a), self._subject(b)) for a, b in pairwise(SUBJECTS)]
         if group == "pair":
-            return [(*map(self._tutorial, TUTORIAL), ASEG)]
+            return [(*map(self._tutorial, TUTORIAL), PAIR_LABELS)]
         if group == "across":
             turns = [TUTORIAL[:: 1 if n % 2 else -1] for n in range(len(SUBJECTS))]  # so that both halves see both
             order = [(name, side) for k in range(2) for name, turn in zip(SUBJECTS, turns, strict=True)
@@ -86,7 +88,7 @@ class Catalogue:
 
     def _degraded(self, name: str, kind: str) -> tuple:
         one, other = name.split("-")
-        of, labels = (self._tutorial, (ASEG,)) if one in TUTORIAL else (self._subject, ())
+        of, labels = (self._tutorial, (PAIR_LABELS,)) if one in TUTORIAL else (self._subject, ())
         clean = of(other)
         path = self._folder / f"{other}.{kind}.nii.gz"
         if not path.exists():

@@ -13,9 +13,6 @@ GROUPS = {
     "white matter": (2, 41),
     "cerebellum": (6, 7, 8, 45, 46, 47, 630, 631, 632),
 }
-# What the scores of the tutorial pair count.
-ASEG = (2, 3, 4, 7, 8, 10, 11, 12, 13, 14, 15, 16, 17, 18, 24, 28, 31)
-ASEG += (41, 42, 43, 46, 47, 49, 50, 51, 52, 53, 54, 60, 63)
 
 
 def joined(labels: Array) -> Array:
