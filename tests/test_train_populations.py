@@ -59,10 +59,18 @@ class TestPopulation:
 
     def test_shares_are_kept(self):
         random = _random()
-        drawn = [VARIED.sides(random) for _ in range(2000)]
+        drawn = [replace(VARIED, child=0.0).sides(random) for _ in range(2000)]
         for name in ("average", "apart", "ventricles", "atrophy", "residue", "lesions"):
             share = np.mean([any(getattr(side, name) for side in sides) for sides in drawn])
             assert share == pytest.approx(getattr(VARIED, name), abs=0.04), name
+
+    def test_a_child_is_on_one_side_and_never_an_average(self):
+        random = _random()
+        drawn = [replace(VARIED, child=0.5).sides(random) for _ in range(2000)]
+        young = [[side.pallor > 0 for side in sides] for sides in drawn]
+        assert np.mean([any(pair) for pair in young]) == pytest.approx(0.5 * (1 - VARIED.average / 2), abs=0.04)
+        assert not any(all(pair) for pair in young)
+        assert not any(side.average for sides in drawn for side in sides if side.pallor)
 
     def test_every_share_is_used(self):
         assert all(getattr(VARIED, field.name) > 0 for field in fields(Population))
@@ -216,6 +224,19 @@ class TestDefects:
             for atrophy in (0.0, 1.0)
         ]
         assert fluid[1] > 1.1 * fluid[0]
+
+
+class TestChild:
+    def test_the_sheet_is_thicker_the_furrows_narrower_and_white_matter_paler(self, scene):
+        adult, child = (scene.paint(_random(), side) for side in (Side(), Side().young(_random(3))))
+        inside, parcels = scene.depth > 0, scene.parcel_count
+        fluid, grey = (
+            [float((((one.labels - 1) // parcels == tissue) & inside).sum()) for one in (adult, child)]
+            for tissue in (0, 1)
+        )
+        core = scene.white > 0.4
+        assert fluid[1] < 0.95 * fluid[0] and grey[1] > 1.02 * grey[0]
+        assert scene.values[1] < child.image[core].median() < adult.image[core].median() - 0.02
 
 
 class TestScanner:

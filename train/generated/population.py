@@ -1,6 +1,6 @@
 """What the two images of a generated pair have in common and what not: how often, and how much."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from runtime.geometry.errors import InputError
 from train.randomness import Randomness
@@ -21,6 +21,8 @@ class Side:
     motion: how far deep structures move on their own, voxels. ventricles: voxels that they widen by, below 0 narrow.
     atrophy: voxels that the grey sheet is thinner and the furrows are wider by.
     residue: whether patches of dura and skull are left about the brain. lesions: bright or dark spots, their number.
+    thicker: voxels that the grey sheet is thicker by, at the cost of its furrows.
+    pallor: how far white matter's value has gone to that of grey matter, 0 to 1, as before it is myelinated.
     bending: size of the smooth deformation that the whole is seen through, 1 for that of `deformation`.
     """
 
@@ -32,7 +34,20 @@ class Side:
     atrophy: float = 0.0
     residue: bool = False
     lesions: int = 0
+    thicker: float = 0.0
+    pallor: float = 0.0
     bending: float = 1.0
+
+    def young(self, random: Randomness) -> "Side":
+        """Return the side as a child's brain: a thicker sheet, narrow furrows, paler white matter, other proportions."""
+        return replace(
+            self,
+            ventricles=min(self.ventricles, 0.0),
+            atrophy=0.0,
+            thicker=random.between(0.3, 1.0),
+            pallor=random.between(0.1, 0.5),
+            bending=1.5 * self.bending,
+        )
 
 
 @dataclass(frozen=True)
@@ -40,7 +55,8 @@ class Population:
     """Shares of pairs, 0 to 1, in which one thing is drawn; what has a share of 0 costs no random number.
 
     structures: share of scenes with deep structures and ventricles. motion: the most that they move on their own,
-    voxels. The other shares are of pairs, `average`, `residue` and `lesions` on one side of them. bending: see `Side`.
+    voxels. The other shares are of pairs, `average`, `residue`, `lesions` and `child` (see `Side.young`) on one side of
+    them; of a child's brain there is no average. bending: see `Side`.
     """
 
     average: float = 0.0
@@ -51,10 +67,11 @@ class Population:
     atrophy: float = 0.0
     residue: float = 0.0
     lesions: float = 0.0
+    child: float = 0.0
     bending: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("average", "apart", "structures", "ventricles", "atrophy", "residue", "lesions"):
+        for name in ("average", "apart", "structures", "ventricles", "atrophy", "residue", "lesions", "child"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name}: got {getattr(self, name)}, expected a share of pairs, 0 to 1")
 
@@ -62,8 +79,9 @@ class Population:
         """What the two images of a pair show."""
         apart = happens(random, self.apart)
         average, residue, lesions = (_one_side(random, share) for share in (self.average, self.residue, self.lesions))
+        child = _one_side(random, self.child)
         widened, shrunk = (happens(random, share) for share in (self.ventricles, self.atrophy))
-        return tuple(
+        sides = tuple(
             Side(
                 average=average == number,
                 plain=average == 1 - number,
@@ -77,6 +95,10 @@ class Population:
             )
             for number in (0, 1)
         )
+        if child is None or sides[child].average:
+            return sides
+        young = sides[child].young(random)
+        return (young, sides[1]) if child == 0 else (sides[0], young)
 
 
 # Pairs of one data set, one scanner, one age, all well stripped, as papers have them.
@@ -91,6 +113,7 @@ VARIED = Population(
     atrophy=0.3,
     residue=0.15,
     lesions=0.15,
+    child=0.08,
     bending=0.8,
 )
 POPULATIONS = {"alike": ALIKE, "varied": VARIED}

@@ -106,7 +106,7 @@ class Sheets:
         shape = tuple(self.depth.shape)
         white = self.white + spread * random.between(0.15, 0.4) * random.smooth(shape, random.between(4, 10))
         core = distance(white, self.steep) - side.atrophy / 2
-        thickness = self.thickness + random.normal(0.25) + 0.3 * random.smooth(shape, random.between(8, 20))
+        thickness = self.thickness + side.thicker + random.normal(0.25) + 0.3 * random.smooth(shape, random.between(8, 20))
         nuclei = 8 * (self.grey + random.between(0, 0.08) * random.smooth(shape, random.between(6, 12)))
         if self.structures is not None:
             core = torch.maximum(core, self.structures.capsule)
@@ -116,7 +116,7 @@ class Sheets:
     def _filled(self, random: Randomness, shares: Shares, side: Side) -> Painting:
         """Values and labels of tissues, regions and structures; shown down to the surface."""
         fluid, grey, white = (value + random.normal(0.02) for value in self.values)
-        bright = white + (grey - white) * self.shade
+        bright = white + (grey - white) * (self.shade + side.pallor)
         image = fluid + shares.matter * (grey - fluid) + shares.white * (bright - grey)
         # Region times tissue: fluid 1..P, grey P+1..2P, white 2P+1..3P.
         labels = ((shares.matter > 0.5).long() + (shares.white > 0.5).long()) * self.parcel_count + self.parcels
