@@ -6,9 +6,10 @@ RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --quiet --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 JUDGES := $(VENV)/.judges
-# The long training run: its latest checkpoint, and the one that is kept with the project.
-LAST := runs/long/last.pt
-KEPT := train/recipes/long.pt
+# A long training run, `long` or `accurate`: its latest checkpoint, and the one that is kept with the project.
+RECIPE ?= long
+LAST := runs/$(RECIPE)/last.pt
+KEPT := train/recipes/$(RECIPE).pt
 START := runs/shipped.pt
 # Pairs to validate it on, where benchmarks/validation/training_list.py has written them; else generated ones.
 LIST := runs/validation/pairs.csv
@@ -23,7 +24,7 @@ TORCH_FOR_CPU := https://download.pytorch.org/whl/cpu
 help:
 	@echo "make demo    make a sample pair with a known answer, register it, say how well it went"
 	@echo "make test    run all tests"
-	@echo "make train-on    start the long training run, or go on with it; Ctrl-C saves (THREADS=1)"
+	@echo "make train-on    start the long training run, or go on with it; Ctrl-C saves (THREADS=1 RECIPE=long)"
 	@echo "make train-keep  keep where it stands in $(KEPT), to be committed"
 	@echo "make clean   remove $(VENV)/, demo/ and caches"
 	@echo "All install what they need into $(VENV)/ first. Another interpreter: make demo PYTHON=python3.12"
@@ -63,7 +64,7 @@ warm: $(INSTALLED)
 
 # From its own last checkpoint, else from the one that is kept, else from the start. `exec`: signals to make reach it.
 train-on: $(INSTALLED) $(FROM_NOTHING)
-	@exec nice -n 19 $(RUN) cli.py train --recipe train/recipes/long.toml --threads $(THREADS)$(VALIDATED)$(GOES_ON)
+	@exec nice -n 19 $(RUN) cli.py train --recipe train/recipes/$(RECIPE).toml --threads $(THREADS)$(VALIDATED)$(GOES_ON)
 
 # What the long run starts from: the weights that ship.
 $(START): $(INSTALLED)

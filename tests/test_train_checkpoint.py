@@ -82,6 +82,22 @@ def test_ours_there_and_back(tmp_path):
     assert not loaded.network().training
 
 
+def test_a_deepened_network_leaves_positive_activations_as_they_were():
+    shallow = _network(res_blocks=1)
+    for estimator in shallow.estimators.values():
+        for convolution in (estimator.entry, *estimator.blocks):
+            convolution.bias.data += 50  # far above what the convolutions make of an image in [0, 1]
+    deep = Checkpoint(shallow.config, shallow.state_dict()).deepened(4)
+    images = torch.rand(2, 1, 1, 16, 16, 16)
+    assert deep.config == NetworkConfig(res_blocks=4)
+    assert torch.allclose(deep.network()(*images), shallow(*images), rtol=1e-4, atol=1e-4)
+
+
+def test_a_network_is_not_made_shallower():
+    with pytest.raises(InputError, match="res_blocks: got 1, expected at least the 2 there are"):
+        Checkpoint(NetworkConfig(), _network().state_dict()).deepened(1)
+
+
 def test_ours_is_plain_types_and_tensors(ours):
     content = torch.load(ours, weights_only=True)
     assert content["format"] == "rpnet-checkpoint" and content["version"] == 1

@@ -128,3 +128,8 @@ class TestMakeTargets:
 
     def test_what_is_kept_is_the_last_checkpoint(self, tmp_path):
         assert "cp runs/long/last.pt train/recipes/long.pt" in self.lines(tmp_path, "train-keep")
+
+    def test_another_recipe_has_a_run_and_a_kept_checkpoint_of_its_own(self, tmp_path):
+        assert "--recipe train/recipes/accurate.toml" in self.lines(tmp_path, "train-on", "RECIPE=accurate")
+        kept = self.lines(tmp_path, "train-keep", "RECIPE=accurate")
+        assert "cp runs/accurate/last.pt train/recipes/accurate.pt" in kept

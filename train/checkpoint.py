@@ -10,7 +10,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,21 @@ class Checkpoint:
         network = RPNet(self.config)
         network.load_state_dict(self.state)
         return network.eval()
+
+    def deepened(self, res_blocks: int) -> "Checkpoint":
+        """Return the checkpoint with `res_blocks` per estimator, the further ones zero, to train on from.
+
+        A block of zeros leaves what is positive as it is and makes what is negative ten times smaller, so the flows are
+        nearly those of the shallower network.
+
+        Raises:
+            InputError: fewer blocks than there are.
+        """
+        if res_blocks < self.config.res_blocks:
+            raise InputError(f"res_blocks: got {res_blocks}, expected at least the {self.config.res_blocks} there are")
+        config = replace(self.config, res_blocks=res_blocks)
+        zeros = {name: torch.zeros_like(tensor) for name, tensor in RPNet(config).state_dict().items()}
+        return Checkpoint(config, zeros | dict(self.state), self.provenance)
 
 
 def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:

@@ -68,9 +68,10 @@ class Run:
         self.numerics.compile(self.network)
 
     def _start_from(self, start: Checkpoint) -> None:
-        if start.config != self.network.config:
-            raise InputError(f"start: {self.options.start} has {start.config}, expected {self.network.config}")
-        self.network.load_state_dict(start.state)
+        config = self.network.config
+        if start.config.first_channels != config.first_channels or start.config.res_blocks > config.res_blocks:
+            raise InputError(f"start: {self.options.start} has {start.config}, expected {config} or fewer blocks")
+        self.network.load_state_dict(start.deepened(config.res_blocks).state)
         self.started_from = dict(start.provenance)
 
     def _saved(self, path: Path) -> Checkpoint:
