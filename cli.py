@@ -188,7 +188,7 @@ def _take_recipe(context: click.Context, _: click.Parameter, path: Path | None) 
 @FILES("--save-minutes", type=float, default=5.0, show_default=True, help="Time from one last.pt to the next.")
 @FILES("--resume", is_flag=True, help="Continue last.pt of --output exactly; give the same options again.")
 @FILES("--resume-from", type=PATH, help="Continue the last.pt of another folder exactly, in --output, which is new.")
-@FILES("--start", type=PATH, help="Checkpoint whose weights a new run starts from; --res-blocks may be more than it has.")
+@FILES("--start", type=PATH, help="Checkpoint whose weights a new run starts from; it may have fewer --res-blocks.")
 @FILES("--licence", default="not stated", show_default=True, help="Licence of the weights.")
 @QUIET
 @one_line_errors

@@ -39,7 +39,7 @@ class Side:
     bending: float = 1.0
 
     def young(self, random: Randomness) -> "Side":
-        """Return the side as a child's brain: a thicker sheet, narrow furrows, paler white matter, other proportions."""
+        """Return the side as a child's brain: thick sheet, narrow furrows, pale white matter, other proportions."""
         return replace(
             self,
             ventricles=min(self.ventricles, 0.0),

@@ -106,7 +106,8 @@ class Sheets:
         shape = tuple(self.depth.shape)
         white = self.white + spread * random.between(0.15, 0.4) * random.smooth(shape, random.between(4, 10))
         core = distance(white, self.steep) - side.atrophy / 2
-        thickness = self.thickness + side.thicker + random.normal(0.25) + 0.3 * random.smooth(shape, random.between(8, 20))
+        uneven = random.normal(0.25) + 0.3 * random.smooth(shape, random.between(8, 20))
+        thickness = self.thickness + side.thicker + uneven
         nuclei = 8 * (self.grey + random.between(0, 0.08) * random.smooth(shape, random.between(6, 12)))
         if self.structures is not None:
             core = torch.maximum(core, self.structures.capsule)
