@@ -1,6 +1,7 @@
 """Both images, coarse to fine, as the affine start sees them: in closest RAS+ order, cut to their foreground."""
 
 import itertools
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ OVERLAP = 0.25  # share of the fixed energy that must fall on known parts of the
 FEWEST = 64  # voxels a correlation is computed from
 BLUR = 0.7  # voxels of each level
 VOXELS_PER_THREAD = 150_000
+MOST_PADDED, ALWAYS_PADDED = 16, 1 << 26  # voxels of an image with its margin: times its own, and those it may have
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,6 +154,13 @@ def _padded(image: LevelImage, margin: float) -> LevelImage:
     """Zeros added on the sides where the object is not cut off."""
     voxels = np.ceil(margin / np.array(image.grid.spacing)).astype(int)
     width = np.where(image.cut, 0, voxels[:, None])
+    padded = math.prod((np.array(image.data.shape) + width.sum(axis=1)).tolist())
+    if padded > max(MOST_PADDED * image.data.size, ALWAYS_PADDED):
+        sizes = " x ".join(f"{size:.3g}" for size in image.grid.spacing)
+        raise InputError(
+            f"affine: voxels of {sizes} mm are too small beside the fixed foreground, which needs a margin of "
+            f"{margin:.3g} mm; check the voxel sizes in both headers, or give --affine none"
+        )
     data = np.pad(image.data, width)
     return LevelImage(data, image.grid.crop(-width[:, 0], data.shape), image.cut)
 

@@ -5,7 +5,6 @@ import functools
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 
 from runtime.conventions import (
@@ -21,7 +20,7 @@ from runtime.conventions import (
 )
 from runtime.geometry.errors import InputError
 from runtime.geometry.grid import Grid
-from runtime.geometry.image_headers import header_codes
+from runtime.geometry.image_file import read_header
 from runtime.geometry.nifti_bytes import CODES_NOT_KNOWN
 from runtime.geometry.transform import AffineTransform, Chain, NumericalInverse, Transform
 from runtime.geometry.volume import Source, read_source
@@ -199,7 +198,7 @@ def _codes(link: ReadLink) -> tuple[int, int]:
     path = link.file.path
     if link.inverse or not path.name.lower().endswith((".nii", ".nii.gz")):
         return CODES_NOT_KNOWN
-    return header_codes(nib.load(path))
+    return read_header(path, "-t").codes
 
 
 def space_of(source: Source | None) -> Space | None:

@@ -76,7 +76,7 @@ IMAGE, WARP, OUT = ("--image", "SCAN"), ("-t", "WARP"), ("--output", "out.nii.gz
         (("--image", "text.nii.gz", *WARP, *OUT), "--image: text.nii.gz cannot be read"),
         (("--image", "holes.nii.gz", *WARP, *OUT), "--image: holes.nii.gz has 1 voxels that are NaN or infinite"),
         (("--image", "slice.nii.gz", *WARP, *OUT), "--image: slice.nii.gz is a slice of shape"),
-        (("--image", "vector.nii.gz", *WARP, *OUT), "expected one volume or a 4-D series"),
+        (("--image", "vector.nii.gz", *WARP, *OUT), "holds vectors, expected a scalar image"),
         (("--labels", "soft.nii.gz", *WARP, *OUT), "voxels that are no whole number, expected a label map"),
         (("--labels", "bare.nii.gz", *WARP, *OUT), "--labels: bare.nii.gz holds 3 volumes"),
         ((*IMAGE, *WARP, *OUT, "--reference", "singular.nii.gz"), "singular.nii.gz: voxel-to-world affine"),

@@ -131,7 +131,7 @@ REFUSED = {
     "missing": (lambda folder: folder / "no.nii.gz", "does not exist"),
     "folder": (lambda folder: folder, "not a file"),
     "name too long": (lambda folder: folder / f"{'x' * 300}.nii.gz", r"/x{300}\.nii\.gz"),
-    "suffix": (lambda folder: text(folder / "a.png"), r"expected a name that ends in \.nii\.gz"),
+    "suffix": (lambda folder: text(folder / "a.png"), r"expected NIfTI or MGH, whose names end in \.nii\.gz"),
     "text": (lambda folder: text(folder / "a.nii"), "cannot be read"),
     "text as gz": (lambda folder: text(folder / "a.nii.gz"), "cannot be read"),
     "text as mgz": (lambda folder: text(folder / "a.mgz"), "cannot be read"),
@@ -231,8 +231,9 @@ def test_an_ordinary_header_gives_no_warning(tmp_path):
 
 @pytest.mark.parametrize(("code", "name", "factor"), [(1, "meter", 1e3), (2, "mm", 1), (3, "micron", 1e-3)])
 def test_the_unit_of_the_header_is_converted_to_mm_with_a_warning(tmp_path, code, name, factor):
-    volume = read_volume(save(tmp_path / "a.nii", xyzt_units=code), "x")
-    plain = read_volume(save(tmp_path / "b.nii", xyzt_units=2), "x")
+    small = np.diag([0.1, 0.1, 0.1, 1]) @ rotated()
+    volume = read_volume(save(tmp_path / "a.nii", affine=small, xyzt_units=code), "x")
+    plain = read_volume(save(tmp_path / "b.nii", affine=small, xyzt_units=2), "x")
     np.testing.assert_allclose(volume.grid.affine[:3], factor * plain.grid.affine[:3])
     assert [name in warning for warning in volume.warnings] == ([] if name == "mm" else [True])
 

@@ -32,7 +32,7 @@ def read_lta(path: Path, argument: str) -> TransformFile:
         return _parsed(path.read_text(encoding="utf-8").splitlines(), path, name)
     except InputError:
         raise
-    except (ValueError, KeyError, IndexError, StopIteration) as error:
+    except (ValueError, KeyError, IndexError, StopIteration, OverflowError, TypeError) as error:
         raise InputError(f"{name} cannot be read as a linear transform of FreeSurfer ({first_line(error)})") from None
 
 

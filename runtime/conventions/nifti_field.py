@@ -1,25 +1,26 @@
 """Displacement fields in NIfTI files: one reader and one writer for the four conventions that use them."""
 
-import gzip
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 
 from runtime.conventions import freesurfer, fsl, itk_field, learn2reg
 from runtime.conventions.frames import Frame
+from runtime.conventions.other_fields import Told, displacements, told
 from runtime.conventions.spaces import Card, ImagesNeeded, OtherConvention, Space, card_in, sides
-from runtime.geometry.errors import InputError, first_line
+from runtime.geometry.errors import InputError
 from runtime.geometry.grid import Grid
-from runtime.geometry.image_headers import affine_mm, zooms_mm
+from runtime.geometry.image_file import open_image
+from runtime.geometry.image_headers import MGH_VERSION, Header
 from runtime.geometry.nifti_bytes import CODES_NOT_KNOWN
 from runtime.geometry.transform import SpatialTransform
-from runtime.geometry.volume import write_nifti
+from runtime.geometry.volume import grid_of, rescaled, write_nifti
 
 Array = np.ndarray
+LARGEST_EXTENSION = 1 << 24  # bytes before the voxels in which a card is looked for
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def read_field(path: Path, argument: str, convention: str, end: Grid | None) -> 
     """Read a displacement file; gzip's checksum is verified.
 
     Args:
-        path: NIfTI, compressed or not.
+        path: NIfTI or MGH, compressed or not.
         argument: what to call it in messages.
         convention: a key of `LAYOUTS`, or "auto".
         end: the moving image's grid, for FSL's warps that have no card.
@@ -117,17 +118,22 @@ def read_field(path: Path, argument: str, convention: str, end: Grid | None) -> 
     Raises:
         InputError: damaged, no displacement field, or of a convention that cannot be told.
     """
-    image, content = _load(path, argument)
     name = f"{argument}: {path}"
-    card = _card(image)
-    convention = _convention(image, card, convention, name)
-    grid = _grid(image, name)
+    with open_image(path, argument) as image:
+        _check_kind(image.header, path, name)
+        grid = grid_of(image.header, name)
+        stored = image.voxels()
+    header, card = image.header, card_in(image.between[:LARGEST_EXTENSION].decode(errors="replace"))
+    other = None if card else told(header, image.between[:LARGEST_EXTENSION], name)
+    convention = _convention(header, card, other, convention, name)
     start, known_end = sides(card, grid)
     ours = known_end is not None
     if convention == "fsl":
-        fsl.check_zooms(Space(grid, name=name, zooms=zooms_mm(image)))
+        fsl.check_zooms(Space(grid, name=name, zooms=header.other_zooms))
         known_end = known_end or _end_of_warp(end, name)
-    numbers = _numbers(image, content).reshape(*grid.shape, 3, order="F")
+    numbers = rescaled(header, stored.reshape(*grid.shape, 3, order="F"), np.float32)
+    if other is not None and other.absolute:
+        numbers = displacements(numbers, grid)
     frame = LAYOUTS[convention].frame(grid, known_end and known_end.grid)
     field = StoredField(convention, numbers, frame, start, known_end)
     check_field(field, name)
@@ -137,60 +143,48 @@ def read_field(path: Path, argument: str, convention: str, end: Grid | None) -> 
     return field
 
 
-def _load(path: Path, argument: str) -> tuple[nib.Nifti1Image, bytes]:
-    try:
-        content = path.read_bytes()
-        content = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
-        return nib.Nifti1Image.from_bytes(content), content
-    except Exception as error:  # damaged files raise errors of a dozen kinds
-        reason = first_line(error)
-        raise InputError(f"{argument}: {path} cannot be read, damaged, truncated or no NIfTI file ({reason})") from None
+def _axes(header: Header) -> int:
+    """Of an array of vectors: 5, (I, J, K, 1, 3), or 4, (I, J, K, 3); 0 of others."""
+    shape = header.shape
+    return 5 if len(shape) == 5 and shape[3:] == (1, 3) else 4 if len(shape) == 4 and shape[3] == 3 else 0
 
 
-def _card(image: nib.Nifti1Image) -> Card | None:
-    texts = (bytes(extension.content).decode(errors="replace") for extension in image.header.extensions)
-    return next(filter(None, map(card_in, texts)), None)
-
-
-def _convention(image: nib.Nifti1Image, card: Card | None, wanted: str, name: str) -> str:
-    """Whose file it is: what was asked for, the card, the intent; refused where they cannot be true or do not say."""
-    shape, intent = image.shape, int(image.header["intent_code"])
-    axes = 5 if len(shape) == 5 and shape[3:] == (1, 3) else 4 if len(shape) == 4 and shape[3] == 3 else 0
-    possible = [key for key, layout in LAYOUTS.items() if layout.axes == axes]
-    what = f"{name} has shape {shape} and intent {intent}"
-    if not axes or intent in fsl.OTHER_INTENTS:
+def _check_kind(header: Header, path: Path, name: str) -> None:
+    """Refuse what holds no vectors, and vectors that are no displacements."""
+    what = f"{name} has shape {header.shape} and intent {header.intent}"
+    if header.intent in fsl.OTHER_INTENTS:
+        raise InputError(
+            f"{what}, coefficients of fnirt or topup, expected a displacement field; make one of them: fnirtfileutils "
+            f"--in={path.name} --ref=TARGET --out=field --withaff"
+        )
+    if header.version > MGH_VERSION:
+        raise InputError(f"{what}, a warp in FreeSurfer's own form; make one for ITK of it: mri_warp_convert --outitk")
+    if not _axes(header) or header.dtype.kind not in "iuf" or header.dtype.itemsize > 8:
         raise InputError(f"{what}, expected a displacement field, (I, J, K, 1, 3) or (I, J, K, 3)")
-    said = (
-        card.convention if card else next((key for key in possible if intent and LAYOUTS[key].intent == intent), None)
-    )
+
+
+def _convention(header: Header, card: Card | None, other: Told | None, wanted: str, name: str) -> str:
+    """Whose file it is: what was asked for, the card, the header; refused where they cannot be true or do not say."""
+    axes, intent = _axes(header), header.intent
+    possible = [key for key, layout in LAYOUTS.items() if layout.axes == axes]
+    possible = ["freesurfer"] if header.kind == "MGH" else possible
+    what = f"{name} has shape {header.shape} and intent {intent}"
+    by_intent = next((key for key in possible if intent and LAYOUTS[key].intent == intent), None)
+    said = card.convention if card else other.convention if other else by_intent
     choice = said if wanted == "auto" else wanted
     if choice is None:
-        raise InputError(f"{what}, which does not tell its convention; name it: {' or '.join(possible)}")
-    if choice not in possible or (card and choice != card.convention):
-        of = f"which is {said}'s" if said else f"as {' and '.join(possible)} have"
+        hint = " (AFNI's fields are as ITK's)" if "itk" in possible else ""
+        raise InputError(f"{what}, which does not tell its convention; name it: {' or '.join(possible)}{hint}")
+    if choice not in possible or ((card or other) and choice != said):
+        of = f"which is {other.whose if other else said}'s" if said else f"as {' and '.join(possible)} have"
         raise OtherConvention(f"{what}, {of}, not {choice}'s; name another convention, or none")
     return choice
-
-
-def _grid(image: nib.Nifti1Image, name: str) -> Grid:
-    try:
-        return Grid(image.shape[:3], affine_mm(image))
-    except InputError as error:
-        raise InputError(f"{name}: {error}") from None
 
 
 def _end_of_warp(end: Grid | None, name: str) -> Space:
     if end is None:
         raise ImagesNeeded(f"{name}: is a warp of FSL, which needs the moving image's grid as well", "moving")
     return Space(end)
-
-
-def _numbers(image: nib.Nifti1Image, content: bytes) -> Array:
-    """The numbers, first axis fastest: a view of the file's bytes where they are stored as they are meant."""
-    proxy = image.dataobj
-    if proxy.dtype != np.float32 or (proxy.slope, proxy.inter) != (1, 0):
-        return np.asarray(proxy, dtype=np.float32, order="F")
-    return np.frombuffer(content, np.float32, np.prod(proxy.shape), proxy.offset)
 
 
 def check_field(field: StoredField, name: str) -> None:

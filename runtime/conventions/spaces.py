@@ -102,7 +102,7 @@ def card_in(text: str) -> Card | None:
         if fields["version"] != VERSION:
             return None
         return Card(str(fields["convention"]), _space(fields["start"]), fields["end"] and _space(fields["end"]))
-    except (ValueError, KeyError, TypeError, InputError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
 
 

@@ -4,6 +4,7 @@ Physical coordinates are millimetres in RAS+ everywhere; voxel (i, j, k) is the 
 """
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,9 @@ ORTHOGONAL = 1e-3  # largest cosine between two axes that still counts as a righ
 SAME_SPACING = 0.01  # relative difference of spacing below which the fixed image's own voxels are used
 FEWEST_VOXELS = 2  # of the working grid that the foreground must span along its longest axis
 SINGULAR = 1e-4  # smallest volume of the box of three unit axes
+FARTHEST_MM = 0.01 * 2**23  # from the origin: beyond it neighbouring float32 numbers are more than 0.01 mm apart
+SPACINGS_MM = (1e-4, 1e3)  # of voxels, least and most: from light microscopy to far beyond any scanner
+MOST_VOXELS = 2**40  # of a grid: sizes whose product would overflow, or no memory holds
 SIZE_MULTIPLE = 8  # of the shapes that RP-Net takes: its coarsest level is an eighth of the size
 
 
@@ -34,7 +38,7 @@ class Grid:
         affine: (4, 4) voxel -> RAS mm, invertible; shear is allowed. Read-only.
 
     Raises:
-        InputError: if the shape or the affine cannot be a grid.
+        InputError: if the shape or the affine cannot be a grid, or voxels have sizes or lie where no scan's do.
     """
 
     shape: tuple[int, int, int]
@@ -46,6 +50,7 @@ class Grid:
             raise InputError(f"grid: got shape {shape}, expected three sizes of at least 1 voxel")
         affine = np.array(self.affine, dtype=np.float64)
         check_affine(affine, "grid affine")
+        _check_place(shape, affine)
         affine.flags.writeable = False
         object.__setattr__(self, "shape", shape)
         object.__setattr__(self, "affine", affine)
@@ -129,6 +134,25 @@ def check_affine(affine: Array, argument: str) -> None:
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
     if lengths.min() <= 0 or abs(np.linalg.det(affine[:3, :3] / lengths)) < SINGULAR:
         raise InputError(f"{argument}: is singular (axes of length 0 or in one plane); repair the header or file")
+
+
+def _check_place(shape: tuple[int, int, int], affine: Array) -> None:
+    """Refuse voxels that no scan has: damaged headers place them so, and single precision could not tell them apart."""
+    if math.prod(shape) > MOST_VOXELS:
+        raise InputError(f"grid: got shape {shape}, expected {MOST_VOXELS} voxels at most; repair the header or file")
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    if not (lengths.min() >= SPACINGS_MM[0] and lengths.max() <= SPACINGS_MM[1]):
+        sizes = " x ".join(f"{length:.3g}" for length in lengths)
+        raise InputError(
+            f"grid affine: has voxels of {sizes} mm, expected {SPACINGS_MM[0]:g} to {SPACINGS_MM[1]:g} mm; check the "
+            "voxel size and its unit in the header"
+        )
+    reach = np.abs(affine[:3, 3]) + np.abs(affine[:3, :3]) @ (np.array(shape) - 1.0)
+    if not reach.max() <= FARTHEST_MM:
+        raise InputError(
+            f"grid affine: reaches {reach.max():.3g} mm from the origin, expected {FARTHEST_MM:.0f} mm at most, beyond "
+            "which single precision is coarser than 0.01 mm; check origin and voxel size in the header"
+        )
 
 
 def closest_ras(affine: Array) -> tuple[tuple[int, int, int], tuple[int, int, int]]:

@@ -1,28 +1,36 @@
 """Volumes and label maps on disk: read what scanners and other tools write, refuse in one line, write atomically."""
 
-import gzip
 import hashlib
-import math
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, fields
 from os import PathLike
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 
-from runtime.geometry.errors import InputError, explained, first_line
-from runtime.geometry.grid import Grid, check_affine
+from runtime.geometry.errors import InputError
+from runtime.geometry.grid import Grid
 from runtime.geometry.gzip_stream import write_gzip
-from runtime.geometry.image_headers import Image, affine_mm, header_facts, series_step
+from runtime.geometry.image_file import SUFFIXES, open_image, read_header
+from runtime.geometry.image_headers import Header
 from runtime.geometry.nifti_bytes import CODES_NOT_KNOWN, Planes, nifti_header, pieces, storable
 from runtime.geometry.whole_files import atomic_path
 
 Array = np.ndarray
-SUFFIXES = (".nii.gz", ".nii", ".mgz", ".mgh")
 WHOLE = 1e-3  # how far a label may be from a whole number: scl_slope is stored in single precision
 LABEL_TYPES = (np.uint8, np.int16, np.uint16, np.int32)
+NOT_SCALAR = {  # by NIfTI's intent: what an image is whose volumes turn with the head
+    **dict.fromkeys(
+        (1004, 1005),
+        "tensors, whose directions have to turn with the head; expected a scalar image: register one of the tensors' "
+        "scalar maps, and carry tensors over with antsApplyTransforms -e 2",
+    ),
+    **dict.fromkeys(
+        (1006, 1007, 2006),
+        "vectors, expected a scalar image; a displacement field is given with -t, directions must turn with the head",
+    ),
+}
 TILE = 16  # voxels along K of one tile when the order of axes changes: a line of the processor's cache
 
 
@@ -120,11 +128,29 @@ def read_source(path: str | PathLike, argument: str) -> Source:
         InputError: as for `read_volume`, as far as a header can tell.
     """
     path = Path(path)
-    image = _open(path, argument)
-    grid = Grid(_checked_shape(image, path, argument, series=True)[:3], _checked_affine(image, path, argument))
+    header = read_header(path, argument)
+    name = f"{argument}: {path}"
+    grid = grid_of(header, name, _checked_shape(header, name, series=True)[:3])
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return Source(grid=grid, path=path, sha256=sha256, **header_facts(image, path))
+    return Source(grid=grid, path=path, sha256=sha256, **_facts(header, path))
+
+
+def grid_of(header: Header, name: str, shape: tuple[int, ...] | None = None) -> Grid:
+    """Where the voxels of a header's image are.
+
+    Args:
+        header: of an image, a field or a series.
+        name: argument and file, for messages.
+        shape: of the grid; None: the header's first three sizes.
+
+    Raises:
+        InputError: a place that no scan has, see `Grid`.
+    """
+    try:
+        return Grid(header.shape[:3] if shape is None else shape, header.affine)
+    except InputError as error:
+        raise InputError(f"{name}: {str(error).replace('grid affine', 'voxel-to-world affine')}") from None
 
 
 def write_volume(
@@ -190,93 +216,70 @@ def write_nifti(
 
 
 def _read(
-    path: str | PathLike, argument: str, convert: Callable[[Image, Array, str], Array], series: bool = False
+    path: str | PathLike, argument: str, convert: Callable[[Header, Array, str], Array], series: bool = False
 ) -> Volume:
-    path = Path(path)
-    image = _open(path, argument)
-    shape = _checked_shape(image, path, argument, series)
-    grid = Grid(shape[:3], _checked_affine(image, path, argument))
-    sha256, image, stored = _load(type(image), path, argument)
+    path, name = Path(path), f"{argument}: {path}"
+    with open_image(path, argument) as image:
+        shape = _checked_shape(image.header, name, series)
+        grid = grid_of(image.header, name, shape[:3])
+        stored = image.voxels().reshape(shape, order="F")
     with np.errstate(invalid="ignore", over="ignore"):
-        data = convert(image, stored.reshape(shape, order="F"), f"{argument}: {path}")
-    step = series_step(image) if len(shape) == 4 else None
-    return Volume(data=data, step=step, grid=grid, path=path, sha256=sha256, **header_facts(image, path))
+        data = convert(image.header, stored, name)
+    step = image.header.step if len(shape) == 4 else None
+    return Volume(data=data, step=step, grid=grid, path=path, sha256=image.sha256, **_facts(image.header, path))
 
 
-def _open(path: Path, argument: str) -> Image:
-    """The image with its header read and its voxels still on disk."""
-    with explained(argument):
-        if not path.exists():
-            raise InputError(f"{argument}: {path} does not exist")
-        if not path.is_file():
-            raise InputError(f"{argument}: {path} is not a file")
-    if not path.name.lower().endswith(SUFFIXES):
-        raise InputError(f"{argument}: {path} is of no known type, expected a name that ends in {', '.join(SUFFIXES)}")
-    try:
-        image = nib.load(path)
-    except Exception as error:  # damaged files make nibabel raise errors of a dozen kinds
-        raise _unreadable(path, argument, error) from None
-    if not isinstance(image, (nib.Nifti1Image, nib.MGHImage)):
-        raise InputError(f"{argument}: {path} is {type(image).__name__}, expected a single-file NIfTI or MGH volume")
-    return image
+def rescaled(header: Header, stored: Array, dtype: type) -> Array:
+    """The numbers that stored ones (..., N) stand for, computed in double precision, first axis fastest.
 
-
-def _load(kind: type, path: Path, argument: str) -> tuple[str, Image, Array]:
-    """Hash of the file's bytes, the image read from them and its voxels as they are stored, first axis fastest.
-
-    Unlike reading in place, this verifies gzip's checksum.
+    Where nothing is to be computed they are a view of `stored`.
     """
-    try:
-        content = path.read_bytes()
-        sha256 = hashlib.sha256(content).hexdigest()
-        content = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
-        image = kind.from_bytes(content)
-        proxy = image.dataobj
-        stored = np.frombuffer(content, proxy.dtype, math.prod(proxy.shape), proxy.offset)
-    except Exception as error:
-        raise _unreadable(path, argument, error) from None
-    return sha256, image, stored.reshape(proxy.shape, order="F")
+    if header.unscaled:
+        return np.asfortranarray(stored, dtype)
+    result = np.empty(stored.shape, dtype, order="F")
+    for n in range(stored.shape[-1]):
+        result[..., n] = np.multiply(stored[..., n], header.slope, dtype=np.float64) + header.inter
+    return result
 
 
-def _unreadable(path: Path, argument: str, error: Exception) -> InputError:
-    return InputError(f"{argument}: {path} cannot be read, damaged, truncated or not an image ({first_line(error)})")
+def _facts(header: Header, path: Path) -> dict:
+    """What a header says besides shape and affine."""
+    warnings = tuple(f"{path.name}: {line}" for line in header.doubts)
+    return {"codes": header.codes, "warnings": warnings, "zooms": header.other_zooms}
 
 
-def _checked_shape(image: Image, path: Path, argument: str, series: bool = False) -> tuple[int, ...]:
+def _checked_shape(header: Header, name: str, series: bool = False) -> tuple[int, ...]:
     """(I, J, K), or of a series, where one is allowed, (I, J, K, N)."""
-    shape, dtype = tuple(int(size) for size in image.shape), image.get_data_dtype()
+    shape, dtype = header.shape, header.dtype
     if dtype.fields:
-        raise InputError(f"{argument}: {path} holds colour voxels ({dtype}), expected one number per voxel")
+        raise InputError(f"{name} holds colour voxels ({dtype}), expected one number per voxel")
     if dtype.kind == "c":
-        raise InputError(f"{argument}: {path} holds complex voxels, expected real ones; take the magnitude first")
-    if dtype.kind not in "iuf":
-        raise InputError(f"{argument}: {path} holds voxels of type {dtype}, expected integers or floats")
-    if not shape or min(shape) < 1:
-        raise InputError(f"{argument}: {path} has the shape {shape}, expected at least one voxel along each axis")
+        raise InputError(f"{name} holds complex voxels, expected real ones; take the magnitude first")
+    if dtype.kind not in "iuf" or dtype.itemsize > 8:
+        raise InputError(f"{name} holds voxels of type {dtype}, expected integers or floats of 64 bits at most")
+    if any(size > 1 for size in shape[3:]) and header.intent in NOT_SCALAR:
+        raise InputError(f"{name} holds {NOT_SCALAR[header.intent]}")
     if any(size > 1 for size in shape[4 if series else 3 :]):
         volumes, wanted = int(np.prod(shape[3:])), "one volume or a 4-D series" if series else "one"
-        raise InputError(f"{argument}: {path} holds {volumes} volumes {shape}, expected {wanted}; extract one first")
+        raise InputError(f"{name} holds {volumes} volumes {shape}, expected {wanted}; extract one first")
     if len(shape) < 3 or min(shape[:3]) < 2:
-        raise InputError(f"{argument}: {path} is a slice of shape {shape}, expected a volume of two or more slices")
+        raise InputError(f"{name} is a slice of shape {shape}, expected a volume of two or more slices")
     return shape[:4] if series and shape[3:4] > (1,) else shape[:3]
 
 
-def _checked_affine(image: Image, path: Path, argument: str) -> Array:
-    affine = affine_mm(image)
-    check_affine(affine, f"{argument}: {path}: voxel-to-world affine")
-    return affine
-
-
-def _scaled(image: Image, stored: Array, name: str) -> Array:
-    data = stored if _unscaled(image) else _by_nibabel(image, stored.shape, np.float32)
-    data = np.asfortranarray(data, np.float32) if data.ndim == 4 else _last_axis_fastest(data, np.float32)
+def _scaled(header: Header, stored: Array, name: str) -> Array:
+    if stored.ndim == 4:
+        data = rescaled(header, stored, np.float32)
+    else:
+        data = stored if header.unscaled else rescaled(header, stored, np.float32)
+        data = _last_axis_fastest(data, np.float32)
     if not np.isfinite(data.sum(dtype=np.float64)):
         _refuse_non_finite(data, name)
     return data
 
 
-def _whole(image: Image, stored: Array, name: str) -> Array:
-    data = stored if _unscaled(image) else _by_nibabel(image, stored.shape)
+def _whole(header: Header, stored: Array, name: str) -> Array:
+    data = stored if header.unscaled else rescaled(header, stored, np.float64)
     if data.dtype.kind == "f":
         data = _whole_numbers(data, name)
     low, high = data.min(), data.max()
@@ -296,15 +299,6 @@ def _whole_numbers(data: Array, name: str) -> Array:
     if (count := int(np.count_nonzero(np.abs(data - whole) > WHOLE))) > 0:
         raise InputError(f"{name} has {count} voxels that are no whole number, expected a label map")
     return whole
-
-
-def _unscaled(image: Image) -> bool:
-    return image.dataobj.slope == 1 and image.dataobj.inter == 0
-
-
-def _by_nibabel(image: Image, shape: tuple[int, ...], dtype: type | None = None) -> Array:
-    """The voxels, scaled as the header says."""
-    return np.asanyarray(image.dataobj, dtype=dtype).reshape(shape, order="F")
 
 
 def _last_axis_fastest(data: Array, dtype: type) -> Array:

@@ -10,9 +10,8 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
 
-import nibabel as nib
-
 from runtime.geometry.errors import InputError
+from runtime.geometry.image_file import read_header
 from runtime.geometry.scan_list import Scan
 from runtime.machine import available_bytes, cores
 from runtime.preparation.folder import OutputFolder
@@ -72,8 +71,8 @@ def default_jobs(scans: Sequence[Scan]) -> int:
 
 def _voxels(file: Path) -> int:
     """By the header; 0 for what cannot be read, which will be an error in its turn."""
-    with contextlib.suppress(Exception):
-        return math.prod(nib.load(file).shape)
+    with contextlib.suppress(InputError):
+        return math.prod(read_header(file, "image").shape)
     return 0
 
 
