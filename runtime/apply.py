@@ -1,6 +1,7 @@
 """Images, label maps, series and points carried from a scan's space into a reference's, each interpolated once."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import numpy as np
 
 from runtime.geometry.errors import InputError
 from runtime.geometry.grid import Grid
+from runtime.geometry.image_kinds import looks_like_directions, looks_like_labels
+from runtime.geometry.label_place import label_place_doubts
 from runtime.geometry.volume import Source, Volume, read_labels, read_series, read_source, write_volume
 from runtime.machine import available_bytes
 from runtime.output_file import writing
@@ -113,6 +116,7 @@ def _apply_volume(
     scan = volume.source if argument == "--image" else Source(grid=volume.grid)
     read = read_route(route, scan)
     target = read.require_target()
+    doubts = [*volume.warnings, *_doubts(volume, argument, read, order)]
     _check_memory(target.grid, 1 if volume.step is None else volume.data.shape[3])
     progress("resample")
     data = _resampled(volume, read, target.grid, order, outside)
@@ -124,7 +128,18 @@ def _apply_volume(
     told = f"wrote {output}: {size} voxels{many}, {data.dtype}, {order}"
     if data.min() == data.max() and volume.data.min() < volume.data.max():
         told += f"\nwarning: nothing of {volume.path} falls on this grid; is this the right transform, and reference?"
-    return Applied(told)
+    return Applied("\n".join([told, *(f"warning: {doubt}" for doubt in doubts)]))
+
+
+def _doubts(volume: Volume, argument: str, read: ReadRoute, order: str) -> Iterator[str]:
+    """What may be wrong with what is carried; InputError for labels that lie apart from where the transforms end."""
+    name = f"{argument}: {volume.path}"
+    if argument == "--labels" and read.end is not None:
+        yield from label_place_doubts(volume.grid, read.end.grid, name, "the transform's moving scan")
+    if argument == "--image" and order != "nearest" and looks_like_labels(volume.data):
+        yield f"{name} looks like a label map, whose values {order} interpolation mixes; give it as --labels"
+    if argument == "--image" and looks_like_directions(volume.data):
+        yield f"{name} looks like a map of directions, which would have to turn with the head and do not here"
 
 
 def _resampled(volume: Volume, read: ReadRoute, target: Grid, order: str, outside: float) -> Array:

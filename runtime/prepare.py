@@ -11,13 +11,13 @@ from runtime.conventions.plain_affine import read_affine
 from runtime.geometry.errors import InputError, explained
 from runtime.geometry.grid import Grid, plan_working_grid
 from runtime.geometry.intensity import Rule
+from runtime.geometry.transform import check_plausible
 from runtime.geometry.volume import Volume
 from runtime.machine import check_fits
 from runtime.manifest import EngineSet
 from runtime.stages import Stages
 
 Array = np.ndarray
-LARGEST_STRETCH = 5.0  # of a plausible affine; beyond it a matrix is in other units or another tool's form
 
 
 @dataclass(frozen=True)
@@ -165,10 +165,5 @@ def read_start(choice: str) -> Array | None:
     if not Path(choice).is_file():
         raise InputError(f"--affine: got {choice!r}, expected auto, none or an existing 4x4 text file")
     matrix = read_affine(Path(choice), "--affine")
-    stretch = np.linalg.svd(matrix[:3, :3], compute_uv=False)
-    if stretch.max() > LARGEST_STRETCH or stretch.min() < 1 / LARGEST_STRETCH:
-        raise InputError(
-            f"--affine: {choice} stretches by {stretch.min():.3g} to {stretch.max():.3g}, expected "
-            f"{1 / LARGEST_STRETCH:g} to {LARGEST_STRETCH:g}; give RAS mm, fixed to moving (not FSL's or ITK's form)"
-        )
+    check_plausible(matrix, f"--affine: {choice}")
     return matrix

@@ -1,14 +1,15 @@
 """Scans being read beside the caller, with what can be done to them before an engine is needed."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from runtime.geometry.errors import InputError
+from runtime.geometry.image_file import read_header
 from runtime.geometry.intensity import Rule
+from runtime.geometry.label_place import label_place_doubts
 from runtime.geometry.volume import Volume, read_labels, read_volume
 from runtime.jobs import Job, Jobs
+from runtime.machine import check_fits
 from runtime.prepare import Normalised, normalised
 
 Scan = Path | str | Volume
@@ -48,7 +49,8 @@ class ReadMoving:
         scan = self.scan.take()
         labels = None if self.labels is None else self.labels.take()
         if labels is not None:
-            _check_place(labels, scan.volume)
+            name = f"--moving-labels: {labels.path or 'the label map'}"
+            label_place_doubts(labels.grid, scan.volume.grid, name, "the moving scan")
         return scan, labels
 
 
@@ -62,10 +64,15 @@ def _read_labels(source: Scan) -> Volume:
     return source if isinstance(source, Volume) else read_labels(Path(source), "--moving-labels")
 
 
-def _check_place(labels: Volume, moving: Volume) -> None:
-    boxes = [(grid.corners.min(axis=0), grid.corners.max(axis=0)) for grid in (labels.grid, moving.grid)]
-    if np.any(np.maximum(boxes[0][0], boxes[1][0]) > np.minimum(boxes[0][1], boxes[1][1])):
-        raise InputError(
-            f"--moving-labels: {labels.path or 'the label map'} lies apart from the moving scan in physical space; "
-            "give the label map of that scan, with its header"
-        )
+def check_scans_fit(fixed: Scan, *moving: Scan) -> None:
+    """Refuses scans that memory cannot hold together, by their headers, before a voxel is read.
+
+    Raises:
+        InputError: too little memory, or a header that cannot be read.
+    """
+    voxels = [_voxels(scan, name) for scan, name in ((fixed, "--fixed"), *((scan, "--moving") for scan in moving))]
+    check_fits((0, 0, 0), voxels[0], max(voxels[1:], default=0))
+
+
+def _voxels(scan: Scan, argument: str) -> int:
+    return scan.data.size if isinstance(scan, Volume) else math.prod(read_header(scan, argument).shape)

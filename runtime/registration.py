@@ -6,7 +6,7 @@ from runtime.heap import return_freed_memory
 from runtime.jobs import Job, Jobs
 from runtime.options import Options
 from runtime.prepare import PreparedFixed, read_start
-from runtime.reading import Reading, ReadMoving, ReadScan, Scan, read_scan
+from runtime.reading import Reading, ReadMoving, ReadScan, Scan, check_scans_fit, read_scan
 from runtime.ready_pair import ReadyPair
 from runtime.result import Registration
 from runtime.stages import Progress, Stages, silent
@@ -140,6 +140,7 @@ def register(
     """
     options = (options or Options()).resolved(engines.engine_set)
     options.build_schedule(), read_start(options.affine)  # errors in options come before any reading
+    check_scans_fit(fixed, moving)
     with Jobs(engines.threads) as jobs:
         reading = Reading(jobs, options.rule(engines.engine_set))
         scan, others = reading.scan(fixed, "--fixed"), reading.moving(moving, moving_labels)

@@ -11,6 +11,7 @@ from runtime import iterstop
 from runtime.geometry.flow import sample
 from runtime.geometry.grid import Grid
 from runtime.geometry.jacobian import folded_share, jacobian_of_displacement
+from runtime.geometry.label_place import label_place_doubts
 from runtime.geometry.transform import SpatialTransform
 from runtime.geometry.volume import Source, Volume
 from runtime.inverse import Inversion, invert_displacement, spread
@@ -152,8 +153,8 @@ class Registration:
             lines.append(f"affine start: {note}")
         if self.options.similarity == "ncc" and self.iterations.similarity < LOW_NCC:
             lines.append(f"the similarity is low ({self.iterations.similarity:.2f}); look at preview.png")
-        if self.labels is not None and not self.labels.grid.close(self.moving.grid):
-            lines.append("the label map is not on the moving scan's grid; it is used where its header says")
+        if self.labels is not None:
+            lines += label_place_doubts(self.labels.grid, self.moving.grid, "--moving-labels", "the moving scan")
         if self.labels is not None and self.labels.data.any() and not self.warped_labels.any():
             lines.append("no label falls on the fixed image")
         return tuple(lines)

@@ -15,7 +15,7 @@ from runtime.manifest import EngineSet, load_engine_set
 from runtime.options import Options
 from runtime.outputs import Outputs, check_output
 from runtime.prepare import read_start
-from runtime.reading import Reading, ReadMoving
+from runtime.reading import Reading, ReadMoving, check_scans_fit
 from runtime.registration import FixedScan
 from runtime.result import Registration
 from runtime.stages import Progress, Stages, silent
@@ -125,6 +125,7 @@ def register_files(
     if outputs and "fsl" in outputs.conventions:
         for path, argument in ((fixed, "--fixed"), *((task.moving, "--moving") for task in tasks)):
             check_zooms(Space.of(read_source(path, argument)))
+    check_scans_fit(fixed, *(task.moving for task in tasks if len(tasks) == 1))
     with Jobs(engines.threads or cores()) as jobs:
         reading = Reading(jobs, options.rule(engine_set))
         scan, first = reading.scan(fixed, "--fixed"), reading.moving(tasks[0].moving, tasks[0].labels)

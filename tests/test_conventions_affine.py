@@ -93,6 +93,12 @@ class TestTransformsOfITK:
             sitk.Euler3DTransform((5, 6, 7), 0.1, -0.2, 0.3, (1, 2, 3)),
             sitk.VersorRigid3DTransform((1, 2, 2), 0.4, (1, 2, 3), (5, 6, 7)),
             sitk.Similarity3DTransform(1.3, (1, 2, 2), 0.4, (1, 2, 3), (5, 6, 7)),
+            sitk.ScaleVersor3DTransform((1.1, 0.9, 1.3), (1, 2, 2), 0.4, (1, 2, 3), (5, 6, 7)),
+            sitk.ScaleSkewVersor3DTransform(
+                (1.1, 0.9, 1.3), (0.01, 0.02, -0.03, 0.04, 0.05, 0.06), (1, 2, 2), 0.4, (1, 2, 3), (5, 6, 7)
+            ),
+            sitk.VersorTransform((1, 2, 2), 0.4, (5, 6, 7)),
+            sitk.ScaleTransform(3, (1.1, 0.9, 1.3)),
             sitk.TranslationTransform(3, (1, 2, 3)),
         ],
         ids=lambda transform: transform.GetName(),
@@ -113,6 +119,18 @@ class TestTransformsOfITK:
         path = tmp_path / f"a{suffix}"
         sitk.WriteTransform(composite, str(path))
         assert read_transform(path).transform.points(POINTS) == pytest.approx(moved(composite), abs=1e-9)
+
+    @pytest.mark.parametrize("versor", [(5, 5, 5), (0.8, 0.6, 0.0), (1, 0, 0.001)])
+    @pytest.mark.parametrize("kind", ["VersorRigid3DTransform", "ScaleVersor3DTransform"])
+    def test_versors_of_length_1_and_more(self, tmp_path, kind, versor):
+        """ITK shortens them to all but half a turn."""
+        more = " 1 1 1" if kind.startswith("Scale") else ""
+        (tmp_path / "a.tfm").write_text(
+            f"#Insight Transform File V1.0\n#Transform 0\nTransform: {kind}_double_3_3\n"
+            f"Parameters: {' '.join(map(str, versor))} 1 2 3{more}\nFixedParameters: 5 6 7\n"
+        )
+        expected = moved(sitk.ReadTransform(str(tmp_path / "a.tfm")))
+        assert read_transform(tmp_path / "a.tfm").transform.points(POINTS) == pytest.approx(expected, abs=1e-9)
 
     def test_euler_angles_in_the_other_order(self, tmp_path):
         transform = sitk.Euler3DTransform((5, 6, 7), 0.1, -0.2, 0.3, (1, 2, 3))

@@ -150,7 +150,7 @@ class TestPairList:
             (("fixed,movin", "a.nii.gz,b.nii.gz"), "has the columns fixed, movin; expected fixed, moving"),
             (("fixed,moving",), "lists no pair"),
             (("fixed,moving", "a.nii.gz,"), "line 2 names no moving scan"),
-            (("fixed,moving", "a.nii.gz,c.nii.gz"), "pair a-c: moving .*c.nii.gz does not exist"),
+            (("fixed,moving", "a.nii.gz,c.nii.gz"), "pair a-c: moving: .*c.nii.gz does not exist"),
             (("fixed,moving,fixed_labels", "a.nii.gz,b.nii.gz,a_labels.nii.gz"), "pair a-b: has labels of one scan"),
             (("fixed,moving", "a.nii.gz,b.nii.gz", "a.nii.gz,b.nii.gz"), "two pairs called a-b"),
             (("fixed,moving,transform", "a.nii.gz,b.nii.gz,affine.txt,inverse"), "line 2 has more cells"),

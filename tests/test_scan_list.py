@@ -58,8 +58,8 @@ def test_blanks_and_capitals_in_the_header_lose_no_labels(folder):
         ("", "is empty, expected a CSV with a header such as image,labels"),
         ("file,labels\na.nii.gz,\n", "has the columns file, labels; expected image"),
         ("image,labels\na.nii.gz,\n\n,a_labels.nii\n", "line 4 names no image; fill or remove it"),
-        ("image,mask\na.nii.gz,gone.nii\n", "gone.nii, listed in .*list.csv, does not exist; correct the list"),
-        ("image\n..\n", "does not exist"),
+        ("image,mask\na.nii.gz,gone.nii\n", "data, listed in .*list.csv: .*gone.nii does not exist"),
+        ("image\n..\n", "is not a file but a folder"),
         ("image,label\na.nii.gz,a_labels.nii\n", "has the column label, expected labels; rename it"),
     ],
 )

@@ -136,6 +136,8 @@ def evaluate(export, pairs, output, links, label_ids, engine_dirs, checkpoints, 
     for name, error in result.failures:
         click.echo(f"Error: {name}: {error}", err=True)
     if not quiet:
+        for name, line in result.warnings:
+            click.echo(f"warning: {name}: {line}", err=True)
         click.echo(f"{result.table()}\nwrote {result.folder}/: {', '.join(result.to_read)} first")
     if result.failures:
         raise click.exceptions.Exit(1)

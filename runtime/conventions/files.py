@@ -6,20 +6,22 @@ from pathlib import Path
 
 import numpy as np
 
+from runtime.conventions.foreign_transforms import foreign_transform
 from runtime.conventions.nifti_field import StoredField
 from runtime.conventions.spaces import Card, OtherConvention, Space, TransformFile
 from runtime.conventions.table import AUTO, CONVENTIONS, RAS, Read, Reading, Writing, format_of, writer_of
 from runtime.geometry.errors import InputError, explained
-from runtime.geometry.grid import Grid
+from runtime.geometry.grid import FARTHEST_MM, Grid
 from runtime.geometry.nifti_bytes import CODES_NOT_KNOWN
-from runtime.geometry.transform import Transform
+from runtime.geometry.regular_files import require_file
+from runtime.geometry.transform import Transform, check_plausible
 from runtime.geometry.whole_files import atomic_path
 
 Array = np.ndarray
 TOLERANCE_MM = 0.01  # what is read back may differ by so much
 PLACES = 4096  # voxels that are compared
 ANYWHERE = Grid((513, 513, 513), np.eye(4) - np.outer((256, 256, 256, 0), (0, 0, 0, 1)))  # where no grid is known
-BEGINNING = 512  # bytes that tell a format
+BEGINNING = 1024  # bytes that tell a format
 NAMES = {"itk": "warp.nii.gz", "freesurfer": "warp_freesurfer.nii.gz", "fsl": "warp_fsl.nii.gz", "h5": "transform.h5"}
 
 
@@ -172,16 +174,35 @@ def _read(reading: Reading) -> Read:
     known = (AUTO, *CONVENTIONS, RAS)
     if reading.convention not in known:
         raise InputError(f"convention: got {reading.convention!r}, expected one of {', '.join(known)}")
-    with explained(reading.argument):
-        if not reading.path.is_file():
-            raise InputError(f"{reading.name} does not exist or is not a file")
-        with reading.path.open("rb") as stream:
-            beginning = stream.read(BEGINNING)
+    require_file(reading.path, reading.argument)
+    with explained(reading.argument), reading.path.open("rb") as stream:
+        beginning = stream.read(BEGINNING)
     found = format_of(reading.path, beginning)
+    require_file(reading.path, reading.argument, found.largest)
+    if not found.certain and (told := foreign_transform(reading.path, beginning)):
+        raise InputError(f"{reading.name} is {told}")
     if reading.convention not in (AUTO, *found.conventions):
         allowed = " or ".join(found.conventions)
         raise OtherConvention(
             f"{reading.name} is {found.what}, expected the convention {allowed}, got {reading.convention}"
         )
     with explained(reading.argument):
-        return found.read(reading)
+        result = found.read(reading)
+    _check_plausible(result, reading.name)
+    return result
+
+
+def _check_plausible(found: Read, name: str) -> None:
+    """Refuse maps that take a body where none is: damaged, in other units, or another tool's form."""
+    if isinstance(found, StoredField):
+        most = float(np.linalg.norm(found.frame.units, 2)) * max(found.numbers.max(), -found.numbers.min())
+        if not most <= FARTHEST_MM:
+            raise InputError(
+                f"{name}: moves by {most:.3g} mm, expected {FARTHEST_MM:.0f} mm at most; is it in another unit, or of "
+                "another convention?"
+            )
+        check_plausible(found.frame.affine, name)
+        return
+    for link in found.transform.merged:
+        if link.matrix is not None:
+            check_plausible(link.matrix, name)

@@ -13,7 +13,8 @@ MAT-File Format" in MathWorks' MAT-File Format.
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,8 @@ from runtime.geometry.whole_files import write_bytes, write_text
 Array = np.ndarray
 BANNER = "#Insight Transform File V1.0"
 NAME = "AffineTransform_double_3_3"
+SHORTER = 1e-10  # of a versor's length, relative, in itk::VersorRigid3DTransform::SetParameters
+LONGEST_NAME = 256  # bytes of a matrix' name in a .mat file
 MATLAB_TYPES = {0: "f8", 10: "f4", 20: "i4"}
 
 
@@ -42,14 +45,16 @@ def matrix_of(kind: str, parameters: Array, fixed: Array, name: str) -> Array:
     """
     if kind not in LINEAR_PARTS:
         raise InputError(f"{name} holds a {kind}, expected one of {', '.join(LINEAR_PARTS)}")
-    count, linear = LINEAR_PARTS[kind]
+    part = LINEAR_PARTS[kind]
     parameters, fixed = np.ravel(parameters).astype(np.float64), np.ravel(fixed).astype(np.float64)
-    if parameters.size != count:
-        raise InputError(f"{name} holds a {kind} of {parameters.size} parameters, expected {count}")
+    if parameters.size != part.count:
+        raise InputError(f"{name} holds a {kind} of {parameters.size} parameters, expected {part.count}")
+    if not (np.isfinite(parameters).all() and np.isfinite(fixed).all()):
+        raise InputError(f"{name} holds a {kind} with numbers that are not finite; write it again")
     matrix, shift = np.eye(4), np.zeros(3)
-    matrix[:3, :3] = linear(parameters, fixed)
-    if count > 0:
-        shift = parameters[count - 4 : -1] if kind == "Similarity3DTransform" else parameters[-3:]
+    matrix[:3, :3] = part.linear(parameters, fixed)
+    if part.shift is not None:
+        shift = parameters[part.shift : part.shift + 3]
     centre = fixed[:3] if fixed.size >= 3 else np.zeros(3)
     matrix[:3, 3] = shift + centre - matrix[:3, :3] @ centre
     check_affine(matrix, name)
@@ -85,12 +90,15 @@ def read_matlab(path: Path, argument: str) -> Array:
     """
     name, content = f"{argument}: {path}", path.read_bytes()
     if content.startswith(b"MATLAB"):
-        raise InputError(f"{name} is a MATLAB file of version 5 or later, expected one of ANTs, which are of version 4")
+        raise InputError(
+            f"{name} is a MATLAB file of version 5 or later, expected one of ANTs, which are of version 4; of an "
+            "..._sn.mat of SPM its tool Deformations makes a y_*.nii"
+        )
     try:
         numbers = dict(_matlab_matrices(content))
         kind = next(key for key in numbers if key != "fixed")
         fixed = numbers["fixed"]
-    except (struct.error, KeyError, ValueError, StopIteration, UnicodeDecodeError) as error:
+    except (struct.error, KeyError, ValueError, StopIteration) as error:
         raise InputError(f"{name} cannot be read as an affine of ANTs ({first_line(error)})") from None
     return matrix_of(kind.split("_")[0], numbers[kind], fixed, name)
 
@@ -129,6 +137,8 @@ def _matlab_matrices(content: bytes) -> Iterator[tuple[str, Array]]:
     while at < len(content):
         order = "<" if int.from_bytes(content[at : at + 4], "little") < 5000 else ">"
         kind, rows, columns, _, length = struct.unpack_from(f"{order}5i", content, at)
+        if not (0 < length <= LONGEST_NAME and 0 <= rows * columns <= len(content) and rows >= 0):
+            raise ValueError(f"a matrix of {rows} x {columns} whose name has {length} bytes")
         at += 20
         key = content[at : at + length].rstrip(b"\0").decode()
         numbers = np.frombuffer(content, order + MATLAB_TYPES[kind % 100], rows * columns, at + length)
@@ -146,8 +156,9 @@ def _rows(parameters: Array, fixed: Array) -> Array:
 
 
 def _versor(parameters: Array, fixed: Array) -> Array:
-    """The rotation of a unit quaternion's vector part."""
-    x, y, z = parameters[:3]
+    """The rotation of a unit quaternion's vector part; one that is longer than 1 is shortened as ITK does it."""
+    length = np.linalg.norm(parameters[:3])
+    x, y, z = parameters[:3] / (length * (1 + SHORTER) if length >= 1 - SHORTER else 1.0)
     w = np.sqrt(max(1 - x * x - y * y - z * z, 0.0))
     return np.array(
         [
@@ -174,12 +185,43 @@ def _similarity(parameters: Array, fixed: Array) -> Array:
     return parameters[6] * _versor(parameters, fixed)
 
 
-LINEAR_PARTS = {  # class: (number of parameters, its matrix A from parameters and fixed parameters)
-    "AffineTransform": (12, _rows),
-    "MatrixOffsetTransformBase": (12, _rows),
-    "Euler3DTransform": (6, _euler),
-    "VersorRigid3DTransform": (6, _versor),
-    "Similarity3DTransform": (7, _similarity),
-    "TranslationTransform": (3, lambda parameters, fixed: np.eye(3)),
-    "IdentityTransform": (0, lambda parameters, fixed: np.eye(3)),
+def _scale_versor(parameters: Array, fixed: Array) -> Array:
+    """ITK adds what scales differ from 1 by to the rotation's diagonal; it does not multiply."""
+    return _versor(parameters, fixed) + np.diag(parameters[6:9] - 1)
+
+
+def _scale_skew_versor(parameters: Array, fixed: Array) -> Array:
+    """Skews are added too, row by row beside the diagonal."""
+    matrix = _scale_versor(parameters, fixed)
+    matrix[~np.eye(3, dtype=bool)] += parameters[9:15]
+    return matrix
+
+
+@dataclass(frozen=True)
+class LinearPart:
+    """How parameters of a class of ITK make a map.
+
+    Attributes:
+        count: of the parameters.
+        linear: the matrix A of parameters and fixed parameters.
+        shift: where the translation begins; None: there is none.
+    """
+
+    count: int
+    linear: Callable[[Array, Array], Array]
+    shift: int | None = None
+
+
+LINEAR_PARTS = {
+    "AffineTransform": LinearPart(12, _rows, 9),
+    "MatrixOffsetTransformBase": LinearPart(12, _rows, 9),
+    "Euler3DTransform": LinearPart(6, _euler, 3),
+    "VersorTransform": LinearPart(3, _versor),
+    "VersorRigid3DTransform": LinearPart(6, _versor, 3),
+    "Similarity3DTransform": LinearPart(7, _similarity, 3),
+    "ScaleTransform": LinearPart(3, lambda parameters, fixed: np.diag(parameters)),
+    "ScaleVersor3DTransform": LinearPart(9, _scale_versor, 3),
+    "ScaleSkewVersor3DTransform": LinearPart(15, _scale_skew_versor, 3),
+    "TranslationTransform": LinearPart(3, lambda parameters, fixed: np.eye(3), 0),
+    "IdentityTransform": LinearPart(0, lambda parameters, fixed: np.eye(3)),
 }

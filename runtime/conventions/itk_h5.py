@@ -12,6 +12,10 @@ Source: itk::HDF5TransformIO (also for the older spelling "Tranform"), itk::Comp
 itk::DisplacementFieldTransform::SetFixedParameters.
 """
 
+import json
+import math
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,8 +25,8 @@ from runtime.conventions.frames import LPS, TO_LPS, Frame
 from runtime.conventions.itk_affine import matrix_of, parameters_of
 from runtime.conventions.nifti_field import StoredField, check_field
 from runtime.conventions.spaces import Card, TransformFile, card_in, sides
-from runtime.geometry.errors import InputError, first_line
-from runtime.geometry.grid import Grid
+from runtime.geometry.errors import InputError
+from runtime.geometry.grid import MOST_VOXELS, Grid
 from runtime.geometry.transform import AffineTransform, Chain, SpatialTransform, Transform
 from runtime.geometry.whole_files import atomic_path
 
@@ -30,6 +34,9 @@ Array = np.ndarray
 MAGIC = b"\x89HDF\r\n\x1a\n"
 ATTRIBUTE = "description"  # of /TransformGroup, holds the card
 FIELD, AFFINE = "DisplacementFieldTransform", "AffineTransform"
+GRID_NUMBERS = 18  # size, origin, spacing, direction
+CHILD = Path(__file__).with_name("h5_child.py")
+PATIENCE, PER_BYTE = 60.0, 1e-6  # seconds until it is ended, and on top for each byte; its own limit is far below
 PLANES = 16  # of K, written at a time
 
 
@@ -69,18 +76,10 @@ def read_composite(path: Path, argument: str) -> StoredField | TransformFile:
     Raises:
         InputError: damaged, or with parts of other kinds.
     """
-    import h5py
-
     name = f"{argument}: {path}"
-    try:
-        with h5py.File(path, "r") as file:
-            group = file["TransformGroup"]
-            card = card_in(str(group.attrs.get(ATTRIBUTE, "")))
-            parts = [_part(group[key], name, card) for key in sorted(group, key=int)]
-    except InputError:
-        raise
-    except Exception as error:  # damaged files raise errors of a dozen kinds
-        raise InputError(f"{name} cannot be read as a composite transform of ITK ({first_line(error)})") from None
+    contents, description = _contents(path, name)
+    card = card_in(description, name)
+    parts = [_part(*content, name, card) for content in contents]
     links = tuple(part for part in reversed(parts) if part is not None)
     match links:
         case ():
@@ -96,26 +95,53 @@ def read_composite(path: Path, argument: str) -> StoredField | TransformFile:
     return TransformFile(Chain(transforms), "h5", path, first, None)
 
 
-def _part(group, name: str, card: Card | None) -> StoredField | AffineTransform | None:
+def _contents(path: Path, name: str) -> tuple[list[tuple[str, Array, Array]], str]:
+    """(kind, fixed parameters, parameters) of each part, and the description, as a process of its own reads them.
+
+    Raises:
+        InputError: the file is damaged, in whatever way the HDF5 library takes that: an error, an end, or no end.
+    """
+    command = [sys.executable, "-P", str(CHILD), str(path)]
+    seconds = PATIENCE + PER_BYTE * path.stat().st_size
+    try:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds, check=False)
+    except subprocess.TimeoutExpired:
+        raise _damaged(name, f"it is not read after {seconds:.0f} s") from None
+    line, _, content = done.stdout.partition(b"\n")
+    if done.returncode or not line:
+        raise _damaged(name, f"the HDF5 library came to an end, {done.returncode}")
+    head = json.loads(line)
+    if "refused" in head:
+        raise _damaged(name, head["refused"])
+    parts, at = [], 0
+    for part in head["parts"]:
+        fixed = np.frombuffer(content, "<f8", part["fixed"], at)
+        numbers = np.frombuffer(content, part["type"], part["parameters"], at + fixed.nbytes)
+        at += fixed.nbytes + numbers.nbytes
+        parts.append((part["kind"], fixed, numbers))
+    return parts, head["description"]
+
+
+def _damaged(name: str, reason: str) -> InputError:
+    return InputError(f"{name} cannot be read as a composite transform of ITK ({reason})")
+
+
+def _part(
+    kind: str, fixed: Array, parameters: Array, name: str, card: Card | None
+) -> StoredField | AffineTransform | None:
     """One part of a composite; None for the entry that only names it."""
-    kind = bytes(group["TransformType"][0]).decode().split("_")[0]
     if kind == "CompositeTransform":
         return None
-    fixed, parameters = (group[key] for key in _keys(group))
     if kind != FIELD:
-        return AffineTransform(matrix_of(kind, parameters[()], fixed[()], name))
-    grid = _grid(fixed[()], name)
+        return AffineTransform(matrix_of(kind, parameters, fixed, name))
+    grid = _grid(fixed, name)
+    if parameters.size != 3 * math.prod(grid.shape):
+        raise _damaged(name, f"{parameters.size} numbers do not make a field of {grid.shape}")
     start, end = sides(card, grid)
-    numbers = parameters.astype(np.float32)[()].reshape(3, *grid.shape, order="F")
+    numbers = parameters.astype(np.float32, copy=False).reshape(3, *grid.shape, order="F")
     field = StoredField("h5", np.moveaxis(numbers, 0, -1), _frame(grid, np.eye(4)), start, end)
     check_field(field, name)
     return field
-
-
-def _keys(group) -> tuple[str, str]:
-    """Names of the fixed and the other parameters, in either spelling."""
-    word = "Transform" if "TransformParameters" in group else "Tranform"
-    return f"{word}FixedParameters", f"{word}Parameters"
 
 
 def _frame(grid: Grid, affine: Array) -> Frame:
@@ -123,6 +149,8 @@ def _frame(grid: Grid, affine: Array) -> Frame:
 
 
 def _grid(fixed: Array, name: str) -> Grid:
+    if fixed.size != GRID_NUMBERS or not np.isfinite(fixed).all() or np.abs(fixed[:3]).max() > MOST_VOXELS:
+        raise _damaged(name, f"{fixed.size} numbers do not make a grid of a field")
     size, origin, spacing, direction = fixed[:3], fixed[3:6], fixed[6:9], fixed[9:18].reshape(3, 3)
     lps = np.eye(4)
     lps[:3, :3], lps[:3, 3] = direction * spacing, origin

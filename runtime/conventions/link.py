@@ -1,5 +1,6 @@
 """One link of a chain of transforms: a file, and whether its inverse is meant; as text, ``FILE[,inverse]``."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,6 +8,7 @@ from runtime.conventions.spaces import Space, TransformFile
 from runtime.geometry.transform import Transform
 
 INVERSE = ",inverse"
+AS_ANTS = re.compile(r"\[\s*(.+?)\s*,\s*([01])\s*\]")
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,9 @@ class Link:
 
     @classmethod
     def parse(cls, text: str) -> "Link":
-        """``FILE`` or ``FILE,inverse``."""
+        """``FILE`` or ``FILE,inverse``; also as ANTs writes them, ``[FILE,0]`` and ``[FILE,1]``."""
+        if match := AS_ANTS.fullmatch(text):
+            return cls(Path(match[1]), match[2] == "1")
         inverse = text.lower().endswith(INVERSE)
         return cls(Path(text[: -len(INVERSE)] if inverse else text), inverse)
 

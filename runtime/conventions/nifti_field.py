@@ -123,7 +123,7 @@ def read_field(path: Path, argument: str, convention: str, end: Grid | None) -> 
         _check_kind(image.header, path, name)
         grid = grid_of(image.header, name)
         stored = image.voxels()
-    header, card = image.header, card_in(image.between[:LARGEST_EXTENSION].decode(errors="replace"))
+    header, card = image.header, card_in(image.between[:LARGEST_EXTENSION].decode(errors="replace"), name)
     other = None if card else told(header, image.between[:LARGEST_EXTENSION], name)
     convention = _convention(header, card, other, convention, name)
     start, known_end = sides(card, grid)

@@ -1,16 +1,17 @@
 """An affine as plain text: four rows of four numbers, RAS mm, from the fixed into the moving image's space."""
 
 from os import PathLike
-from pathlib import Path
 
 import numpy as np
 
 from runtime.conventions.spaces import Card
 from runtime.geometry.errors import InputError, explained, first_line
 from runtime.geometry.grid import check_affine
+from runtime.geometry.regular_files import require_file
 from runtime.geometry.whole_files import write_text
 
 Array = np.ndarray
+LARGEST = 1 << 24  # bytes of a text of 16 numbers, with all its comments
 
 
 def read_affine(path: str | PathLike, argument: str) -> Array:
@@ -19,10 +20,8 @@ def read_affine(path: str | PathLike, argument: str) -> Array:
     Raises:
         InputError: missing or unreadable file, another number of entries, not invertible.
     """
-    path = Path(path)
+    path = require_file(path, argument, LARGEST)
     with explained(argument):
-        if not path.is_file():
-            raise InputError(f"{argument}: {path} does not exist or is not a file")
         content = path.read_bytes()
     try:
         lines = [line for line in content.decode().splitlines() if line.split("#")[0].strip()]

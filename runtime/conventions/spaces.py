@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime.geometry.errors import InputError
+from runtime.geometry.errors import InputError, first_line
 from runtime.geometry.grid import Grid
 from runtime.geometry.transform import Transform
 from runtime.geometry.volume import Source
@@ -92,8 +92,16 @@ class Card:
         return MARK + json.dumps({"version": VERSION, "convention": self.convention, **sides}, separators=(",", ":"))
 
 
-def card_in(text: str) -> Card | None:
-    """The card in a text; None where there is none, or none that can be understood."""
+def card_in(text: str, name: str) -> Card | None:
+    """The card in a text; None where there is none, or one of another version.
+
+    Args:
+        text: of a comment, an extension or an attribute.
+        name: argument and file, for messages.
+
+    Raises:
+        InputError: a damaged card: what it is damaged with may be the transform as well.
+    """
     _, mark, line = text.partition(MARK)
     if not mark:
         return None
@@ -102,8 +110,10 @@ def card_in(text: str) -> Card | None:
         if fields["version"] != VERSION:
             return None
         return Card(str(fields["convention"]), _space(fields["start"]), fields["end"] and _space(fields["end"]))
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
-        return None
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise InputError(
+            f"{name} says of itself what cannot be ({first_line(error)[:100]}); it is damaged, write or copy it again"
+        ) from None
 
 
 def sides(card: Card | None, grid: Grid) -> tuple[Space, Space | None]:

@@ -16,6 +16,7 @@ from runtime.conventions.nifti_field import StoredField
 from runtime.conventions.spaces import Card, ImagesNeeded, OtherConvention, Space, TransformFile, card_in
 from runtime.geometry.errors import InputError
 from runtime.geometry.grid import Grid
+from runtime.geometry.image_file import GZIP, SUFFIXES
 from runtime.geometry.transform import AffineTransform, Transform
 from runtime.geometry.whole_files import write_text
 
@@ -24,6 +25,7 @@ Read = StoredField | TransformFile
 CONVENTIONS = ("itk", "freesurfer", "fsl", "learn2reg", "h5")
 AUTO, RAS = "auto", "ras"  # "ras": our own text of a 4x4 matrix
 NIFTI = (".nii", ".nii.gz")
+LARGEST_TEXT = 1 << 24  # bytes of a file that holds a few numbers
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ def _read_matrix(reading: Reading) -> Read:
     """Four rows of four numbers: in RAS mm where a card or, without one, the name says so, else what is asked for."""
     matrix = plain_affine.read_affine(reading.path, reading.argument)
     text = reading.path.read_text(encoding="utf-8")
-    card = card_in(text)
+    card = card_in(text, reading.name)
     if reading.convention == "fsl" and card:
         raise OtherConvention(
             f"{reading.name}: is in RAS mm, as its first lines say, not FLIRT's; name no convention, or ras"
@@ -146,17 +148,21 @@ class Format:
         what: in words.
         conventions: that use it.
         read: its reader.
+        certain: whether its first bytes tell it beyond doubt.
+        largest: bytes of a file of it.
     """
 
     what: str
     conventions: tuple[str, ...]
     read: Callable[[Reading], Read]
+    certain: bool = False
+    largest: int | None = LARGEST_TEXT
 
 
-FIELD = Format("a NIfTI file", tuple(nifti_field.LAYOUTS), _read_field)
-COMPOSITE = Format("a composite of ITK", ("h5", "itk"), _read_composite)
+FIELD = Format("a NIfTI file", tuple(nifti_field.LAYOUTS), _read_field, largest=None)
+COMPOSITE = Format("a composite of ITK", ("h5", "itk"), _read_composite, certain=True, largest=None)
 LTA = Format("a linear transform of FreeSurfer", ("freesurfer",), _read_lta)
-ITK_TEXT = Format("an affine of ITK", ("itk",), _read_itk_text)
+ITK_TEXT = Format("an affine of ITK", ("itk",), _read_itk_text, certain=True)
 MATLAB = Format("an affine of ANTs", ("itk",), _read_matlab)
 MATRIX = Format("text of a matrix", (RAS, "fsl"), _read_matrix)
 
@@ -166,7 +172,7 @@ def format_of(path: Path, beginning: bytes) -> Format:
     name = path.name.lower()
     if beginning.startswith(itk_h5.MAGIC):
         return COMPOSITE
-    if beginning.startswith(b"\x1f\x8b") or name.endswith(NIFTI):
+    if beginning.startswith(GZIP) or name.endswith(SUFFIXES):
         return FIELD
     if beginning.startswith(itk_affine.BANNER[:8].encode()):
         return ITK_TEXT

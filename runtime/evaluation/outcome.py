@@ -93,6 +93,15 @@ class Evaluation:
         return found
 
     @property
+    def warnings(self) -> list[tuple[str, str]]:
+        """Doubts about headers, places and results, each once: pair, line."""
+        found = {}
+        for record in self.records:
+            for facts in record["engine_sets"].values():
+                found |= {(record["name"], line): None for line in facts["warnings"]}
+        return list(found)
+
+    @property
     def to_read(self) -> list[str]:
         """What has been written for people, the table first."""
         return [name for name in (MARKDOWN, BOXES, CURVES, DELTAS) if (self.folder / name).is_file()]

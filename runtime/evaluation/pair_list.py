@@ -8,6 +8,7 @@ from pathlib import Path
 from runtime.conventions.table import AUTO, CONVENTIONS, RAS
 from runtime.geometry.csv_lines import by_column, read_csv
 from runtime.geometry.errors import InputError, explained
+from runtime.geometry.regular_files import require_file
 from runtime.geometry.volume import scan_name
 from runtime.transform_chain import Link
 
@@ -49,8 +50,7 @@ class Pair:
             if (getattr(self, f"fixed_{kind}") is None) != (getattr(self, f"moving_{kind}") is None):
                 raise InputError(f"pair {self.name}: has {kind} of one scan, expected those of both or of neither")
         for what, file in self.files().items():
-            if not file.is_file():
-                raise InputError(f"pair {self.name}: {what} {file} does not exist; correct the path")
+            require_file(file, f"pair {self.name}: {what}")
 
     def files(self) -> dict[str, Path]:
         """Every file there is, by what it is; the links of the transform are numbered."""

@@ -15,6 +15,7 @@ from runtime.evaluation.pair_list import Pair
 from runtime.evaluation.remembering import LIMIT, Bill, Memory, RememberingPair
 from runtime.geometry.csv_lines import read_csv
 from runtime.geometry.errors import InputError
+from runtime.geometry.label_place import label_place_doubts
 from runtime.geometry.volume import Volume, read_labels, read_volume
 from runtime.machine import available_bytes
 from runtime.options import Options
@@ -58,7 +59,7 @@ class PairScorer:
         self._pair, self._engines, self._progress = pair, engines, progress
         progress(f"{pair.name}: read")
         self._fixed, self._moving = (read_volume(getattr(pair, side), f"--{side}") for side in ("fixed", "moving"))
-        self._labels = _read_labels(pair, label_ids)
+        self._labels, self._doubts = _read_labels(pair, (self._fixed, self._moving), label_ids)
         landmarks = _read_landmarks(pair, (self._fixed, self._moving), points_in)
         progress(f"{pair.name}: prepare")
         self._ready = FixedScan(self._fixed, engines, start).meet(self._moving)
@@ -76,7 +77,7 @@ class PairScorer:
             "working_grid": {"shape": list(grid.shape), "affine": grid.affine.tolist()},
             "affine": self._before.affine_start,
             "engine": self._engines.as_dict(),
-            "warnings": list(self._before.warnings),
+            "warnings": [*self._before.warnings, *self._doubts],
         }
 
     def run(self, method: Method) -> dict[str, Any]:
@@ -134,12 +135,19 @@ def _limit() -> int:
     return LIMIT if free is None else min(LIMIT, free // MEMORY_SHARE)
 
 
-def _read_labels(pair: Pair, ids: Sequence[int] | None) -> LabelPair | None:
+def _read_labels(
+    pair: Pair, scans: tuple[Volume, Volume], ids: Sequence[int] | None
+) -> tuple[LabelPair | None, tuple[str, ...]]:
+    """Label maps of both scans, and what may be wrong with their headers and places."""
     if pair.fixed_labels is None:
-        return None
-    fixed = read_labels(pair.fixed_labels, "--fixed-labels", lowest=0)
-    moving = read_labels(pair.moving_labels, "--moving-labels", lowest=0)
-    return pair_labels(fixed, moving, ids)
+        return None, ()
+    maps, doubts = [], []
+    for side, path, scan in zip(("fixed", "moving"), (pair.fixed_labels, pair.moving_labels), scans, strict=True):
+        labels = read_labels(path, f"--{side}-labels", lowest=0)
+        place = label_place_doubts(labels.grid, scan.grid, f"--{side}-labels: {path}", f"the {side} scan")
+        doubts += [*labels.warnings, *(f"{path.name}: {line}" for line in place)]
+        maps.append(labels)
+    return pair_labels(*maps, ids), tuple(doubts)
 
 
 def _read_landmarks(pair: Pair, scans: tuple[Volume, Volume], frame: str | None) -> tuple[Array, Array] | None:

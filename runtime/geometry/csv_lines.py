@@ -3,8 +3,10 @@
 import csv
 from pathlib import Path
 
-from runtime.geometry.errors import InputError, explained, first_line
+from runtime.geometry.errors import InputError, first_line
+from runtime.geometry.regular_files import require_file
 
+LARGEST = 1 << 30  # bytes of a list
 A_CSV = "a CSV with a header such as "
 Lines = list[tuple[int, list[str]]]
 
@@ -20,9 +22,7 @@ def read_csv(path: Path, argument: str, columns: str) -> tuple[list[str], Lines]
     Raises:
         InputError: missing, empty or unreadable.
     """
-    with explained(argument):
-        if not path.is_file():
-            raise InputError(f"{argument}: {path} does not exist or is not a file")
+    require_file(path, argument, LARGEST)
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file)

@@ -131,7 +131,8 @@ def check_affine(affine: Array, argument: str) -> None:
         raise InputError(f"{argument}: has entries that are not finite, expected 16 numbers; repair the header or file")
     if not np.allclose(affine[3], (0, 0, 0, 1), atol=1e-6):
         raise InputError(f"{argument}: last row is {affine[3].tolist()}, expected 0 0 0 1")
-    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    with np.errstate(over="ignore"):
+        lengths = np.linalg.norm(affine[:3, :3], axis=0)
     if lengths.min() <= 0 or abs(np.linalg.det(affine[:3, :3] / lengths)) < SINGULAR:
         raise InputError(f"{argument}: is singular (axes of length 0 or in one plane); repair the header or file")
 
@@ -140,7 +141,8 @@ def _check_place(shape: tuple[int, int, int], affine: Array) -> None:
     """Refuse voxels that no scan has: damaged headers place them so, and single precision could not tell them apart."""
     if math.prod(shape) > MOST_VOXELS:
         raise InputError(f"grid: got shape {shape}, expected {MOST_VOXELS} voxels at most; repair the header or file")
-    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    with np.errstate(over="ignore"):
+        lengths = np.linalg.norm(affine[:3, :3], axis=0)
     if not (lengths.min() >= SPACINGS_MM[0] and lengths.max() <= SPACINGS_MM[1]):
         sizes = " x ".join(f"{length:.3g}" for length in lengths)
         raise InputError(

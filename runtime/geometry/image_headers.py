@@ -99,12 +99,13 @@ def header_in(beginning: bytes, name: str) -> Header | None:
     Raises:
         InputError: a header with no meaning.
     """
-    if beginning[344:348] == b"n+1\0":
-        return _nifti(*NIFTI_1, beginning, name)
-    if beginning[4:8] == b"n+2\0":
-        return _nifti(*NIFTI_2, beginning, name)
-    if len(beginning) >= DATA_OFFSET and beginning[3] == MGH_VERSION and beginning[:2] == b"\0\0":
-        return _mgh(beginning, name)
+    with np.errstate(over="ignore", invalid="ignore"):  # absurd numbers are refused by what becomes of them
+        if beginning[344:348] == b"n+1\0":
+            return _nifti(*NIFTI_1, beginning, name)
+        if beginning[4:8] == b"n+2\0":
+            return _nifti(*NIFTI_2, beginning, name)
+        if len(beginning) >= DATA_OFFSET and beginning[3] == MGH_VERSION and beginning[:2] == b"\0\0":
+            return _mgh(beginning, name)
     return None
 
 

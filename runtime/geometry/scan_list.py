@@ -6,6 +6,7 @@ from pathlib import Path
 
 from runtime.geometry.csv_lines import by_column, read_csv
 from runtime.geometry.errors import InputError, explained
+from runtime.geometry.regular_files import require_file
 from runtime.geometry.volume import SUFFIXES
 
 COLUMNS = ("image", "labels", "mask")
@@ -46,8 +47,7 @@ def read_scan_list(name: str, text: str) -> tuple[Scan, ...]:
             suffixes = " ".join(SUFFIXES)
             raise InputError(f"{name}: {text} holds no {suffixes} file; expected a folder, glob or CSV of them")
         for file in (file for scan in scans for file in scan.files()):
-            if not file.is_file():
-                raise InputError(f"{name}: {file}, listed in {text}, does not exist; correct the list")
+            require_file(file, f"{name}, listed in {text}")
     return scans
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from runtime.geometry.errors import InputError
-from runtime.geometry.grid import Grid, check_affine
+from runtime.geometry.grid import FARTHEST_MM, Grid, check_affine
 
 if TYPE_CHECKING:
     from runtime.maps import Lattice
@@ -24,7 +24,28 @@ if TYPE_CHECKING:
 Array = np.ndarray
 TOLERANCE_MM = 1e-3  # an inverse is found where |T(x) - y| is no more
 AIM_MM = TOLERANCE_MM / 10  # at which the search for it ends: in a chain the links' residuals add up
+LARGEST_STRETCH = 5.0  # of a plausible affine
 SLAB = 1 << 19  # points that are carried through a chain at a time
+
+
+def check_plausible(matrix: Array, argument: str) -> None:
+    """Refuse an affine that no two bodies differ by: it is in other units or another tool's form, or damaged.
+
+    Args:
+        matrix: (4, 4) RAS mm, fixed -> moving.
+        argument: what to call it in the message.
+
+    Raises:
+        InputError: it stretches, or shifts, beyond measure.
+    """
+    stretch = np.linalg.svd(matrix[:3, :3], compute_uv=False)
+    if not (stretch.max() <= LARGEST_STRETCH and stretch.min() >= 1 / LARGEST_STRETCH):
+        raise InputError(
+            f"{argument} stretches by {stretch.min():.3g} to {stretch.max():.3g}, expected {1 / LARGEST_STRETCH:g} to "
+            f"{LARGEST_STRETCH:g}; is it in RAS mm, fixed to moving, or in another tool's form (--convention)?"
+        )
+    if not (shift := np.abs(matrix[:3, 3]).max()) <= FARTHEST_MM:
+        raise InputError(f"{argument} shifts by {shift:.3g} mm, expected {FARTHEST_MM:.0f} mm at most; is it in mm?")
 
 
 class Transform(ABC):

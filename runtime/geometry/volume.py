@@ -1,9 +1,10 @@
 """Volumes and label maps on disk: read what scanners and other tools write, refuse in one line, write atomically."""
 
 import hashlib
+import math
 from collections.abc import Callable
 from concurrent.futures import Executor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from os import PathLike
 from pathlib import Path
 
@@ -14,8 +15,10 @@ from runtime.geometry.grid import Grid
 from runtime.geometry.gzip_stream import write_gzip
 from runtime.geometry.image_file import SUFFIXES, open_image, read_header
 from runtime.geometry.image_headers import Header
+from runtime.geometry.image_kinds import looks_like_labels
 from runtime.geometry.nifti_bytes import CODES_NOT_KNOWN, Planes, nifti_header, pieces, storable
 from runtime.geometry.whole_files import atomic_path
+from runtime.machine import available_bytes
 
 Array = np.ndarray
 WHOLE = 1e-3  # how far a label may be from a whole number: scl_slope is stored in single precision
@@ -98,6 +101,9 @@ def read_volume(path: str | PathLike, argument: str) -> Volume:
     if volume.data.min() == volume.data.max():
         value = volume.data.flat[0]
         raise InputError(f"{argument}: every voxel of {path} is {value:g}, expected an image with contrast")
+    if looks_like_labels(volume.data):
+        doubt = f"{volume.path.name}: looks like a label map; expected a scan's intensities"
+        return replace(volume, warnings=(*volume.warnings, doubt))
     return volume
 
 
@@ -134,6 +140,17 @@ def read_source(path: str | PathLike, argument: str) -> Source:
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     return Source(grid=grid, path=path, sha256=sha256, **_facts(header, path))
+
+
+def _check_memory(header: Header, name: str) -> None:
+    """Refuses, by its header, an image that memory cannot hold: as it is stored and as it is used."""
+    count = math.prod(header.shape)
+    needed, available = header.bytes + 4 * count, available_bytes()
+    if available is not None and needed > available:
+        raise InputError(
+            f"{name} has {count / 1e6:.0f} million voxels, for which {needed / 2**30:.1f} GiB of memory are needed, "
+            f"{available / 2**30:.1f} GiB are available; close other programs, or give a coarser or a smaller copy"
+        )
 
 
 def grid_of(header: Header, name: str, shape: tuple[int, ...] | None = None) -> Grid:
@@ -222,6 +239,7 @@ def _read(
     with open_image(path, argument) as image:
         shape = _checked_shape(image.header, name, series)
         grid = grid_of(image.header, name, shape[:3])
+        _check_memory(image.header, name)
         stored = image.voxels().reshape(shape, order="F")
     with np.errstate(invalid="ignore", over="ignore"):
         data = convert(image.header, stored, name)

@@ -7,6 +7,7 @@ import numpy as np
 from runtime.geometry.errors import InputError
 from runtime.geometry.grid import Grid
 from runtime.geometry.intensity import PercentileRule, Rule
+from runtime.geometry.label_place import label_place_doubts
 from runtime.geometry.scan_list import Scan
 from runtime.geometry.volume import Volume, read_labels, read_volume
 from runtime.resample import resample
@@ -65,9 +66,9 @@ def read_native(scan: Scan, rule: Rule, argument: str = "image") -> NativeScan:
     dark = np.count_nonzero(data < 0) / data.size
     if isinstance(rule, PercentileRule) and dark > DARK_SHARE:
         warnings.append(f"{dark:.0%} of the voxels are below 0 and count as 0; is it CT? give --window")
-    for name, it in (("label map", labels), ("mask", mask)):
-        if it is not None and not it.grid.close(volume.grid):
-            warnings.append(f"the {name} is not on the image's grid; it is used where its header says")
+    for it, column, what in ((labels, "labels", "label map"), (mask, "mask", "mask")):
+        if it is not None:
+            warnings += label_place_doubts(it.grid, volume.grid, f"{column}: {it.path}", "the image", what)
     return NativeScan(image, volume.grid, labels, mask, volume.sha256, tuple(warnings))
 
 
