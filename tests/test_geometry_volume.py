@@ -131,7 +131,7 @@ REFUSED = {
     "missing": (lambda folder: folder / "no.nii.gz", "does not exist"),
     "folder": (lambda folder: folder, "not a file"),
     "name too long": (lambda folder: folder / f"{'x' * 300}.nii.gz", r"/x{300}\.nii\.gz"),
-    "suffix": (lambda folder: text(folder / "a.png"), r"expected NIfTI or MGH, whose names end in \.nii\.gz"),
+    "suffix": (lambda folder: text(folder / "a.png"), r"expected NIfTI, MGH, .*, whose names end in \.nii\.gz"),
     "text": (lambda folder: text(folder / "a.nii"), "cannot be read"),
     "text as gz": (lambda folder: text(folder / "a.nii.gz"), "cannot be read"),
     "text as mgz": (lambda folder: text(folder / "a.mgz"), "cannot be read"),

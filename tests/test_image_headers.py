@@ -193,8 +193,6 @@ class TestBounds:
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
-        ("a.nrrd", b"NRRD0004\ntype: short\n", "a NRRD image.*SimpleITK"),
-        ("a.mha", b"ObjectType = Image\n", "a MetaImage.*SimpleITK"),
         ("slice", bytes(128) + b"DICM" + bytes(300), "a DICOM file.*dcm2niix"),
         ("a.mnc", b"CDF\x01" + bytes(300), "a MINC image.*mnc2nii"),
         ("a.mif", b"mrtrix image\n", "an image of MRtrix.*mrconvert a.mif a.nii.gz"),

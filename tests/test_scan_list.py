@@ -54,7 +54,7 @@ def test_blanks_and_capitals_in_the_header_lose_no_labels(folder):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("image\n", "data: .*list.csv holds no .nii.gz .nii .mgz .mgh file; expected a folder, glob or CSV"),
+        ("image\n", "data: .*list.csv holds no .nii.gz .nii .mgz .mgh .nrrd .mha file; expected a folder, glob or CSV"),
         ("", "is empty, expected a CSV with a header such as image,labels"),
         ("file,labels\na.nii.gz,\n", "has the columns file, labels; expected image"),
         ("image,labels\na.nii.gz,\n\n,a_labels.nii\n", "line 4 names no image; fill or remove it"),

@@ -12,10 +12,7 @@ Source: itk::HDF5TransformIO (also for the older spelling "Tranform"), itk::Comp
 itk::DisplacementFieldTransform::SetFixedParameters.
 """
 
-import json
 import math
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +22,7 @@ from runtime.conventions.frames import LPS, TO_LPS, Frame
 from runtime.conventions.itk_affine import matrix_of, parameters_of
 from runtime.conventions.nifti_field import StoredField, check_field
 from runtime.conventions.spaces import Card, TransformFile, card_in, sides
+from runtime.geometry.elsewhere import Unreadable, read_elsewhere
 from runtime.geometry.errors import InputError
 from runtime.geometry.grid import MOST_VOXELS, Grid
 from runtime.geometry.transform import AffineTransform, Chain, SpatialTransform, Transform
@@ -36,7 +34,6 @@ ATTRIBUTE = "description"  # of /TransformGroup, holds the card
 FIELD, AFFINE = "DisplacementFieldTransform", "AffineTransform"
 GRID_NUMBERS = 18  # size, origin, spacing, direction
 CHILD = Path(__file__).with_name("h5_child.py")
-PATIENCE, PER_BYTE = 60.0, 1e-6  # seconds until it is ended, and on top for each byte; its own limit is far below
 PLANES = 16  # of K, written at a time
 
 
@@ -101,18 +98,10 @@ def _contents(path: Path, name: str) -> tuple[list[tuple[str, Array, Array]], st
     Raises:
         InputError: the file is damaged, in whatever way the HDF5 library takes that: an error, an end, or no end.
     """
-    command = [sys.executable, "-P", str(CHILD), str(path)]
-    seconds = PATIENCE + PER_BYTE * path.stat().st_size
     try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds, check=False)
-    except subprocess.TimeoutExpired:
-        raise _damaged(name, f"it is not read after {seconds:.0f} s") from None
-    line, _, content = done.stdout.partition(b"\n")
-    if done.returncode or not line:
-        raise _damaged(name, f"the HDF5 library came to an end, {done.returncode}")
-    head = json.loads(line)
-    if "refused" in head:
-        raise _damaged(name, head["refused"])
+        head, content = read_elsewhere(CHILD, path)
+    except Unreadable as error:
+        raise _damaged(name, str(error)) from None
     parts, at = [], 0
     for part in head["parts"]:
         fixed = np.frombuffer(content, "<f8", part["fixed"], at)

@@ -159,7 +159,12 @@ def _check_kind(header: Header, path: Path, name: str) -> None:
         )
     if header.version > MGH_VERSION:
         raise InputError(f"{what}, a warp in FreeSurfer's own form; make one for ITK of it: mri_warp_convert --outitk")
-    if not _axes(header) or header.dtype.kind not in "iuf" or header.dtype.itemsize > 8:
+    if (
+        header.kind not in ("NIfTI", "MGH")
+        or not _axes(header)
+        or header.dtype.kind not in "iuf"
+        or header.dtype.itemsize > 8
+    ):
         raise InputError(f"{what}, expected a displacement field, (I, J, K, 1, 3) or (I, J, K, 3)")
 
 

@@ -10,8 +10,8 @@ BY_SIMPLEITK = (
 BY_NIBABEL = "python -c \"import nibabel as n; n.save(n.Nifti1Image.from_image(n.load('{name}')), '{stem}.nii.gz')\""
 _NETCDF = (b"CDF\x01", b"CDF\x02")
 _FORMATS = (  # (what, suffixes, what it begins with, command)
-    ("a NRRD image", (".nrrd", ".nhdr"), (b"NRRD000",), BY_SIMPLEITK),
-    ("a MetaImage", (".mha", ".mhd"), (b"ObjectType", b"NDims", b"Comment = "), BY_SIMPLEITK),
+    ("a NRRD file", (".nrrd", ".nhdr"), (b"NRRD000",), BY_SIMPLEITK),
+    ("a MetaImage file", (".mha", ".mhd"), (b"ObjectType", b"NDims", b"Comment = "), BY_SIMPLEITK),
     ("a MINC image", (".mnc", ".mnc.gz"), _NETCDF, "mnc2nii {name} {stem}.nii, or mri_convert {name} {stem}.nii.gz"),
     ("an image of MRtrix", (".mif", ".mif.gz", ".mih"), (b"mrtrix image",), "mrconvert {name} {stem}.nii.gz"),
     ("an image of AFNI", (".head", ".brik", ".brik.gz"), (), "3dAFNItoNIFTI -prefix {stem}.nii.gz {name}"),

@@ -19,13 +19,14 @@ from typing import BinaryIO
 
 import numpy as np
 
-from runtime.geometry.errors import InputError, first_line
-from runtime.geometry.foreign_images import BEGINNING, foreign_image
+from runtime.geometry.errors import InputError, explained, first_line
+from runtime.geometry.foreign_images import BEGINNING, DICOM_FOLDER, foreign_image
 from runtime.geometry.image_headers import Header, header_in
+from runtime.geometry.itk_image import MARKS, ItkImage
 from runtime.geometry.regular_files import require_file
 
 Array = np.ndarray
-SUFFIXES = (".nii.gz", ".nii", ".mgz", ".mgh")
+SUFFIXES = (".nii.gz", ".nii", ".mgz", ".mgh", ".nrrd", ".mha")
 GZIP = b"\x1f\x8b"
 MOST_DENSE = 1040  # times the bytes that deflate can make of one, rounded up
 MOST_BESIDE = 1 << 28  # bytes before the voxels, and behind them: extensions, tags and padding are a few thousand
@@ -98,7 +99,7 @@ class OpenImage:
         if told := foreign_image(self.path, self._begun):
             raise InputError(f"{self.name} is {told}")
         if not self.path.name.lower().endswith(SUFFIXES):
-            expected = f"expected NIfTI or MGH, whose names end in {', '.join(SUFFIXES)}"
+            expected = f"expected NIfTI, MGH, NRRD or MetaImage, whose names end in {', '.join(SUFFIXES)}"
             raise InputError(f"{self.name} is of no known type, {expected}")
         raise self._unreadable("its content is neither NIfTI nor MGH")
 
@@ -156,8 +157,8 @@ class OpenImage:
 
 
 @contextmanager
-def open_image(path: str | PathLike, argument: str) -> Iterator[OpenImage]:
-    """Open a NIfTI-1, NIfTI-2 or MGH file, told by its content, compressed or not.
+def open_image(path: str | PathLike, argument: str) -> Iterator[OpenImage | ItkImage]:
+    """Open a NIfTI-1, NIfTI-2 or MGH file, compressed or not, or NRRD or MetaImage, told by its content.
 
     Args:
         path: the file.
@@ -166,13 +167,20 @@ def open_image(path: str | PathLike, argument: str) -> Iterator[OpenImage]:
     Raises:
         InputError: no such file, another format, or a header with no meaning.
     """
+    path = Path(path)
+    with explained(argument):
+        if path.is_dir():
+            raise InputError(
+                f"{argument}: {path} is not a file but a folder; of a folder of DICOM files make NIfTI: {DICOM_FOLDER}"
+            )
     path = require_file(path, argument)
     try:
         file = path.open("rb")
     except OSError as error:
         raise InputError(f"{argument}: {path} cannot be opened ({error.strerror}); check the permissions") from None
     with file:
-        yield OpenImage(path, argument, file)
+        of_itk = file.peek(BEGINNING).startswith(MARKS)
+        yield ItkImage(path, argument) if of_itk else OpenImage(path, argument, file)
 
 
 def read_header(path: str | PathLike, argument: str) -> Header:
