@@ -204,8 +204,8 @@ def train(data, generated, quiet, **options) -> None:
     A recipe (--recipe) holds these options in a file. --finish ends a run of constant learning rate at any time, in a
     folder of its own, so that the run itself can go on.
 
-    Ctrl-C saves and ends after the step. Several processes or cards: torchrun --nproc-per-node N cli.py train ...; a
-    step then takes N times --accumulate pairs.
+    Ctrl-C saves and ends after the step (exit code 130, of SIGTERM 143). Several processes or cards: torchrun
+    --nproc-per-node N cli.py train ...; a step then takes N times --accumulate pairs.
     """
     if bool(data) == generated:
         raise click.UsageError("give either --data LIST or --generated")
@@ -222,6 +222,8 @@ def train(data, generated, quiet, **options) -> None:
         click.echo(f"{state} after {result.steps} steps, {minutes:.1f} min ({result.device}, {result.precision})")
         best = f"best {result.best_by} {result.best:.4f}: {result.best_path}; " if result.best_path else ""
         click.echo(f"{best}log: {result.log_path}")
+    if result.interrupted:
+        sys.exit(128 + result.interrupted)
 
 
 def _tell_step(line: StageLine, progress) -> None:

@@ -1,5 +1,7 @@
 """Checkpoints: ours goes there and back, the authors' two forms are read, everything else is one clear line."""
 
+import gzip
+import pathlib
 import pickle
 
 import pytest
@@ -9,6 +11,7 @@ from runtime.geometry.errors import InputError
 from train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from train.network import LEVELS, NetworkConfig, RPNet
 
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 PROVENANCE = {"data": "nothing", "steps": 3, "recipe": {"loss": "plain"}, "licence": "Apache-2.0"}
 
 
@@ -115,6 +118,30 @@ def test_authors_forms_give_the_same_tensors_and_the_number_of_blocks(tmp_path, 
     _same_tensors(loaded.state, network)
 
 
+WRAPPED = {
+    "bare": lambda state: state,
+    "state_dict": lambda state: {"state_dict": state, "epoch": 3},
+    "several wrappers": lambda state: {"ema": {"model_state_dict": state}},
+    "data parallel": lambda state: {f"module.{name}": tensor for name, tensor in state.items()},
+    "compiled": lambda state: {"model": {f"_orig_mod.module.{name}": tensor for name, tensor in state.items()}},
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED.keys())
+@pytest.mark.parametrize("names", ["ours", "authors'"])
+def test_tensors_are_found_in_wrappers_and_behind_prefixes(tmp_path, wrap, names):
+    network = RPNet(NetworkConfig(first_channels=4, res_blocks=1))
+    state = network.state_dict() if names == "ours" else _authors_state(network)
+    found = load_checkpoint(_saved(tmp_path, wrap(state)))
+    assert found.config == network.config and found.provenance["licence"] == "not stated"
+    _same_tensors(found.state, network)
+
+
+def test_half_precision_weights_are_read_as_float32(tmp_path):
+    state = load_checkpoint(_saved(tmp_path, {name: t.half() for name, t in _network().state_dict().items()})).state
+    assert {tensor.dtype for tensor in state.values()} == {torch.float32}
+
+
 @pytest.mark.parametrize("form", [_released, _bare])
 def test_missing_unexpected_and_misshapen_tensors_are_named_as_the_file_names_them(tmp_path, form):
     content = form(_network())
@@ -148,7 +175,8 @@ def test_a_newer_version_is_refused(ours):
     _refused(ours, "version 2", "expected 1")
 
 
-@pytest.mark.parametrize("config", [{"res_blocks": 9}, {"depth": 3}, {"res_blocks": "two"}])
+@pytest.mark.parametrize("config", [{"res_blocks": 9}, {"depth": 3}, {"res_blocks": "two"}, {"first_channels": 8.0},
+                                     {"first_channels": 10**6}])  # fmt: skip
 def test_a_config_that_is_none_of_ours_is_refused(ours, config):
     content = torch.load(ours, weights_only=True)
     torch.save(content | {"config": config}, ours)
@@ -165,11 +193,49 @@ def test_a_truncated_file_is_refused(ours, kept):
     _refused(ours, "damaged or no checkpoint")
 
 
-@pytest.mark.parametrize("content", [b"P5 not a checkpoint", pickle.dumps(print, protocol=2)], ids=["text", "code"])
-def test_another_file_is_refused_and_nothing_in_it_is_run(tmp_path, content):
+def _file(tmp_path, content):
     path = tmp_path / "other.pt"
     path.write_bytes(content)
-    _refused(path, "damaged or no checkpoint")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"P5 not a checkpoint", "damaged or no checkpoint"),
+        (pickle.dumps(print, protocol=2), "holds the Python object"),
+        (b"\x58\x02\x00\x00\x00\x00\x00\x00{\"a\":{}}", "is a safetensors file"),
+        (gzip.compress(b"something"), "is compressed; unpack it"),
+        ((ROOT / "engines/estimator_level1.f56ee429.onnx").read_bytes(), "is an ONNX graph"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(64), "is an HDF5 file"),
+    ],
+    ids=["text", "code", "safetensors", "gzip", "onnx", "hdf5"],
+)
+def test_another_file_is_named_and_nothing_in_it_is_run(tmp_path, content, words):
+    _refused(_file(tmp_path, content), words)
+
+
+def test_a_pickled_module_is_refused_with_what_to_do(tmp_path):
+    _refused(_saved(tmp_path, _network()), "the Python object train.network.RPNet", "save the module's state_dict()")
+
+
+def test_a_script_archive_is_refused_with_what_to_do(tmp_path):
+    torch.jit.script(torch.nn.Conv3d(1, 1, 1)).save(tmp_path / "scripted.pt")
+    _refused(tmp_path / "scripted.pt", "TorchScript archive", "state_dict()")
+
+
+@pytest.mark.parametrize("place", ["weight", "record's name", "pickle"])
+def test_every_byte_counts(ours, place):
+    """PyTorch does not look at the checksums that it writes; one flipped bit of a weight would be believed."""
+    content, state = bytearray(ours.read_bytes()), load_checkpoint(ours).state
+    at = {
+        "weight": content.index(state["estimators.1.entry.weight"].numpy().tobytes()) + 3,
+        "record's name": content.index(b"data.pkl"),
+        "pickle": content.index(b"rpnet-checkpoint") + 2,
+    }[place]
+    content[at] ^= 0x40
+    ours.write_bytes(content)
+    _refused(ours, "is damaged", "copy it again")
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"weights": torch.zeros(2)}, {}])
@@ -178,13 +244,13 @@ def test_a_torch_file_of_something_else_is_refused(tmp_path, content):
 
 
 def test_a_failed_save_leaves_the_old_file_and_nothing_else(ours, monkeypatch):
-    before = ours.read_bytes()
+    before, write = ours.read_bytes(), pathlib.Path.write_bytes
 
-    def break_off(content, path):
-        path.write_bytes(b"half")
+    def break_off(path, content):
+        write(path, content[: len(content) // 2])
         raise OSError("disk full")
 
-    monkeypatch.setattr(torch, "save", break_off)
+    monkeypatch.setattr(pathlib.Path, "write_bytes", break_off)
     network = _network(seed=1)
     with pytest.raises(OSError, match="disk full"):
         save_checkpoint(ours, Checkpoint(network.config, network.state_dict()))

@@ -133,4 +133,5 @@ def test_other_validation_pairs_change_no_weight_and_their_best_begins_anew(opti
 def test_of_listed_volumes_another_validation_list_would_train_on_others_and_is_refused(tmp_path):
     listed = listed_run(tmp_path / "listed", write_subjects(tmp_path))
     fit(listed, stop_after(2))
-    refused(replace(listed, resume=True, validation_volumes=None, validation=str(listed.data)), "other options")
+    all_of_them = replace(listed, resume=True, validation_volumes=None, validation=str(listed.data))
+    refused(all_of_them, "trained on 4 volumes, got 6")

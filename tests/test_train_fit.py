@@ -135,6 +135,20 @@ def test_a_second_sigterm_says_nothing_new(generated):
     assert fit(generated, twice).interrupted and load_checkpoint(generated.output / "last.pt").training["step"] == 1
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_breaks_off_waiting_for_pairs(generated, monkeypatch, number):
+    """A worker that never answers must not keep a run from ending."""
+
+    def stuck(sources, steps, batch, workers):
+        yield [sources.pair(0)]
+        os.kill(os.getpid(), number)
+        raise AssertionError("went on waiting")
+
+    monkeypatch.setattr("train.fit.feed", stuck)
+    result = fit(generated)
+    assert result.interrupted == number and result.steps == 1 and result.last_path.exists()
+
+
 def test_a_second_ctrl_c_ends_at_once(generated):
     def insist(progress):
         for _ in range(2):

@@ -1,5 +1,8 @@
 """What is wrong with a run is said in one line, before its first step and before anything is written."""
 
+import multiprocessing
+import os
+import signal
 import sys
 from dataclasses import replace
 
@@ -11,6 +14,7 @@ import torch
 from runtime.geometry.errors import InputError
 from tests.training import AFFINE, generated_run, listed_run, refused, stop_after, subject, write_subjects
 from train import memory, numerics, sources, volumes
+from train.checkpoint import load_checkpoint
 from train.fit import fit
 from train.memory import needed_bytes, step_bytes
 from train.network import RPNet
@@ -188,7 +192,40 @@ class TestMemory:
 
 def test_a_loss_that_is_not_finite_ends_the_run(generated, monkeypatch):
     monkeypatch.setattr("train.objective.smoothness", lambda flow: flow.sum() * float("nan"))
-    refused(generated, "learning_rate: the loss became nan at step 1", "lower")
+    refused(generated, "learning_rate: the loss exploded at step 1 (nan", "lower")
+
+
+def test_flows_that_leave_no_image_are_called_an_explosion(generated):
+    """A rate of 1 moves every weight by 1 in the first step; Adam's loss is finite then and says nothing."""
+    with pytest.raises(InputError, match=r"^learning_rate: the loss exploded at step 2 \(.*lower learning rate[^\n]*$"):
+        fit(replace(generated, learning_rate=1.0, warmup=0, clip=0.0))
+
+
+def test_a_killed_worker_is_one_line_and_costs_no_step(listed):
+    def kill(progress):
+        for process in multiprocessing.active_children():
+            os.kill(process.pid, signal.SIGKILL)
+
+    with pytest.raises(InputError, match="workers: one was killed"):
+        fit(replace(listed, workers=1, steps=500, validate_every=500), kill)
+    assert load_checkpoint(listed.output / "last.pt").training["step"] >= 1
+
+
+def test_what_a_worker_cannot_read_is_the_reader_s_one_line(listed, tmp_path):
+    def remove(progress):
+        (tmp_path / "images" / "s0.nii.gz").write_bytes(b"cut")
+
+    options = replace(listed, workers=1, steps=500, validate_every=500, cache=0)
+    with pytest.raises(InputError, match=r"^image: \S*s0\.nii\.gz [^\n]*$"):
+        fit(options, remove)
+
+
+def test_no_room_for_workers_is_one_line(listed, monkeypatch):
+    def full(*arguments, **named):
+        raise OSError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr("train.feed.multiprocessing.Process", full)
+    refused(replace(listed, workers=2), "workers: got 2, cannot be started (Resource temporarily unavailable); give 0")
 
 
 def test_a_size_without_a_half(generated):

@@ -1,4 +1,4 @@
-"""Checkpoints: one format of ours, and the two the authors of IIRP-Net left behind, which are only read.
+"""Checkpoints: one format of ours, and those of other programs, which are only read (`train.foreign_states`).
 
 Ours is a `torch.save` of plain types and tensors that loads with ``weights_only=True``::
 
@@ -6,9 +6,11 @@ Ours is a `torch.save` of plain types and tensors that loads with ``weights_only
      "training": {...} (only in checkpoints that training can resume from)}
 """
 
+import io
 import pickle
 import re
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,13 +20,22 @@ import torch
 from torch import Tensor
 
 from runtime.geometry.errors import InputError, first_line
-from runtime.geometry.whole_files import atomic_path
-from train.network import LEVELS, NetworkConfig, RPNet
+from runtime.geometry.whole_files import write_bytes
+from train.foreign_states import abbreviated, read_foreign
+from train.network import NetworkConfig, RPNet
 
 FORMAT = "rpnet-checkpoint"
 VERSION = 1
-_SHOWN = 6
-_UNREADABLE = (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile)
+# Other formats: how a file of each begins, and what to do with one.
+_OTHER_KINDS = {
+    "a safetensors file": (rb".{6}\0\0\{", "load it with safetensors and torch.save the tensors by name"),
+    "an ONNX graph or another protobuf": (rb"\x08[\x01-\x20]\x12", "export needs the checkpoint it was made from"),
+    "an HDF5 file (Keras, TensorFlow?)": (rb"\x89HDF", "give the PyTorch checkpoint"),
+    "a NumPy archive": (rb"\x93NUMPY", "torch.save its arrays as tensors by name"),
+    "compressed": (rb"\x1f\x8b|BZh|\xfd7zXZ|\x28\xb5\x2f\xfd", "unpack it first"),
+}
+_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError)
+_UNREADABLE = (*_DAMAGED, LookupError, pickle.UnpicklingError, AttributeError, TypeError, ArithmeticError, MemoryError)
 
 
 @dataclass(frozen=True)
@@ -59,7 +70,11 @@ class Checkpoint:
 
 
 def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
-    """Write our format, whole or not at all."""
+    """Write our format, whole or not at all.
+
+    Raises:
+        InputError, OSError: the file cannot be written, the disk is full say.
+    """
     content = {
         "format": FORMAT,
         "version": VERSION,
@@ -69,12 +84,14 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
     }
     if checkpoint.training is not None:
         content["training"] = dict(checkpoint.training)
-    with atomic_path(path) as temporary:
-        torch.save(content, temporary)
+    # By way of memory, since torch.save tells of a full disk in a way of its own.
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_bytes(path, buffer.getvalue())
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a checkpoint of ours or of the authors (either form), onto the CPU.
+    """Read a checkpoint of ours, or RP-Net's tensors from one of another program, onto the CPU.
 
     Raises:
         InputError: the file is missing, damaged, no checkpoint, of a newer version, or its tensors do not fit.
@@ -82,20 +99,53 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     content = _read(Path(path))
     if content.get("format") == FORMAT:
         return _ours(path, content)
-    return _authors(path, content)
+    found = read_foreign(path, content)
+    _check(path, found.config, found.state, found.file_names)
+    state = {name: tensor.float() for name, tensor in found.state.items()}
+    return Checkpoint(found.config, state, {"data": found.data, "licence": "not stated"})
 
 
 def _read(path: Path) -> dict:
     if not path.is_file():
         raise InputError(f"checkpoint: {path} is not a file; give a .pt file written by `train`")
+    _check_kind(path)
+    _check_records(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
-        reason = first_line(error)[:120]
-        raise InputError(f"checkpoint: {path} is damaged or no checkpoint ({reason}); copy it again") from error
+        if pickled := re.search(r"(?:global|GLOBAL|class) ([\w.]+)", str(error)):
+            raise InputError(
+                f"checkpoint: {path} holds the Python object {pickled[1]}, which may run anything when it is loaded; "
+                "save the module's state_dict() instead"
+            ) from error
+        raise InputError(f"checkpoint: {path} is damaged or no checkpoint; copy it again") from error
     if not isinstance(content, dict):
         raise InputError(f"checkpoint: {path} holds a {type(content).__name__}, expected a dict with tensors")
     return content
+
+
+def _check_kind(path: Path) -> None:
+    """Refuse files of other formats, by content."""
+    with path.open("rb") as file:
+        start = file.read(16)
+    for kind, (begins, remedy) in _OTHER_KINDS.items():
+        if re.match(begins, start, re.DOTALL):
+            raise InputError(f"checkpoint: {path} is {kind}; {remedy}")
+
+
+def _check_records(path: Path) -> None:
+    """Refuse a zip archive that is not as it was written: torch.load does not compare its checksums."""
+    if not zipfile.is_zipfile(path):
+        return  # PyTorch's format before 1.6, which has none
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged, names = archive.testzip(), archive.namelist()
+    except _DAMAGED as error:
+        raise InputError(f"checkpoint: {path} is damaged ({first_line(error)[:80]}); copy it again") from error
+    if damaged:
+        raise InputError(f"checkpoint: {path} is damaged: its record {damaged} is not what was written; copy it again")
+    if any("/code/" in name for name in names):
+        raise InputError(f"checkpoint: {path} is a TorchScript archive; save the module's state_dict() instead")
 
 
 def _ours(path: str | Path, content: dict) -> Checkpoint:
@@ -113,15 +163,11 @@ def _ours(path: str | Path, content: dict) -> Checkpoint:
     return Checkpoint(config, content["model"], content["provenance"], content.get("training"))
 
 
-def _abbreviated(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
-
-
 def _check(path: str | Path, config: NetworkConfig, state: Mapping, alias: Mapping[str, str] | None = None) -> None:
     """Refuse a state whose names or shapes are not the network's; `alias` translates our names into the file's."""
     alias = alias or {}
-    expected = {name: tuple(tensor.shape) for name, tensor in RPNet(config).state_dict().items()}
+    with torch.device("meta"):  # shapes alone
+        expected = {name: tuple(tensor.shape) for name, tensor in RPNet(config).state_dict().items()}
     shapes = {name: tuple(getattr(tensor, "shape", ())) for name, tensor in state.items()}
     missing = [alias.get(name, name) for name in expected if name not in shapes]
     unexpected = [str(alias.get(name, name)) for name in shapes if name not in expected]
@@ -131,42 +177,8 @@ def _check(path: str | Path, config: NetworkConfig, state: Mapping, alias: Mappi
         if name in shapes and shapes[name] != shape
     ]
     found = (("missing", missing), ("unexpected", unexpected), ("wrong shape", wrong))
-    problems = "; ".join(f"{kind}: {_abbreviated(names)}" for kind, names in found if names)
+    problems = "; ".join(f"{kind}: {abbreviated(names)}" for kind, names in found if names)
     if problems:
         raise InputError(f"checkpoint: {path} does not hold RP-Net's tensors ({problems}); expected {config}")
 
 
-def _authors(path: str | Path, content: dict) -> Checkpoint:
-    """{"config", "model_state"}, or the bare state dict with `transformer.*.grid` buffers."""
-    wrapped = isinstance(content.get("model_state"), Mapping)
-    state = content["model_state"] if wrapped else content
-    state = {str(name): tensor for name, tensor in state.items() if not re.fullmatch(r"transformer\..*grid", str(name))}
-    if not any(re.match(r"(encoder\.block|decoder)\d", name) for name in state):
-        found = _abbreviated(list(state)) or "nothing"
-        raise InputError(f"checkpoint: {path} holds {found}, no RP-Net; give a .pt file written by `train`")
-    config = _authors_config(state)
-    ours = {theirs: name for name, theirs in _authors_names(config).items()}
-    renamed = {ours.get(name, name): tensor for name, tensor in state.items()}
-    _check(path, config, renamed, _authors_names(config))
-    provenance = {"data": "authors' released format", "licence": "not stated"}
-    return Checkpoint(config, {name: tensor.float() for name, tensor in renamed.items()}, provenance)
-
-
-def _authors_config(state: Mapping[str, Tensor]) -> NetworkConfig:
-    """Channels of the first convolution; residual blocks: `Conv2.main` upwards in any decoder."""
-    numbers = [int(m[1]) for name in state if (m := re.fullmatch(r"decoder\d\.Conv(\d+)\.main\.weight", name))]
-    first = state.get("encoder.block1.main.weight")
-    channels = len(first) if isinstance(first, Tensor) and first.ndim else NetworkConfig().first_channels
-    return NetworkConfig(first_channels=channels, res_blocks=max(numbers, default=1) - 1)
-
-
-def _authors_names(config: NetworkConfig) -> dict[str, str]:
-    """Our tensor names -> the authors'."""
-    modules = {f"extractor.convolutions.{n}": f"encoder.block{n + 1}.main" for n in range(4)}
-    last = config.res_blocks + 1
-    for level in LEVELS:
-        ours, theirs = f"estimators.{level}", f"decoder{level}"
-        modules[f"{ours}.entry"] = f"{theirs}.Conv1.main"
-        modules |= {f"{ours}.blocks.{n}": f"{theirs}.Conv{n + 2}.main" for n in range(config.res_blocks)}
-        modules |= {f"{ours}.narrow": f"{theirs}.Conv{last + 1}", f"{ours}.flow": f"{theirs}.Conv{last + 2}"}
-    return {f"{a}.{kind}": f"{b}.{kind}" for a, b in modules.items() for kind in ("weight", "bias")}

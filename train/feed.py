@@ -1,37 +1,19 @@
 """The pairs of the steps to come, made beside training where workers are asked for."""
 
+import contextlib
 import itertools
+import multiprocessing
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 
-from torch.utils.data import DataLoader, Dataset, Sampler
+import torch
 
+from runtime.geometry.errors import InputError, system_reason
 from train.distributed import Processes
 from train.image_pair import ImagePair
 from train.sources import Sources
-
-
-class _Twins(Sampler[list[int]]):
-    """This process's indices, those together of which one pair is the other the other way round (n // 2 is the same).
-
-    They go to the same worker, so a generated scene is made once and not by two workers at a time.
-    """
-
-    def __init__(self, steps: range, batch: "Batch") -> None:
-        self.steps, self.batch = steps, batch
-
-    def __iter__(self) -> Iterator[list[int]]:
-        indices = (index for step in self.steps for index in self.batch.mine(step))
-        return (list(twins) for _, twins in itertools.groupby(indices, lambda index: index // 2))
-
-
-class _Pairs(Dataset):
-    def __init__(self, sources: Sources) -> None:
-        self.sources = sources
-
-    def __getitem__(self, indices: list[int]) -> list[ImagePair]:
-        return [self.sources.pair(index) for index in indices]
 
 
 @dataclass(frozen=True)
@@ -54,22 +36,89 @@ class Batch:
         first = step * self.size
         return range(first + self.processes.rank, first + self.size, self.processes.count)
 
+    def twins(self, steps: range) -> Iterator[list[int]]:
+        """Indices of this process, those together of which one pair is the other the other way round (equal n // 2).
+
+        They go to the same worker, so a generated scene is made once and not by two workers at a time.
+        """
+        indices = (index for step in steps for index in self.mine(step))
+        return (list(twins) for _, twins in itertools.groupby(indices, lambda index: index // 2))
+
 
 def feed(sources: Sources, steps: range, batch: Batch, workers: int) -> Iterator[list[ImagePair]]:
-    """This process's pairs, a list for each of `steps`; what they are does not depend on `workers`."""
-    loader = DataLoader(
-        _Pairs(sources),
-        batch_size=None,
-        sampler=_Twins(steps, batch),
-        num_workers=workers,
-        worker_init_fn=_ignore_signals,
-    )
-    pairs = itertools.chain.from_iterable(loader)
+    """Yield this process's pairs, a list for each of `steps`; what they are does not depend on `workers`.
+
+    Raises:
+        InputError: a scan cannot be used, workers cannot be started, or one was killed.
+    """
+    if workers:
+        groups = _made_by_workers(sources, steps, batch, workers)
+    else:
+        groups = ([sources.pair(index) for index in indices] for indices in batch.twins(steps))
+    pairs = itertools.chain.from_iterable(groups)
     for _ in steps:
         yield list(itertools.islice(pairs, batch.accumulate))
 
 
-def _ignore_signals(_: int) -> None:
-    """A signal to the whole group of processes ends training after its step; until then workers are needed."""
+def _made_by_workers(sources: Sources, steps: range, batch: Batch, workers: int) -> Iterator[list[ImagePair]]:
+    """Yield the pairs of `Batch.twins`, of which each worker makes every `workers`-th, one ahead.
+
+    Each sends arrays through a pipe of its own, whose end is seen even in the middle of an array when the worker is
+    killed. PyTorch's DataLoader waits for ever then, and where shared memory is small, as in containers.
+    """
+    started: list[tuple[Connection, multiprocessing.Process]] = []
+    try:
+        for number in range(workers):
+            started.append(_start(sources.pair, steps, batch, number, workers))
+        for _, (arriving, process) in zip(batch.twins(steps), itertools.cycle(started), strict=False):
+            yield _received(arriving, process)
+    finally:
+        for arriving, process in started:
+            arriving.close()
+            process.kill()
+            process.join()
+
+
+def _start(
+    pair: Callable[[int], ImagePair], steps: range, batch: Batch, number: int, workers: int
+) -> tuple[Connection, multiprocessing.Process]:
+    try:
+        arriving, sending = multiprocessing.Pipe(duplex=False)
+        arguments = (sending, pair, steps, batch, number, workers)
+        process = multiprocessing.Process(target=_make, args=arguments, daemon=True)
+        process.start()
+    except OSError as error:  # no process or file handle left
+        raise InputError(f"workers: got {workers}, cannot be started ({system_reason(error)}); give 0") from error
+    sending.close()  # the worker has it: with the last holder ends the pipe
+    return arriving, process
+
+
+def _make(
+    sending: Connection, pair: Callable[[int], ImagePair], steps: range, batch: Batch, number: int, workers: int
+) -> None:
+    """Make and send pairs until nobody takes them, in a process of its own."""
     for name in (signal.SIGINT, signal.SIGTERM):
+        # A signal to the whole group of processes ends training after its step; until then workers are needed.
         signal.signal(name, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    with contextlib.suppress(BrokenPipeError, ConnectionError):
+        for indices in itertools.islice(batch.twins(steps), number, None, workers):
+            try:
+                pairs = [pair(index) for index in indices]
+            except InputError as error:
+                sending.send(error)
+                return
+            sending.send([[tensor.numpy() for tensor in one.tensors()] for one in pairs])
+
+
+def _received(arriving: Connection, process: multiprocessing.Process) -> list[ImagePair]:
+    try:
+        packed = arriving.recv()
+    except (EOFError, OSError) as error:
+        process.join()
+        killed = (process.exitcode or 0) < 0
+        how = "was killed, most likely for want of memory" if killed else f"ended with exit code {process.exitcode}"
+        raise InputError(f"workers: one {how}; give fewer, or 0, and --resume") from error
+    if isinstance(packed, InputError):
+        raise packed
+    return [ImagePair(*map(torch.from_numpy, arrays)) for arrays in packed]

@@ -1,6 +1,7 @@
 """The training loop: steps, validations, checkpoints that continue exactly, and what it tells of them."""
 
 import contextlib
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from train.objective import Losses
 from train.options import FitOptions
 from train.pictures import write_picture
 from train.run import Run
-from train.stop import StopRequest
+from train.stop import Stopped, StopRequest
 from train.validation import Score
 
 
@@ -59,8 +60,8 @@ class FitResult:
     """How a run ended.
 
     seconds: of training, over all resumes. score: of the last validation; best: that of best.pt, best_by: what it is.
-    best_path is None where the run ended before its first validation. interrupted: asked to stop before its end;
-    last.pt continues.
+    best_path is None where the run ended before its first validation. interrupted: the signal that ended it before its
+    end, or None; last.pt continues.
     """
 
     steps: int
@@ -73,7 +74,7 @@ class FitResult:
     log_path: Path
     device: str
     precision: str
-    interrupted: bool
+    interrupted: int | None
 
 
 def fit(options: FitOptions, progress: Callable[[Progress], None] = lambda _: None) -> FitResult:
@@ -102,7 +103,7 @@ def fit(options: FitOptions, progress: Callable[[Progress], None] = lambda _: No
         check_memory(run)
         if processes.first:
             options.output.mkdir(parents=True, exist_ok=True)
-        with StopRequest(insist=processes.alone) as stop, out_of_memory(run):
+        with StopRequest(processes.alone) as stop, out_of_memory(run):
             return _Loop(run, progress, stop).train()
 
 
@@ -154,7 +155,12 @@ class _Loop:
         pairs = feed(run.sources, range(first, last), run.batch, run.options.workers)
         self.clock = time.monotonic()
         while not run.finished() and not self._asked_to_stop():
-            plan, losses = run.plan(), run.train_step(next(pairs))
+            try:
+                with self.stop.waiting():
+                    given = next(pairs)
+            except Stopped:
+                return
+            plan, losses = run.plan(), run.train_step(given)
             self._tick()
             score = self._validate()
             if self.log:
@@ -210,5 +216,6 @@ class _Loop:
         best_path = self.best_path if self.best_path.exists() else None
         return FitResult(
             run.step, run.seconds, self.score, run.best, run.best_by, best_path, self.last_path, self.log_path,
-            run.numerics.device.type, run.numerics.precision, not run.finished(),
+            run.numerics.device.type, run.numerics.precision,
+            None if run.finished() else self.stop.signal or signal.SIGINT,
         )  # fmt: skip

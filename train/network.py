@@ -18,6 +18,7 @@ from train.fields import compose, upsample, warp
 LEVELS = (4, 3, 2, 1)
 NEGATIVE_SLOPE = 0.1
 MAX_RES_BLOCKS = 4
+MAX_FIRST_CHANNELS = 256
 
 
 def _activate(x: Tensor) -> Tensor:
@@ -36,9 +37,10 @@ class NetworkConfig:
     res_blocks: int = 2
 
     def __post_init__(self) -> None:
-        if self.first_channels < 1 or self.first_channels % 2:
-            raise InputError(f"first_channels: got {self.first_channels}, expected an even number >= 2")
-        if not 0 <= self.res_blocks <= MAX_RES_BLOCKS:
+        channels = self.first_channels
+        if not isinstance(channels, int) or not 2 <= channels <= MAX_FIRST_CHANNELS or channels % 2:
+            raise InputError(f"first_channels: got {channels}, expected an even number, 2 to {MAX_FIRST_CHANNELS}")
+        if not isinstance(self.res_blocks, int) or not 0 <= self.res_blocks <= MAX_RES_BLOCKS:
             raise InputError(f"res_blocks: got {self.res_blocks}, expected 0 to {MAX_RES_BLOCKS}")
 
     @property

@@ -22,12 +22,13 @@ MOST_ITERATIONS = 20
 HELD_OUT = 4
 # Options that may differ between a run and its continuation: they say how and how long, not what is computed.
 # `accumulate` may where the number of processes makes up for it: the pairs of a step must stay as many. Of device,
-# precision and memory layout the run compares what they come to (`Run`), which `auto` leaves open. What is validated on
-# changes no weight; on other pairs than before, the best score begins anew.
+# precision and memory layout the run compares what they come to (`Run`), which `auto` leaves open, and of the lists of
+# scans and the template their content, not their names. What is validated on changes no weight; on other pairs than
+# before, the best score begins anew.
 FREE_ON_RESUME = (
     "output", "steps", "minutes", "resume", "resume_from", "start", "threads", "workers", "cache", "accumulate",
     "save_minutes", "tensorboard", "pictures", "licence", "device", "precision", "channels_last", "validate_every",
-    "validation_pairs",
+    "validation_pairs", "validation", "validation_volumes", "data", "template",
 )  # fmt: skip
 
 
@@ -199,11 +200,6 @@ class FitOptions:
         return self.output / "last.pt" if self.resume else self.resume_from
 
     @property
-    def validated_on(self) -> tuple[str | None, int]:
-        """What scores of two runs must have in common to be compared."""
-        return self.validation, self.validation_pairs
-
-    @property
     def held_out(self) -> int:
         """Volumes of `data` that are kept for validation."""
         return HELD_OUT if self.validation_volumes is None else self.validation_volumes
@@ -226,6 +222,4 @@ class FitOptions:
         free = {*FREE_ON_RESUME}
         if self.resume_from is not None and not other["finish"]:
             free.add("finish")
-        if self.data is None:  # of listed volumes, those not validated on are trained on
-            free.add("validation")
         return [name for name in mine if name not in free and mine[name] != other[name]]

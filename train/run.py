@@ -28,6 +28,9 @@ _RECIPE = (
     "schedule", "warmup", "clip", "average", "accumulate",
 )  # fmt: skip
 
+# Mean squared gradient of a flow, from which on no image is left: neighbours are 30 voxels apart.
+EXPLODED = 1000.0
+
 
 class Run:
     """Network, optimiser, counters and sources of a run, new, started from other weights, or restored.
@@ -64,6 +67,7 @@ class Run:
         self.scaler = self.numerics.scaler()
         if saved is not None:
             self._require_same_numerics(saved)
+            self._require_same_content(saved)
             self._restore(saved)
         self.numerics.compile(self.network)
 
@@ -99,6 +103,24 @@ class Run:
                     f"take {chosen}; give {option} {before}, or start a new run from it with `start`"
                 )
 
+    def _require_same_content(self, saved: Checkpoint) -> None:
+        """Compare the scans, or the template, that pairs are made of with those of the checkpoint, in their order."""
+        before = saved.training.get("content")
+        if before is None:  # a checkpoint of an earlier version, of which nothing but names is known
+            names = saved.training["options"].get("data"), saved.training["options"].get("template")
+            if names != (self.options.data, self.options.template):
+                raise InputError(f"data: got {self.options.data or self.options.template}, written with {names[0]}")
+            return
+        now = self.sources.content
+        others = [n for n, (one, other) in enumerate(zip(now, before, strict=False)) if one[1] != other[1]]
+        if others or len(now) != len(before):
+            first = others[0] if others else min(len(now), len(before))
+            found, expected = (kept[first][0] if first < len(kept) else "none" for kept in (now, before))
+            raise InputError(
+                f"data: {self.options.continues} was trained on {len(before)} volumes, got {len(now)}; number "
+                f"{first + 1} is {found}, expected {expected} as it was; give the same, or `start` a new run from it"
+            )
+
     def _restore(self, saved: Checkpoint) -> None:
         training = saved.training
         self.average.load_state_dict(saved.state)
@@ -106,8 +128,7 @@ class Run:
         self.optimizer.load_state_dict(training["optimizer"])
         self.scaler.load_state_dict(training.get("scaler", {}))
         self.step, self.seconds = training["step"], training["seconds"]
-        before = training["options"]
-        same = self.options.validated_on == (before.get("validation"), before["validation_pairs"])
+        same = training.get("validated_on") == self.sources.validation_digest
         if self.options.resume and same:  # in another folder, and on other pairs, the best begins anew
             self.best, self.best_by = training["best"], saved.provenance.get("validated_by")
         self.timetable = Timetable(self.options, training.get("finish_from", self.step))
@@ -127,6 +148,8 @@ class Run:
             "options": self.options.as_dict(),
             "chosen": self.numerics.chosen(),
             "batch": self.batch.size,
+            "content": [list(volume) for volume in self.sources.content],
+            "validated_on": self.sources.validation_digest,
             "weights": {name: tensor.detach().cpu().contiguous() for name, tensor in self.network.state_dict().items()},
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -167,7 +190,7 @@ class Run:
         """One Adam step on the mean gradient of `pairs` and of those that the other processes have.
 
         Raises:
-            InputError: a loss that is not finite; nothing is changed then.
+            InputError: the loss exploded; nothing is changed then.
         """
         plan = self.plan()
         self.optimizer.zero_grad(set_to_none=True)
@@ -175,9 +198,10 @@ class Run:
         parts = {name: sum(one[name] for one in each) for name in each[0]}
         self.processes.add_up([*parts.values(), *(weight.grad for weight in self.network.parameters())])
         losses = Losses(**dict(zip(parts, torch.stack([*parts.values()]).tolist(), strict=True)))
-        if not losses.finite:
+        if not losses.finite or losses.smoothness > EXPLODED:
             raise InputError(
-                f"learning_rate: the loss became {losses.total} at step {self.step + 1}; start again, lower"
+                f"learning_rate: the loss exploded at step {self.step + 1} ({losses.total:.3g}, smoothness "
+                f"{losses.smoothness:.3g}); start again with a lower learning rate, from a checkpoint before that"
             )
         self._descend(plan.rate)
         return losses

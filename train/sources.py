@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from train.generated import POPULATIONS, GeneratedPairs, load_template
 from train.image_pair import ImagePair
 from train.options import FitOptions
 from train.validation_list import lists_pairs, read_pair_list
-from train.volumes import Shape, VolumeCache, VolumePairs, check_volumes, validation_pairs
+from train.volumes import Shape, VolumeCache, VolumePairs, check_volumes, content_digest, validation_pairs
 
 FIRST_VALIDATION_PAIR = 2**40
 GENERATED_SHAPE = (80, 96, 80)
@@ -27,7 +28,8 @@ class Sources:
 
     pair: the pair of an index, the same at every call. validation: pairs never trained on. description: for the
     checkpoint's provenance. shape: of training pairs. on_device: whether `pair` works on the training device, and must
-    be called in the process that owns it. groups: that of each validation pair, where they have any.
+    be called in the process that owns it. groups: that of each validation pair, where they have any. content: name and
+    hash of each volume that pairs are made of.
     """
 
     pair: Callable[[int], ImagePair]
@@ -36,6 +38,12 @@ class Sources:
     shape: tuple[int, int, int]
     on_device: bool = False
     groups: tuple[str, ...] = ()
+    content: tuple[tuple[str, str], ...] = ()
+
+    @cached_property
+    def validation_digest(self) -> str:
+        """Hash of the validation pairs, in order: scores of two runs on the same can be compared."""
+        return content_digest(tensor.numpy() for pair in self.validation for tensor in pair.tensors())
 
 
 @dataclass(frozen=True)
@@ -81,7 +89,8 @@ def _generated(options: FitOptions, device: torch.device) -> Sources:
         held, groups, words = _listed(options, VolumeCache(options.cache))
         description += f", validated on {words}"
     training = EverySecond(pairs) if options.both_directions else pairs
-    return Sources(training.pair, held, description, pairs.shape, device.type != "cpu", groups)
+    content = () if template is None else ((Path(options.template).name, template.digest),)
+    return Sources(training.pair, held, description, pairs.shape, device.type != "cpu", groups, content)
 
 
 def _listed(options: FitOptions, cache: VolumeCache) -> tuple[tuple[ImagePair, ...], tuple[str, ...], str]:
@@ -112,7 +121,8 @@ def _volumes(options: FitOptions) -> Sources:
         held, groups = validation_pairs(validation, shape, options.validation_pairs, cache), ()
         words = f"{len(validation)} others"
     description = f"{len(training)} volumes of {Path(options.data).name}, validated on {words}"
-    return Sources(pairs.pair, held, description, shape, groups=groups)
+    content = tuple((scan.image.name, cache.digest(scan, shape)) for scan in training)
+    return Sources(pairs.pair, held, description, shape, groups=groups, content=content)
 
 
 def _split(options: FitOptions) -> tuple[tuple[Scan, ...], tuple[Scan, ...]]:

@@ -1,9 +1,10 @@
 """Lists of real volumes that are already on one grid: checked, read once, normalised, kept, and drawn in pairs."""
 
+import hashlib
 import math
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +35,12 @@ class StoredScan:
     stored_labels: np.ndarray | None
 
     @property
+    def digest(self) -> str:
+        """Hash of voxels and labels."""
+        arrays = (self.stored,) if self.stored_labels is None else (self.stored, self.stored_labels)
+        return content_digest(arrays)
+
+    @property
     def bytes(self) -> int:
         return self.stored.nbytes + (0 if self.stored_labels is None else self.stored_labels.nbytes)
 
@@ -56,6 +63,7 @@ class VolumeCache:
     def __init__(self, megabytes: float) -> None:
         self.megabytes, self.bytes = megabytes, 0
         self._kept: dict[tuple[Scan, Shape], StoredScan] = {}
+        self._digests: dict[tuple[Scan, Shape], str] = {}
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple:
@@ -73,14 +81,28 @@ class VolumeCache:
         kept = self._kept.get((scan, shape))
         if kept is None:
             kept = read_scan(scan, shape)
+            self._digests.setdefault((scan, shape), kept.digest)
             self._keep((scan, shape), kept)
         return kept
+
+    def digest(self, scan: Scan, shape: Shape) -> str:
+        """`StoredScan.digest` of a scan, which is kept where the scan is not."""
+        return self._digests.get((scan, shape)) or self.get(scan, shape).digest
 
     def _keep(self, key: tuple[Scan, Shape], scan: StoredScan) -> None:
         with self._lock:
             if key not in self._kept and self.bytes + scan.bytes <= self.megabytes * 1e6:
                 self._kept[key] = scan
                 self.bytes += scan.bytes
+
+
+def content_digest(arrays: Iterable[np.ndarray]) -> str:
+    """Return a hash of arrays, of their kinds and shapes too."""
+    found = hashlib.blake2b(digest_size=16)
+    for array in arrays:
+        found.update(f"{array.dtype.str}{array.shape}".encode())
+        found.update(np.ascontiguousarray(array).data)
+    return found.hexdigest()
 
 
 def read_scan(scan: Scan, shape: Shape) -> StoredScan:

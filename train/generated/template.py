@@ -15,6 +15,7 @@ from runtime.geometry.intensity import PercentileRule
 from runtime.geometry.mni152 import NAME, mni152_file
 from runtime.geometry.volume import read_volume
 from train.generated.places import deep_levels
+from train.volumes import content_digest
 
 FULL = 255.0
 DEEPEST = 40.0
@@ -33,6 +34,11 @@ class Template:
 
     maps: Tensor
     levels: Tensor
+
+    @property
+    def digest(self) -> str:
+        """Hash of the maps."""
+        return content_digest([self.maps.cpu().numpy()])
 
     @property
     def shape(self) -> tuple[int, int, int]:
