@@ -13,6 +13,7 @@ from PIL import Image
 
 from runtime.geometry.errors import InputError
 from tests.training import generated_run, listed_run, rows, same_weights, stop_after, weights, write_subjects
+from train import run as run_module
 from train.checkpoint import load_checkpoint
 from train.distributed import Processes
 from train.feed import Batch, feed
@@ -147,6 +148,25 @@ def test_a_signal_breaks_off_waiting_for_pairs(generated, monkeypatch, number):
     monkeypatch.setattr("train.fit.feed", stuck)
     result = fit(generated)
     assert result.interrupted == number and result.steps == 1 and result.last_path.exists()
+
+
+def test_a_signal_breaks_off_a_validation_which_is_made_up_for(generated, monkeypatch):
+    """A validation may take minutes, a batch system waits for seconds; weights are those of a run never stopped."""
+    validate = run_module.validate
+
+    def interrupted(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("went on validating")
+
+    straight = fit(replace(generated, output=generated.output / "straight"))
+    for steps, due in ((2, 2), (6, 6)):
+        monkeypatch.setattr(run_module, "validate", interrupted)
+        resumed = replace(generated, resume=(generated.output / "last.pt").exists(), validate_every=due)
+        stopped = fit(resumed)
+        assert stopped.interrupted == signal.SIGTERM and stopped.steps == steps and stopped.best_path is None
+    monkeypatch.setattr(run_module, "validate", validate)
+    finished = fit(replace(generated, resume=True))
+    assert finished.interrupted is None and finished.score == straight.score and finished.best_path.exists()
 
 
 def test_a_second_ctrl_c_ends_at_once(generated):

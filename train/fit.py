@@ -154,6 +154,8 @@ class _Loop:
         last = run.timetable.last_step
         pairs = feed(run.sources, range(first, last), run.batch, run.options.workers)
         self.clock = time.monotonic()
+        if run.finished():
+            self._validate()
         while not run.finished() and not self._asked_to_stop():
             try:
                 with self.stop.waiting():
@@ -190,13 +192,20 @@ class _Loop:
         return self.run.processes.agree(self.run.seconds, self.stop.asked, self.run.numerics.device)
 
     def _validate(self) -> Score | None:
-        """Every so many steps, and after the last one; a better score than any before becomes best.pt."""
+        """Every so many steps, and after the last one; a better score than any before becomes best.pt.
+
+        One that a signal breaks off is made up for after the next step, or when a run at its end is resumed.
+        """
         run = self.run
-        if run.step % run.options.validate_every and not run.finished():
+        if not run.validation_due:
             return None
         self.validations += 1
-        self.score, better = run.validate(self._picture)
-        if better and run.processes.first:
+        try:
+            with self.stop.waiting():
+                self.score = run.validate(self._picture)
+        except Stopped:
+            return None
+        if run.keep_score(self.score) and run.processes.first:
             save_checkpoint(self.best_path, run.checkpoint(resumable=False))
         self._tick()
         return self.score
@@ -217,5 +226,5 @@ class _Loop:
         return FitResult(
             run.step, run.seconds, self.score, run.best, run.best_by, best_path, self.last_path, self.log_path,
             run.numerics.device.type, run.numerics.precision,
-            None if run.finished() else self.stop.signal or signal.SIGINT,
+            self.stop.signal or signal.SIGINT if run.validation_due or not run.finished() else None,
         )  # fmt: skip

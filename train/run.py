@@ -51,6 +51,7 @@ class Run:
             options.inverse_consistency,
         )  # fmt: skip
         self.step, self.seconds, self.best, self.best_by = 0, 0.0, -math.inf, None
+        self.validated = 0  # the step of the last validation
         self.started_from: dict = {}
         device = choose_device(options, self.processes.local_rank)
         saved = self._saved(options.continues) if options.continues else None
@@ -128,6 +129,7 @@ class Run:
         self.optimizer.load_state_dict(training["optimizer"])
         self.scaler.load_state_dict(training.get("scaler", {}))
         self.step, self.seconds = training["step"], training["seconds"]
+        self.validated = training.get("validated", self.step)
         same = training.get("validated_on") == self.sources.validation_digest
         if self.options.resume and same:  # in another folder, and on other pairs, the best begins anew
             self.best, self.best_by = training["best"], saved.provenance.get("validated_by")
@@ -145,6 +147,7 @@ class Run:
             "step": self.step,
             "seconds": self.seconds,
             "best": self.best,
+            "validated": self.validated,
             "options": self.options.as_dict(),
             "chosen": self.numerics.chosen(),
             "batch": self.batch.size,
@@ -238,12 +241,21 @@ class Run:
         for mean, new in zip(self.average.parameters(), self.network.parameters(), strict=True):
             mean.lerp_(new, 1 - decay)
 
-    def validate(self, show: Callable[[ImagePair, Tensor], None]) -> tuple[Score, bool]:
-        """How good the network (the running mean, if there is one) is now, and whether it never was better."""
+    @property
+    def validation_due(self) -> bool:
+        """Return whether `validate_every` steps, or the last one, have passed since what was validated last."""
+        every = self.options.validate_every
+        return self.step > self.validated and (self.step // every > self.validated // every or self.finished())
+
+    def validate(self, show: Callable[[ImagePair, Tensor], None]) -> Score:
+        """Measure how good the network (the running mean, if there is one) is now; changes nothing."""
         with torch.compiler.set_stance("force_eager" if self.numerics.compiled else "default"):
             pairs, groups = self.sources.validation, self.sources.groups
-            score = validate(self.average, pairs, self.numerics, self.processes, show, groups)
-        better = score.value > self.best
+            return validate(self.average, pairs, self.numerics, self.processes, show, groups)
+
+    def keep_score(self, score: Score) -> bool:
+        """Note a score of this step; return whether none was better."""
+        self.validated, better = self.step, score.value > self.best
         if better:
             self.best, self.best_by = score.value, score.name
-        return score, better
+        return better
