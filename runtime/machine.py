@@ -135,12 +135,11 @@ def check_fits(working: tuple[int, int, int], fixed: int, moving: int, again: bo
     needed, available = needed_bytes(i * j * k, fixed, moving, again), available_bytes()
     if available is None or needed <= available:
         return
-    scans = needed_bytes(0, fixed, moving, again)
     have = f"{needed / 2**30:.1f} GiB of memory, {available / 2**30:.1f} GiB are available"
-    if 2 * scans > needed:
+    if (SCAN + WRITING) * fixed + (SCAN + INVERTING) * moving > LOOP * i * j * k:
         raise InputError(
-            f"--fixed, --moving: scans of {fixed / 1e6:.0f} and {moving / 1e6:.0f} million voxels need about {have}; "
-            "register copies of 0.5 or 1 mm (apply --reference makes them) and apply the warp to the originals"
+            f"--fixed, --moving: registering scans of {fixed / 1e6:.3g} and {moving / 1e6:.3g} million voxels needs "
+            f"about {have}; register copies of 0.5 or 1 mm (apply --reference makes them), apply the warp to the originals"
         )
     raise InputError(
         f"--fixed: the working grid {working} needs about {have}; crop the fixed image, close other programs or use "

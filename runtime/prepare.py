@@ -71,12 +71,13 @@ class PreparedFixed:
         rule: tells the foreground.
 
     Raises:
-        InputError: there is no foreground.
+        InputError: there is no foreground, or its working grid does not fit into memory.
     """
 
     def __init__(self, fixed: Normalised, engine_set: EngineSet, rule: Rule) -> None:
         foreground = rule.foreground(fixed.image)
         self.grid = plan_working_grid(fixed.grid, foreground, engine_set.spacing, engine_set.size_multiple)
+        check_fits(self.grid.shape, fixed.image.size, 0)
         self._fixed: Normalised | None = fixed
         self._voxels = fixed.image.size
 

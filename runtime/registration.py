@@ -140,8 +140,8 @@ def register(
     """
     options = (options or Options()).resolved(engines.engine_set)
     options.build_schedule(), read_start(options.affine)  # errors in options come before any reading
-    check_scans_fit(fixed, moving)
     with Jobs(engines.threads) as jobs:
         reading = Reading(jobs, options.rule(engines.engine_set))
+        check_scans_fit(fixed, moving)
         scan, others = reading.scan(fixed, "--fixed"), reading.moving(moving, moving_labels)
         return FixedScan(scan, engines, options, progress).register_read(others, progress, last=True)

@@ -125,9 +125,9 @@ def register_files(
     if outputs and "fsl" in outputs.conventions:
         for path, argument in ((fixed, "--fixed"), *((task.moving, "--moving") for task in tasks)):
             check_zooms(Space.of(read_source(path, argument)))
-    check_scans_fit(fixed, *(task.moving for task in tasks if len(tasks) == 1))
     with Jobs(engines.threads or cores()) as jobs:
         reading = Reading(jobs, options.rule(engine_set))
+        check_scans_fit(fixed, *(task.moving for task in tasks if len(tasks) == 1))
         scan, first = reading.scan(fixed, "--fixed"), reading.moving(tasks[0].moving, tasks[0].labels)
         start_kernels(Stages(progress), alone=True)
         progress("open engines")

@@ -120,7 +120,7 @@ FAR = {
     "origin, infinite": ((292, "f", np.inf), "not finite"),
     "tiny": ((280, "12f", *1e-20 * AFFINE[:3].ravel()), "has voxels of"),
     "huge": ((280, "12f", *1e5 * AFFINE[:3].ravel()), "has voxels of"),
-    "sizes whose product overflows": ((42, "3h", 32767, 32767, 32767), "shape"),
+    "sizes whose product overflows": ((40, "6h", 5, *5 * (32767,)), "volumes"),
     "more voxels than the file has": ((42, "3h", 600, 700, 500), "it holds .* at most"),
     "no axes": ((40, "h", 0), "number of axes"),
     "a size below 1": ((42, "h", -3), "shape"),

@@ -11,7 +11,7 @@ from runtime.conventions.nifti_field import StoredField
 from runtime.conventions.spaces import Card, OtherConvention, Space, TransformFile
 from runtime.conventions.table import AUTO, CONVENTIONS, RAS, Read, Reading, Writing, format_of, writer_of
 from runtime.geometry.errors import InputError, explained
-from runtime.geometry.grid import FARTHEST_MM, Grid
+from runtime.geometry.grid import Grid
 from runtime.geometry.nifti_bytes import CODES_NOT_KNOWN
 from runtime.geometry.regular_files import require_file
 from runtime.geometry.transform import Transform, check_plausible
@@ -195,12 +195,6 @@ def _read(reading: Reading) -> Read:
 def _check_plausible(found: Read, name: str) -> None:
     """Refuse maps that take a body where none is: damaged, in other units, or another tool's form."""
     if isinstance(found, StoredField):
-        most = float(np.linalg.norm(found.frame.units, 2)) * max(found.numbers.max(), -found.numbers.min())
-        if not most <= FARTHEST_MM:
-            raise InputError(
-                f"{name}: moves by {most:.3g} mm, expected {FARTHEST_MM:.0f} mm at most; is it in another unit, or of "
-                "another convention?"
-            )
         check_plausible(found.frame.affine, name)
         return
     for link in found.transform.merged:

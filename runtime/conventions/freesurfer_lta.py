@@ -30,8 +30,9 @@ def read_lta(path: Path, argument: str) -> TransformFile:
     name = f"{argument}: {path}"
     try:
         return _parsed(path.read_text(encoding="utf-8").splitlines(), path, name)
-    except InputError:
-        raise
+    except InputError as error:
+        told = str(error)
+        raise InputError(told if told.startswith(name) else f"{name}: {told}") from None
     except (ValueError, KeyError, IndexError, StopIteration, OverflowError, TypeError) as error:
         raise InputError(f"{name} cannot be read as a linear transform of FreeSurfer ({first_line(error)})") from None
 

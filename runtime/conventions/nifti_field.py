@@ -12,7 +12,7 @@ from runtime.conventions.frames import Frame
 from runtime.conventions.other_fields import Told, displacements, told
 from runtime.conventions.spaces import Card, ImagesNeeded, OtherConvention, Space, card_in, sides
 from runtime.geometry.errors import InputError
-from runtime.geometry.grid import Grid
+from runtime.geometry.grid import FARTHEST_MM, Grid
 from runtime.geometry.image_file import open_image
 from runtime.geometry.image_headers import MGH_VERSION, Header
 from runtime.geometry.nifti_bytes import CODES_NOT_KNOWN
@@ -193,8 +193,14 @@ def _end_of_warp(end: Grid | None, name: str) -> Space:
 
 
 def check_field(field: StoredField, name: str) -> None:
-    """Refuse, in one line, numbers that are not finite and grids that nothing can be interpolated on."""
+    """Refuse, in one line, numbers that are not finite or beyond measure, and grids that are no volumes."""
     if not np.isfinite(field.numbers.sum(dtype=np.float64)):
         raise InputError(f"{name}: holds numbers that are NaN or infinite, expected displacements; write it again")
     if min(field.frame.grid.shape) < 2:
         raise InputError(f"{name}: has shape {field.frame.grid.shape}, expected 2 or more voxels along each axis")
+    most = float(np.linalg.norm(field.frame.units, 2)) * max(float(field.numbers.max()), -float(field.numbers.min()))
+    if not most <= FARTHEST_MM:
+        raise InputError(
+            f"{name}: moves by {most:.3g} mm, expected {FARTHEST_MM:.0f} mm at most; is it in another unit, or of "
+            "another convention?"
+        )

@@ -20,7 +20,8 @@ FEWEST_VOXELS = 2  # of the working grid that the foreground must span along its
 SINGULAR = 1e-4  # smallest volume of the box of three unit axes
 FARTHEST_MM = 0.01 * 2**23  # from the origin: beyond it neighbouring float32 numbers are more than 0.01 mm apart
 SPACINGS_MM = (1e-4, 1e3)  # of voxels, least and most: from light microscopy to far beyond any scanner
-MOST_VOXELS = 2**40  # of a grid: sizes whose product would overflow, or no memory holds
+ROUNDING = 1e-5  # of sizes that headers keep in single precision
+MOST_VOXELS = 2**53  # of a grid, whose number would no longer be exact
 SIZE_MULTIPLE = 8  # of the shapes that RP-Net takes: its coarsest level is an eighth of the size
 
 
@@ -143,7 +144,7 @@ def _check_place(shape: tuple[int, int, int], affine: Array) -> None:
         raise InputError(f"grid: got shape {shape}, expected {MOST_VOXELS} voxels at most; repair the header or file")
     with np.errstate(over="ignore"):
         lengths = np.linalg.norm(affine[:3, :3], axis=0)
-    if not (lengths.min() >= SPACINGS_MM[0] and lengths.max() <= SPACINGS_MM[1]):
+    if not (lengths.min() >= (1 - ROUNDING) * SPACINGS_MM[0] and lengths.max() <= (1 + ROUNDING) * SPACINGS_MM[1]):
         sizes = " x ".join(f"{length:.3g}" for length in lengths)
         raise InputError(
             f"grid affine: has voxels of {sizes} mm, expected {SPACINGS_MM[0]:g} to {SPACINGS_MM[1]:g} mm; check the "
