@@ -13,6 +13,7 @@ import numpy as np
 
 from runtime.affine_ascent import AFFINE, RIGID, climb
 from runtime.affine_detail import alike, climb_detail, detail
+from runtime.affine_limits import LIMITS, Limits
 from runtime.affine_pyramid import Level, half, longest_edge, prepared
 from runtime.geometry.errors import InputError
 from runtime.geometry.grid import Grid
@@ -23,8 +24,6 @@ SHIFTS = (-0.25, 0.0, 0.25)  # along S, of the longest edge: necks move the cent
 REFINED = 10  # starts that get rigid steps
 EQUAL = 1e-5  # headers that are right to within this correlation stay
 KINDS = {"rigid": RIGID, "affine": AFFINE}
-DETERMINANT = (0.3, 3.0)
-STRETCH = (0.5, 2.0)  # singular values of a plausible affine
 
 
 @dataclass(frozen=True)
@@ -66,24 +65,25 @@ class FixedPyramid:
     Args:
         fixed: (I, J, K) float32 in [0, 1], background at 0.
         grid: RAS mm.
+        holes: (I, J, K) bool, where nothing is known and the image is 0; None: nowhere.
 
     Raises:
         InputError: if the image is constant.
     """
 
-    def __init__(self, fixed: Array, grid: Grid) -> None:
-        image = prepared(fixed, grid, "fixed")
+    def __init__(self, fixed: Array, grid: Grid, holes: Array | None = None) -> None:
+        image = prepared(fixed, grid, "fixed", holes)
         self._edge = longest_edge(image)
         self._levels = half(image, self._edge)
         self._details = [detail(level, level.spacing) for level in self._levels[1:]]
 
-    def align(self, moving: Array, grid: Grid) -> AffineStart:
+    def align(self, moving: Array, grid: Grid, holes: Array | None = None) -> AffineStart:
         """As the function `align`."""
-        return self.facing(moving, grid).align()
+        return self.facing(moving, grid, holes).align()
 
-    def facing(self, moving: Array, grid: Grid) -> "PairPyramid":
+    def facing(self, moving: Array, grid: Grid, holes: Array | None = None) -> "PairPyramid":
         """Both images, level by level; InputError if the moving one is constant."""
-        images = half(prepared(moving, grid, "moving"), self._edge)
+        images = half(prepared(moving, grid, "moving", holes), self._edge)
         levels = [Level(*both) for both in zip(self._levels, images, strict=True)]
         details = [
             Level(fixed, detail(level.moving, level.spacing))
@@ -104,17 +104,30 @@ class PairPyramid:
     levels: list[Level]
     details: list[Level]
 
-    def align(self) -> AffineStart:
-        """As the function `align`."""
+    def align(self, kind: str = "auto", limits: Limits = LIMITS) -> AffineStart:
+        """As the function `align`; of the kind "rigid" or "affine" what these steps reach, whatever the headers say.
+
+        Raises:
+            InputError: no start makes the images correlate, or an affine that was asked for is beyond the limits.
+        """
         whole, inside = self.levels[-1], self.details[-1]
         candidates = {"headers": np.eye(4), "centres of mass": _centres(whole)}
-        rigid, affine, stages = _best_start(self.levels[0], *candidates.values())
+        rigid, affine, stages = _best_start(self.levels[0], limits, *candidates.values())
         used, note, (matrix, steps) = "affine", None, self.refined(affine, "affine")
-        if not _plausible(matrix):
+        if kind == "rigid":
+            used, (matrix, steps) = kind, self.refined(nearest_rigid(matrix, whole.fixed.centre), kind)
+        elif not limits.allow(matrix):
+            volume = np.linalg.det(matrix[:3, :3])
+            note = (
+                f"the affine was implausible (volume factor {volume:.3g}, expected {limits.smallest:g} to "
+                f"{limits.largest:g}, or stretch)"
+            )
+            if kind == "affine":
+                raise InputError(f"--affine: {note}; take rigid, or for children and animals a wider --volume-factor")
+            note += " and is not used; for children and animals widen --volume-factor"
             used, (matrix, steps) = "rigid", self.refined(rigid, "rigid")
-            note = "the affine was implausible (volume or stretch) and is not used"
-        candidates[used] = matrix
-        best = _best(inside if alike(inside, matrix) else whole, candidates)
+        candidates = {**candidates, used: matrix} if kind == "auto" else {"headers": np.eye(4), used: matrix}
+        best = _best(inside if alike(inside, matrix) else whole, candidates) if kind == "auto" else used
         before, after = (self._correlations(candidates[name]) for name in ("headers", best))
         if not after[0] > 0:
             raise InputError(
@@ -168,7 +181,16 @@ def _centres(level: Level) -> Array:
     return matrix
 
 
-def _best_start(level: Level, headers: Array, centres: Array) -> tuple[Array, Array, list[Stage]]:
+def nearest_rigid(matrix: Array, centre: Array) -> Array:
+    """The rotation nearest to an affine map (4, 4), with the shift that takes `centre` (3,) where the map takes it."""
+    left, _, right = np.linalg.svd(matrix[:3, :3])
+    rigid = np.eye(4)
+    rigid[:3, :3] = left @ np.diag((1, 1, np.sign(np.linalg.det(left @ right)))) @ right
+    rigid[:3, 3] = matrix[:3, :3] @ centre + matrix[:3, 3] - rigid[:3, :3] @ centre
+    return rigid
+
+
+def _best_start(level: Level, limits: Limits, headers: Array, centres: Array) -> tuple[Array, Array, list[Stage]]:
     """Rotations and shifts about the centres of mass; the best of them, and the headers, climb rigidly, then affinely.
 
     A wrong rotation can beat the right one as long as sizes differ, so the affine decides.
@@ -182,7 +204,7 @@ def _best_start(level: Level, headers: Array, centres: Array) -> tuple[Array, Ar
         order = sorted(range(len(starts)), key=lambda index: -scores[index])[:REFINED]
         rigids = list(pool.map(lambda index: climb(level, starts[index], RIGID), sorted({0, 1, *order})))
         affines = list(pool.map(lambda rigid: climb(level, rigid[0], AFFINE), rigids))
-    plausible = [affine if _plausible(affine[0]) else rigid for rigid, affine in zip(rigids, affines, strict=True)]
+    plausible = [affine if limits.allow(affine[0]) else rigid for rigid, affine in zip(rigids, affines, strict=True)]
     best = max(range(len(rigids)), key=lambda index: plausible[index][1])
     reached = {"headers": scores[0], "centres of mass": scores[1], "rotation search": max(scores)}
     reached |= {"rigid": rigids[best][1], "affine": affines[best][1]}
@@ -216,9 +238,3 @@ def _turned(matrix: Array, angles: Array, pivot: Array, shift: float) -> Array:
     result = matrix @ rotation
     result[2, 3] += shift
     return result
-
-
-def _plausible(matrix: Array) -> bool:
-    stretch = np.linalg.svd(matrix[:3, :3], compute_uv=False)
-    volume = np.linalg.det(matrix[:3, :3])
-    return bool(DETERMINANT[0] <= volume <= DETERMINANT[1] and STRETCH[0] <= stretch[-1] and stretch[0] <= STRETCH[1])

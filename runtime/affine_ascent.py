@@ -115,7 +115,7 @@ class _Equations:
         voxels = level.fixed.grid.voxel_map(level.moving.grid, matrix)
         with level.threads():
             normal_equations(
-                level.fixed.data, level.moving.data, voxels, *level.moving.known, self.centre, self.scale, slices
+                level.fixed.seen, level.moving.seen, voxels, *level.moving.known, self.centre, self.scale, slices
             )
         return _normal(slices.sum(axis=0), level.correlation)
 

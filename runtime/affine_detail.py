@@ -32,12 +32,12 @@ def detail(image: LevelImage, spacing: float) -> LevelImage:
         spacing: of the level, mm; windows follow it, so they are as wide in every direction.
     """
     widths = _widths(image, WINDOW * spacing)
-    inside = np.clip(image.data * np.float32(0.5 / FOREGROUND), 0, 1)
+    inside = np.clip(image.data * np.float32(0.5 / FOREGROUND), 0, 1)  # 0 in holes, whose data are
     near = np.maximum(smooth(inside, widths), np.float32(1e-3))
     values = image.data - smooth(image.data * inside, widths) / near
     values *= inside / (np.sqrt(smooth(values * values * inside, widths) / near) + np.float32(FAINT))
     values *= np.float32(OUTLINE) + np.float32(1 - OUTLINE) * np.clip(2 * near - 1, 0, 1)
-    return _known_on_both_sides(LevelImage(values, image.grid, image.cut), widths)
+    return _known_on_both_sides(LevelImage(values, image.grid, image.cut, image.share), widths)
 
 
 def _known_on_both_sides(image: LevelImage, widths: tuple[float, float, float]) -> LevelImage:
@@ -45,8 +45,9 @@ def _known_on_both_sides(image: LevelImage, widths: tuple[float, float, float]) 
     margin = np.minimum(np.ceil(MARGIN * np.array(widths)).astype(int), np.array(image.grid.shape) // 8)
     first, last = np.where(image.cut, margin[:, None], 0).T
     shape = tuple(int(size) for size in np.array(image.grid.shape) - first - last)
-    data = image.data[tuple(slice(start, start + size) for start, size in zip(first, shape, strict=True))]
-    return LevelImage(np.ascontiguousarray(data), image.grid.crop(first, shape), image.cut)
+    box = tuple(slice(start, start + size) for start, size in zip(first, shape, strict=True))
+    share = None if image.share is None else image.share[box]
+    return LevelImage(np.ascontiguousarray(image.data[box]), image.grid.crop(first, shape), image.cut, share)
 
 
 def climb_detail(levels: list[Level], matrix: Array, generators: list[Array]) -> Array:
@@ -85,7 +86,7 @@ def agreeing(level: Level, matrix: Array) -> Level:
     widths = _widths(fixed, AGREEMENT * level.spacing)
     contrast = np.sqrt(smooth(fixed.data * fixed.data, widths) * smooth(moving * moving, widths))
     nearby = smooth(fixed.data * moving, widths) / (contrast + np.float32(1e-2))
-    return Level(LevelImage(fixed.data * np.clip(nearby, 0, 1), fixed.grid, fixed.cut), level.moving)
+    return Level(LevelImage(fixed.data * np.clip(nearby, 0, 1), fixed.grid, fixed.cut, fixed.share), level.moving)
 
 
 def _widths(image: LevelImage, width: float) -> tuple[float, float, float]:

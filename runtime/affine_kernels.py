@@ -2,7 +2,8 @@
 
 Both kernels look at each voxel (i, j, k) of the fixed image, sample the moving image at ``matrix [i, j, k, 1]`` (its
 voxels) and skip voxels that fall outside ``low``..``high``, the part of moving space about which something is known;
-inside that part but outside the image's voxels the moving image is zero.
+inside that part but outside the image's voxels the moving image is zero. NaN in either image means that nothing is
+known there: such voxels, and those that would be interpolated from one, are skipped too.
 """
 
 import numpy as np
@@ -67,6 +68,8 @@ def _slice_moments(i, fixed, moving, matrix, low, high, total):
             f, m = fixed[i, j, k], np.float32(0)
             if _inside(moving, x, y, z):
                 m, _, _, _ = _value_and_gradient(moving, x, y, z)
+            if np.isnan(f) or np.isnan(m):
+                continue
             n += 1
             f1 += f
             m1 += m
@@ -98,7 +101,7 @@ def _slice_sums(i, fixed, moving, matrix, low, high, centre, scale, total):
     corner, part = np.empty(size_k, np.int64), np.empty((3, size_k), np.float32)
     seen, inside = np.empty(size_k, np.float32), np.empty(size_k, np.float32)
     row, value = np.empty((3, size_k), np.float32), np.empty(size_k, np.float32)
-    power = np.empty(size_k, np.float32)
+    power, line = np.empty(size_k, np.float32), np.empty(size_k, np.float32)
     for k in range(size_k):
         power[k] = (k - centre[2]) / scale[2]
     basis = np.ones(4)
@@ -108,9 +111,11 @@ def _slice_sums(i, fixed, moving, matrix, low, high, centre, scale, total):
     for j in range(size_j):
         basis[1] = (j - centre[1]) / scale[1]
         _locate_row(moving, matrix, i, j, low, high, corner, part, inside, seen)
-        if _sample_row(moving, corner, part, inside, row, value):
-            _gradient_sums(fixed[i, j], row, value, seen, power, basis, total)
-        _moment_sums(fixed[i, j], value, seen, total)
+        some = _sample_row(moving, corner, part, inside, row, value)
+        _leave_out(fixed[i, j], row, value, seen, line)
+        if some:
+            _gradient_sums(line, row, value, seen, power, basis, total)
+        _moment_sums(line, value, seen, total)
 
 
 @njit(error_model="numpy")
@@ -165,6 +170,18 @@ def _sample_row(moving, corner, part, inside, row, value):
         row[2, k] = along_k_low + fx * (along_k_high - along_k_low) if there else np.float32(0)
         found = max(found, inside[k])
     return found > 0
+
+
+@njit(error_model="numpy")
+def _leave_out(fixed, row, value, seen, line):
+    """The fixed row into `line`; where it or the moving value is NaN nothing is seen: values and gradients become 0."""
+    for k in range(len(value)):
+        known = (fixed[k] == fixed[k]) & (value[k] == value[k])
+        seen[k] = seen[k] if known else np.float32(0)
+        line[k] = fixed[k] if known else np.float32(0)
+        value[k] = value[k] if known else np.float32(0)
+        for a in range(3):
+            row[a, k] = row[a, k] if known else np.float32(0)
 
 
 @njit(error_model="numpy", fastmath={"reassoc", "contract"})

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,21 +27,36 @@ FEWEST = 64  # voxels a correlation is computed from
 BLUR = 0.7  # voxels of each level
 VOXELS_PER_THREAD = 150_000
 MOST_PADDED, ALWAYS_PADDED = 16, 1 << 26  # voxels of an image with its margin: times its own, and those it may have
+HALF = 0.5  # share of a voxel that has to be known for the voxel to count
+LEAST = 1e-6  # share of a voxel that is told from none
 
 
 @dataclass(frozen=True, eq=False)
 class LevelImage:
-    """One level of one image: voxels, grid, and the faces (3, 2) beyond which the object goes on unseen."""
+    """One level of one image.
+
+    Attributes:
+        data: (I, J, K) float32, 0 where nothing is known.
+        grid: RAS mm.
+        cut: (3, 2) bool, the faces beyond which the object goes on unseen.
+        share: (I, J, K) float32, how much of each voxel is known; None: all of all.
+    """
 
     data: Array
     grid: Grid
     cut: Array
+    share: Array | None = None
 
     @cached_property
     def known(self) -> tuple[Array, Array]:
         """Lowest and highest voxel coordinates about which something is known."""
         last = np.array(self.grid.shape) - 1.0
         return np.where(self.cut[:, 0], 0.0, -np.inf), np.where(self.cut[:, 1], last, np.inf)
+
+    @cached_property
+    def seen(self) -> Array:
+        """The data with NaN where less than half of a voxel is known: what the kernels leave out of their sums."""
+        return self.data if self.share is None else np.where(self.share < HALF, np.float32(np.nan), self.data)
 
     @cached_property
     def spacing(self) -> float:
@@ -87,7 +102,7 @@ class Level:
         slices = np.zeros((self.fixed.grid.shape[0], MOMENTS))
         voxels = self.fixed.grid.voxel_map(self.moving.grid, matrix)
         with self.threads():
-            correlation_moments(self.fixed.data, self.moving.data, voxels, *self.moving.known, slices)
+            correlation_moments(self.fixed.seen, self.moving.seen, voxels, *self.moving.known, slices)
         return self.correlation(slices.sum(axis=0))
 
     def correlation(self, moments: Array) -> float:
@@ -99,8 +114,14 @@ class Level:
         return min(1.0, float((fm - f * m / n) / np.sqrt(norm))) if norm > 0 else -1.0
 
 
-def prepared(data: Array, grid: Grid, argument: str) -> LevelImage:
+def prepared(data: Array, grid: Grid, argument: str, holes: Array | None = None) -> LevelImage:
     """The image in closest RAS+ order, cut to its foreground; the same for every orientation of the same voxels.
+
+    Args:
+        data: (I, J, K) in [0, 1], 0 in the holes.
+        grid: RAS mm.
+        argument: what to call the image in messages.
+        holes: (I, J, K) bool, where nothing is known; None: nowhere.
 
     Raises:
         InputError: if nothing is above the foreground threshold, or all of it is of one value.
@@ -111,13 +132,19 @@ def prepared(data: Array, grid: Grid, argument: str) -> LevelImage:
     if not mask.any():
         raise InputError(f"{argument}: is empty, expected an image with its foreground above {FOREGROUND}")
     first, last = bounding_box(mask)
-    data = data[tuple(slice(a, b + 1) for a, b in zip(first, last, strict=True))]
+    box = tuple(slice(a, b + 1) for a, b in zip(first, last, strict=True))
+    data = data[box]
     if data.min() == data.max():
         raise InputError(f"{argument}: is constant inside its foreground, expected an image with contrast to align")
     axes, signs = closest_ras(grid.affine)
     cut = _cut_faces(reorient_array(mask, axes, signs))
     grid = reorient(grid.crop(first, data.shape), axes, signs)
-    return LevelImage(np.ascontiguousarray(reorient_array(data, axes, signs), dtype=np.float32), grid, cut)
+    share = None if holes is None else _laid_out(~holes[box], axes, signs)
+    return LevelImage(_laid_out(data, axes, signs), grid, cut, share)
+
+
+def _laid_out(array: Array, axes: tuple[int, ...], signs: tuple[int, ...]) -> Array:
+    return np.ascontiguousarray(reorient_array(array, axes, signs), dtype=np.float32)
 
 
 def _cut_faces(mask: Array) -> Array:
@@ -162,22 +189,39 @@ def _padded(image: LevelImage, margin: float) -> LevelImage:
             f"{margin:.3g} mm; check the voxel sizes in both headers, or give --affine none"
         )
     data = np.pad(image.data, width)
-    return LevelImage(data, image.grid.crop(-width[:, 0], data.shape), image.cut)
+    share = None if image.share is None else np.pad(image.share, width, constant_values=1)
+    return LevelImage(data, image.grid.crop(-width[:, 0], data.shape), image.cut, share)
 
 
 def _coarser(image: LevelImage, spacing: float) -> LevelImage:
-    """Means of blocks, about `spacing` wide; axes that would become too short keep their voxels."""
+    """Means of what is known in blocks about `spacing` wide; axes that would become too short keep their voxels."""
     shape, old = np.array(image.grid.shape), np.array(image.grid.spacing)
     factors = np.clip(np.rint(spacing / old), 1, np.maximum(shape // SMALLEST, 1)).astype(int)
     if (factors == 1).all():
         return image
-    data = np.empty(tuple(shape // factors), np.float32)
-    block_means(image.data, tuple(int(factor) for factor in factors), data)
+    blocks = tuple(int(factor) for factor in factors)
+
+    def means(voxels: Array) -> Array:
+        result = np.empty(tuple(shape // factors), np.float32)
+        block_means(voxels, blocks, result)
+        return result
+
+    data, share = _of_the_known(image, means)
     step = np.eye(4)
     step[:3, :3] = np.diag(factors)
     step[:3, 3] = (factors - 1) / 2
-    return LevelImage(data, Grid(data.shape, image.grid.affine @ step), image.cut)
+    return LevelImage(data, Grid(data.shape, image.grid.affine @ step), image.cut, share)
 
 
 def _blurred(image: LevelImage) -> LevelImage:
-    return LevelImage(smooth(image.data, (BLUR,) * 3), image.grid, image.cut)
+    data, share = _of_the_known(image, lambda voxels: smooth(voxels, (BLUR,) * 3))
+    return LevelImage(data, image.grid, image.cut, share)
+
+
+def _of_the_known(image: LevelImage, averaged: Callable[[Array], Array]) -> tuple[Array, Array | None]:
+    """An average of an image's known parts alone (normalised convolution), 0 where there are none, and their share."""
+    if image.share is None:
+        return averaged(image.data), None
+    share = averaged(image.share)
+    data = averaged(image.data * image.share) / np.maximum(share, np.float32(LEAST))
+    return np.where(share < HALF, np.float32(0), data), share

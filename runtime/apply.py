@@ -1,7 +1,7 @@
 """Images, label maps, series and points carried from a scan's space into a reference's, each interpolated once."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,10 +9,13 @@ import numpy as np
 
 from runtime.geometry.errors import InputError
 from runtime.geometry.grid import Grid
+from runtime.geometry.image_file import read_header
 from runtime.geometry.image_kinds import looks_like_directions, looks_like_labels
 from runtime.geometry.label_place import label_place_doubts
+from runtime.geometry.transform import Chain, Transform
 from runtime.geometry.volume import Source, Volume, read_labels, read_series, read_source, write_volume
 from runtime.machine import available_bytes
+from runtime.motion import read_motion
 from runtime.output_file import writing
 from runtime.points_file import read_points
 from runtime.stages import Progress, silent
@@ -20,6 +23,9 @@ from runtime.transform_chain import ReadRoute, Route, read_route
 
 Array = np.ndarray
 IMAGE_ORDERS, LABEL_ORDERS = ("linear", "cubic", "nearest"), ("nearest", "smooth")
+PROBABILITY_ORDERS = ("linear", "nearest")
+MOST_PROBABLE = (1.0, 100.0)  # what probabilities add up to, at most
+EXACT = 1 << 24  # integers up to which float32 holds each
 BYTES, FIELD_BYTES = 4, 24  # for a voxel: of an image, of a displacement and what it is made of
 INVERTED_MM = 0.01  # by how much a chain may miss a point from the place found for it
 
@@ -38,9 +44,19 @@ class Applied:
 
 
 def apply_image(
-    image: Path, route: Route, output: Path, order: str = "linear", outside: float = 0, progress: Progress = silent
+    image: Path,
+    route: Route,
+    output: Path,
+    order: str = "linear",
+    outside: float = 0,
+    progress: Progress = silent,
+    nan: float | None = None,
+    motion: str | None = None,
 ) -> Applied:
-    """Resamples an image, or every volume of a 4-D series, onto the route's reference; writes float32.
+    """Resamples an image, or every volume of a 4-D series, onto the route's reference.
+
+    Writes float32, but where nothing is interpolated the image's own integers; what the image's header says of its
+    numbers is kept.
 
     Args:
         image: in the scan's space, on any grid.
@@ -49,23 +65,38 @@ def apply_image(
         order: one of `IMAGE_ORDERS`.
         outside: value of what lies outside the image.
         progress: told the name of each stage as it begins.
+        nan: the number that NaN stands for; None: there may be none.
+        motion: of a series, a folder or glob of transforms: in the order of names one for each volume, from where the
+            route ends into that volume. Both are one map, so that voxels are interpolated once.
 
     Raises:
         InputError: in one line.
     """
     _check_order(order, IMAGE_ORDERS, "--image")
     progress("read")
-    volume = read_series(image, "--image")
-    return _apply_volume(volume, "--image", route, output, order, outside, progress)
+    volume = read_series(image, "--image", nan)
+    further = read_motion(motion, volume, route.convention) if motion is not None else ()
+    return _apply_volume(volume, "--image", route, output, order, outside, progress, further)
 
 
 def apply_labels(
-    labels: Path, route: Route, output: Path, order: str = "nearest", progress: Progress = silent
+    labels: Path, route: Route, output: Path, order: str | None = None, progress: Progress = silent
 ) -> Applied:
     """Carries a label map along, 0 outside it; writes the smallest integer type that holds it.
 
-    Args and errors as for `apply_image`; `order` is one of `LABEL_ORDERS`.
+    A 4-D map holds one label's probability in each volume, at most 1 (or 100) in sum; it is interpolated as an image,
+    and sums stay what they are.
+
+    Args and errors as for `apply_image`; `order` is one of `LABEL_ORDERS`, None "nearest", and of a 4-D map one of
+    `PROBABILITY_ORDERS`, None "linear".
     """
+    if math.prod(read_header(labels, "--labels").shape[3:]) > 1:
+        _check_order(order or "linear", PROBABILITY_ORDERS, "--labels of 4 dimensions")
+        progress("read")
+        volume = read_series(labels, "--labels")
+        _check_probabilities(volume)
+        return _apply_volume(volume, "--labels", route, output, order or "linear", 0, progress)
+    order = order or "nearest"
     _check_order(order, LABEL_ORDERS, "--labels")
     progress("read")
     return _apply_volume(read_labels(labels, "--labels"), "--labels", route, output, order, 0, progress)
@@ -84,9 +115,9 @@ def apply_points(
     The inverse is solved for each point. Points that have none are left without coordinates.
 
     Args:
-        points: CSV, see `runtime.points_file.read_points`.
+        points: CSV, .fcsv or .mrk.json, see `runtime.points_file.read_points`.
         route: from the reference to the scan, as for images.
-        output: .csv, with the columns of `points`, in the same frame; voxels are those of the reference's grid.
+        output: of the kind of `points`, with its columns, in the same frame; voxels are those of the reference's grid.
         frame: of the coordinates, see `read_points`.
         scan: image on the grid whose voxels are meant; None: where the last file ends.
         progress: told the name of each stage as it begins.
@@ -106,11 +137,19 @@ def apply_points(
     progress("write")
     with writing(output):
         table.moved(np.where(found[:, None], moved, np.nan), target).write(output)
-    return Applied(*_told_of_points(output, table.frame, residuals, found))
+    outside = int(np.count_nonzero(read.outside(moved[found])))
+    return Applied(*_told_of_points(output, table.frame, residuals, found, outside))
 
 
 def _apply_volume(
-    volume: Volume, argument: str, route: Route, output: Path, order: str, outside: float, progress: Progress
+    volume: Volume,
+    argument: str,
+    route: Route,
+    output: Path,
+    order: str,
+    outside: float,
+    progress: Progress,
+    motion: Sequence[Transform] = (),
 ) -> Applied:
     # The hash of a label map tells nothing of the scan it belongs to; its grid does.
     scan = volume.source if argument == "--image" else Source(grid=volume.grid)
@@ -119,10 +158,12 @@ def _apply_volume(
     doubts = [*volume.warnings, *_doubts(volume, argument, read, order)]
     _check_memory(target.grid, 1 if volume.step is None else volume.data.shape[3])
     progress("resample")
-    data = _resampled(volume, read, target.grid, order, outside)
+    data = _resampled(volume, read, target.grid, order, outside, motion)
+    if argument == "--image":
+        data = _as_stored(volume, data, read.transform.matrix, target.grid, order)
     progress("write")
     with writing(output):
-        write_volume(output, data, target.grid, target.codes, step=volume.step)
+        write_volume(output, data, target.grid, target.codes, step=volume.step, remarks=volume.remarks)
     many = "" if data.ndim == 3 else f", {data.shape[3]} volumes"
     size = " x ".join(map(str, target.grid.shape))
     told = f"wrote {output}: {size} voxels{many}, {data.dtype}, {order}"
@@ -142,10 +183,36 @@ def _doubts(volume: Volume, argument: str, read: ReadRoute, order: str) -> Itera
         yield f"{name} looks like a map of directions, which would have to turn with the head and do not here"
 
 
-def _resampled(volume: Volume, read: ReadRoute, target: Grid, order: str, outside: float) -> Array:
-    """All volumes through one map: a matrix where that is all there is, else one displacement."""
+def _as_stored(volume: Volume, data: Array, matrix: Array | None, target: Grid, order: str) -> Array:
+    """The result in the type the image is stored in, where that is of integers and none of them was interpolated."""
+    from runtime.resample import copies
+
+    stored = volume.remarks and volume.remarks.stored
+    whole = order == "nearest" or (matrix is not None and copies(volume.grid, target, matrix))
+    if stored is None or not whole or stored.itemsize > BYTES:
+        return data
+    low, high = data.min(), data.max()
+    limits = np.iinfo(stored)
+    fits = (
+        max(limits.min, -EXACT) <= low and high <= min(limits.max, EXACT) and (low, high) == (round(low), round(high))
+    )
+    cast = data.astype(stored) if fits else data
+    return cast if np.array_equal(cast, data) else data
+
+
+def _resampled(
+    volume: Volume, read: ReadRoute, target: Grid, order: str, outside: float, motion: Sequence[Transform] = ()
+) -> Array:
+    """All volumes through one map, a matrix where that is all there is, or each through its own as well."""
     from runtime import resample
 
+    if motion:
+        result = np.empty((*target.shape, len(motion)), np.float32, order="F")
+        for n, further in enumerate(motion):
+            displacement = Chain((read.transform, further)).displacement(target)
+            there = (volume.data[..., n], volume.grid, displacement, target, order, outside)
+            result[..., n] = resample.resample_through(*there)
+        return result
     if (matrix := read.transform.matrix) is None:
         through = resample.resample_through if volume.data.ndim == 3 else resample.resample_series
         return through(volume.data, volume.grid, read.displacement(), target, order, outside)
@@ -176,16 +243,27 @@ def _voxel_grid(source: Source | None, read: ReadRoute) -> Grid:
     return read.end.grid
 
 
+def _check_probabilities(volume: Volume) -> None:
+    low, most = volume.data.min(), float(volume.data.sum(axis=-1, dtype=np.float32).max())
+    if low < 0 or all(most > limit * 1.01 for limit in MOST_PROBABLE):
+        raise InputError(
+            f"--labels: {volume.path} has {volume.data.shape[3]} volumes from {low:g} that add up to {most:g}, "
+            "expected probabilities, which add up to 1 (or 100) at most; take one label map, or give --image"
+        )
+
+
 def _check_order(order: str, allowed: tuple[str, ...], argument: str) -> None:
     if order not in allowed:
         raise InputError(f"--interpolation: got {order}, expected {' or '.join(allowed)} for {argument}")
 
 
-def _told_of_points(output: Path, frame: str, residuals: Array, found: Array) -> tuple[str, str | None]:
+def _told_of_points(output: Path, frame: str, residuals: Array, found: Array, outside: int) -> tuple[str, str | None]:
     count = f"{len(residuals)} point{'s' if len(residuals) != 1 else ''}"
     worst = residuals[found].max(initial=0)
     missed = f"; the chain leads back to them within {worst:.1g} mm" if worst else ""
     summary = f"wrote {output}: {count}, {frame}{missed}"
+    if outside:
+        summary += f"\nwarning: {outside} of them lie outside the field and were moved as at its border"
     if found.all():
         return summary, None
     lines = ", ".join(str(number) for number in np.flatnonzero(~found)[:10] + 1)

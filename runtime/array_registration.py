@@ -5,10 +5,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from runtime import iterstop
+from runtime.backends.holes import Holes
 from runtime.cuda.card import on_card
 from runtime.engines import Engines
 from runtime.geometry.errors import InputError
 from runtime.geometry.smoothing import check_sigma
+from runtime.masks import Mask, filled
 from runtime.options import Options
 from runtime.schedules import LEVELS, Schedule
 from runtime.stages import Stages
@@ -23,6 +25,8 @@ def register_arrays(
     schedule: Schedule | None = None,
     similarity: str = "ncc",
     smooth: float = 0.0,
+    fixed_mask: Array | None = None,
+    moving_mask: Array | None = None,
 ) -> iterstop.Iterations:
     """The loop alone, on two images (I, J, K), float32 in [0, 1], on one grid whose sizes are multiples of 8.
 
@@ -35,6 +39,8 @@ def register_arrays(
         schedule: None: the engine set's own, IterStop.
         similarity: what it watches.
         smooth: as in `runtime.Options`, 0 for none.
+        fixed_mask, moving_mask: (I, J, K) on the host, 0 where an image does not count (`runtime.masks`); with one,
+            both images are host arrays too.
 
     Returns:
         Iterations whose flow is (3, I, J, K) in voxels: a host array, or where both images came from the card's memory
@@ -46,15 +52,35 @@ def register_arrays(
     check_sigma(smooth)
     check_shapes(tuple(fixed.shape), tuple(moving.shape), engines.engine_set.size_multiple)
     schedule = schedule or Options(similarity=similarity).resolved(engines.engine_set).build_schedule()
+    holes = None, None
+    if fixed_mask is not None or moving_mask is not None:
+        fixed, moving, holes = _masked(fixed, moving, fixed_mask, moving_mask)
     with engines.running():
         there = on_card(fixed) and on_card(moving)
         fixed, moving = to_device(engines, fixed, "fixed"), to_device(engines, moving, "moving")
         side = engines.fixed_side(fixed, similarity).smoothing(smooth)
         if not there:
-            return run_loop(engines, side.pair(moving), moving, schedule, Stages()).found
+            pair = side.pair(moving, holes_of(engines, *holes))
+            return run_loop(engines, pair, moving, schedule, Stages()).found
         found = iterstop.run(side.pair(moving), schedule)
         _check_flow(engines, found.flow)
         return replace(found, flow=found.flow.moveaxis(-1, 0))
+
+
+def _masked(
+    fixed: Array, moving: Array, fixed_mask: Array | None, moving_mask: Array | None
+) -> tuple[Array, Array, tuple[Array | None, Array | None]]:
+    """Both images without what does not count, holes filled from each other, and the holes."""
+    if on_card(fixed) or on_card(moving):
+        raise InputError("mask: is for images in host memory, but one lies on a card; copy both to the host")
+    images, holes = [], []
+    for name, image, mask in (("fixed", fixed, fixed_mask), ("moving", moving, moving_mask)):
+        if mask is not None and mask.shape != image.shape:
+            raise InputError(f"{name}_mask: got shape {mask.shape}, expected {image.shape}, its image's")
+        known = None if mask is None else Mask(np.asarray(mask) != 0)
+        images.append(image if known is None else known.applied(image, 0))
+        holes.append(known and known.holes)
+    return *filled(*images, *holes), tuple(holes)
 
 
 def check_shapes(fixed: tuple[int, ...], moving: tuple[int, ...], multiple: int) -> None:
@@ -86,6 +112,14 @@ def to_device(engines: Engines, image: Array, name: str) -> Array:
     if low < 0 or high > 1:
         raise InputError(f"{name} image: got intensities {low:g} to {high:g}, expected [0, 1]; normalise it first")
     return image
+
+
+def holes_of(engines: Engines, fixed: Array | None, moving: Array | None) -> Holes | None:
+    """Holes (I, J, K) bool, or None, where the engines' field operations work; None where there are none."""
+    if fixed is None and moving is None:
+        return None
+    there = (None if hole is None else engines.fields.to_device(hole.astype(np.float32)) for hole in (fixed, moving))
+    return Holes(engines.fields, *there)
 
 
 @dataclass(frozen=True, eq=False)

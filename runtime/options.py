@@ -1,9 +1,12 @@
 """How to register: what a user may choose, checked before any work."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
 from runtime import schedules
+from runtime.affine_choice import AffineChoice, read_choice
+from runtime.affine_limits import LIMITS, Limits
 from runtime.geometry.errors import InputError
 from runtime.geometry.intensity import Rule, WindowRule, rule_from_dict
 from runtime.geometry.similarity import SIMILARITIES
@@ -32,8 +35,12 @@ class Options:
     """How to register. What is None follows the engine set.
 
     Attributes:
-        affine: "auto" (centres of mass, rigid, affine), "none" (headers only) or a path to a 4x4 text file, RAS mm,
-            fixed -> moving.
+        affine: "auto" (the best of headers, centres of mass, rigid and affine), "affine" or "rigid" (what these steps
+            reach), "none" (headers only) or a transform file, ``FILE[,inverse]``, fixed -> moving, that `apply` reads;
+            of a field the affine that fits it best.
+        convention: of such a file that does not say its own, as in `runtime.conventions`.
+        nan: the intensity that NaN stands for in either scan; None: there may be none.
+        volume_factor: (smallest, largest) volume factor of a plausible affine, fixed -> moving.
         schedule: "iterstop", "tci", "thrift", "a,b,c,d" (iterations at levels 4 to 1) or "cascade:t".
         similarity: "ncc", "lncc" or "mse", what stop rules watch.
         delta: smallest improvement, one value or four (levels 4 to 1); for thrift one, that of level 1.
@@ -54,6 +61,9 @@ class Options:
     stability: float | tuple[float, ...] | None = None
     window: tuple[float, float] | None = None
     smooth: float = 0.0
+    convention: str = "auto"
+    nan: float | None = None
+    volume_factor: tuple[float, float] = (LIMITS.smallest, LIMITS.largest)
 
     def resolved(self, engine_set: EngineSet) -> "Options":
         """The same with every None that the schedule uses replaced by the engine set's default, or the rule's.
@@ -62,6 +72,8 @@ class Options:
             InputError: an unknown similarity, a smoothing out of bounds, or an option that this schedule would ignore.
         """
         check_sigma(self.smooth)
+        if self.nan is not None and not math.isfinite(self.nan):
+            raise InputError(f"--nan: got {self.nan}, expected a finite number, such as 0")
         stop = engine_set.stop
         similarity = stop["similarity"] if self.similarity is None else self.similarity
         if similarity not in SIMILARITIES:
@@ -86,6 +98,11 @@ class Options:
             if value is not None and (rule is None or name not in rule.takes):
                 why = "does not use it" if rule else "has no stop rule"
                 raise ignored(field, value, f"--schedule {self.schedule} {why}")
+
+    @property
+    def start(self) -> AffineChoice:
+        """How the affine start is found, or where it stands; InputError for a file that cannot be used."""
+        return read_choice(self.affine, self.convention, Limits(*self.volume_factor))
 
     def rule(self, engine_set: EngineSet) -> Rule:
         """From intensities to [0, 1]: the window asked for, or the engine set's rule."""

@@ -2,22 +2,22 @@
 
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from runtime.conventions.plain_affine import read_affine
-from runtime.geometry.errors import InputError, explained
+from runtime.affine_choice import AffineChoice
 from runtime.geometry.grid import Grid, plan_working_grid
-from runtime.geometry.intensity import Rule
-from runtime.geometry.transform import check_plausible
-from runtime.geometry.volume import Volume
+from runtime.geometry.intensity import FOREGROUND, Rule
+from runtime.geometry.volume import Source, Volume
 from runtime.machine import check_fits
 from runtime.manifest import EngineSet
+from runtime.masks import Mask, filled
 from runtime.stages import Stages
 
 Array = np.ndarray
+AUTO = AffineChoice("auto")
+LEAST_PART = 1e-3  # of a hole, in a voxel that is interpolated from it
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ class Prepared:
         grid: the working grid.
         affine: (4, 4) RAS mm, fixed -> moving.
         affine_start: facts on how the affine was found, plain types.
+        holes: (I, J, K) bool on `grid`, where nothing is known of fixed and of moving; each None: nowhere. There both
+            images hold what the other one has, 0 where neither is known.
     """
 
     fixed: Array
@@ -36,6 +38,7 @@ class Prepared:
     grid: Grid
     affine: Array
     affine_start: dict[str, Any]
+    holes: tuple[Array | None, Array | None] = (None, None)
 
 
 @dataclass(frozen=True)
@@ -46,17 +49,27 @@ class Normalised:
         image: (I, J, K) float32 on `grid`.
         grid: the scan's.
         below_zero: share of the scan's voxels whose intensity was below 0.
+        source: what is known of the scan besides its voxels.
+        mask: where the scan counts; the image is 0 elsewhere. None: everywhere.
     """
 
     image: Array
     grid: Grid
     below_zero: float
+    source: Source
+    mask: Mask | None = None
+
+    @property
+    def holes(self) -> Array | None:
+        """(I, J, K) bool, where nothing is known of the scan; None: nowhere."""
+        return self.mask and self.mask.holes
 
 
-def normalised(volume: Volume, rule: Rule, argument: str) -> Normalised:
-    """Applies the rule; InputError, which calls the scan `argument`, where that leaves no contrast."""
-    below_zero = float(np.count_nonzero(volume.data < 0) / volume.data.size)
-    return Normalised(rule.normalise(volume.data, argument), volume.grid, below_zero)
+def normalised(volume: Volume, rule: Rule, argument: str, mask: Mask | None = None) -> Normalised:
+    """Applies the rule to what counts; InputError, which calls the scan `argument`, where that leaves no contrast."""
+    data = volume.data if mask is None else mask.applied(volume.data, rule.background(volume.data))
+    below_zero = float(np.count_nonzero(data < 0) / data.size)
+    return Normalised(rule.normalise(data, argument), volume.grid, below_zero, volume.source, mask)
 
 
 class PreparedFixed:
@@ -76,10 +89,12 @@ class PreparedFixed:
 
     def __init__(self, fixed: Normalised, engine_set: EngineSet, rule: Rule) -> None:
         foreground = rule.foreground(fixed.image)
+        if fixed.holes is not None:
+            foreground = foreground | fixed.holes
         self.grid = plan_working_grid(fixed.grid, foreground, engine_set.spacing, engine_set.size_multiple)
         check_fits(self.grid.shape, fixed.image.size, 0)
         self._fixed: Normalised | None = fixed
-        self._voxels = fixed.image.size
+        self._voxels, self._source = fixed.image.size, fixed.source
 
     @cached_property
     def on_grid(self) -> Array:
@@ -90,25 +105,30 @@ class PreparedFixed:
         return np.clip(image, 0, 1, out=image)
 
     @cached_property
+    def holes(self) -> Array | None:
+        """(I, J, K) bool on the working grid, where nothing is known of the fixed scan; None: nowhere."""
+        return _holes_on(self.grid, self._fixed)
+
+    @cached_property
     def pyramid(self):
         """What the affine start sees of it; a `runtime.affine.FixedPyramid`."""
         from runtime.affine import FixedPyramid
 
-        return FixedPyramid(self._fixed.image, self._fixed.grid)
+        return FixedPyramid(self._fixed.image, self._fixed.grid, self._fixed.holes)
 
     def condense(self) -> None:
         """Keeps the image on the working grid, and the pyramid if it was asked for, instead of the whole image."""
-        _ = self.on_grid
+        _ = self.on_grid, self.holes
         self._fixed = None
 
     def meet(
-        self, moving: Normalised, start: Array | None = None, stage: Stages | None = None, again: bool = False
+        self, moving: Normalised, start: AffineChoice = AUTO, stage: Stages | None = None, again: bool = False
     ) -> Prepared:
         """The pair on the working grid.
 
         Args:
             moving: from `normalised`.
-            start: (4, 4) RAS mm, fixed -> moving, from `read_start`; None: found here.
+            start: how the affine is found, or where it stands.
             stage: told the stages and their seconds.
             again: whether the fixed image's features are held already, so that less memory is needed.
 
@@ -124,13 +144,28 @@ class PreparedFixed:
         with stage("resample"):
             image = resample(moving.image, moving.grid, self.grid, physical=matrix)
             np.clip(image, 0, 1, out=image)
-            return Prepared(self.on_grid, image, self.grid, matrix, facts)
+            holes = self.holes, _holes_on(self.grid, moving, matrix)
+            return Prepared(*filled(self.on_grid, image, *holes), self.grid, matrix, facts, holes)
 
-    def _affine_start(self, start: Array | None, moving: Normalised) -> tuple[Array, dict]:
-        if start is not None:
-            return start, {"found": False, "matrix": start.tolist()}
-        found = self.pyramid.align(moving.image, moving.grid)
+    def _affine_start(self, start: AffineChoice, moving: Normalised) -> tuple[Array, dict]:
+        if not start.found:
+            return start.given(self._source, moving.source, self._foreground_places())
+        found = self.pyramid.facing(moving.image, moving.grid, moving.holes).align(start.kind, start.limits)
         return np.array(found.matrix), {"found": True, **asdict(found)}
+
+    def _foreground_places(self) -> Array:
+        """(N, 3) RAS mm."""
+        return self.grid.to_physical(np.argwhere(self.on_grid > FOREGROUND).astype(np.float64))
+
+
+def _holes_on(grid: Grid, scan: Normalised, matrix: Array | None = None) -> Array | None:
+    """A scan's holes on a grid, with every voxel into which the least part of one is interpolated."""
+    from runtime.resample import resample
+
+    if scan.holes is None:
+        return None
+    holes = resample(scan.holes.astype(np.float32), scan.grid, grid, physical=matrix) > LEAST_PART
+    return holes if holes.any() else None
 
 
 def prepare(
@@ -138,7 +173,7 @@ def prepare(
     moving: Volume,
     engine_set: EngineSet,
     rule: Rule,
-    start: Array | None = None,
+    start: AffineChoice = AUTO,
     stage: Stages | None = None,
 ) -> Prepared:
     """Intensities to [0, 1], the working grid, the affine start, and both images on that grid.
@@ -154,17 +189,3 @@ def prepare(
         images = normalised(fixed, rule, "--fixed"), normalised(moving, rule, "--moving")
         ready = PreparedFixed(images[0], engine_set, rule)
     return ready.meet(images[1], start, stage)
-
-
-@explained("--affine")
-def read_start(choice: str) -> Array | None:
-    """The affine a user chose: "none" is the identity (headers only), a path is read, "auto" is None (to be found)."""
-    if choice == "auto":
-        return None
-    if choice == "none":
-        return np.eye(4)
-    if not Path(choice).is_file():
-        raise InputError(f"--affine: got {choice!r}, expected auto, none or an existing 4x4 text file")
-    matrix = read_affine(Path(choice), "--affine")
-    check_plausible(matrix, f"--affine: {choice}")
-    return matrix

@@ -7,9 +7,10 @@ from pathlib import Path
 from runtime.geometry.image_file import read_header
 from runtime.geometry.intensity import Rule
 from runtime.geometry.label_place import label_place_doubts
-from runtime.geometry.volume import Volume, read_labels, read_volume
+from runtime.geometry.volume import Source, Volume, read_labels, read_volume
 from runtime.jobs import Job, Jobs
 from runtime.machine import check_fits
+from runtime.masks import mask_of, read_mask
 from runtime.prepare import Normalised, normalised
 
 Scan = Path | str | Volume
@@ -17,23 +18,24 @@ Scan = Path | str | Volume
 
 @dataclass(frozen=True, eq=False)
 class ReadScan:
-    """A scan as read and as the network will see its intensities."""
+    """A scan as read and as the network will see its intensities, and its mask's file, if it has one."""
 
     volume: Volume
     normalised: Normalised
+    mask: Source | None = None
 
 
 class Reading:
     """Reads scans beside the caller, and normalises them, which needs no engine either."""
 
-    def __init__(self, jobs: Jobs, rule: Rule) -> None:
-        self._jobs, self._rule = jobs, rule
+    def __init__(self, jobs: Jobs, rule: Rule, nan: float | None = None) -> None:
+        self._jobs, self._rule, self._nan = jobs, rule, nan
 
-    def scan(self, source: Scan, argument: str) -> Job[ReadScan]:
-        return self._jobs.start(read_scan, source, argument, self._rule)
+    def scan(self, source: Scan, argument: str, mask: Scan | None = None) -> Job[ReadScan]:
+        return self._jobs.start(read_scan, source, argument, self._rule, mask, self._nan)
 
-    def moving(self, moving: Scan, labels: Scan | None) -> "ReadMoving":
-        scan = self.scan(moving, "--moving")
+    def moving(self, moving: Scan, labels: Scan | None, mask: Scan | None = None) -> "ReadMoving":
+        scan = self.scan(moving, "--moving", mask)
         return ReadMoving(scan, None if labels is None else self._jobs.start(_read_labels, labels))
 
 
@@ -54,10 +56,16 @@ class ReadMoving:
         return scan, labels
 
 
-def read_scan(source: Scan, argument: str, rule: Rule) -> ReadScan:
-    """Reads a scan, unless it is read already, and normalises it; messages call it `argument`."""
-    volume = source if isinstance(source, Volume) else read_volume(Path(source), argument)
-    return ReadScan(volume, normalised(volume, rule, argument))
+def read_scan(source: Scan, argument: str, rule: Rule, mask: Scan | None = None, nan: float | None = None) -> ReadScan:
+    """Reads a scan and its mask, unless they are read already, and normalises it; messages call it `argument`."""
+    volume = source if isinstance(source, Volume) else read_volume(Path(source), argument, nan)
+    if mask is None:
+        return ReadScan(volume, normalised(volume, rule, argument))
+    name = f"{argument}-mask"
+    read = read_mask(mask, name)
+    path = read.path or "the mask"
+    label_place_doubts(read.grid, volume.grid, f"{name}: {path}", f"the {argument.strip('-')} scan", "mask")
+    return ReadScan(volume, normalised(volume, rule, argument, mask_of(read, volume.grid, name)), read.source)
 
 
 def _read_labels(source: Scan) -> Volume:

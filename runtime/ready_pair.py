@@ -9,7 +9,7 @@ from runtime.engines import Engines
 from runtime.geometry.errors import InputError
 from runtime.geometry.intensity import Rule
 from runtime.geometry.transform import SpatialTransform
-from runtime.geometry.volume import Volume
+from runtime.geometry.volume import Source, Volume
 from runtime.heap import ARRAYS, return_freed_memory
 from runtime.iterstop import Pair
 from runtime.options import Options
@@ -29,6 +29,7 @@ class ReadyPair:
         options: what it was made with, and what is run where nothing else is said.
         rule: intensities to [0, 1].
         fixed, moving, labels: as read.
+        masks: of fixed and moving, as far as they have one.
         below_zero: shares of the voxels of fixed and moving whose intensity was below 0.
         ready: both images on the working grid, and the affine.
         pair: those, encoded; None once a registration was said to be the last.
@@ -41,6 +42,7 @@ class ReadyPair:
     fixed: Volume
     moving: Volume
     labels: Volume | None
+    masks: tuple[Source | None, Source | None]
     below_zero: tuple[float, float]
     ready: Prepared
     pair: EnginePair | None
@@ -91,6 +93,7 @@ class ReadyPair:
             fixed_background=self.rule.background(self.fixed.data),
             moving=self.moving.source,
             labels=labels,
+            masks=self.masks,
             below_zero=self.below_zero,
             warped=warped,
             warped_labels=warped_labels,
@@ -110,7 +113,8 @@ class ReadyPair:
     def _of_this_pair(self, options: Options | None) -> Options:
         if options is None:
             return self.options
-        own = replace(options, affine=self.options.affine, window=self.options.window)
+        shared = ("affine", "convention", "nan", "volume_factor", "window")
+        own = replace(options, **{name: getattr(self.options, name) for name in shared})
         return own.resolved(self.engines.engine_set)
 
 

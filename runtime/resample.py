@@ -61,6 +61,11 @@ def resample(
     return result.astype(_type(image, order), copy=False)
 
 
+def copies(source: Grid, target: Grid, physical: Array | None = None) -> bool:
+    """Whether `resample` copies voxels for these grids and this map, so that nothing is interpolated."""
+    return _permutes(_snapped(target.voxel_map(source, physical), target.shape))
+
+
 def resample_through(
     image: Array,
     source: Grid,

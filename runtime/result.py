@@ -1,6 +1,7 @@
 """What a registration gives: images, transform, every decision, and the doubts about them."""
 
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ import numpy as np
 from runtime import iterstop
 from runtime.geometry.flow import sample
 from runtime.geometry.grid import Grid
+from runtime.geometry.intensity import FOREGROUND
 from runtime.geometry.jacobian import folded_share, jacobian_of_displacement
 from runtime.geometry.label_place import label_place_doubts
-from runtime.geometry.transform import SpatialTransform
+from runtime.geometry.transform import AffineTransform, SpatialTransform
 from runtime.geometry.volume import Source, Volume
 from runtime.inverse import Inversion, invert_displacement, spread
 from runtime.options import Options
@@ -22,6 +24,8 @@ from runtime.stages import Progress, silent
 
 Array = np.ndarray
 DARK_SHARE = 0.05  # of voxels below 0, from which on a scan is probably CT
+SMALL, USUAL = 24, 160  # voxels of the working grid: of a body that is too small for the network, and of a head
+UNSEEN_SHARE = 0.05  # of the fixed foreground beyond the moving scan's edges, from which on it is told
 SAMPLES = 20_000  # voxels at which the inverse is tried
 LOW_NCC = 0.6  # brains of one contrast reach 0.9 and more
 
@@ -35,6 +39,7 @@ class Registration:
         fixed_background: its intensity where there is nothing.
         moving: where the moving scan came from and where it lies; its voxels are not kept.
         labels: moving labels as read, or None.
+        masks: of fixed and moving; each None: all of it counts.
         below_zero: shares of the voxels of fixed and moving whose intensity was below 0.
         warped: moving on the fixed grid, (I, J, K) float32, interpolated once.
         warped_labels: labels on the fixed grid, or None.
@@ -57,6 +62,7 @@ class Registration:
     fixed_background: float
     moving: Source
     labels: Volume | None
+    masks: tuple[Source | None, Source | None]
     below_zero: tuple[float, float]
     warped: Array
     warped_labels: Array | None
@@ -127,6 +133,7 @@ class Registration:
     def sources(self) -> dict[str, Source]:
         """Everything that was read, by its name in the report."""
         read = {"fixed": self.fixed, "moving": self.moving, "moving_labels": self.labels}
+        read |= dict(zip(("fixed_mask", "moving_mask"), self.masks, strict=True))
         return {name: source for name, source in read.items() if source is not None}
 
     @functools.cached_property
@@ -136,12 +143,43 @@ class Registration:
         return spread(np.sqrt(x * x + y * y + z * z))
 
     @functools.cached_property
+    def _foreground(self) -> Array:
+        """Voxels of the fixed foreground on the working grid, (N, 3)."""
+        return np.argwhere(self.working.fixed > FOREGROUND)
+
+    @functools.cached_property
+    def unseen_share(self) -> float:
+        """Share of the fixed foreground that, after the affine, lies beyond the edges of the moving scan."""
+        places = self._foreground[:: 1 + len(self._foreground) // SAMPLES]
+        points = AffineTransform(self.transform.affine).points(self.transform.grid.to_physical(places))
+        voxels = self.moving.grid.to_voxels(points)
+        inside = (voxels > -0.5) & (voxels < np.array(self.moving.grid.shape) - 0.5)
+        return float(1 - np.mean(inside.all(axis=1))) if len(places) else 0.0
+
+    def _doubts_of_size(self) -> Iterator[str]:
+        """Of the fixed scan: too small for the network, or not all of it shown by the moving one."""
+        extent = np.ptp(self._foreground, axis=0) + 1 if len(self._foreground) else np.zeros(3, int)
+        if 0 < (longest := int(extent.max())) < SMALL:
+            size, spacing = " x ".join(map(str, extent)), np.mean(self.transform.grid.spacing)
+            yield (
+                f"the fixed scan's foreground spans only {size} voxels of the network's {spacing:.2g} mm grid, a head "
+                f"about {USUAL}; multiply the voxel sizes in both headers by {round(USUAL / longest)}, or give an "
+                "engine set that was exported with a smaller --spacing"
+            )
+        if self.unseen_share > UNSEEN_SHARE:
+            yield (
+                f"{self.unseen_share:.0%} of the fixed foreground lies outside the moving scan's view; what the "
+                "transform does there is guessed; give a --fixed-mask of what both scans show, or crop the fixed scan"
+            )
+
+    @functools.cached_property
     def warnings(self) -> tuple[str, ...]:
         """Doubts about the headers, the intensities and the result, one line each."""
         lines = [line for source in self.sources.values() for line in source.warnings]
         for name, share in zip(("fixed", "moving"), self.below_zero, strict=True):
             if self.options.window is None and share > DARK_SHARE:
                 lines.append(f"{name}: {share:.0%} of the voxels are below 0 and count as 0; is it CT? give --window")
+        lines += self._doubts_of_size()
         if not self.fixed.grid.orthogonal:
             lines.append("the fixed image's axes are sheared; ITK and ANTs cannot read images or warps on such a grid")
         if self.iterations.similarity < self.similarity_before:
@@ -155,6 +193,9 @@ class Registration:
             lines.append(f"the similarity is low ({self.iterations.similarity:.2f}); look at preview.png")
         if self.labels is not None:
             lines += label_place_doubts(self.labels.grid, self.moving.grid, "--moving-labels", "the moving scan")
+        for name, mask, scan in zip(("fixed", "moving"), self.masks, (self.fixed, self.moving), strict=True):
+            if mask is not None:
+                lines += label_place_doubts(mask.grid, scan.grid, f"--{name}-mask", f"the {name} scan", "mask")
         if self.labels is not None and self.labels.data.any() and not self.warped_labels.any():
             lines.append("no label falls on the fixed image")
         return tuple(lines)

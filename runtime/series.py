@@ -8,13 +8,13 @@ from pathlib import Path
 from runtime.conventions import Space, check_zooms
 from runtime.engines import Engines, check_choice, open_set
 from runtime.geometry.errors import InputError
-from runtime.geometry.volume import read_source, scan_name
+from runtime.geometry.scan_list import distinct_names
+from runtime.geometry.volume import read_source
 from runtime.jobs import Job, Jobs
 from runtime.machine import cores
 from runtime.manifest import EngineSet, load_engine_set
 from runtime.options import Options
 from runtime.outputs import Outputs, check_output
-from runtime.prepare import read_start
 from runtime.reading import Reading, ReadMoving, check_scans_fit
 from runtime.registration import FixedScan
 from runtime.result import Registration
@@ -24,11 +24,17 @@ from runtime.start import start_kernels
 
 @dataclass(frozen=True)
 class Task:
-    """One moving scan: the file, its label map if there is one, and the folder for the result."""
+    """One moving scan: the file, its label map if there is one, the folder for the result, and its mask likewise."""
 
     moving: Path
     labels: Path | None
     folder: Path
+    mask: Path | None = None
+
+    @property
+    def files(self) -> tuple[Path | None, ...]:
+        """All that is read of it."""
+        return self.moving, self.labels, self.mask
 
 
 @dataclass(frozen=True)
@@ -57,31 +63,30 @@ class EngineChoice:
         return open_set(engine_set, self.backend, self.threads, self.precision, progress)
 
 
-def plan_tasks(output: Path, moving: Sequence[Path], labels: Sequence[Path] = ()) -> tuple[Task, ...]:
+def plan_tasks(
+    output: Path, moving: Sequence[Path], labels: Sequence[Path] = (), masks: Sequence[Path] = ()
+) -> tuple[Task, ...]:
     """Where each moving scan's result goes: one scan's into `output`, those of several into folders of their names.
 
     Args:
         output: folder.
-        moving: files.
+        moving: files; those of one name are told apart by the folders they lie in.
         labels: label maps of the moving scans, in their order, or none.
+        masks: likewise.
 
     Raises:
-        InputError: another number of label maps than of moving scans, or two scans of one name.
+        InputError: another number of label maps or masks than of moving scans, or one scan twice.
     """
-    if labels and len(labels) != len(moving):
-        raise InputError(
-            f"--moving-labels: got {len(labels)} label maps for {len(moving)} moving scans, expected one for each, "
-            "in their order, or none"
-        )
-    names = [scan_name(path) for path in moving]
-    for n, name in enumerate(names):
-        if (first := [other.casefold() for other in names].index(name.casefold())) < n:
+    for option, what, given in (("--moving-labels", "label maps", labels), ("--moving-mask", "masks", masks)):
+        if given and len(given) != len(moving):
             raise InputError(
-                f"--moving: {moving[first]} and {moving[n]} would both go to {output / name}; rename one, "
-                "or register them in two runs"
+                f"{option}: got {len(given)} {what} for {len(moving)} moving scans, expected one for each, "
+                "in their order, or none"
             )
+    names = distinct_names(moving, "--moving")
     folders = [output] if len(moving) == 1 else [output / name for name in names]
-    return tuple(Task(*parts) for parts in zip(moving, labels or [None] * len(moving), folders, strict=True))
+    nothing = [None] * len(moving)
+    return tuple(Task(*parts) for parts in zip(moving, labels or nothing, folders, masks or nothing, strict=True))
 
 
 def register_files(
@@ -92,6 +97,7 @@ def register_files(
     overwrite: bool = False,
     progress: Progress = silent,
     outputs: Outputs | None = None,
+    mask: Path | None = None,
 ) -> Iterator[Outcome]:
     """Registers moving scans to one fixed scan and writes every result; what goes wrong with one leaves the others.
 
@@ -106,6 +112,7 @@ def register_files(
         overwrite: whether earlier results may be replaced.
         progress: told the name of each stage as it begins.
         outputs: which files to write; see `runtime.saving.save`.
+        mask: of the fixed scan.
 
     Yields:
         An outcome for each task, in order, after its files are written.
@@ -114,21 +121,22 @@ def register_files(
         InputError: options, folders, engines or a fixed scan that stop every registration.
     """
     options = options or Options()
-    affine = [] if options.affine in ("auto", "none") else [options.affine]
-    inputs = [*affine, *(path for task in tasks for path in (task.moving, task.labels))]
+    link = options.start.link
+    affine = [] if link is None else [link.path]
+    inputs = [*affine, mask, *(path for task in tasks for path in task.files)]
     for task in tasks:
         check_output(task.folder, overwrite, fixed, task.moving, inputs)
     engine_set = load_engine_set(engines.engine_dir)
     engines.check(engine_set)
     options = options.resolved(engine_set)
-    options.build_schedule(), read_start(options.affine)
+    options.build_schedule(), options.start
     if outputs and "fsl" in outputs.conventions:
         for path, argument in ((fixed, "--fixed"), *((task.moving, "--moving") for task in tasks)):
             check_zooms(Space.of(read_source(path, argument)))
     with Jobs(engines.threads or cores()) as jobs:
-        reading = Reading(jobs, options.rule(engine_set))
+        reading = Reading(jobs, options.rule(engine_set), options.nan)
         check_scans_fit(fixed, *(task.moving for task in tasks if len(tasks) == 1))
-        scan, first = reading.scan(fixed, "--fixed"), reading.moving(tasks[0].moving, tasks[0].labels)
+        scan, first = reading.scan(fixed, "--fixed", mask), reading.moving(*tasks[0].files)
         start_kernels(Stages(progress), alone=True)
         progress("open engines")
         with engines.open(engine_set, progress) as opened:
@@ -141,7 +149,7 @@ def _ahead(reading: Reading, first: ReadMoving, tasks: Sequence[Task]) -> Iterat
     """Each task, its scan, and whether it is the last; as a scan is given, its successor begins to be read."""
     scan = first
     for task, following in zip(tasks, (*tasks[1:], None), strict=True):
-        here, scan = scan, following and reading.moving(following.moving, following.labels)
+        here, scan = scan, following and reading.moving(*following.files)
         yield task, here, following is None
 
 

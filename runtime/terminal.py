@@ -17,6 +17,7 @@ ENGINE_DIR = click.option(
     help="Folder of an engine set.",
 )
 OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace an earlier result.")
+NAN = click.option("--nan", type=float, metavar="VALUE", help="Take NaN for this intensity.  [default: refuse NaN]")
 QUIET = click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 
 

@@ -111,6 +111,22 @@ class ReadRoute:
         """(I, J, K, 3) RAS mm on the target: the whole chain as one map, so that voxels are interpolated once."""
         return self.transform.displacement(self.require_target().grid)
 
+    def outside(self, points: Array) -> Array:
+        """Which points of the reference, (N, 3) RAS mm, meet a field beyond its grid, where it goes on as at the edge.
+
+        Returns:
+            (N,) bool.
+        """
+        found = np.zeros(len(points), bool)
+        for link in self.links:
+            there = link.transform.points(points)
+            if link.file.transform.matrix is None and link.file.start is not None:
+                grid = link.file.start.grid
+                voxels = grid.to_voxels(there if link.inverse else points)
+                found |= ((voxels < -0.5) | (voxels > np.array(grid.shape) - 0.5)).any(axis=1)
+            points = there
+        return found
+
     def pulled(self, points: Array) -> tuple[Array, Array]:
         """Points of the scan's space in the reference's, through the inverse of each part, solved for each point.
 

@@ -6,10 +6,11 @@ import numba
 import numpy as np
 import pytest
 
-from runtime.affine import align
+from runtime.affine import FixedPyramid, align
 from runtime.affine_ascent import AFFINE, climb
 from runtime.affine_detail import agreeing, climb_detail, detail
 from runtime.affine_kernels import MOMENTS, SUMS, block_means, correlation_moments, normal_equations
+from runtime.affine_limits import LIMITS, Limits
 from runtime.affine_pyramid import Level, LevelImage, half, longest_edge, prepared
 from runtime.geometry.errors import InputError
 from runtime.geometry.flow import sample
@@ -311,3 +312,53 @@ def test_block_means_are_means_of_blocks():
     block_means(image, (2, 3, 4), result)
     expected = image[:6].reshape(3, 2, 3, 3, 2, 4).mean(axis=(1, 3, 5))
     assert result == pytest.approx(expected, abs=1e-6)
+
+
+class TestSteps:
+    """`--affine rigid`, `affine`, and how much an affine may change a volume."""
+
+    def aligned(self, truth, kind, limits=LIMITS):
+        return FixedPyramid(scan(FIXED), FIXED).facing(scan(MOVING, truth), MOVING).align(kind, limits)
+
+    def test_rigid_is_a_rotation_and_a_shift_that_are_found(self):
+        truth = shifted(rotation((6, -9, 12)), (9, -14, 6))
+        found = self.aligned(truth, "rigid")
+        assert found.used == "rigid" and largest_error(found.matrix, truth) < 0.5
+        np.testing.assert_allclose(found.matrix[:3, :3] @ found.matrix[:3, :3].T, np.eye(3), atol=1e-12)
+
+    def test_rigid_stays_rigid_where_sizes_differ(self):
+        found = self.aligned(TRUTH, "rigid")
+        assert found.used == "rigid" and np.linalg.det(found.matrix[:3, :3]) == pytest.approx(1)
+
+    def test_affine_is_not_given_up_for_headers_that_are_right(self):
+        assert self.aligned(np.eye(4), "affine").used == "affine"
+
+    def test_a_child_and_an_adult_need_wider_limits(self):
+        """0.6 of the size, 0.22 of the volume: refused by name, replaced by auto with a note, found when allowed."""
+        small = np.diag((0.6, 0.6, 0.6, 1))
+        with pytest.raises(InputError, match=r"--affine: .*volume factor 0\.2.*expected 0\.3 to 3.*--volume-factor"):
+            self.aligned(small, "affine")
+        assert "--volume-factor" in self.aligned(small, "auto").note
+        found = self.aligned(small, "auto", Limits(0.1, 3))
+        assert found.note is None and largest_error(found.matrix, small) < 1
+
+    def test_limits_of_one_direction_follow_those_of_the_volume(self):
+        assert Limits().stretch == (0.5, 2.0)
+        assert Limits(0.3 / 8, 24).stretch == pytest.approx((0.25, 4.0))
+
+    @pytest.mark.parametrize("limits", [(0, 3), (1.2, 3), (0.3, 0.9), (0.3, float("nan"))])
+    def test_limits_that_allow_nothing_are_refused(self, limits):
+        with pytest.raises(InputError, match=r"--volume-factor: got .*, expected a number above 0 and below 1"):
+            Limits(*limits)
+
+
+def test_a_lesion_in_a_hole_pulls_at_nothing():
+    """A bright ball at the rim, large enough to pull; what lies in the hole changes no bit of the result."""
+    moving = scan(MOVING, TRUTH)
+    voxels = np.stack(np.meshgrid(*map(np.arange, MOVING.shape), indexing="ij"), -1).astype(float)
+    hole = np.linalg.norm(MOVING.to_physical(voxels) - (30, 45, 20), axis=-1) < 28
+    pyramid = FixedPyramid(scan(FIXED), FIXED)
+    found = [pyramid.align(np.where(hole, np.float32(value), moving), MOVING, hole).matrix for value in (0, 0)]
+    assert largest_error(found[0], TRUTH) < 0.7 and np.array_equal(*found)
+    spoilt = pyramid.align(np.where(hole, np.float32(1), moving), MOVING).matrix
+    assert largest_error(spoilt, TRUTH) > 2 * largest_error(found[0], TRUTH)

@@ -1,11 +1,13 @@
 """`apply` on images, label maps and series: what is carried along lands where the map says, interpolated once."""
 
+from types import MappingProxyType
+
 import nibabel as nib
 import numpy as np
 import pytest
 
-from runtime.conventions import write_transform
-from runtime.geometry.transform import SpatialTransform
+from runtime.conventions import Space, write_transform
+from runtime.geometry.transform import AffineTransform, SpatialTransform
 from runtime.geometry.volume import read_labels, read_series, read_volume, write_volume
 from tests import scans
 from tests.known_pair import (
@@ -226,3 +228,119 @@ def test_grids_of_the_tests_fall_on_each_other(shifted):
     """What makes the known shift exact: each voxel of the reference is a voxel of the scan."""
     voxels = shifted.scan_grid.to_voxels(shift(places(shifted.grid)))
     assert voxels == pytest.approx(np.rint(voxels), abs=1e-9)
+
+
+def integers(path, data, grid, **fields):
+    """A series or volume of stored integers with fields in its header."""
+    image = nib.Nifti1Image(data, grid.affine)
+    for name, value in fields.items():
+        image.header[name] = value
+    nib.save(image, path)
+    return path
+
+
+class TestWhatStays:
+    """What resampling does not touch is as it was: types, and what a header says of the numbers."""
+
+    SAID = MappingProxyType(
+        {"descrip": b"TE=30", "cal_max": 900.0, "toffset": 1.5, "intent_code": 3, "intent_p1": 20.0}
+    )
+
+    def image(self, shifted, tmp_path, kind=np.uint8):
+        data = np.clip(scans.scan(shifted.scan_grid) / 8, 0, 120).astype(kind)
+        return integers(tmp_path / "image.nii.gz", data, shifted.scan_grid, **self.SAID)
+
+    @pytest.mark.parametrize("kind", [np.uint8, np.int16, np.uint16, np.int32])
+    def test_integers_stay_integers_where_none_is_interpolated(self, shifted, tmp_path, kind):
+        image, out = self.image(shifted, tmp_path, kind), tmp_path / "out.nii.gz"
+        done("apply", "--image", image, "-t", shifted.warp, "--output", out, "--interpolation", "nearest")
+        assert nib.load(out).get_data_dtype() == kind
+        done("apply", "--image", image, "--reference", image, "--output", out, "--overwrite")
+        assert nib.load(out).get_data_dtype() == kind
+        assert np.array_equal(nib.load(out).dataobj, nib.load(image).dataobj)
+
+    @pytest.mark.parametrize("arguments", [(), ("--interpolation", "nearest", "--outside", "-7.5")])
+    def test_what_integers_cannot_hold_is_float(self, bent, tmp_path, arguments):
+        image, out = self.image(bent, tmp_path), tmp_path / "out.nii.gz"
+        done("apply", "--image", image, "-t", bent.warp, "--output", out, *arguments)
+        assert nib.load(out).get_data_dtype() == np.float32
+
+    def test_what_the_header_says_of_the_numbers_is_kept(self, shifted, tmp_path):
+        out = tmp_path / "out.nii.gz"
+        done("apply", "--image", self.image(shifted, tmp_path), "-t", shifted.warp, "--output", out)
+        header = nib.load(out).header
+        assert {name: header[name].item() for name in self.SAID} == self.SAID
+        assert header.get_best_affine() == pytest.approx(shifted.grid.affine, abs=1e-5)
+
+
+class TestMotion:
+    """One transform more for each volume, in one interpolation with the others."""
+
+    MOVES = tuple(np.eye(4) + np.outer((n / 4, -n / 5, 0, 0), (0, 0, 0, 1)) for n in range(11))
+
+    def files(self, folder, name, convention, grid):
+        folder.mkdir()
+        for n, matrix in enumerate(self.MOVES):
+            sides = [Space(grid)] * 2 if convention == "fsl" else [None] * 2
+            write_transform(folder / name.format(n), AffineTransform(matrix), convention, *sides)
+        return folder
+
+    @pytest.mark.parametrize(
+        ("name", "convention"), [("m{}.mat", "itk"), ("MAT_{:04d}.mat", "fsl"), ("m_{}.txt", "ras")]
+    )
+    def test_each_volume_goes_through_its_own(self, shifted, tmp_path, name, convention):
+        """A volume n that moved by M_n shows at M_n x what the first shows at x; names count as numbers."""
+        moves = [lambda p, m=matrix: p - m[:3, 3] for matrix in self.MOVES]
+        series = write_series(tmp_path / "series.nii.gz", shifted.scan_grid, moves)
+        folder, out = self.files(tmp_path / "motion", name, convention, shifted.scan_grid), tmp_path / "out.nii.gz"
+        named = ("--convention", "fsl") if convention == "fsl" else ()
+        done("apply", "--image", series, "-t", shifted.warp, "--motion", folder, "--output", out, *named)
+        found = read_series(out, "out").data
+        inside = (slice(8, -8),) * 3
+        for volume in np.moveaxis(found, -1, 0):
+            assert np.abs(volume - shifted.truth())[inside].max() < 60  # interpolated; a shift of a voxel is 300
+        assert found[inside][..., 0] == pytest.approx(shifted.truth()[inside], abs=2)
+
+    def test_another_number_of_files_than_of_volumes_is_refused(self, shifted, tmp_path):
+        series = write_series(tmp_path / "series.nii.gz", shifted.scan_grid, [lambda p: p] * 2)
+        folder = self.files(tmp_path / "motion", "m{}.mat", "itk", None)
+        arguments = ("--image", series, "-t", shifted.warp, "--output", tmp_path / "out.nii.gz", "--motion", folder)
+        assert "holds 11 files, expected one for each of the 2 volumes" in refused("apply", *arguments)
+
+    def test_one_volume_has_no_motion(self, shifted, tmp_path):
+        arguments = ("--image", shifted.scan, "-t", shifted.warp, "--output", tmp_path / "out.nii.gz")
+        assert "--motion: is for a 4-D series" in refused("apply", *arguments, "--motion", tmp_path)
+
+
+class TestProbabilities:
+    """4-D maps of labels."""
+
+    def maps(self, path, grid, scale=1.0):
+        inner = np.clip(scans.scan(grid) / 900, 0, 1)
+        write_volume(path, np.stack((1 - inner, inner), axis=-1).astype(np.float32) * np.float32(scale), grid)
+        return path
+
+    @pytest.mark.parametrize("scale", [1, 100])
+    def test_they_are_interpolated_and_their_sums_stay(self, bent, tmp_path, scale):
+        maps, out = self.maps(tmp_path / "maps.nii.gz", bent.scan_grid, scale), tmp_path / "out.nii.gz"
+        done("apply", "--labels", maps, "-t", bent.warp, "--output", out)
+        found = read_series(out, "out").data
+        expected, inside = scale * bent.truth() / 900, bent.truth() > 300
+        assert found[inside].sum(axis=-1) == pytest.approx(scale, rel=1e-5)
+        assert found[inside][:, 1] == pytest.approx(expected[inside], abs=0.1 * scale)
+
+    def test_volumes_that_are_none_are_refused(self, shifted, tmp_path):
+        series = write_series(tmp_path / "series.nii.gz", shifted.scan_grid, [lambda p: p] * 2)
+        told = refused("apply", "--labels", series, "-t", shifted.warp, "--output", tmp_path / "out.nii.gz")
+        assert "expected probabilities, which add up to 1 (or 100) at most" in told
+
+
+def test_nan_is_a_number_where_one_is_named(shifted, tmp_path):
+    data = scans.scan(shifted.scan_grid)
+    data[data == 0] = np.nan
+    image, out = tmp_path / "spm.nii.gz", tmp_path / "out.nii.gz"
+    write_volume(image, data, shifted.scan_grid)
+    arguments = ("--image", image, "-t", shifted.warp, "--output", out)
+    assert "NaN or infinite" in refused("apply", *arguments)
+    done("apply", *arguments, "--nan", "0")
+    assert read_volume(out, "out").data == pytest.approx(shifted.truth(), abs=1)

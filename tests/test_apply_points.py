@@ -1,6 +1,7 @@
 """`apply --points`: landmarks go where the image goes, in every frame, and nothing else in their file changes."""
 
 import csv
+import json
 
 import numpy as np
 import pytest
@@ -126,7 +127,7 @@ def test_a_point_without_an_inverse_is_named_left_empty_and_shows_in_the_exit_co
         ("", "is empty, expected a CSV with a header such as x,y,z"),
         ("x,y,z\n", "holds no point"),
         ("1,2,3\n4,5,6\n", "has no columns x,y,z (or r,a,s, l,p,s, i,j,k) in its first line, '1,2,3'"),
-        ("x;y;z\n1;2;3\n", "expected a CSV with a header and commas"),
+        ("x y z\n1 2 3\n", "expected a CSV with a header"),
         ("a,b\n1,2\n", "has no columns x,y,z"),
         ("x,y,z,x\n1,2,3,4\n", "has the column x twice"),
         ("x,y,z\n1,2,3\n1,nan,3\n", "line 3: y is 'nan', expected a number"),
@@ -155,3 +156,82 @@ def test_x_y_z_do_not_say_what_they_are(shifted, tmp_path):
     points = write(tmp_path / "points.csv", HERE)
     arguments = ("--points", points, "-t", shifted.warp, "--output", tmp_path / "out.csv")
     assert "say what they are: --points-in ras, lps or voxels" in refused("apply", *arguments)
+
+
+MARKUPS = {
+    "@schema": "https://raw.githubusercontent.com/slicer/slicer/master/Modules/Loadable/Markups/Resources/Schema/",
+    "markups": [
+        {
+            "type": "Fiducial",
+            "coordinateSystem": "LPS",
+            "controlPoints": [
+                {"id": str(n), "label": f"F-{n}", "position": list(point * [-1, -1, 1]), "locked": n == 1}
+                for n, point in enumerate(HERE)
+            ],
+        }
+    ],
+}
+
+
+class TestSlicersFiles:
+    """Both kinds say their frame; all but the positions stays."""
+
+    def test_markups(self, shifted, tmp_path):
+        points, out = tmp_path / "points.mrk.json", tmp_path / "out.mrk.json"
+        points.write_text(json.dumps(MARKUPS))
+        told = done("apply", "--points", points, "-t", shifted.warp, "--output", out)
+        found, expected = json.loads(out.read_text()), json.loads(points.read_text())
+        positions = [point.pop("position") for point in found["markups"][0]["controlPoints"]]
+        assert np.array(positions) * [-1, -1, 1] == pytest.approx(HERE - SHIFT, abs=1e-3)
+        for point in expected["markups"][0]["controlPoints"]:
+            point.pop("position")
+        assert found == expected and "3 points, lps" in told
+
+    @pytest.mark.parametrize(("system", "sign"), [("LPS", (-1, -1, 1)), ("1", (-1, -1, 1)), ("0", (1, 1, 1))])
+    def test_fcsv(self, shifted, tmp_path, system, sign):
+        points, out = tmp_path / "points.fcsv", tmp_path / "out.fcsv"
+        preamble = f"# Markups fiducial file version = 4.11\n# CoordinateSystem = {system}\n"
+        preamble += "# columns = id,x,y,z,ow,ox,oy,oz,vis,sel,lock,label,desc,associatedNodeID\n"
+        rest = [0, 0, 0, 1, 1, 1, 0, "F", "", ""]
+        rows = [",".join(map(str, (n, *(point * sign), *rest))) for n, point in enumerate(HERE)]
+        points.write_text(preamble + "\n".join(rows) + "\n")
+        done("apply", "--points", points, "-t", shifted.warp, "--output", out)
+        assert out.read_text().startswith(preamble)
+        cells = [line.split(",") for line in out.read_text().splitlines()[3:]]
+        assert np.array([line[1:4] for line in cells], float) * sign == pytest.approx(HERE - SHIFT, abs=1e-3)
+        assert [line[4:] for line in cells] == [row.split(",")[4:] for row in rows]
+
+    def test_a_frame_that_contradicts_the_file_is_refused(self, shifted, tmp_path):
+        points = tmp_path / "points.mrk.json"
+        points.write_text(json.dumps(MARKUPS))
+        arguments = ("--points", points, "-t", shifted.warp, "--output", tmp_path / "out.mrk.json")
+        assert "its points are lps, but --points-in says ras" in refused("apply", *arguments, "--points-in", "ras")
+
+    @pytest.mark.parametrize("text", ["", "{}", '{"markups": [{"controlPoints": [{"position": ["a", 1, 2]}]}]}'])
+    def test_what_is_no_markups_document_is_one_line(self, shifted, tmp_path, text):
+        points = tmp_path / "points.mrk.json"
+        points.write_text(text)
+        arguments = ("--points", points, "-t", shifted.warp, "--output", tmp_path / "out.mrk.json")
+        assert "points.mrk.json is no Slicer markups document" in refused("apply", *arguments)
+
+
+@pytest.mark.parametrize(("divider", "decimal"), [(";", ","), (";", "."), ("\t", "."), ("\t", ",")])
+def test_spreadsheets_of_other_countries(shifted, tmp_path, divider, decimal):
+    """Cells divided by semicolons or tabs, with commas as decimal points where these are free; written likewise."""
+    points, out = tmp_path / "points.csv", tmp_path / "out.csv"
+    lines = [
+        divider.join([f"p{n}", *(str(value).replace(".", decimal) for value in row)]) for n, row in enumerate(HERE)
+    ]
+    points.write_text("\n".join([divider.join(("name", "r", "a", "s")), *lines]) + "\n")
+    done("apply", "--points", points, "-t", shifted.warp, "--output", out)
+    header, *rows = (line.split(divider) for line in out.read_text().splitlines())
+    assert header == ["name", "r", "a", "s"] and [row[0] for row in rows] == ["p0", "p1", "p2"]
+    found = np.array([[float(cell.replace(decimal, ".")) for cell in row[1:]] for row in rows])
+    assert found == pytest.approx(HERE - SHIFT, abs=1e-3)
+
+
+def test_points_beyond_the_field_are_counted(shifted, tmp_path):
+    points, out = write(tmp_path / "points.csv", [*HERE, (500, 0, 0), (0, -500, 0)]), tmp_path / "out.csv"
+    told = done("apply", "--points", points, "-t", shifted.warp, "--output", out, "--points-in", "ras")
+    assert "warning: 2 of them lie outside the field and were moved as at its border" in told
+    assert read(out)[3] == pytest.approx(np.array((500, 0, 0)) - SHIFT, abs=0.01)

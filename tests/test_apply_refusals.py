@@ -78,7 +78,6 @@ IMAGE, WARP, OUT = ("--image", "SCAN"), ("-t", "WARP"), ("--output", "out.nii.gz
         (("--image", "slice.nii.gz", *WARP, *OUT), "--image: slice.nii.gz is a slice of shape"),
         (("--image", "vector.nii.gz", *WARP, *OUT), "holds vectors, expected a scalar image"),
         (("--labels", "soft.nii.gz", *WARP, *OUT), "voxels that are no whole number, expected a label map"),
-        (("--labels", "bare.nii.gz", *WARP, *OUT), "--labels: bare.nii.gz holds 3 volumes"),
         ((*IMAGE, *WARP, *OUT, "--reference", "singular.nii.gz"), "singular.nii.gz: voxel-to-world affine"),
         ((*IMAGE, *WARP, *OUT, "--reference", "gone.nii"), "--reference: gone.nii does not exist"),
         ((*IMAGE, "-t", "gone.nii.gz", *OUT), "-t: gone.nii.gz does not exist"),

@@ -103,7 +103,7 @@ def test_a_result_is_kept_unless_overwrite_is_given(register, tmp_path):
         (("--similarity", "mi"), "'mi' is not one of"),
         (("--backend", "cudnn"), "'cudnn' is not one of"),
         (("--threads", "0"), "0 is not in the range"),
-        (("--affine", "start.txt"), "--affine: got 'start.txt', expected auto, none or an existing 4x4 text file"),
+        (("--affine", "start.txt"), "--affine: got 'start.txt', expected auto, affine, rigid, none or an existing"),
         (("--delta", "-1"), "--delta: got -1.0, expected 0 or more"),
         (("--schedule", "1,1,1,1", "--delta", "0.1"), "--delta: got 0.1, but --schedule 1,1,1,1 has no stop rule"),
         (("--smooth", "9"), "--smooth: got 9, expected 0 (no smoothing) to 5 voxels"),
@@ -172,10 +172,8 @@ def test_one_scan_that_fails_does_not_lose_the_others(register, tmp_path, quiet)
     assert bool(result.stdout) != bool(quiet)
 
 
-def test_scans_of_one_name_are_refused_before_any_work(register, pair, tmp_path):
-    (tmp_path / "there").mkdir()
-    twin = pair[1].rename(tmp_path / "there" / pair[1].name)
-    assert "would both go to" in failure(register("--moving", twin))
+def test_a_scan_given_twice_is_refused_before_any_work(register, pair, tmp_path):
+    assert "would have one name; give each image once" in failure(register("--moving", pair[1]))
     assert not (tmp_path / "out").exists()
 
 

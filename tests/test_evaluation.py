@@ -17,7 +17,7 @@ from runtime.evaluation import run as running
 from runtime.evaluation.pair_scorer import PairScorer
 from runtime.geometry.errors import InputError
 from runtime.geometry.overlap import mean_dice
-from runtime.geometry.volume import read_labels
+from runtime.geometry.volume import read_labels, read_volume, write_volume
 from runtime.options import Options
 from tests.evaluated_pair import (
     LABELS,
@@ -41,6 +41,25 @@ def pair(tmp_path) -> SimpleNamespace:
 @pytest.fixture
 def run(engine_dir):
     return runner(engine_dir)
+
+
+def test_a_masked_lesion_changes_no_score(pair, run):
+    """The column `moving_mask`: two scans that differ in a hole score the same by every method."""
+    grid = read_volume(pair.moving, "moving").grid
+    keep = np.ones(grid.shape, np.uint8)
+    keep[18:26, 20:28, 18:26] = 0
+    write_volume(pair.moving.parent / "mask.nii.gz", keep, grid)
+    found = []
+    for value in (0, 800):
+        data = np.where(keep, read_volume(pair.moving, "moving").data, np.float32(value))
+        write_volume(pair.moving, data, grid)
+        listed = write_list(pair, "one,f.nii.gz,m.nii.gz,fl.nii.gz,ml.nii.gz,mask.nii.gz", columns="moving_mask")
+        run("--pairs", listed, "--output", pair.output / str(value), *QUICK)
+        found.append(scores(pair.output / str(value)))
+    names = ("dice", "mse", "ncc", "folded_share", "iterations")
+    assert found[0].keys() == found[1].keys()
+    for method in found[0]:
+        assert [found[0][method].get(name) for name in names] == [found[1][method].get(name) for name in names]
 
 
 class TestKnownTruth:

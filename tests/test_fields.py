@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from runtime.backends.fields_numba import NumbaFields
+from runtime.backends.holes import Holes
 from runtime.cuda.memory import DeviceArray
 from runtime.geometry import flow as definition
 from runtime.geometry import smoothing
@@ -57,8 +58,8 @@ class CardFields:
         buffer[...] = self.host(there)
         return buffer
 
-    def scorer(self, fixed, similarity):
-        scorer = self._fields.scorer(self.card(fixed), similarity)
+    def scorer(self, fixed, similarity, count=None):
+        scorer = self._fields.scorer(self.card(fixed), similarity, count)
         return lambda moving, u: float(scorer(self.card(moving), self.card(u)))
 
     def smoother(self, fixed, sigma):
@@ -199,6 +200,42 @@ def test_identical_images_have_the_largest_similarity(fields):
     assert fields.scorer(fixed, "ncc")(fixed, still) == pytest.approx(1, abs=1e-12)
     assert fields.scorer(fixed, "mse")(fixed, still) == pytest.approx(0, abs=1e-12)
     assert fields.scorer(fixed, "lncc")(fixed, still) == pytest.approx(1, abs=1e-3)
+
+
+def moved(hole, u):
+    """Voxels that a hole, warped, reaches."""
+    return definition.warp(hole, first(u)) > 0
+
+
+@pytest.mark.parametrize("holed", [(True, False), (False, True), (True, True)])
+@pytest.mark.parametrize("similarity", ["ncc", "mse"])
+def test_a_score_beside_holes_is_that_of_the_other_voxels(fields, similarity, holed):
+    """The moving image's hole moves with it; what lies in a hole is not looked at."""
+    shape = (16, 24, 8)
+    fixed, moving, u = image(shape, 5), image(shape, 6), flow(shape, 1.0)
+    hole_f, hole_m = np.zeros((2, *shape), np.float32)
+    hole_f[3:8, 5:9, 2:6] = hole_m[9:14, 10:20, 1:4] = 1
+    warped, known = definition.warp(moving, first(u)), np.full(shape, True)
+    known &= ~((hole_f > 0) if holed[0] else np.full(shape, False))
+    known &= ~(moved(hole_m, u) if holed[1] else np.full(shape, False))
+    expected = SIMILARITIES[similarity](fixed[known], warped[known])
+    holes = Holes(fields, *(hole if there else None for hole, there in zip((hole_f, hole_m), holed, strict=True)))
+    assert float(holes.score(fixed, moving, similarity, u)) == pytest.approx(expected, abs=1e-6)
+    fixed[hole_f > 0] = 7.0 if holed[0] else fixed[hole_f > 0]
+    assert float(holes.score(fixed, moving, similarity, u)) == pytest.approx(expected, abs=1e-6)
+
+
+def test_where_all_is_a_hole_there_is_no_score(fields):
+    fixed, hole = image((8, 8, 8)), np.ones((8, 8, 8), np.float32)
+    assert np.isnan(Holes(fields, hole, None).score(fixed, fixed, "ncc", fields.zero(fixed.shape)))
+
+
+def test_local_correlation_sees_nothing_in_a_hole(fields):
+    shape = (16, 8, 24)
+    fixed, moving, hole = image(shape, 5), image(shape, 6), np.zeros(shape, np.float32)
+    hole[4:9, 2:6, 7:15] = 1
+    score = Holes(fields, hole, None).score(fixed, moving, "lncc", fields.zero(shape))
+    assert float(score) == pytest.approx(SIMILARITIES["lncc"](fixed * (1 - hole), moving * (1 - hole)), rel=1e-5)
 
 
 def test_a_constant_image_has_no_correlation(fields):

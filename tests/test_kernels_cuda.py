@@ -71,7 +71,7 @@ def test_every_kernel_is_compiled_for_every_card(capability):
 
     cubin = compile_kernels(capability)
     assert cubin.startswith(b"\x7fELF")
-    assert len(kernel_names()) == 26
+    assert len(kernel_names()) == 27
     assert all(b"\0.text." + name.encode() + b"\0" in cubin for name in kernel_names())
 
 
@@ -181,6 +181,7 @@ def everything(fields, device):
         "upsample": fields.upsample(coarse),
         "halve": fields.halve(fixed),
         "smooth": fields.smoother(fixed, 1.5)(fine),
+        "without": fields.without(fixed, moving),
     }
     for dtype in (np.float16, np.float32):
         for channels in (8, 3):
@@ -192,6 +193,7 @@ def everything(fields, device):
     for similarity in SIMILARITIES:
         scorer = fields.scorer(fixed, similarity)
         found[similarity], found[f"{similarity}, coarse"] = float(scorer(moving, fine)), float(scorer(moving, coarse))
+    found |= {"total": fields.total(moving)}
     return {**found, "extremes": fields.extremes(moving), "folded": fields.folded_share(fine)}
 
 

@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 
 from runtime.geometry.errors import InputError
-from runtime.geometry.scan_list import Scan, read_scan_list
+from runtime.geometry.scan_list import Scan, distinct_names, read_scan_list
 from runtime.geometry.volume import write_volume
 from runtime.preparation import prepare_scans
 from runtime.preparation.alignment import Aligner
-from runtime.preparation.folder import OutputFolder, names_of
+from runtime.preparation.folder import OutputFolder
 from runtime.preparation.processes import outcomes
 from runtime.preparation.reference import open_reference
 from tests import scans
@@ -157,7 +157,7 @@ class TestAgain:
 
 class TestNames:
     def named(self, *paths: str) -> tuple[str, ...]:
-        return names_of([Scan(Path(path)) for path in paths])
+        return distinct_names([Path(path) for path in paths], "--data")
 
     def test_a_scan_is_called_after_its_file(self):
         assert self.named("/a/s1.nii.gz", "/b/s2.T1.MGZ") == ("s1", "s2.T1")
@@ -168,7 +168,7 @@ class TestNames:
 
     @pytest.mark.parametrize("second", ["/a/s1.nii", "/a/S1.nii.gz", "/a/s1.mgz"])
     def test_an_image_listed_twice_is_refused(self, second):
-        with pytest.raises(InputError, match=r"--data: /a/s1\.nii and .* would be prepared under one name"):
+        with pytest.raises(InputError, match=r"--data: the results of /a/s1\.nii and .* would have one name"):
             self.named("/a/s1.nii", second)
 
     def test_an_input_where_results_go_is_refused(self, native_copy, tmp_path):

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from runtime.affine import FixedPyramid
+from runtime.affine import FixedPyramid, nearest_rigid
 from runtime.geometry.errors import InputError
 from runtime.geometry.grid import Grid
 from runtime.geometry.intensity import PercentileRule, WindowRule
 from runtime.geometry.scan_list import Scan
 from runtime.geometry.volume import read_volume, write_volume
 from runtime.preparation import Preparation, prepare_scans
-from runtime.preparation.alignment import Aligner, nearest_rigid
+from runtime.preparation.alignment import Aligner
 from runtime.preparation.findings import cropped_share, doubts, label_facts
 from runtime.preparation.folder import ONE, write_unit_image
 from runtime.preparation.native_scan import read_native

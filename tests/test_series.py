@@ -75,8 +75,8 @@ def test_a_moving_scan_that_fails_leaves_the_fixed_one_usable(fixed, moving_scan
 class TestPlan:
     """Which moving scan's result goes where."""
 
-    def plan(self, *moving, labels=()):
-        return plan_tasks(Path("out"), [Path(path) for path in moving], [Path(path) for path in labels])
+    def plan(self, *moving, labels=(), masks=()):
+        return plan_tasks(Path("out"), *([Path(path) for path in paths] for paths in (moving, labels, masks)))
 
     def test_one_goes_into_the_folder_itself(self):
         assert self.plan("a/scan.nii.gz") == (Task(Path("a/scan.nii.gz"), None, Path("out")),)
@@ -91,10 +91,19 @@ class TestPlan:
         tasks = self.plan("a.nii", "b.nii", labels=("x.nii", "y.nii"))
         assert [task.labels for task in tasks] == [Path("x.nii"), Path("y.nii")]
 
-    @pytest.mark.parametrize("other", ["b/scan.nii.gz", "a/scan.nii", "a/SCAN.mgz", "a/scan.nii.gz"])
+    def test_scans_of_one_name_are_told_apart_by_their_folders(self):
+        """As `prepare` does it: every subject of FreeSurfer has a norm.mgz."""
+        tasks = self.plan("01/mri/norm.mgz", "02/mri/NORM.mgz", "03/t1.nii")
+        assert [task.folder for task in tasks] == [Path("out") / name for name in ("01_mri_norm", "02_mri_NORM", "t1")]
+
+    @pytest.mark.parametrize("other", ["a/scan.nii", "a/SCAN.mgz", "a/scan.nii.gz"])
     def test_names_that_clash_are_refused(self, other):
-        with pytest.raises(InputError, match=r"--moving: a/scan\.nii\.gz and .* would both go to out/.*; rename one"):
+        with pytest.raises(InputError, match=r"--moving: the results of a/scan\.nii\.gz and .* would have one name"):
             self.plan("first.nii", "a/scan.nii.gz", other)
+
+    def test_masks_must_be_as_many_as_scans(self):
+        with pytest.raises(InputError, match=r"--moving-mask: got 1 masks for 2 moving scans, expected one for each"):
+            self.plan("a.nii", "b.nii", masks=("x.nii",))
 
     @pytest.mark.parametrize("labels", [("x.nii",), ("x.nii", "y.nii", "z.nii")])
     def test_labels_must_be_as_many_as_scans(self, labels):

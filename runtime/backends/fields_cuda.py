@@ -125,9 +125,23 @@ class CudaFields:
         below, above = _read(slot, self._device)[:2]
         return -below, above
 
-    def scorer(self, fixed: DeviceArray, similarity: str) -> "Scorer":
-        """Similarity of warped moving images with one fixed image, whose own sums are taken once."""
-        return Scorer(self, fixed, similarity)
+    def scorer(self, fixed: DeviceArray, similarity: str, count: float | None = None) -> "Scorer":
+        """Similarity of warped moving images with one fixed image, whose own sums are taken once.
+
+        `count`: of the voxels that count, where both images are 0 at the others; None: all do.
+        """
+        return Scorer(self, fixed, similarity, count)
+
+    def without(self, image: DeviceArray, hole: DeviceArray) -> DeviceArray:
+        """An image that is 0 where `hole` is above 0; both (I, J, K)."""
+        out = self._device.empty(image.shape)
+        self._device.launch("without", image.size, image, hole, out, np.int64(image.size))
+        return out
+
+    def total(self, image: DeviceArray) -> float:
+        """Sum of an image's voxels. Waits for it."""
+        partial = self._partial("image_sums", image.size, 2, image, np.int64(image.size))
+        return _read(_finish(partial, self._device.slot()), self._device)[0]
 
     def halve(self, image: DeviceArray) -> DeviceArray:
         """An image (I, J, K) of even sizes on the next coarser level's grid: means of 2x2x2 voxels."""
@@ -188,10 +202,13 @@ class Scorer:
         InputError: an unknown similarity.
     """
 
-    def __init__(self, fields: CudaFields, fixed: DeviceArray, similarity: str) -> None:
+    def __init__(
+        self, fields: CudaFields, fixed: DeviceArray, similarity: str, count: float | None = None
+    ) -> None:
         if similarity not in SIMILARITIES:
             raise InputError(f"similarity: got {similarity!r}, expected one of {', '.join(SIMILARITIES)}")
         self._fields, self._device, self._fixed, self._similarity = fields, fields.clock(), fixed, similarity
+        self._count = fixed.size if count is None else count
         if similarity != "lncc":
             partial = fields._partial("image_sums", fixed.size, 2, fixed, np.int64(fixed.size))
             self._sums = self._device.empty((2,), np.float64)
@@ -206,7 +223,7 @@ class Scorer:
         kernel = "score_sums_coarse" if coarse else "score_sums"
         images = (self._fixed, moving, flow, *coarse)
         partial = self._fields._partial(kernel, _runs(shape), 3, *images, after=shape)
-        slot, size = _finish(partial, self._device.slot(), self._sums), self._fixed.size
+        slot, size = _finish(partial, self._device.slot(), self._sums), self._count
         finish = OF_SUMS[self._similarity]
         return Score(self._device, slot, lambda m, mm, mf, f, ff: finish(size, f, ff, m, mm, mf))
 

@@ -81,9 +81,20 @@ class NumbaFields:
         low, high = float(image.min()), float(image.max())
         return (low, high) if math.isfinite(low) and math.isfinite(high) else (math.nan, math.nan)
 
-    def scorer(self, fixed: Array, similarity: str) -> "Scorer":
-        """Similarity of warped moving images with one fixed image, whose own sums are taken once."""
-        return Scorer(fixed, similarity)
+    def scorer(self, fixed: Array, similarity: str, count: float | None = None) -> "Scorer":
+        """Similarity of warped moving images with one fixed image, whose own sums are taken once.
+
+        `count`: of the voxels that count, where both images are 0 at the others; None: all do.
+        """
+        return Scorer(fixed, similarity, count)
+
+    def without(self, image: Array, hole: Array) -> Array:
+        """An image that is 0 where `hole` is above 0; both (I, J, K)."""
+        return np.where(hole > 0, np.float32(0), image)
+
+    def total(self, image: Array) -> float:
+        """Sum of an image's voxels."""
+        return float(image.sum(dtype=np.float64))
 
     def halve(self, image: Array) -> Array:
         """An image (I, J, K) of even sizes on the next coarser level's grid: means of 2x2x2 voxels."""
@@ -121,10 +132,11 @@ class Scorer:
         InputError: an unknown similarity.
     """
 
-    def __init__(self, fixed: Array, similarity: str) -> None:
+    def __init__(self, fixed: Array, similarity: str, count: float | None = None) -> None:
         if similarity not in SIMILARITIES:
             raise InputError(f"similarity: got {similarity!r}, expected one of {', '.join(SIMILARITIES)}")
         self._fixed, self._similarity = fixed[..., None], similarity
+        self._count = fixed.size if count is None else count
         self._sum_f = float(fixed.sum(dtype=np.float64))
         self._sum_ff = float(np.square(fixed, dtype=np.float64).sum())
 
@@ -136,7 +148,7 @@ class Scorer:
         partial = np.empty((len(moving), 3))
         kernels.similarity_sums(self._fixed, moving, flow, partial)
         sums = [math.fsum(column) for column in partial.T]
-        return OF_SUMS[self._similarity](self._fixed.size, self._sum_f, self._sum_ff, *sums)
+        return OF_SUMS[self._similarity](self._count, self._sum_f, self._sum_ff, *sums)
 
     def _lncc(self, moving: Array, flow: Array) -> float:
         warped = ARRAYS.empty(moving.shape)

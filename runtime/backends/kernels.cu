@@ -557,6 +557,13 @@ extern "C" __global__ void score_sums_coarse(
     add_similarity<true>(fixed, moving, flow, {i, j, k}, {I, J, K}, partial);
 }
 
+// out = 0 where hole > 0, else image
+// image, hole and out of `count` numbers.
+extern "C" __global__ void without(
+        const float* __restrict__ image, const float* __restrict__ hole, float* __restrict__ out, long long count) {
+    for (Index n = first_item(); n < count; n += all_threads()) out[n] = hole[n] > 0.0f ? 0.0f : image[n];
+}
+
 // Sums of f and f^2
 // image of `count` numbers; partial (2, blocks).
 //

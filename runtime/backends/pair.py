@@ -8,6 +8,7 @@ On the host all is float32; on a card, features are of the engines' precision, i
 import copy
 from typing import Any, Protocol, SupportsFloat
 
+from runtime.backends.holes import Holes
 from runtime.geometry.smoothing import check_sigma
 
 Array = Any
@@ -67,7 +68,9 @@ class Fields(Protocol):
     def upsample(self, flow: Array, scale: int = 2) -> Array: ...
     def folded_share(self, flow: Array) -> float: ...
     def extremes(self, image: Array) -> tuple[float, float]: ...
-    def scorer(self, fixed: Array, similarity: str) -> Any: ...
+    def scorer(self, fixed: Array, similarity: str, count: float | None = None) -> Any: ...
+    def without(self, image: Array, hole: Array) -> Array: ...
+    def total(self, image: Array) -> float: ...
     def halve(self, image: Array) -> Array: ...
     def smoother(self, fixed: Array, sigma: float) -> Any: ...
     def to_device(self, array: Array) -> Array: ...
@@ -96,8 +99,14 @@ class FixedSide:
             self.inputs[level] = networks.estimator_input(level, features.shape[:3])
             fields.fill_fixed(self.inputs[level], features)
 
-    def pair(self, moving: Array) -> "EnginePair":
-        return EnginePair(self, moving)
+    def pair(self, moving: Array, holes: Holes | None = None) -> "EnginePair":
+        return EnginePair(self, moving, holes)
+
+    def score(self, moving: Array, flow: Array, holes: Holes | None = None) -> SupportsFloat:
+        """Similarity of this side's image and a warped moving one, where `holes` leave something of both."""
+        if holes is None:
+            return self.scorer(moving, flow)
+        return holes.score(self._fixed, moving, self.similarity, flow)
 
     def watching(self, similarity: str) -> "FixedSide":
         """This side with another scorer; features and buffers are shared."""
@@ -139,13 +148,18 @@ class FixedSide:
 class EnginePair:
     """A moving image on a prepared fixed side. Implements `runtime.iterstop.Pair`; flows are the fields' arrays.
 
+    Args:
+        fixed_side: what it is put on.
+        moving: the image.
+        holes: where nothing is known of the two images; None: nowhere.
+
     Attributes:
         moving: the image.
     """
 
-    def __init__(self, fixed_side: FixedSide, moving: Array) -> None:
+    def __init__(self, fixed_side: FixedSide, moving: Array, holes: Holes | None = None) -> None:
         self._fixed_side, self._networks, self._fields = fixed_side, fixed_side.networks, fixed_side.fields
-        self.moving = moving
+        self.moving, self._holes = moving, holes
         self._features = self._networks.features(moving)
 
     def zero(self, level: int) -> Array:
@@ -157,7 +171,7 @@ class EnginePair:
         return self._fields.compose(flow, residual)
 
     def score(self, level: int, flow: Array) -> SupportsFloat:
-        return self._fixed_side.scorer(self.moving, flow)
+        return self._fixed_side.score(self.moving, flow, self._holes)
 
     def upsample(self, flow: Array) -> Array:
         return self._fields.upsample(flow)
@@ -166,7 +180,8 @@ class EnginePair:
         return self._fields.compose(flow, residual)
 
     def warped(self, flow: Array) -> "EnginePair":
-        return EnginePair(self._fixed_side, self._fields.warp(self.moving, flow))
+        holes = self._holes and self._holes.warped(flow)
+        return EnginePair(self._fixed_side, self._fields.warp(self.moving, flow), holes)
 
     def watching(self, similarity: str) -> "EnginePair":
         """This pair, encoded as it is, scored by another similarity."""

@@ -151,9 +151,15 @@ class TimedFields:
     def extremes(self, image: Array) -> tuple[float, float]:
         return self._recorder.call("extremes", None, self._fields.extremes, image)
 
-    def scorer(self, fixed: Array, similarity: str) -> "TimedScorer":
-        scorer = self._recorder.call("score set-up", None, self._fields.scorer, fixed, similarity)
+    def scorer(self, fixed: Array, similarity: str, *count: float) -> "TimedScorer":
+        scorer = self._recorder.call("score set-up", None, self._fields.scorer, fixed, similarity, *count)
         return TimedScorer(scorer, self._recorder)
+
+    def without(self, image: Array, hole: Array) -> Array:
+        return self._call("score set-up", image.shape[0], "without", image, hole)
+
+    def total(self, image: Array) -> float:
+        return self._recorder.call("score set-up", None, self._fields.total, image)
 
     def halve(self, image: Array) -> Array:
         return self._call("smooth set-up", image.shape[0] // 2, "halve", image)

@@ -2,7 +2,7 @@
 
 import click
 
-from runtime.terminal import PATH, QUIET, Numbers, StageLine, one_line_errors
+from runtime.terminal import NAN, PATH, QUIET, Numbers, StageLine, one_line_errors
 
 
 @click.command()
@@ -33,6 +33,7 @@ from runtime.terminal import PATH, QUIET, Numbers, StageLine, one_line_errors
     "an affine goes astray, such as CT of unequal parts. none: trust the headers.  [default: auto]",
 )
 @click.option("--jobs", type=click.IntRange(min=1), help="Scans at a time.  [default: as cores and memory allow]")
+@NAN
 @QUIET
 @one_line_errors
 def prepare(quiet, preset, **choices) -> None:

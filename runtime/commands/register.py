@@ -2,7 +2,7 @@
 
 import click
 
-from runtime.terminal import ENGINE_DIR, OVERWRITE, PATH, QUIET, Numbers, StageLine, one_line_errors
+from runtime.terminal import ENGINE_DIR, NAN, OVERWRITE, PATH, QUIET, Numbers, StageLine, one_line_errors
 
 
 @click.command()
@@ -16,11 +16,23 @@ from runtime.terminal import ENGINE_DIR, OVERWRITE, PATH, QUIET, Numbers, StageL
     multiple=True,
     help="Label map of the moving scan, carried along (nearest neighbour). Of several scans: one for each, in order.",
 )
+@click.option("--fixed-mask", type=PATH, help="Of the fixed scan: 0 where it does not count; holes are lesions.")
+@click.option("--moving-mask", type=PATH, multiple=True, help="Likewise of the moving scan, or of each, in order.")
 @click.option(
     "--affine",
     default="auto",
     show_default=True,
-    help="auto: centres of mass, rigid, affine. none: trust the headers. Or a text file: 4x4, RAS mm, fixed to moving.",
+    metavar="auto|affine|rigid|none|FILE[,inverse]",
+    help="auto: the best of headers, centres of mass, rigid and affine. affine, rigid: what these steps reach. none: "
+    "trust the headers. Or a transform, fixed to moving, that `apply` reads (of a field its best affine fit).",
+)
+@click.option("--convention", default="auto", show_default=True, help="Of a FILE that does not say its own, as fsl.")
+@click.option(
+    "--volume-factor",
+    type=Numbers(float, 2),
+    default=(0.3, 3.0),
+    metavar="LOW,HIGH",
+    help="Of a plausible affine; wider for children and animals.  [default: 0.3,3]",
 )
 @click.option(
     "--backend",
@@ -74,6 +86,7 @@ from runtime.terminal import ENGINE_DIR, OVERWRITE, PATH, QUIET, Numbers, StageL
 @click.option(
     "--window", type=Numbers(float, 2), metavar="LOW,HIGH", help="Intensities mapped to 0..1, for CT, e.g. -200,300."
 )
+@NAN
 @click.option(
     "--write",
     default="itk",
@@ -91,6 +104,8 @@ def register(
     moving,
     output,
     moving_labels,
+    fixed_mask,
+    moving_mask,
     backend,
     precision,
     threads,
@@ -112,12 +127,13 @@ def register(
     from runtime.outputs import Outputs
     from runtime.series import EngineChoice, plan_tasks, register_files
 
-    tasks = plan_tasks(output, moving, moving_labels)
+    tasks = plan_tasks(output, moving, moving_labels, moving_mask)
     outputs = Outputs(tuple(name.strip() for name in write.split(",")), both=not forward_only)
     engines = EngineChoice(engine_dir, backend, threads, precision)
     failed = 0
     with StageLine(quiet).shown() as stages:
-        for outcome in register_files(fixed, tasks, engines, Options(**options), overwrite, stages, outputs):
+        how = (engines, Options(**options), overwrite, stages, outputs, fixed_mask)
+        for outcome in register_files(fixed, tasks, *how):
             failed += outcome.error is not None
             _tell(outcome, stages, quiet, alone=len(tasks) == 1)
     if failed:

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
-from runtime.terminal import OVERWRITE, PATH, QUIET, StageLine, one_line_errors
+from runtime.terminal import NAN, OVERWRITE, PATH, QUIET, StageLine, one_line_errors
 
 IMAGES = (".nii.gz", ".nii")
 SUFFIXES = {  # of the files that hold a transform; the first ones hold fields
@@ -64,12 +64,18 @@ TO = click.option(
 @click.command()
 @click.option("--image", type=PATH, help="Image, or 4-D series, to carry along.")
 @click.option("--labels", type=PATH, help="Label map to carry along.")
-@click.option("--points", type=PATH, help="CSV of points to carry along: columns x,y,z (or r,a,s, l,p,s, i,j,k).")
+@click.option("--points", type=PATH, help="Points to carry along: CSV, .fcsv or .mrk.json.")
 @click.option(
     "--interpolation",
     type=click.Choice(["linear", "cubic", "nearest", "smooth"]),
     help="Images: linear, cubic, nearest; labels: nearest, smooth.  [default: linear; nearest]",
 )
+@click.option(
+    "--motion",
+    metavar="FOLDER|GLOB",
+    help="Of a 4-D --image: one transform for each volume, in the order of names, from where the -t end into it.",
+)
+@NAN
 @click.option("--outside", type=float, help="Value of what lies outside the image, e.g. -1024 for CT.  [default: 0]")
 @click.option(
     "--points-in",
@@ -78,33 +84,36 @@ TO = click.option(
 )
 @click.option("--scan", type=PATH, help="Image whose voxels the points are, where no -t tells its grid.")
 @chain_options()
-def apply(image, labels, points, interpolation, outside, points_in, scan, quiet, **choices) -> None:
+def apply(image, labels, points, interpolation, motion, nan, outside, points_in, scan, quiet, **choices) -> None:
     """Carry an image, a label map or points from a scan's space into a reference's.
 
     -t A -t B: a point of the reference goes through A, then B, and lies in the scan. The same -t carry images, labels
     and points; points go through the inverse, solved for each. However many -t there are, voxels are interpolated once.
     What is applied the wrong way round is refused, as far as files tell, with the command that is right.
 
-    Images are written as float32, label maps as integers, points in the columns and kind they came in. Points that
-    have no inverse are left empty, and the exit code is 1.
+    Images are written as float32 (integers stay integers where none was interpolated), label maps as integers, 4-D
+    ones, which hold probabilities, as float32, points in the columns and kind they came in. Points that have no inverse
+    are left empty, and the exit code is 1.
     """
     from runtime import apply as carry
+    from runtime.points_file import point_suffixes
 
     given = {"--image": image, "--labels": labels, "--points": points}
     if len([path for path in given.values() if path is not None]) != 1:
         raise click.UsageError("give one of --image, --labels and --points")
-    _only_for("--image", image, "--outside", outside)
+    for option, value in (("--outside", outside), ("--motion", motion), ("--nan", nan)):
+        _only_for("--image", image, option, value)
     _only_for("--points", points, "--points-in", points_in)
     _only_for("--points", points, "--scan", scan)
     if points is not None:
         _only_for("--image or --labels", None, "--interpolation", interpolation)
-    route = _route(choices, [*given.values(), scan], (".csv",) if points else IMAGES)
+    route = _route(choices, [*given.values(), scan], point_suffixes(points) if points else IMAGES)
     output = choices["output"]
     with _working(quiet) as stages:
         if image is not None:
-            done = carry.apply_image(image, route, output, interpolation or "linear", outside or 0, stages)
+            done = carry.apply_image(image, route, output, interpolation or "linear", outside or 0, stages, nan, motion)
         elif labels is not None:
-            done = carry.apply_labels(labels, route, output, interpolation or "nearest", stages)
+            done = carry.apply_labels(labels, route, output, interpolation, stages)
         else:
             done = carry.apply_points(points, route, output, points_in, scan, stages)
     if not quiet:

@@ -13,6 +13,7 @@ from runtime.geometry.volume import scan_name
 from runtime.transform_chain import Link
 
 FILES = ("fixed", "moving", "fixed_labels", "moving_labels", "fixed_landmarks", "moving_landmarks")
+FILES += ("fixed_mask", "moving_mask")
 COLUMNS = (*FILES, "name", "transform", "convention", "label_ids")
 KNOWN = (AUTO, *CONVENTIONS, RAS)
 
@@ -29,6 +30,7 @@ class Pair:
         transform: another tool's transforms to score beside ours, a chain from the fixed to the moving scan.
         label_ids: labels to score; None: those of the command line, or all that both maps hold.
         convention: of those of the transform's files that do not say theirs, one of `KNOWN`.
+        fixed_mask, moving_mask: where the scans count, see `runtime.masks`; None: everywhere.
     """
 
     name: str
@@ -41,6 +43,8 @@ class Pair:
     transform: tuple[Link, ...] = ()
     label_ids: tuple[int, ...] | None = None
     convention: str = AUTO
+    fixed_mask: Path | None = None
+    moving_mask: Path | None = None
 
     def __post_init__(self) -> None:
         if self.convention not in KNOWN:

@@ -18,6 +18,7 @@ from runtime.geometry.errors import InputError
 from runtime.geometry.label_place import label_place_doubts
 from runtime.geometry.volume import Volume, read_labels, read_volume
 from runtime.machine import available_bytes
+from runtime.masks import mask_of, read_mask
 from runtime.options import Options
 from runtime.points_file import COLUMNS, PointsFile, read_points
 from runtime.prepare import normalised
@@ -62,7 +63,8 @@ class PairScorer:
         self._labels, self._doubts = _read_labels(pair, (self._fixed, self._moving), label_ids)
         landmarks = _read_landmarks(pair, (self._fixed, self._moving), points_in)
         progress(f"{pair.name}: prepare")
-        self._ready = FixedScan(self._fixed, engines, start).meet(self._moving)
+        onto = FixedScan(self._fixed, engines, start, mask=pair.fixed_mask)
+        self._ready = onto.meet(self._moving, mask=pair.moving_mask)
         self._memory = Memory(_limit(), None if engines.networks.device == "cpu" else engines.fields.extremes)
         self._before = self._register(Options(schedule=NO_ITERATION).resolved(engines.engine_set))[0]
         self._judge = self._make_judge(start, landmarks)
@@ -126,7 +128,9 @@ class PairScorer:
     def _make_judge(self, start: Options, landmarks: tuple[Array, Array] | None) -> Judge:
         rule = start.rule(self._engines.engine_set)
         image = self._before.working.fixed
-        moving = normalised(self._moving, rule, "--moving")
+        mask = None if self._pair.moving_mask is None else read_mask(self._pair.moving_mask, "--moving-mask")
+        counts = mask and mask_of(mask, self._moving.grid, "--moving-mask")
+        moving = normalised(self._moving, rule, "--moving", counts)
         return Judge(moving, image, rule.foreground(image), self._before.transform.grid, self._labels, landmarks)
 
 

@@ -16,7 +16,6 @@ from runtime.evaluation.pair_list import Pair, label_ids_of
 from runtime.evaluation.pair_scorer import PairScorer
 from runtime.evaluation.records import Record, ScoresFolder, digest
 from runtime.geometry.errors import InputError, first_line
-from runtime.prepare import read_start
 from runtime.report import versions
 from runtime.stages import Countdown, Progress, Stages, silent
 from runtime.start import start_kernels
@@ -38,7 +37,7 @@ def evaluate(options: EvaluateOptions, progress: Progress = silent, export: Expo
     """
     if importlib.util.find_spec("matplotlib") is None:  # before all the work that it is to draw
         raise InputError("needs the package matplotlib, which is not installed; pip install -r requirements.txt")
-    read_start(options.affine)
+    _ = options.start.start
     folder = ScoresFolder(options)
     sets = open_sets(options, export, progress)
     plan = _Plan(options, sets)

@@ -8,6 +8,7 @@ from runtime.geometry.regular_files import require_file
 
 LARGEST = 1 << 30  # bytes of a list
 A_CSV = "a CSV with a header such as "
+DIVIDERS = (",", ";", "\t")  # of cells: commas, what spreadsheets write where commas are decimal points, tabs
 Lines = list[tuple[int, list[str]]]
 
 
@@ -25,7 +26,8 @@ def read_csv(path: Path, argument: str, columns: str) -> tuple[list[str], Lines]
     require_file(path, argument, LARGEST)
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
+            reader = csv.reader(file, delimiter=divider_in(file.readline()))
+            file.seek(0)
             lines = [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         reason = first_line(error)
@@ -33,6 +35,11 @@ def read_csv(path: Path, argument: str, columns: str) -> tuple[list[str], Lines]
     if not lines:
         raise InputError(f"{argument}: {path} is empty, expected {A_CSV}{columns}")
     return lines[0][1], lines[1:]
+
+
+def divider_in(header: str) -> str:
+    """What divides the cells of a header: the first of `DIVIDERS` that is in it."""
+    return next((divider for divider in DIVIDERS if divider in header), DIVIDERS[0])
 
 
 def by_column(header: list[str], cells: list[str]) -> dict[str, str]:

@@ -17,6 +17,7 @@ from nibabel.quaternions import quat2mat
 from runtime.geometry.errors import InputError
 from runtime.geometry.grid import SAME_SPACING
 from runtime.geometry.nifti_bytes import CODES_NOT_KNOWN
+from runtime.geometry.remarks import Remarks
 
 Array = np.ndarray
 FORMS_DIFFER_MM = 0.1
@@ -47,6 +48,7 @@ class Header:
         intent, intent_name, intent_value: NIfTI's code, name and first parameter.
         version: of MGH, whose higher bytes say what the numbers of a warp are.
         doubts: what may mean that the image is not what its author thinks, one line each.
+        remarks: what else it says of the numbers.
     """
 
     kind: str
@@ -64,6 +66,7 @@ class Header:
     intent_value: float = 0.0
     version: int = MGH_VERSION
     doubts: tuple[str, ...] = ()
+    remarks: Remarks | None = None
 
     @property
     def bytes(self) -> int:
@@ -147,6 +150,7 @@ def _nifti(kind: type, size: int, beginning: bytes, name: str) -> Header:
         intent=int(fields["intent_code"]),
         intent_name=bytes(fields["intent_name"]).split(b"\0")[0].decode("latin-1").strip(),
         intent_value=float(fields["intent_p1"]),
+        remarks=Remarks.of(fields, _integers(dtype, slope, inter)),
         doubts=tuple(doubts),
     )
 
@@ -171,6 +175,11 @@ def _mgh(beginning: bytes, name: str) -> Header:
         version=int(stored["version"]),
         doubts=tuple(doubts),
     )
+
+
+def _integers(dtype: np.dtype, slope: float, inter: float) -> np.dtype | None:
+    """The type of integers that are not scaled, in this machine's order of bytes; None for other numbers."""
+    return dtype.newbyteorder("=") if dtype.kind in "iu" and (slope, inter) == (1, 0) else None
 
 
 def _checked_shape(shape: tuple[int, ...], name: str) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ import numpy as np
 from runtime.geometry.errors import InputError
 from runtime.geometry.grid import Grid
 from runtime.geometry.gzip_stream import Piece
+from runtime.geometry.remarks import Remarks
 
 Array = np.ndarray
 Planes = Callable[[slice, tuple[int, ...]], Array]  # (span of K, index of the further axes) -> (I, J, k)
@@ -63,10 +64,11 @@ def nifti_header(
     slope: float = 1.0,
     comment: str = "",
     step: tuple[float, str] | None = None,
+    remarks: Remarks | None = None,
 ) -> bytes:
     """A NIfTI-1 header of 348 bytes and its extension: 4 bytes that say that there is none, or a comment as well.
 
-    `step` is from one volume of a series to the next, and its unit.
+    `step` is from one volume of a series to the next, and its unit; `remarks` are set in place of the intent.
     """
     size, unit = step or (1.0, "unknown")
     extension = _extension(comment) if comment else bytes(4)
@@ -77,6 +79,8 @@ def nifti_header(
     fields.set_xyzt_units("mm", unit)
     fields.set_slope_inter(slope, 0)
     fields.set_intent(intent, allow_unknown=True)
+    if remarks is not None:
+        remarks.write_into(fields)
     if grid.orthogonal:
         fields.set_qform(grid.affine, codes[1] or codes[0] or SCANNER)
     fields.set_sform(grid.affine, codes[0] or codes[1] or SCANNER)

@@ -1,13 +1,14 @@
 """Lists of scans: a folder, a glob, or a CSV that says which label map and which mask belong to which image."""
 
 import glob
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.geometry.csv_lines import by_column, read_csv
 from runtime.geometry.errors import InputError, explained
 from runtime.geometry.regular_files import require_file
-from runtime.geometry.volume import SUFFIXES
+from runtime.geometry.volume import SUFFIXES, scan_name
 
 COLUMNS = ("image", "labels", "mask")
 # Likely slips, which ignored would leave labels or masks out without a word.
@@ -77,3 +78,28 @@ def _read_csv(name: str, path: Path) -> tuple[Scan, ...]:
     return tuple(
         Scan(*(path.parent / row[column] if row.get(column) else None for column in COLUMNS)) for _, row in rows
     )
+
+
+def distinct_names(images: Sequence[Path], argument: str) -> tuple[str, ...]:
+    """A name for each image: its file's; where several have one name, with the folders that tell them apart.
+
+    Raises:
+        InputError: one image is listed twice.
+    """
+    parts = [(*image.absolute().parent.parts[1:], scan_name(image)) for image in images]
+    names = [place[-1] for place in parts]
+    for depth in range(2, 1 + max(map(len, parts))):
+        clashing = _clashing(names)
+        names = ["_".join(place[-depth:]) if n in clashing else names[n] for n, place in enumerate(parts)]
+    if clashing := sorted(_clashing(names)):
+        twice = " and ".join(str(images[n]) for n in clashing[:2])
+        raise InputError(f"{argument}: the results of {twice} would have one name; give each image once")
+    return tuple(names)
+
+
+def _clashing(names: Sequence[str]) -> set[int]:
+    """Indices of names that are equal to another where upper and lower case are one."""
+    seen: dict[str, list[int]] = {}
+    for n, name in enumerate(names):
+        seen.setdefault(name.casefold(), []).append(n)
+    return {n for indices in seen.values() if len(indices) > 1 for n in indices}

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from os import PathLike
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from runtime.geometry.image_file import SUFFIXES, open_image, read_header
 from runtime.geometry.image_headers import Header
 from runtime.geometry.image_kinds import looks_like_labels
 from runtime.geometry.nifti_bytes import CODES_NOT_KNOWN, Planes, nifti_header, pieces, storable
+from runtime.geometry.remarks import Remarks
 from runtime.geometry.whole_files import atomic_path
 from runtime.machine import available_bytes
 
@@ -65,10 +67,12 @@ class Volume(Source):
         data: (I, J, K), C-contiguous; float32 from `read_volume`, an integer type from `read_labels`. A series, from
             `read_series`, is (I, J, K, N), first axis fastest.
         step: of a series, from one volume to the next and its unit, such as (2.5, "sec").
+        remarks: what else its header says of the numbers; None: nothing.
     """
 
     data: Array
     step: tuple[float, str] | None = None
+    remarks: Remarks | None = None
 
     @property
     def source(self) -> Source:
@@ -83,7 +87,7 @@ def scan_name(path: str | PathLike | None) -> str:
     return name[: len(name) - len(suffix)]
 
 
-def read_volume(path: str | PathLike, argument: str) -> Volume:
+def read_volume(path: str | PathLike, argument: str, nan: float | None = None) -> Volume:
     """Read a scalar volume, scaled as its header says, as float32.
 
     NIfTI (.nii, .nii.gz) and MGH (.mgh, .mgz); any integer or float type, orientation and obliqueness. Sizes of one
@@ -92,12 +96,13 @@ def read_volume(path: str | PathLike, argument: str) -> Volume:
     Args:
         path: the file.
         argument: what to call it in messages, such as ``--fixed``.
+        nan: the number that NaN stands for; None: there may be no NaN.
 
     Raises:
         InputError: missing, unreadable or truncated file; other dimensions, complex or colour voxels; NaN or Inf;
             all voxels equal; an affine that is singular or not finite.
     """
-    volume = _read(path, argument, _scaled)
+    volume = _read(path, argument, partial(_scaled, nan=nan))
     if volume.data.min() == volume.data.max():
         value = volume.data.flat[0]
         raise InputError(f"{argument}: every voxel of {path} is {value:g}, expected an image with contrast")
@@ -119,12 +124,12 @@ def read_labels(path: str | PathLike, argument: str, lowest: int | None = None) 
     return volume
 
 
-def read_series(path: str | PathLike, argument: str) -> Volume:
+def read_series(path: str | PathLike, argument: str, nan: float | None = None) -> Volume:
     """Read a scalar volume, or a 4-D series of them, scaled as its header says, as float32.
 
     Args and errors as for `read_volume`, but an image without contrast is allowed.
     """
-    return _read(path, argument, _scaled, series=True)
+    return _read(path, argument, partial(_scaled, nan=nan), series=True)
 
 
 def read_source(path: str | PathLike, argument: str) -> Source:
@@ -179,6 +184,7 @@ def write_volume(
     pool: Executor | None = None,
     slope: float = 1.0,
     step: tuple[float, str] | None = None,
+    remarks: Remarks | None = None,
 ) -> None:
     """Write a NIfTI volume, whole or not at all. Fastest for data in the file's order, first axis fastest.
 
@@ -194,11 +200,12 @@ def write_volume(
         pool: compresses; None: threads of its own.
         slope: what readers multiply the stored numbers, which are `data`, by.
         step: of a series, `Volume.step`.
+        remarks: `Volume.remarks`.
 
     Raises:
         InputError: for another suffix, another shape than the grid's, or integers beyond the type.
     """
-    write_nifti(path, data, grid, codes, dtype, pool=pool, slope=slope, step=step)
+    write_nifti(path, data, grid, codes, dtype, pool=pool, slope=slope, step=step, remarks=remarks)
 
 
 def write_nifti(
@@ -213,6 +220,7 @@ def write_nifti(
     slope: float = 1.0,
     comment: str = "",
     step: tuple[float, str] | None = None,
+    remarks: Remarks | None = None,
 ) -> None:
     """`write_volume` with a NIfTI intent (name or code), such as ``"vector"`` for data (I, J, K, 1, 3).
 
@@ -224,7 +232,7 @@ def write_nifti(
     if data.shape[:3] != grid.shape:
         raise InputError(f"{path}: got data of shape {data.shape} for a grid of {grid.shape}")
     data = storable(data, dtype, path)
-    content = pieces(nifti_header(data, grid, codes, intent, slope, comment, step), data, planes)
+    content = pieces(nifti_header(data, grid, codes, intent, slope, comment, step, remarks), data, planes)
     with atomic_path(path) as temporary, open(temporary, "wb") as stream:
         if path.name.lower().endswith(".gz"):
             write_gzip(stream, content, pool)
@@ -244,7 +252,8 @@ def _read(
     with np.errstate(invalid="ignore", over="ignore"):
         data = convert(image.header, stored, name)
     step = image.header.step if len(shape) == 4 else None
-    return Volume(data=data, step=step, grid=grid, path=path, sha256=image.sha256, **_facts(image.header, path))
+    known = {"path": path, "sha256": image.sha256, "remarks": image.header.remarks, **_facts(image.header, path)}
+    return Volume(data=data, step=step, grid=grid, **known)
 
 
 def rescaled(header: Header, stored: Array, dtype: type) -> Array:
@@ -285,12 +294,14 @@ def _checked_shape(header: Header, name: str, series: bool = False) -> tuple[int
     return shape[:4] if series and shape[3:4] > (1,) else shape[:3]
 
 
-def _scaled(header: Header, stored: Array, name: str) -> Array:
+def _scaled(header: Header, stored: Array, name: str, nan: float | None = None) -> Array:
     if stored.ndim == 4:
         data = rescaled(header, stored, np.float32)
     else:
         data = stored if header.unscaled else rescaled(header, stored, np.float32)
         data = _last_axis_fastest(data, np.float32)
+    if nan is not None:
+        data[np.isnan(data)] = nan  # a copy of what was read, where there are floats
     if not np.isfinite(data.sum(dtype=np.float64)):
         _refuse_non_finite(data, name)
     return data
@@ -330,4 +341,4 @@ def _last_axis_fastest(data: Array, dtype: type) -> Array:
 def _refuse_non_finite(data: Array, name: str) -> None:
     count = data.size - int(np.count_nonzero(np.isfinite(data)))
     if count:
-        raise InputError(f"{name} has {count} voxels that are NaN or infinite; set them to a number first, such as 0")
+        raise InputError(f"{name} has {count} voxels that are NaN or infinite; set them to a number, or take --nan 0")

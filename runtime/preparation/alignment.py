@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from runtime.affine import AffineStart, FixedPyramid
+from runtime.affine import AffineStart, FixedPyramid, nearest_rigid
 from runtime.affine_pyramid import prepared
 from runtime.geometry.errors import InputError
 from runtime.geometry.grid import Grid
@@ -75,12 +75,3 @@ class Aligner:
                 "image: correlates nowhere with the reference; leave it out of the list if it shows something else, or "
                 "give --affine centre or none"
             ) from None
-
-
-def nearest_rigid(matrix: Array, centre: Array) -> Array:
-    """The rotation nearest to an affine map (4, 4), with the shift that takes `centre` (3,) where the map takes it."""
-    left, _, right = np.linalg.svd(matrix[:3, :3])
-    rigid = np.eye(4)
-    rigid[:3, :3] = left @ np.diag((1, 1, np.sign(np.linalg.det(left @ right)))) @ right
-    rigid[:3, 3] = matrix[:3, :3] @ centre + matrix[:3, 3] - rigid[:3, :3] @ centre
-    return rigid

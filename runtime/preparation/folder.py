@@ -14,7 +14,7 @@ import numpy as np
 from runtime.geometry.errors import InputError, explained
 from runtime.geometry.grid import Grid
 from runtime.geometry.scan_list import COLUMNS, Scan
-from runtime.geometry.volume import scan_name, write_volume
+from runtime.geometry.volume import write_volume
 from runtime.geometry.whole_files import write_text
 from runtime.plain import read_record
 
@@ -124,28 +124,3 @@ def write_unit_image(path: Path, image: Array, grid: Grid, code: int, pool: Exec
     """
     stored = np.rint(image * np.float32(ONE)).astype(np.int16)
     write_volume(path, stored, grid, (code, code), pool=pool, slope=1 / ONE)
-
-
-def names_of(scans: Sequence[Scan]) -> tuple[str, ...]:
-    """A name for each scan: its image's file name; where several have one name, with the folders that tell them apart.
-
-    Raises:
-        InputError: one image is listed twice.
-    """
-    parts = [(*scan.image.absolute().parent.parts[1:], scan_name(scan.image)) for scan in scans]
-    names = [place[-1] for place in parts]
-    for depth in range(2, 1 + max(map(len, parts))):
-        clashing = _clashing(names)
-        names = ["_".join(place[-depth:]) if n in clashing else names[n] for n, place in enumerate(parts)]
-    if clashing := sorted(_clashing(names)):
-        twice = " and ".join(str(scans[n].image) for n in clashing[:2])
-        raise InputError(f"--data: {twice} would be prepared under one name; list each image once")
-    return tuple(names)
-
-
-def _clashing(names: Sequence[str]) -> set[int]:
-    """Indices of names that are equal to another where upper and lower case are one."""
-    seen: dict[str, list[int]] = {}
-    for n, name in enumerate(names):
-        seen.setdefault(name.casefold(), []).append(n)
-    return {n for indices in seen.values() if len(indices) > 1 for n in indices}

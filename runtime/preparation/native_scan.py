@@ -46,18 +46,19 @@ class NativeScan:
         return {name: it for name, it in (("labels", self.labels), ("mask", self.mask)) if it is not None}
 
 
-def read_native(scan: Scan, rule: Rule, argument: str = "image") -> NativeScan:
+def read_native(scan: Scan, rule: Rule, argument: str = "image", nan: float | None = None) -> NativeScan:
     """Reads the files of a scan. The mask is applied before the rule, so that only what it keeps sets the scale.
 
     Args:
         scan: from a list.
         rule: intensities to [0, 1].
         argument: what to call the image in messages.
+        nan: the intensity that NaN stands for; None: there may be none.
 
     Raises:
         InputError: a file that cannot be used, labels or mask below 0, a mask that keeps nothing, no contrast.
     """
-    volume = read_volume(scan.image, argument)
+    volume = read_volume(scan.image, argument, nan)
     mask = read_labels(scan.mask, "mask", lowest=0) if scan.mask else None
     labels = read_labels(scan.labels, "labels", lowest=0) if scan.labels else None
     data = volume.data if mask is None else _kept(volume, mask, rule)

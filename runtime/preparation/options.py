@@ -35,6 +35,7 @@ class PrepareOptions:
         window: (low, high) intensities mapped to [0, 1], for CT; None: the percentile rule.
         percentile: of the voxels above 0 that is mapped to 1; None: that of `PercentileRule`.
         affine: "auto" (as `register`: centres of mass, rigid, affine), "rigid", "centre" (centres of mass) or "none".
+        nan: the intensity that NaN stands for; None: there may be none.
         jobs: scans in preparation at a time, each in a process of its own; None: as many as cores and memory allow.
 
     Raises:
@@ -50,6 +51,7 @@ class PrepareOptions:
     percentile: float | None = None
     affine: str = "auto"
     jobs: int | None = None
+    nan: float | None = None
 
     def __post_init__(self) -> None:
         if not is_network_shape(self.shape):
@@ -75,6 +77,7 @@ class PrepareOptions:
         """The choices that a scan's result depends on, beside the files themselves; plain types."""
         chosen = asdict(self)
         facts = {name: chosen[name] for name in ("shape", "spacing", "affine")}
+        facts |= {} if self.nan is None else {"nan": self.nan}  # absent as before, so that what is done stays done
         return facts | {"shape": list(self.shape), "intensity": self.rule.as_dict()}
 
 

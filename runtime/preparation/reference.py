@@ -52,7 +52,7 @@ def open_reference(options: PrepareOptions, first: Scan) -> Reference:
         InputError: it cannot be read, nothing in it is foreground, or it is constant.
     """
     scan = _reference_scan(options.reference, first)
-    native = read_native(scan, options.rule, "--reference")
+    native = read_native(scan, options.rule, "--reference", options.nan)
     foreground = options.rule.foreground(native.image)
     if not foreground.any():
         raise InputError(f"--reference: {scan.image} has no foreground after intensity scaling; check --window")

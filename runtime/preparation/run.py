@@ -3,9 +3,9 @@
 import time
 from pathlib import Path
 
-from runtime.geometry.scan_list import read_scan_list
+from runtime.geometry.scan_list import distinct_names, read_scan_list
 from runtime.preparation.contact_sheet import worst_first, write_contact_sheet
-from runtime.preparation.folder import REFERENCE, SHEET, OutputFolder, names_of, write_unit_image
+from runtime.preparation.folder import REFERENCE, SHEET, OutputFolder, write_unit_image
 from runtime.preparation.options import PrepareOptions
 from runtime.preparation.processes import outcomes
 from runtime.preparation.reference import open_reference
@@ -32,7 +32,7 @@ def prepare_scans(options: PrepareOptions, progress: Progress = silent) -> Prepa
     """
     start = time.perf_counter()
     scans = read_scan_list("--data", options.data)
-    names = names_of(scans)
+    names = distinct_names([scan.image for scan in scans], "--data")
     folder = OutputFolder(options.output, scans, [Path(text) for text in (options.data, options.reference)])
     start_kernels(Stages(progress))
     progress("read the reference")

@@ -97,7 +97,7 @@ class ScanPreparer:
         """Writes the results; gives the image (I, J, K) and what the record says of it."""
         stage = Stages()
         with stage("read"):
-            native = read_native(scan, self._options.rule)
+            native = read_native(scan, self._options.rule, nan=self._options.nan)
         with stage("align"):
             found = self._reference.aligner.align(native.image, native.grid)
         with stage("resample"):

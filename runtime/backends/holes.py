@@ -1,0 +1,51 @@
+"""Where nothing is known of the images of a pair, and how alike they are elsewhere: one class for every device."""
+
+import functools
+import math
+from typing import Any, SupportsFloat
+
+import numpy as np
+
+Array = Any
+COARSEST = 8  # edge of the coarsest level's voxels, in those of the image
+
+
+class Holes:
+    """The holes of a fixed and a moving image, each (I, J, K) float32, above 0 in a hole and 0 elsewhere, or None.
+
+    Args:
+        fields: field operations, whose arrays these are.
+        fixed: holes that stay where they are.
+        moving: holes that go where the moving image goes.
+    """
+
+    def __init__(self, fields: Any, fixed: Array | None, moving: Array | None) -> None:
+        self._fields, self._fixed, self._moving = fields, fixed, moving
+
+    @functools.cached_property
+    def _everywhere(self) -> Array:
+        """1 at every voxel."""
+        shape = (self._moving if self._fixed is None else self._fixed).shape
+        return self._fields.to_device(np.ones(shape, np.float32))
+
+    def warped(self, flow: Array) -> "Holes":
+        """Those of a pair whose moving image was warped by `flow`."""
+        return Holes(self._fields, self._fixed, self._moved(flow))
+
+    def score(self, fixed: Array, moving: Array, similarity: str, flow: Array) -> SupportsFloat:
+        """Similarity of a fixed and a warped moving image over the voxels that are known of both; NaN where none is.
+
+        The local correlation has windows; they see 0 in both images where one of them is not known.
+        """
+        fields, images = self._fields, (fixed, self._fields.warp(moving, flow), self._everywhere)
+        for hole in (self._fixed, self._moved(flow)):
+            if hole is not None:
+                images = tuple(fields.without(image, hole) for image in images)
+        fixed, warped, known = images
+        if (count := fields.total(known)) == 0:
+            return math.nan
+        nowhere = fields.zero(tuple(size // COARSEST for size in fixed.shape))
+        return fields.scorer(fixed, similarity, count)(warped, nowhere)
+
+    def _moved(self, flow: Array) -> Array | None:
+        return None if self._moving is None else self._fields.warp(self._moving, flow)
