@@ -151,14 +151,14 @@ def _check_records(path: Path) -> None:
 def _ours(path: str | Path, content: dict) -> Checkpoint:
     version = content.get("version")
     if not isinstance(version, int) or not 1 <= version <= VERSION:
-        raise InputError(f"checkpoint: {path} has version {version}, expected 1 to {VERSION}; update this program")
+        raise InputError(f"checkpoint: {path} has version {first_line(version)}, expected 1 to {VERSION}; update this program")
     missing = [key for key in ("config", "model", "provenance") if not isinstance(content.get(key), dict)]
     if missing:
         raise InputError(f"checkpoint: {path} has no {', '.join(missing)}; write it again with `train`")
-    try:
-        config = NetworkConfig(**content["config"])
-    except TypeError as error:
-        raise InputError(f"checkpoint: {path} has config {content['config']}, expected {NetworkConfig()}") from error
+    found = {str(name): value if isinstance(value, int) else type(value) for name, value in content["config"].items()}
+    if found.keys() != NetworkConfig().as_dict().keys() or not all(isinstance(value, int) for value in found.values()):
+        raise InputError(f"checkpoint: {path} has config {first_line(found)}, expected such as {NetworkConfig()}")
+    config = NetworkConfig(**found)
     _check(path, config, content["model"])
     return Checkpoint(config, content["model"], content["provenance"], content.get("training"))
 

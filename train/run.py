@@ -1,15 +1,16 @@
 """The state of a training run: what one step changes, and what a checkpoint must hold to continue exactly."""
 
+import contextlib
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from runtime.geometry.errors import InputError
+from runtime.geometry.errors import InputError, first_line
 from train.checkpoint import Checkpoint, load_checkpoint
 from train.distributed import Processes
 from train.feed import Batch
@@ -30,6 +31,20 @@ _RECIPE = (
 
 # Mean squared gradient of a flow, from which on no image is left: neighbours are 30 voxels apart.
 EXPLODED = 1000.0
+
+
+@contextlib.contextmanager
+def sound_state(path: Path | None) -> Iterator[None]:
+    """Turn what a checkpoint's training state raises when it is not as `Run` writes it into one line."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
+        raise InputError(
+            f"resume: the training state of {path} cannot be used ({type(error).__name__}: {first_line(error)[:120]}); "
+            "start a new run from its weights with `start`"
+        ) from error
 
 
 class Run:
@@ -54,7 +69,8 @@ class Run:
         self.validated = 0  # the step of the last validation
         self.started_from: dict = {}
         device = choose_device(options, self.processes.local_rank)
-        saved = self._saved(options.continues) if options.continues else None
+        with sound_state(options.continues):
+            saved = self._saved(options.continues) if options.continues else None
         self.sources = open_sources(options, device)
         smallest = min(self.sources.shape) // (2 if options.half_size else 1)
         self.numerics = choose_numerics(options, device, smallest)
@@ -67,9 +83,10 @@ class Run:
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=options.learning_rate)
         self.scaler = self.numerics.scaler()
         if saved is not None:
-            self._require_same_numerics(saved)
-            self._require_same_content(saved)
-            self._restore(saved)
+            with sound_state(options.continues):
+                self._require_same_numerics(saved)
+                self._require_same_content(saved)
+                self._restore(saved)
         self.numerics.compile(self.network)
 
     def _start_from(self, start: Checkpoint) -> None:
@@ -127,15 +144,30 @@ class Run:
         self.average.load_state_dict(saved.state)
         self.network.load_state_dict(training["weights"])
         self.optimizer.load_state_dict(training["optimizer"])
+        self._require_moments()
         self.scaler.load_state_dict(training.get("scaler", {}))
-        self.step, self.seconds = training["step"], training["seconds"]
-        self.validated = training.get("validated", self.step)
+        self.step, self.seconds = int(training["step"]), float(training["seconds"])
+        self.validated = int(training.get("validated", self.step))
         same = training.get("validated_on") == self.sources.validation_digest
         if self.options.resume and same:  # in another folder, and on other pairs, the best begins anew
-            self.best, self.best_by = training["best"], saved.provenance.get("validated_by")
+            self.best, self.best_by = float(training["best"]), saved.provenance.get("validated_by")
         self.timetable = Timetable(self.options, training.get("finish_from", self.step))
         self.started_from = saved.provenance.get("started_from", {})
         torch.set_rng_state(training["torch_rng"])
+
+    def _require_moments(self) -> None:
+        """Raise ValueError where Adam's settings or moments are not those of this network and these options."""
+        usual = torch.optim.Adam(self.network.parameters()).param_groups[0]
+        for group in self.optimizer.param_groups:
+            if any(group.get(name) != value for name, value in usual.items() if name not in ("lr", "params")):
+                raise ValueError("Adam's settings are others")
+        for weight in self.network.parameters():
+            moments = self.optimizer.state[weight]
+            if moments and not float(moments["step"]) >= 1:
+                raise ValueError(f"a moment is of step {moments['step']}")
+            for name in ("exp_avg", "exp_avg_sq"):
+                if moments and getattr(moments[name], "shape", None) != weight.shape:
+                    raise ValueError(f"{name} is not of the shape {tuple(weight.shape)}")
 
     def checkpoint(self, resumable: bool) -> Checkpoint:
         """Weights to use (the running mean, if there is one) and provenance; resumable: all that continuing needs."""

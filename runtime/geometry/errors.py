@@ -12,7 +12,7 @@ class NotHere(InputError):
     """What was asked for is sound but not to be had on this computer: a library, a driver, a card, its memory."""
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: object) -> str:
     """What an exception says, in one line; its kind where it says nothing."""
     lines = (line.strip() for line in str(error).splitlines())
     return next(filter(None, lines), type(error).__name__)
