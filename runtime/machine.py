@@ -139,7 +139,7 @@ def check_fits(working: tuple[int, int, int], fixed: int, moving: int, again: bo
     if (SCAN + WRITING) * fixed + (SCAN + INVERTING) * moving > LOOP * i * j * k:
         raise InputError(
             f"--fixed, --moving: registering scans of {fixed / 1e6:.3g} and {moving / 1e6:.3g} million voxels needs "
-            f"about {have}; register copies of 0.5 or 1 mm (apply --reference makes them), apply the warp to the originals"
+            f"about {have}; register copies of 0.5 or 1 mm (by apply --reference), apply the warp to the originals"
         )
     raise InputError(
         f"--fixed: the working grid {working} needs about {have}; crop the fixed image, close other programs or use "

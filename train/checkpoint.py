@@ -151,7 +151,8 @@ def _check_records(path: Path) -> None:
 def _ours(path: str | Path, content: dict) -> Checkpoint:
     version = content.get("version")
     if not isinstance(version, int) or not 1 <= version <= VERSION:
-        raise InputError(f"checkpoint: {path} has version {first_line(version)}, expected 1 to {VERSION}; update this program")
+        got = first_line(version)
+        raise InputError(f"checkpoint: {path} has version {got}, expected 1 to {VERSION}; update this program")
     missing = [key for key in ("config", "model", "provenance") if not isinstance(content.get(key), dict)]
     if missing:
         raise InputError(f"checkpoint: {path} has no {', '.join(missing)}; write it again with `train`")
