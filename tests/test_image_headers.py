@@ -217,3 +217,9 @@ def test_tensors_and_vectors_are_no_images(tmp_path):
         nib.save(image, tmp_path / "a.nii")
         with pytest.raises(InputError, match=f"--image: .* holds {what}"):
             read_series(tmp_path / "a.nii", "--image")
+
+
+def test_refusals_that_quote_line_breaks_are_one_line():
+    assert str(InputError("--points: has the column 'a\nb\r\nc', expected x")) == (
+        "--points: has the column 'a b c', expected x"
+    )

@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from torch import Tensor
 from runtime.geometry import volume as files
 from runtime.geometry.errors import InputError
 from runtime.geometry.grid import SIZE_MULTIPLE, Grid, closest_ras, fit_to, reorient, reorient_array
+from runtime.geometry.image_file import read_header
 from runtime.geometry.intensity import PercentileRule
 from runtime.geometry.scan_list import Scan
 from train.augment import Augmentation, augment
@@ -190,12 +190,12 @@ def _check_headers(scans: Sequence[Scan]) -> Grid | None:
 def _header(file: Path) -> Grid | None:
     """Where a volume is in RAS order, by its header alone; None where reading the file will tell what is wrong."""
     try:
-        image = nib.load(file)
-        if math.prod(image.shape[3:]) != 1:
+        header = read_header(file, "image")
+        if math.prod(header.shape[3:]) != 1:
             return None
-        grid = Grid(tuple(int(size) for size in image.shape[:3]), np.asarray(image.affine, np.float64))
+        grid = files.grid_of(header, "image")
         return reorient(grid, *closest_ras(grid.affine))
-    except Exception:  # damaged files make nibabel raise errors of a dozen kinds
+    except InputError:
         return None
 
 

@@ -66,9 +66,13 @@ def _space(lines: list[str]) -> Space | None:
     if not int(fields["valid"]):
         return None
     size, spacing = np.array(fields["volume"].split(), int), np.array(fields["voxelsize"].split(), float)
+    directions = np.array([fields[key].split() for key in ("xras", "yras", "zras")], float).T
+    centre = np.array(fields["cras"].split(), float)
+    if not (np.isfinite(spacing).all() and np.isfinite(directions).all() and np.isfinite(centre).all()):
+        raise ValueError("a volume info with numbers that are not finite")
     affine = np.eye(4)
-    affine[:3, :3] = np.array([fields[key].split() for key in ("xras", "yras", "zras")], float).T * spacing
-    affine[:3, 3] = np.array(fields["cras"].split(), float) - affine[:3, :3] @ (size / 2)
+    affine[:3, :3] = directions * spacing
+    affine[:3, 3] = centre - affine[:3, :3] @ (size / 2)
     return Space(Grid(tuple(size), affine), name=Path(fields["filename"]).name or None)
 
 

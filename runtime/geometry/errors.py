@@ -5,7 +5,13 @@ from contextlib import contextmanager
 
 
 class InputError(ValueError):
-    """Bad input in one line: the argument, what came, what was expected and what to do about it."""
+    """Bad input in one line: the argument, what came, what was expected and what to do about it.
+
+    One line also where it quotes a file that has line breaks in odd places.
+    """
+
+    def __init__(self, *told: object) -> None:
+        super().__init__(*(" ".join(str(part).splitlines()) for part in told))
 
 
 class NotHere(InputError):
