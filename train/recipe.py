@@ -6,8 +6,10 @@ from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from runtime.geometry.errors import InputError, first_line
+from runtime.geometry.regular_files import require_file
 from train.options import CHOICES, FitOptions
 
+LARGEST = 1 << 20  # bytes of a recipe
 # By Python name: the options of a run, and that of the command line which says that there is no list.
 _HINTS: dict[str, Any] = get_type_hints(FitOptions) | {"generated": bool}
 _KINDS = {name: get_args(hint)[0] if isinstance(hint, UnionType) else hint for name, hint in _HINTS.items()}
@@ -23,6 +25,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
     Raises:
         InputError: the file cannot be read, or holds an option there is not, or a value of another kind.
     """
+    require_file(path, "recipe", LARGEST)
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

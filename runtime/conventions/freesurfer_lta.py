@@ -13,7 +13,7 @@ import numpy as np
 from runtime.conventions.plain_affine import rows
 from runtime.conventions.spaces import Space, TransformFile
 from runtime.geometry.errors import InputError, first_line
-from runtime.geometry.grid import Grid, check_affine
+from runtime.geometry.grid import LARGEST_ENTRY, Grid, check_affine
 from runtime.geometry.transform import AffineTransform
 from runtime.geometry.whole_files import write_text
 
@@ -68,8 +68,8 @@ def _space(lines: list[str]) -> Space | None:
     size, spacing = np.array(fields["volume"].split(), int), np.array(fields["voxelsize"].split(), float)
     directions = np.array([fields[key].split() for key in ("xras", "yras", "zras")], float).T
     centre = np.array(fields["cras"].split(), float)
-    if not (np.isfinite(spacing).all() and np.isfinite(directions).all() and np.isfinite(centre).all()):
-        raise ValueError("a volume info with numbers that are not finite")
+    if not np.abs(np.concatenate([spacing, directions.ravel(), centre])).max() <= LARGEST_ENTRY:
+        raise ValueError("a volume info with numbers that are not finite, or too large")
     affine = np.eye(4)
     affine[:3, :3] = directions * spacing
     affine[:3, 3] = centre - affine[:3, :3] @ (size / 2)

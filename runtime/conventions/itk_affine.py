@@ -21,7 +21,7 @@ import numpy as np
 
 from runtime.conventions.frames import TO_LPS
 from runtime.geometry.errors import InputError, first_line
-from runtime.geometry.grid import check_affine
+from runtime.geometry.grid import LARGEST_ENTRY, check_affine
 from runtime.geometry.whole_files import write_bytes, write_text
 
 Array = np.ndarray
@@ -49,8 +49,8 @@ def matrix_of(kind: str, parameters: Array, fixed: Array, name: str) -> Array:
     parameters, fixed = np.ravel(parameters).astype(np.float64), np.ravel(fixed).astype(np.float64)
     if parameters.size != part.count:
         raise InputError(f"{name} holds a {kind} of {parameters.size} parameters, expected {part.count}")
-    if not (np.isfinite(parameters).all() and np.isfinite(fixed).all()):
-        raise InputError(f"{name} holds a {kind} with numbers that are not finite; write it again")
+    if not np.abs(np.concatenate([parameters, fixed])).max(initial=0) <= LARGEST_ENTRY:
+        raise InputError(f"{name} holds a {kind} with numbers that are not finite, or too large; write it again")
     matrix, shift = np.eye(4), np.zeros(3)
     matrix[:3, :3] = part.linear(parameters, fixed)
     if part.shift is not None:

@@ -24,7 +24,7 @@ from runtime.conventions.nifti_field import StoredField, check_field
 from runtime.conventions.spaces import Card, TransformFile, card_in, sides
 from runtime.geometry.elsewhere import Unreadable, read_elsewhere
 from runtime.geometry.errors import InputError
-from runtime.geometry.grid import MOST_VOXELS, Grid
+from runtime.geometry.grid import LARGEST_ENTRY, Grid
 from runtime.geometry.transform import AffineTransform, Chain, SpatialTransform, Transform
 from runtime.geometry.whole_files import atomic_path
 
@@ -127,7 +127,8 @@ def _part(
     if parameters.size != 3 * math.prod(grid.shape):
         raise _damaged(name, f"{parameters.size} numbers do not make a field of {grid.shape}")
     start, end = sides(card, grid)
-    numbers = parameters.astype(np.float32, copy=False).reshape(3, *grid.shape, order="F")
+    with np.errstate(over="ignore"):  # infinite numbers are refused
+        numbers = parameters.astype(np.float32, copy=False).reshape(3, *grid.shape, order="F")
     field = StoredField("h5", np.moveaxis(numbers, 0, -1), _frame(grid, np.eye(4)), start, end)
     check_field(field, name)
     return field
@@ -138,7 +139,7 @@ def _frame(grid: Grid, affine: Array) -> Frame:
 
 
 def _grid(fixed: Array, name: str) -> Grid:
-    if fixed.size != GRID_NUMBERS or not np.isfinite(fixed).all() or np.abs(fixed[:3]).max() > MOST_VOXELS:
+    if fixed.size != GRID_NUMBERS or not np.abs(fixed).max() <= LARGEST_ENTRY:
         raise _damaged(name, f"{fixed.size} numbers do not make a grid of a field")
     size, origin, spacing, direction = fixed[:3], fixed[3:6], fixed[6:9], fixed[9:18].reshape(3, 3)
     lps = np.eye(4)

@@ -72,5 +72,6 @@ def displacements(positions: Array, grid: Grid) -> Array:
     result = np.empty(positions.shape, np.float32, order="F")
     for component, row in enumerate(grid.affine[:3]):
         own = (row[0] * i + row[1] * j) + (row[2] * k + row[3])
-        np.subtract(positions[..., component], own, out=result[..., component], casting="same_kind")
+        with np.errstate(invalid="ignore", over="ignore"):  # infinite ones are refused by who asks
+            np.subtract(positions[..., component], own, out=result[..., component], casting="same_kind")
     return result

@@ -17,6 +17,7 @@ Array = np.ndarray
 ORTHOGONAL = 1e-3  # largest cosine between two axes that still counts as a right angle (0.06 degrees)
 SAME_SPACING = 0.01  # relative difference of spacing below which the fixed image's own voxels are used
 FEWEST_VOXELS = 2  # of the working grid that the foreground must span along its longest axis
+LARGEST_ENTRY = 1e15  # of an affine that can still be computed with
 SINGULAR = 1e-4  # smallest volume of the box of three unit axes
 FARTHEST_MM = 0.01 * 2**23  # from the origin: beyond it neighbouring float32 numbers are more than 0.01 mm apart
 SPACINGS_MM = (1e-4, 1e3)  # of voxels, least and most: from light microscopy to far beyond any scanner
@@ -130,10 +131,12 @@ def check_affine(affine: Array, argument: str) -> None:
         raise InputError(f"{argument}: got shape {affine.shape}, expected a 4x4 matrix")
     if not np.isfinite(affine).all():
         raise InputError(f"{argument}: has entries that are not finite, expected 16 numbers; repair the header or file")
+    if np.abs(affine).max() > LARGEST_ENTRY:
+        largest = np.abs(affine).max()
+        raise InputError(f"{argument}: has entries up to {largest:.3g}, expected mm; repair the header or file")
     if not np.allclose(affine[3], (0, 0, 0, 1), atol=1e-6):
         raise InputError(f"{argument}: last row is {affine[3].tolist()}, expected 0 0 0 1")
-    with np.errstate(over="ignore"):
-        lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
     if lengths.min() <= 0 or abs(np.linalg.det(affine[:3, :3] / lengths)) < SINGULAR:
         raise InputError(f"{argument}: is singular (axes of length 0 or in one plane); repair the header or file")
 
@@ -142,8 +145,7 @@ def _check_place(shape: tuple[int, int, int], affine: Array) -> None:
     """Refuse voxels that no scan has: damaged headers place them so, and single precision could not tell them apart."""
     if math.prod(shape) > MOST_VOXELS:
         raise InputError(f"grid: got shape {shape}, expected {MOST_VOXELS} voxels at most; repair the header or file")
-    with np.errstate(over="ignore"):
-        lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
     if not (lengths.min() >= (1 - ROUNDING) * SPACINGS_MM[0] and lengths.max() <= (1 + ROUNDING) * SPACINGS_MM[1]):
         sizes = " x ".join(f"{length:.3g}" for length in lengths)
         raise InputError(

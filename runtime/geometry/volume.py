@@ -261,12 +261,13 @@ def rescaled(header: Header, stored: Array, dtype: type) -> Array:
 
     Where nothing is to be computed they are a view of `stored`.
     """
-    if header.unscaled:
-        return np.asfortranarray(stored, dtype)
-    result = np.empty(stored.shape, dtype, order="F")
-    for n in range(stored.shape[-1]):
-        result[..., n] = np.multiply(stored[..., n], header.slope, dtype=np.float64) + header.inter
-    return result
+    with np.errstate(invalid="ignore", over="ignore"):  # numbers that become infinite are refused by who asks
+        if header.unscaled:
+            return np.asfortranarray(stored, dtype)
+        result = np.empty(stored.shape, dtype, order="F")
+        for n in range(stored.shape[-1]):
+            result[..., n] = np.multiply(stored[..., n], header.slope, dtype=np.float64) + header.inter
+        return result
 
 
 def _facts(header: Header, path: Path) -> dict:
