@@ -106,7 +106,7 @@ class Run:
         batch = saved.training.get("batch", 1)
         if batch != self.batch.size:
             raise InputError(
-                f"resume: {path} was written with {first_line(batch)} pairs a step, got accumulate {self.options.accumulate} x "
+                f"resume: {path} was written with {batch} pairs a step, got accumulate {self.options.accumulate} x "
                 f"{self.processes.count} processes; make the product the same"
             )
         return saved
@@ -115,8 +115,8 @@ class Run:
         """`auto` may choose otherwise on another computer, where the run would no longer be continued exactly."""
         for option, chosen in self.numerics.chosen().items():
             before = saved.training.get("chosen", saved.training["options"]).get(option, "auto")
-            before = first_line(before)
-            if before not in ("auto", str(chosen)):  # checkpoints of earlier versions know no more than what was asked for
+            # Checkpoints of earlier versions know no more than what was asked for.
+            if str(before) not in ("auto", str(chosen)):
                 raise InputError(
                     f"resume: {self.options.continues} was written with {option} {before}, this run would "
                     f"take {chosen}; give {option} {before}, or start a new run from it with `start`"
@@ -128,13 +128,13 @@ class Run:
         if before is None:  # a checkpoint of an earlier version, of which nothing but names is known
             names = saved.training["options"].get("data"), saved.training["options"].get("template")
             if names != (self.options.data, self.options.template):
-                raise InputError(f"data: got {self.options.data or self.options.template}, written with {first_line(names[0])}")
+                raise InputError(f"data: got {self.options.data or self.options.template}, written with {names[0]}")
             return
         now = self.sources.content
         others = [n for n, (one, other) in enumerate(zip(now, before, strict=False)) if one[1] != other[1]]
         if others or len(now) != len(before):
             first = others[0] if others else min(len(now), len(before))
-            found, expected = (first_line(kept[first][0]) if first < len(kept) else "none" for kept in (now, before))
+            found, expected = (kept[first][0] if first < len(kept) else "none" for kept in (now, before))
             raise InputError(
                 f"data: {self.options.continues} was trained on {len(before)} volumes, got {len(now)}; number "
                 f"{first + 1} is {found}, expected {expected} as it was; give the same, or `start` a new run from it"
