@@ -143,14 +143,16 @@ class Registration:
         return spread(np.sqrt(x * x + y * y + z * z))
 
     @functools.cached_property
-    def _foreground(self) -> Array:
-        """Voxels of the fixed foreground on the working grid, (N, 3)."""
-        return np.argwhere(self.working.fixed > FOREGROUND)
+    def _foreground(self) -> tuple[Array, Array]:
+        """Of the fixed foreground on the working grid: its extent in voxels (3,), and some of its voxels (N, 3)."""
+        voxels = np.argwhere(self.working.fixed > FOREGROUND)
+        extent = np.ptp(voxels, axis=0) + 1 if len(voxels) else np.zeros(3, int)
+        return extent, voxels[:: 1 + len(voxels) // SAMPLES].copy()  # not a view, which would keep all of them
 
     @functools.cached_property
     def unseen_share(self) -> float:
         """Share of the fixed foreground that, after the affine, lies beyond the edges of the moving scan."""
-        places = self._foreground[:: 1 + len(self._foreground) // SAMPLES]
+        _, places = self._foreground
         points = AffineTransform(self.transform.affine).points(self.transform.grid.to_physical(places))
         voxels = self.moving.grid.to_voxels(points)
         inside = (voxels > -0.5) & (voxels < np.array(self.moving.grid.shape) - 0.5)
@@ -158,7 +160,7 @@ class Registration:
 
     def _doubts_of_size(self) -> Iterator[str]:
         """Of the fixed scan: too small for the network, or not all of it shown by the moving one."""
-        extent = np.ptp(self._foreground, axis=0) + 1 if len(self._foreground) else np.zeros(3, int)
+        extent, _ = self._foreground
         if 0 < (longest := int(extent.max())) < SMALL:
             size, spacing = " x ".join(map(str, extent)), np.mean(self.transform.grid.spacing)
             yield (

@@ -193,9 +193,9 @@ def test_ct_window(engines, tmp_path):
 
 
 def test_memory_is_checked_before_work(pair, engines, monkeypatch):
-    """There is room for what every registration needs, but not for these scans."""
+    """There is room for what every registration needs, but not for this grid."""
     monkeypatch.setattr("runtime.machine.available_bytes", lambda: machine.ALWAYS + 10 * 2**20)
-    with pytest.raises(InputError, match=r"--fixed, --moving: scans of .* need about .* GiB are available"):
+    with pytest.raises(InputError, match=r"--fixed: the working grid \(.*\) needs about .* GiB are available"):
         runtime.register(*pair, engines, QUICK)
 
 
