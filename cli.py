@@ -9,6 +9,12 @@ import gc
 import sys
 from pathlib import Path
 
+from runtime.stopping import end_on_signals, exit_code
+
+if __name__ == "__main__":
+    end_on_signals()  # until `run` takes over: importing the rest takes a moment
+
+# isort: split
 import click
 
 from runtime.commands import COMMANDS
@@ -22,6 +28,7 @@ from runtime.terminal import (
     SectionOption,
     StageLine,
     one_line_errors,
+    run,
 )
 
 DATA, LOSS, STEPS, COMPUTING, FILES = (
@@ -223,7 +230,7 @@ def train(data, generated, quiet, **options) -> None:
         best = f"best {result.best_by} {result.best:.4f}: {result.best_path}; " if result.best_path else ""
         click.echo(f"{best}log: {result.log_path}")
     if result.interrupted:
-        sys.exit(128 + result.interrupted)
+        sys.exit(exit_code(result.interrupted))
 
 
 def _tell_step(line: StageLine, progress) -> None:
@@ -291,4 +298,4 @@ def benchmark(against, shapes, backends, precisions, no_files, no_start_up, quie
 
 if __name__ == "__main__":
     atexit.register(gc.freeze)  # no search for garbage on the way out, 0.2 s
-    main(prog_name="cli.py")
+    run(main)

@@ -5,7 +5,6 @@ import datetime
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +19,22 @@ from export.parity import Parity, check_parity
 from runtime.engines import open_engines
 from runtime.example import example_pair
 from runtime.geometry.errors import InputError
+from runtime.geometry.folder_lock import folder_lock
 from runtime.geometry.grid import SIZE_MULTIPLE, fit_to
 from runtime.geometry.intensity import PercentileRule, Rule, WindowRule
 from runtime.geometry.volume import read_volume
-from runtime.manifest import ENGINES, FORMAT, GRAPH_KEYS, MANIFEST, VERSION, EngineSet, load_engine_set, sha256
+from runtime.geometry.whole_files import sync, temporary_name
+from runtime.manifest import (
+    ENGINES,
+    FORMAT,
+    GRAPH_KEYS,
+    MANIFEST,
+    VERSION,
+    EngineSet,
+    load_engine_set,
+    sealed,
+    sha256,
+)
 from runtime.prepare import prepare
 from runtime.schedules import DEFAULT_DELTA, DEFAULT_LIMIT
 from train.checkpoint import Checkpoint, load_checkpoint
@@ -99,6 +110,7 @@ def export_checkpoint(
     Raises:
         InputError: the checkpoint or the gate's scans cannot be read, fp16 cannot hold the weights, the folder cannot
             be written.
+        Scarce: another run holds the folder.
         ParityError: the gate failed.
     """
     checkpoint = load_checkpoint(checkpoint_path)
@@ -107,7 +119,7 @@ def export_checkpoint(
     echo(f"exporting {checkpoint_path} ({sum(p.numel() for p in network.parameters()):,} parameters)")
     if (engine_dir / MANIFEST).exists():
         echo(f"the set in {engine_dir} will be replaced if the gate is passed")
-    with _staging(engine_dir) as stage:
+    with folder_lock(engine_dir, "--engine-dir"), _staging(engine_dir) as stage:
         graphs = {precision: export_graphs(network, precision) for precision in options.precisions}
         manifest = _manifest(checkpoint, graphs, options)
         _write_set(stage, graphs, manifest)
@@ -144,18 +156,12 @@ def _gate_pair(options: ExportOptions, engine_set: EngineSet) -> tuple[str, tupl
 @contextlib.contextmanager
 def _staging(engine_dir: Path):
     """A folder beside the files it will replace, so that renaming them is atomic; removed in the end."""
-    new = not engine_dir.exists()
-    try:
-        engine_dir.mkdir(parents=True, exist_ok=True)
-        stage = Path(tempfile.mkdtemp(prefix=".staging-", dir=engine_dir))
-    except OSError as error:
-        raise InputError(f"--engine-dir: cannot write to {engine_dir} ({error.strerror}); choose another") from None
+    stage = temporary_name(engine_dir / "set")
+    stage.mkdir()
     try:
         yield stage
     finally:
         shutil.rmtree(stage, ignore_errors=True)
-        if new and not any(engine_dir.iterdir()):
-            engine_dir.rmdir()
 
 
 def _file_name(engine: str, precision: str, graph: bytes) -> str:
@@ -203,14 +209,16 @@ def _write_set(folder: Path, graphs: dict[str, Graphs], manifest: dict[str, Any]
     for precision, found in graphs.items():
         for engine, graph in found.items():
             (folder / _file_name(engine, precision, graph)).write_bytes(graph)
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    (folder / MANIFEST).write_text(json.dumps(sealed(manifest), indent=2) + "\n", encoding="utf-8")
 
 
 def _publish(stage: Path, engine_dir: Path, manifest: dict[str, Any]) -> None:
     """Graphs first (their names carry their hash, so none of the old set is touched), then the manifest: that step."""
     names = {entry["file"] for key in GRAPH_KEYS.values() for entry in manifest.get(key, {}).values()}
-    for name in (*sorted(names), MANIFEST, CARD):
+    for name in (*sorted(names), CARD, MANIFEST):
+        sync(stage / name)
         os.replace(stage / name, engine_dir / name)
+    sync(engine_dir)
     for engine in ENGINES:
         for old in engine_dir.glob(f"{engine}.*.onnx"):
             if old.name not in names:

@@ -161,7 +161,7 @@ def _jobs(
 
 def _built(engine_set: EngineSet, library: Library, spec: PlanSpec, echo: Callable[[str], None]) -> bytes:
     start = time.perf_counter()
-    plan = library.build(engine_set.path(spec.engine, spec.precision).read_bytes(), spec)
+    plan = library.build(engine_set.graph(spec.engine, spec.precision), spec)
     seconds, targets = time.perf_counter() - start, ", ".join(map(str, spec.sms))
     echo(f"{spec.engine:<18} {spec.precision}  {seconds:6.2f} s  {len(plan) / MEGABYTE:6.2f} MB  SM {targets}")
     return plan

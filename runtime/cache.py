@@ -1,6 +1,12 @@
-"""The folder for what is compiled for this computer: kept between runs and safe to delete."""
+"""The folder for what is compiled for this computer: kept between runs and safe to delete.
 
+What lies in it is run, so it is used only where nobody else may write, and each file is held against a hash in front
+of its content. A cache that cannot be read or written costs time, nothing else.
+"""
+
+import contextlib
 import functools
+import hashlib
 import os
 import shutil
 import sys
@@ -8,30 +14,67 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+from runtime.geometry.whole_files import atomic_path
+
 VARIABLE = "RPNET_CACHE"
+NOWHERE = Path(os.devnull) / "rpnet"  # can neither be read nor made
+ROOM = 1 << 16  # bytes that a disk with room for a cache takes
+HASH = hashlib.sha256().digest_size
 
 
-def cache_folder() -> Path:
+def cache_folder(part: str = "") -> Path:
     """This user's folder for compiled code, made if need be.
 
-    The environment variable RPNET_CACHE names it; else it is `rpnet` in the system's folder for caches. Where that
-    cannot be written to, a folder among the temporary ones that nobody else may write to takes its place.
+    The environment variable RPNET_CACHE names it; else it is `rpnet` in the system's folder for caches. One that
+    cannot be written to (a container's, a full disk) serves as it is if the part asked for lies in it. Else one among
+    the temporary folders takes its place; without any, a path that nothing can be read from or written to.
+
+    Args:
+        part: path, below the folder, of what it is wanted for; "": anything.
     """
-    try:
-        chosen = os.environ.get(VARIABLE)
-        folder = Path(chosen).expanduser().absolute() if chosen else _system_folder() / "rpnet"
-    except RuntimeError:  # no home folder
-        return _temporary_folder()
-    return folder if _usable(folder) else _temporary_folder()
+    for folder, mode in _candidates():
+        if _is_ours(folder, part) and (_usable(folder, mode) or _holds(folder / part)):
+            return folder
+    return _temporary_folder()
+
+
+def keep(path: Path, content: bytes) -> None:
+    """Writes a file of the cache, its hash in front; not where there is no room or no permission."""
+    with contextlib.suppress(OSError):
+        for folder in reversed([place for place in path.parents if not place.exists()]):
+            folder.mkdir(mode=0o755, exist_ok=True)
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(hashlib.sha256(content).digest() + content)
+            temporary.chmod(0o644)  # whatever the umask is: `kept` refuses what others may write
+
+
+def kept(path: Path) -> bytes | None:
+    """What `keep` wrote; None where there is nothing, or not what it was, or others may have written it."""
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        found = file.read() if _is_trusted(os.fstat(file.fileno())) else b""
+        content = memoryview(found)[HASH:]
+        if hashlib.sha256(content).digest() == found[:HASH]:
+            return bytes(content)
+    return None
 
 
 def keep_latest(paths: Iterable[Path], number: int) -> None:
-    """Removes all of these files and folders but the ones used last."""
-    for path in sorted(paths, key=lambda path: path.stat().st_mtime)[:-number]:
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+    """Removes all of these files and folders but the ones used last, as far as the system allows."""
+    with contextlib.suppress(OSError):
+        for path in sorted(paths, key=lambda path: path.stat().st_mtime)[:-number]:
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def _candidates() -> list[tuple[Path, int]]:
+    """The folder that is meant and the mode to make it with: what a user names may serve others, who only read."""
+    with contextlib.suppress(RuntimeError):  # no home folder
+        if chosen := os.environ.get(VARIABLE):
+            return [(Path(chosen).expanduser().absolute(), 0o755)]
+        return [(_system_folder() / "rpnet", 0o700)]
+    return []
 
 
 def _system_folder() -> Path:
@@ -43,26 +86,45 @@ def _system_folder() -> Path:
     return chosen if chosen.is_absolute() else Path("~/.cache").expanduser()
 
 
-def _usable(folder: Path) -> bool:
+def _is_ours(folder: Path, part: str) -> bool:
+    """Whether nobody else may write to a folder, nor to those on the way to a part of it, as far as they are there."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
+        below = [folder / place for place in [*reversed(Path(part).parents), Path(part)]]
+        return all(_is_trusted(place.stat()) for place in below if place.exists())
+    except OSError:
+        return False
+
+
+def _is_trusted(facts: os.stat_result) -> bool:
+    """Whether what has these facts can have been written by this user, or the system's, alone."""
+    return not hasattr(os, "getuid") or (facts.st_uid in (0, os.getuid()) and not facts.st_mode & 0o022)
+
+
+def _usable(folder: Path, mode: int) -> bool:
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=mode, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(ROOM))
     except OSError:
         return False
     return True
 
 
+def _holds(folder: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return any(folder.iterdir())
+    return False
+
+
 @functools.cache
 def _temporary_folder() -> Path:
-    """The same from run to run as long as it is ours alone: what lies in it is executed."""
-    if not hasattr(os, "getuid"):  # Windows: temporary folders are the user's own
-        folder = Path(tempfile.gettempdir()) / "rpnet"
-        return folder if _usable(folder) else Path(tempfile.mkdtemp(prefix="rpnet-"))
-    folder = Path(tempfile.gettempdir()) / f"rpnet-{os.getuid()}"
+    """The same from run to run as long as it is ours alone."""
     try:
+        folder = Path(tempfile.gettempdir()) / (f"rpnet-{os.getuid()}" if hasattr(os, "getuid") else "rpnet")
         folder.mkdir(mode=0o700, exist_ok=True)
-        facts = folder.lstat()
-        ours = not folder.is_symlink() and facts.st_uid == os.getuid() and not facts.st_mode & 0o022
+        if folder.is_symlink() or not _is_trusted(folder.lstat()) or not _usable(folder, 0o700):
+            return NOWHERE
     except OSError:
-        ours = False
-    return folder if ours and _usable(folder) else Path(tempfile.mkdtemp(prefix="rpnet-"))
+        return NOWHERE
+    return folder

@@ -42,7 +42,7 @@ def read_chain(engine_set: EngineSet, engine: str) -> list[Convolution]:
     Raises:
         InputError: the graph is anything else than the chain that the manifest's network is exported as.
     """
-    graph = onnx.load(engine_set.path(engine)).graph
+    graph = onnx.load_from_string(engine_set.graph(engine)).graph
     nodes, tensors = list(graph.node), {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     expected = operations(engine_set, engine)
     chained = all(after.input[0] == before.output[0] for before, after in itertools.pairwise(nodes))

@@ -9,15 +9,17 @@ import contextlib
 import functools
 import hashlib
 import os
+import pickle
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import llvmlite
 import numba
 
-from runtime.cache import cache_folder, keep_latest
+from runtime.cache import cache_folder, keep, keep_latest, kept
+from runtime.geometry.errors import InputError
 
 PACKAGE = Path(__file__).resolve().parent
 # A source that has some.
@@ -28,14 +30,18 @@ KERNELS: list = []  # all that were decorated in this process
 
 
 def compiled(**options) -> Callable:
-    """``numba.njit(**options)`` for functions called from Python; what those call needs plain `njit`."""
+    """``numba.njit(**options)`` for functions called from Python; what those call needs plain `njit`.
+
+    Raises:
+        InputError: numba is told not to compile.
+    """
+    if numba.config.DISABLE_JIT:
+        raise InputError("NUMBA_DISABLE_JIT: got 1, but nothing here runs uncompiled; unset it")
 
     def decorate(function: Callable) -> Callable:
-        try:
-            with _own_locator():
-                kernel = numba.njit(cache=True, **options)(function)
-        except Exception:  # numba promises nothing about locators; its own cache does as well, just not as long
-            kernel = numba.njit(cache=True, **options)(function)
+        kernel = numba.njit(**options)(function)
+        with contextlib.suppress(Exception):  # numba promises nothing of its caches: then compiled by each process
+            kernel._cache = _cache_class()(function)
         KERNELS.append(kernel)
         return kernel
 
@@ -45,9 +51,11 @@ def compiled(**options) -> Callable:
 @functools.cache
 def code_folder() -> Path:
     """Where compiled kernels lie, as the sources now stand; those of the least used other versions are removed."""
-    folder = cache_folder() / FOLDER / code_key(PACKAGE)
+    part = Path(FOLDER) / code_key(PACKAGE)
+    folder = cache_folder(str(part)) / part
     with contextlib.suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
+        for place in (folder.parent, folder):
+            place.mkdir(mode=0o755, exist_ok=True)
         os.utime(folder)
         keep_latest((path for path in folder.parent.iterdir() if KEY.fullmatch(path.name) and path.is_dir()), KEPT)
     return folder
@@ -64,24 +72,12 @@ def code_key(package: Path) -> str:
     return key.hexdigest()[:16]
 
 
-@contextlib.contextmanager
-def _own_locator() -> Iterator[None]:
-    """Lets functions decorated meanwhile be kept in our folder."""
-    from numba.core.caching import CacheImpl
-
-    theirs = CacheImpl._locator_classes
-    CacheImpl._locator_classes = [_locator_class(), *theirs]
-    try:
-        yield
-    finally:
-        CacheImpl._locator_classes = theirs
-
-
 @functools.cache
-def _locator_class() -> type:
-    from numba.core.caching import _CacheLocator
+def _cache_class() -> type:
+    """numba's cache of a function, in our folder and our files; what is wrong with them costs time, nothing else."""
+    from numba.core import caching
 
-    class Locator(_CacheLocator):
+    class Locator(caching._CacheLocator):
         """Tells numba where a function's compiled code lies and whether it is fresh: by its folder's name it is."""
 
         def __init__(self, function: Callable, file: str) -> None:
@@ -101,4 +97,42 @@ def _locator_class() -> type:
         def get_disambiguator(self) -> str:
             return str(self._line)
 
-    return Locator
+    class Code(caching.CompileResultCacheImpl):
+        _locator_classes = (Locator,)
+
+    class Files(caching.IndexDataCacheFile):
+        """A kernel's signatures and their code. Both are pickles: loaded only if they are what we wrote."""
+
+        def _load_index(self) -> dict:
+            content = kept(Path(self._index_path))
+            stamp, signatures = pickle.loads(content) if content else (None, {})
+            return signatures if stamp == self._source_stamp else {}
+
+        def _save_index(self, signatures: dict) -> None:
+            keep(Path(self._index_path), self._dump((self._source_stamp, signatures)))
+
+        def _load_data(self, name: str) -> tuple | None:
+            content = kept(Path(self._data_path(name)))
+            return pickle.loads(content) if content else None
+
+        def _save_data(self, name: str, data: tuple) -> None:
+            keep(Path(self._data_path(name)), self._dump(data))
+
+    class Cache(caching.FunctionCache):
+        _impl_class = Code
+
+        def __init__(self, function: Callable) -> None:
+            super().__init__(function)
+            locator = self._impl.locator
+            self._cache_file = Files(locator.get_cache_path(), self._impl.filename_base, locator.get_source_stamp())
+
+        def load_overload(self, *arguments):
+            with contextlib.suppress(Exception):
+                return super().load_overload(*arguments)
+            return None
+
+        def save_overload(self, *arguments) -> None:
+            with contextlib.suppress(Exception):
+                super().save_overload(*arguments)
+
+    return Cache

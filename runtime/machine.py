@@ -9,7 +9,8 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from runtime.geometry.errors import InputError
+from runtime import limits
+from runtime.geometry.errors import InputError, Scarce
 from runtime.heap import ARRAYS
 
 # Peak memory by part, bytes a voxel, fitted to measured registrations (docs/measurements): the loop with features of
@@ -17,13 +18,12 @@ from runtime.heap import ARRAYS
 LOOP, KEPT, SCAN, WRITING, INVERTING = 300, 24, 8, 80, 24
 SIDE = 80  # of the loop's, what a fixed scan holds for the next moving one
 ALWAYS = 300 * 2**20
-CGROUP, OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
-STATUS = Path("/proc/self/status")
 
 
 def cores() -> int:
-    """Processors this process may use (affinity, where the system has it)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Processors this process may use: affinity, where the system has it, quotas, and what a batch system says."""
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(there, *limits.processor_limits(), there)
 
 
 def installed_versions(distributions: Iterable[str]) -> dict[str, str]:
@@ -70,38 +70,28 @@ def needed_bytes(working: int, fixed: int = 0, moving: int = 0, again: bool = Fa
 
 def available_bytes() -> int | None:
     """Memory that can be had without swapping, within this process's limits; None where the system does not tell."""
-    known = [value for value in (_free_memory(), _cgroup_rest()) if value is not None]
-    return min(known, default=None)
+    known = [_free_memory(), *(memory.rest for memory in limits.memory_limits())]
+    return min((value for value in known if value is not None), default=None)
 
 
-def _free_memory() -> int | None:
+def most_bytes() -> int | None:
+    """Memory that this process could have if nothing else took any; None where the system does not tell."""
+    known = [_meminfo("MemTotal"), *(memory.limit for memory in limits.memory_limits())]
+    return min((value for value in known if value is not None), default=None)
+
+
+def _meminfo(name: str) -> int | None:
+    """Bytes, of a line of what Linux tells about memory."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         facts = dict(line.split(":", 1) for line in lines if ":" in line)
-        return int(facts["MemAvailable"].split()[0]) * 1024
+        return int(facts[name].split()[0]) * 1024
     except (OSError, KeyError, ValueError):
         return None
 
 
-def _cgroup_rest() -> int | None:
-    """What a container or a batch system leaves of its limits (cgroup v2): its own group's and those around it."""
-    try:
-        groups = OWN_CGROUP.read_text(encoding="utf-8").splitlines()
-        own = CGROUP / next(line.removeprefix("0::/") for line in groups if line.startswith("0::/"))
-    except (OSError, ValueError, StopIteration):
-        return None
-    around = [folder for folder in (own, *own.parents) if folder.is_relative_to(CGROUP)]
-    return min((rest for rest in map(_rest_of_group, around) if rest is not None), default=None)
-
-
-def _rest_of_group(folder: Path) -> int | None:
-    """What one control group may still take; None without a limit. Its unused file contents make way for programs."""
-    try:
-        limit, used = (int((folder / name).read_text()) for name in ("memory.max", "memory.current"))
-        facts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-        return max(limit - used + int(facts["inactive_file"]), 0)
-    except (OSError, ValueError, KeyError):
-        return None
+def _free_memory() -> int | None:
+    return _meminfo("MemAvailable")
 
 
 def peak_bytes() -> int | None:
@@ -110,7 +100,7 @@ def peak_bytes() -> int | None:
     Linux hands ru_maxrss on from the program that started this one; VmHWM is this program's own.
     """
     with contextlib.suppress(OSError, ValueError, StopIteration):
-        lines = STATUS.read_text(encoding="utf-8").splitlines()
+        lines = limits.STATUS.read_text(encoding="utf-8").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
     with contextlib.suppress(ImportError):
         import resource
@@ -129,19 +119,23 @@ def check_fits(working: tuple[int, int, int], fixed: int, moving: int, again: bo
         again: whether this fixed scan's features are held from an earlier moving one.
 
     Raises:
-        InputError: more memory is needed than is available.
+        InputError: more memory is needed than this computer has or allows.
+        Scarce: more is needed than is available just now.
     """
     i, j, k = working
-    needed, available = needed_bytes(i * j * k, fixed, moving, again), available_bytes()
-    if available is None or needed <= available:
-        return
-    have = f"{needed / 2**30:.1f} GiB of memory, {available / 2**30:.1f} GiB are available"
-    if (SCAN + WRITING) * fixed + (SCAN + INVERTING) * moving > LOOP * i * j * k:
-        raise InputError(
-            f"--fixed, --moving: registering scans of {fixed / 1e6:.3g} and {moving / 1e6:.3g} million voxels needs "
-            f"about {have}; register copies of 0.5 or 1 mm (by apply --reference), apply the warp to the originals"
+    needed = needed_bytes(i * j * k, fixed, moving, again)
+    never, now = (most_bytes(), "are all there are", InputError), (available_bytes(), "are available", Scarce)
+    for there, words, kind in (never, now):
+        if there is None or needed <= there:
+            continue
+        have = f"{needed / 2**30:.1f} GiB of memory, {there / 2**30:.1f} GiB {words}"
+        if (SCAN + WRITING) * fixed + (SCAN + INVERTING) * moving > LOOP * i * j * k:
+            raise kind(
+                f"--fixed, --moving: registering scans of {fixed / 1e6:.3g} and {moving / 1e6:.3g} million voxels "
+                f"needs about {have}; register copies of 0.5 or 1 mm (by apply --reference), apply the warp to "
+                "the originals"
+            )
+        raise kind(
+            f"--fixed: the working grid {working} needs about {have}; crop the fixed image, close other programs or "
+            "use another"
         )
-    raise InputError(
-        f"--fixed: the working grid {working} needs about {have}; crop the fixed image, close other programs or use "
-        "another"
-    )

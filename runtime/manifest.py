@@ -1,23 +1,27 @@
 """What an engine set says of itself: `manifest.json` beside the graphs, checked before anything is opened.
 
 The manifest is the set: graphs carry a part of their hash in their names, and replacing the manifest is the one step
-that publishes a new set. The runtime learns everything from it and guesses nothing from file names.
+that publishes a new set. The runtime learns everything from it and guesses nothing from file names. It holds a hash of
+itself too. Graphs are read once, and those bytes are hashed and run: what happens to the files later changes nothing.
 """
 
 import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from runtime.geometry.errors import InputError, explained
+from runtime.geometry.errors import InputError, explained, first_line
 from runtime.geometry.intensity import rule_from_dict
 from runtime.schedules import LEVELS, iterstop_schedule
 
 FORMAT = "rpnet-engine-set"
-VERSION = 1
+VERSION = 2  # 1, which earlier exports wrote, has no hash of itself and is read as well
+SEAL = "sha256"  # of the rest of the manifest
+LARGEST = 1 << 30  # bytes of a graph
+ELSEWHERE = b"location"  # how ONNX names the other file in which a graph keeps weights
 MANIFEST = "manifest.json"
 EXTRACTOR = "feature_extractor"
 IMAGE, FEATURES, RESIDUAL = "image", "features", "residual"
@@ -45,10 +49,12 @@ class EngineSet:
     Attributes:
         folder: where it lies.
         manifest: the whole of `manifest.json`.
+        graphs: what was read of its files, ONNX, by engine and precision.
     """
 
     folder: Path
     manifest: Mapping[str, Any]
+    graphs: Mapping[tuple[str, str], bytes] = field(repr=False)
 
     @property
     def spacing(self) -> float:
@@ -111,8 +117,12 @@ class EngineSet:
                     f"the manifest says {stated}; export the set again"
                 )
 
+    def graph(self, engine: str, precision: str = "fp32") -> bytes:
+        """One graph, ONNX; `precision` is one of `precisions`."""
+        return self.graphs[engine, precision]
+
     def path(self, engine: str, precision: str = "fp32") -> Path:
-        """Of one graph; `precision` is one of `precisions`."""
+        """Where a graph was read from; `precision` is one of `precisions`."""
         return self.folder / self.manifest[GRAPH_KEYS[precision]][engine]["file"]
 
     def require(self, precision: str) -> None:
@@ -131,8 +141,15 @@ def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+def sealed(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """A manifest with the hash of all that is in it: of its JSON with sorted keys and no spaces."""
+    rest = {name: value for name, value in manifest.items() if name != SEAL}
+    text = json.dumps(rest, sort_keys=True, separators=(",", ":"))
+    return {**rest, SEAL: sha256(text.encode())}
+
+
 def load_engine_set(folder: Path | str) -> EngineSet:
-    """Reads and checks an engine set: format, version, completeness, and every file's hash.
+    """Reads and checks an engine set: format, version, completeness, and every hash, the manifest's own too.
 
     Raises:
         InputError: the set is missing, foreign, newer than this program, incomplete or damaged.
@@ -140,12 +157,11 @@ def load_engine_set(folder: Path | str) -> EngineSet:
     folder = Path(folder)
     manifest = _read_manifest(folder)
     _check_format(folder, manifest)
-    engine_set = EngineSet(folder, manifest)
+    engine_set = EngineSet(folder, manifest, {})
     _check_content(engine_set)
-    for precision in engine_set.precisions:
-        for engine in ENGINES:
-            _check_file(engine_set, engine, precision)
-    return engine_set
+    _check_seal(folder, manifest)
+    names = [(engine, precision) for precision in engine_set.precisions for engine in ENGINES]
+    return replace(engine_set, graphs={name: _read_graph(engine_set, *name) for name in names})
 
 
 @explained("--engine-dir")
@@ -158,9 +174,13 @@ def _read_manifest(folder: Path) -> Any:
     if not path.is_file():
         raise InputError(f"--engine-dir: {folder} has no {MANIFEST}; expected an engine set; {REMEDY}")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"--engine-dir: {path} cannot be read as JSON ({error}); {REMEDY}") from None
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"--engine-dir: {path} cannot be read as JSON ({first_line(error)}); {REMEDY}") from None
+
+
+def _no_number(name: str) -> Any:
+    raise ValueError(f"{name} is no number")
 
 
 def _check_format(folder: Path, manifest: Any) -> None:
@@ -187,7 +207,7 @@ def _check_content(engine_set: EngineSet) -> None:
         iterstop_schedule(**engine_set.stop)
         rule_from_dict(engine_set.intensity)
         _ = engine_set.precision, engine_set.convolutions
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InputError(f"--engine-dir: {place} is incomplete or malformed ({error!r}); {REMEDY}") from None
     if levels != set(LEVELS) or not all(0 < fact < math.inf for fact in facts) or facts[1] % 8:
         raise InputError(
@@ -199,8 +219,14 @@ def _check_content(engine_set: EngineSet) -> None:
             raise InputError(
                 f"--engine-dir: {place} lists {precision} engines {sorted(files)}, expected {sorted(ENGINES)}; {REMEDY}"
             )
-        if any(Path(name).name != name for name in files.values()):
+        if any(Path(name).name != name or not name.isprintable() for name in files.values()):
             raise InputError(f"--engine-dir: {place} names files outside its folder; {REMEDY}")
+
+
+def _check_seal(folder: Path, manifest: Mapping[str, Any]) -> None:
+    if manifest["version"] > 1 and manifest.get(SEAL) != sealed(manifest)[SEAL]:
+        place = folder / MANIFEST
+        raise InputError(f"--engine-dir: {place} is damaged or was edited: its SHA-256 is another; {REMEDY}")
 
 
 def _files(engine_set: EngineSet, precision: str) -> dict[str, str]:
@@ -211,14 +237,23 @@ def _files(engine_set: EngineSet, precision: str) -> dict[str, str]:
     return {engine: entry["file"] for engine, entry in entries.items()}
 
 
-def _check_file(engine_set: EngineSet, engine: str, precision: str) -> None:
+def _read_graph(engine_set: EngineSet, engine: str, precision: str) -> bytes:
     path = engine_set.path(engine, precision)
     try:
-        found = sha256(path.read_bytes())
+        if not path.is_file():
+            raise FileNotFoundError
+        with path.open("rb") as file:
+            content = file.read(LARGEST)
     except OSError:
         raise InputError(f"--engine-dir: {path} is missing or unreadable; {REMEDY}") from None
-    expected = engine_set.graph_hash(engine, precision)
+    found, expected = sha256(content), engine_set.graph_hash(engine, precision)
     if found != expected:
         raise InputError(
             f"--engine-dir: {path} is damaged: SHA-256 {found[:12]}..., expected {expected[:12]}...; {REMEDY}"
         )
+    if ELSEWHERE in content:
+        raise InputError(
+            f"--engine-dir: {path} keeps weights in another file (ONNX external data), which its SHA-256 does not "
+            f"cover; {REMEDY}"
+        )
+    return content

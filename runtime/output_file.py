@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from runtime.geometry.errors import InputError, first_line
+from runtime.geometry.errors import InputError, first_line, refused
 
 
 def check_output_file(path: Path, overwrite: bool, inputs: Iterable[Path | None], suffixes: tuple[str, ...]) -> None:
@@ -28,7 +28,7 @@ def check_output_file(path: Path, overwrite: bool, inputs: Iterable[Path | None]
         there = path.exists()
     except OSError as error:
         reason = error.strerror or first_line(error)
-        raise InputError(f"--output: cannot write into {path.parent} ({reason}); choose another folder") from None
+        raise refused(f"--output: cannot write into {path.parent} ({reason}); choose another folder", error) from None
     if any(_same(path, other) for other in inputs if other is not None):
         raise InputError(f"--output: would replace the input {path}; choose another name")
     if there and not path.is_file():
@@ -48,7 +48,7 @@ def writing(what: Path | str) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or first_line(error)  # Pillow's errors have no number and no strerror
-        raise InputError(f"--output: writing {what} failed ({reason}); free space or choose another") from None
+        raise refused(f"--output: writing {what} failed ({reason}); free space or choose another", error) from None
 
 
 def _same(path: Path, other: Path) -> bool:

@@ -1,6 +1,7 @@
 """What a registration leaves in its folder: which files, and whether they may be written there."""
 
 import contextlib
+import errno
 import json
 import tempfile
 from collections.abc import Iterable
@@ -8,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.conventions import CONVENTIONS, file_name
-from runtime.geometry.errors import InputError, explained, first_line
+from runtime.geometry.errors import InputError, explained, first_line, refused
 from runtime.geometry.volume import scan_name
 
 WARPED, WARPED_FIXED, LABELS = "warped.nii.gz", "warped_fixed.nii.gz", "warped_labels.nii.gz"
@@ -85,18 +86,16 @@ def check_output(
     for path in (fixed, moving, *inputs):
         if path is not None and Path(path).resolve() in written:
             raise InputError(f"--output: would replace the input {path}; choose another folder")
-    there = [name for name in names if (folder / name).exists()]
+    there = [name for name in names if _is_there(folder / name)]
     if odd := [name for name in there if not (folder / name).is_file()]:
         raise InputError(f"--output: {folder / odd[0]} is no file and cannot be replaced; choose another folder")
     if there and not overwrite:
         raise InputError(f"--output: {folder} already holds {', '.join(there)}; add --overwrite or choose another")
 
 
-def remove_earlier(folder: Path, fixed: Path | str | None, moving: Path | str | None, new: Iterable[str]) -> None:
-    """Removes the report, the sign of a whole result, and what an earlier result had and the new one has not."""
-    earlier = {*EVERYTHING.names(scan_name(fixed), scan_name(moving), labels=True), *_reported(folder / REPORT)}
-    for name in earlier - set(new) | {REPORT}:
-        (folder / name).unlink(missing_ok=True)
+def earlier_names(folder: Path, fixed: Path | str | None, moving: Path | str | None) -> set[str]:
+    """The files that an earlier result in this folder may consist of."""
+    return {*EVERYTHING.names(scan_name(fixed), scan_name(moving), labels=True), *_reported(folder / REPORT)}
 
 
 def _reported(report: Path) -> tuple[str, ...]:
@@ -108,6 +107,16 @@ def _reported(report: Path) -> tuple[str, ...]:
         return ()
 
 
+def _is_there(path: Path) -> bool:
+    """Also of a name too long for the system, which nothing can have: it is of a scan that is not there either."""
+    try:
+        return path.exists()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return False
+        raise
+
+
 def _check_writable(folder: Path) -> None:
     missing = [place for place in (folder, *folder.absolute().parents) if not place.exists()]
     try:
@@ -116,7 +125,7 @@ def _check_writable(folder: Path) -> None:
             pass
     except OSError as error:
         reason = error.strerror or first_line(error)
-        raise InputError(f"--output: cannot write to {folder} ({reason}); choose another folder") from None
+        raise refused(f"--output: cannot write to {folder} ({reason}); choose another folder", error) from None
     finally:
         for place in missing:
             with contextlib.suppress(OSError):

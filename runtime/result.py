@@ -208,11 +208,12 @@ class Registration:
         overwrite: bool = False,
         progress: Progress = silent,
         outputs: Outputs | None = None,
+        locked: bool = False,
     ) -> None:
         """Writes images, transforms, report and picture into a folder; see `runtime.saving`."""
         from runtime.saving import save
 
-        save(self, Path(folder), overwrite, progress, outputs)
+        save(self, Path(folder), overwrite, progress, outputs, locked)
 
     def summary(self, inverse: bool = False) -> str:
         """A few lines for people; with `inverse` one on that, which is computed if it has not been."""

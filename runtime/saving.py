@@ -1,16 +1,19 @@
-"""Writes a registration into its folder: images, transforms, report and picture, each whole or not at all."""
+"""Writes a registration into its folder: images, transforms, report and picture, all of them or none."""
 
 import time
+from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runtime.conventions import Space, write_verified
+from runtime.geometry.folder_lock import folder_lock
 from runtime.geometry.transform import AffineTransform, Transform
 from runtime.geometry.volume import Source, scan_name, write_volume
 from runtime.geometry.whole_files import write_text
+from runtime.geometry.whole_folder import whole_result
 from runtime.output_file import writing
 from runtime.outputs import (
     AFFINE,
@@ -22,7 +25,7 @@ from runtime.outputs import (
     WARPED_FIXED,
     Outputs,
     check_output,
-    remove_earlier,
+    earlier_names,
 )
 from runtime.plain import as_json
 from runtime.report import report
@@ -59,8 +62,11 @@ def save(
     overwrite: bool = False,
     progress: Progress = silent,
     outputs: Outputs | None = None,
+    locked: bool = False,
 ) -> None:
     """Writes a result; the report is the last file, so that it only stands beside complete results.
+
+    All files are written beside an earlier result before one of that is touched.
 
     Args:
         result: from `runtime.register`.
@@ -68,23 +74,23 @@ def save(
         overwrite: whether an earlier result may be replaced.
         progress: told the name of each stage as it begins.
         outputs: which files; None: both directions, transforms as ITK and ANTs read them.
+        locked: whether the caller holds the folder's lock (`runtime.geometry.folder_lock`).
 
     Raises:
         InputError: see `runtime.outputs.check_output`; a disk that refuses (full, read-only); a transform that was not
-            read back as it was written.
+            read back as it was written; another run that holds the folder.
     """
     outputs = outputs or Outputs()
     paths = result.fixed.path, result.moving.path
-    check_output(folder, overwrite, *paths, [source.path for source in result.sources.values()])
-    progress("write")
-    start = time.perf_counter()
-    names = outputs.names(*map(scan_name, paths), labels=result.labels is not None)
-    with writing(f"to {folder}"):
-        folder.mkdir(parents=True, exist_ok=True)
-        remove_earlier(folder, *paths, names)
-        written = _write_side_by_side(result, folder, outputs)
-        seconds = {**result.seconds, "write": time.perf_counter() - start}
-        write_text(folder / REPORT, as_json(report(result, seconds, names, written, outputs.both)))
+    with nullcontext() if locked else folder_lock(folder):
+        check_output(folder, overwrite, *paths, [source.path for source in result.sources.values()])
+        progress("write")
+        start = time.perf_counter()
+        names = outputs.names(*map(scan_name, paths), labels=result.labels is not None)
+        with writing(f"to {folder}"), whole_result(folder, earlier_names(folder, *paths), last=REPORT) as stage:
+            written = _write_side_by_side(result, stage, outputs)
+            seconds = {**result.seconds, "write": time.perf_counter() - start}
+            write_text(stage / REPORT, as_json(report(result, seconds, names, written, outputs.both)))
 
 
 def _write_side_by_side(result: "Registration", folder: Path, outputs: Outputs) -> list[WrittenTransform]:
@@ -98,7 +104,7 @@ def _write_side_by_side(result: "Registration", folder: Path, outputs: Outputs) 
     threads, images = result.engine["threads"], result.working
     ncc = (result.similarity_before, result.iterations.similarity) if result.options.similarity == "ncc" else None
     with ExitStack() as stack:
-        pool, files, fields = (stack.enter_context(ThreadPoolExecutor(count)) for count in (threads, 3, 1))
+        pool, files, fields = (stack.enter_context(_dropping(ThreadPoolExecutor(count))) for count in (threads, 3, 1))
         stack.enter_context(on_threads(threads))
         writer = _Writer(result, folder, outputs, pool, files, fields)
         jobs = [
@@ -116,6 +122,17 @@ def _write_side_by_side(result: "Registration", folder: Path, outputs: Outputs) 
             jobs.append(writer.volume(WARPED_FIXED, result.warped_fixed, result.moving))
         done = [job.result() for job in jobs]
     return [value for value in done if isinstance(value, WrittenTransform)]
+
+
+@contextmanager
+def _dropping(pool: ThreadPoolExecutor) -> Iterator[Executor]:
+    """A pool that, after an error or Ctrl-C, begins nothing more."""
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(cancel_futures=True)
+        raise
+    pool.shutdown()
 
 
 @dataclass(frozen=True)

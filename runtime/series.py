@@ -2,12 +2,14 @@
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.conventions import Space, check_zooms
 from runtime.engines import Engines, check_choice, open_set
 from runtime.geometry.errors import InputError
+from runtime.geometry.folder_lock import folder_lock
 from runtime.geometry.scan_list import distinct_names
 from runtime.geometry.volume import read_source
 from runtime.jobs import Job, Jobs
@@ -124,8 +126,25 @@ def register_files(
     link = options.start.link
     affine = [] if link is None else [link.path]
     inputs = [*affine, mask, *(path for task in tasks for path in task.files)]
-    for task in tasks:
-        check_output(task.folder, overwrite, fixed, task.moving, inputs)
+    with ExitStack() as stack:
+        for folder in dict.fromkeys(task.folder if len(tasks) == 1 else task.folder.parent for task in tasks):
+            stack.enter_context(folder_lock(folder))
+        for task in tasks:
+            check_output(task.folder, overwrite, fixed, task.moving, inputs)
+        yield from _register_files(fixed, tasks, engines, options, overwrite, progress, outputs, mask)
+
+
+def _register_files(
+    fixed: Path,
+    tasks: Sequence[Task],
+    engines: EngineChoice,
+    options: Options,
+    overwrite: bool,
+    progress: Progress,
+    outputs: Outputs | None,
+    mask: Path | None,
+) -> Iterator[Outcome]:
+    """`register_files` with the output folders checked and held."""
     engine_set = load_engine_set(engines.engine_dir)
     engines.check(engine_set)
     options = options.resolved(engine_set)
@@ -141,7 +160,7 @@ def register_files(
         progress("open engines")
         with engines.open(engine_set, progress) as opened:
             onto = FixedScan(scan, opened, options, progress)
-            write = functools.partial(_written, overwrite=overwrite, outputs=outputs)
+            write = functools.partial(_written, overwrite=overwrite, outputs=outputs, locked=len(tasks) == 1)
             yield from _each(onto, _ahead(reading, first, tasks), jobs, write, progress)
 
 
@@ -184,11 +203,13 @@ def _registered(onto: FixedScan, scan: ReadMoving, progress: Progress, last: boo
         return error
 
 
-def _written(task: Task, result: Registration | InputError, overwrite: bool, outputs: Outputs | None) -> Outcome:
+def _written(
+    task: Task, result: Registration | InputError, overwrite: bool, outputs: Outputs | None, locked: bool
+) -> Outcome:
     if isinstance(result, InputError):
         return Outcome(task, error=result)
     try:
-        result.save(task.folder, overwrite, outputs=outputs)
+        result.save(task.folder, overwrite, outputs=outputs, locked=locked)
     except InputError as error:
         return Outcome(task, error=error)
     return Outcome(task, summary=result.summary(inverse=outputs is None or outputs.both))

@@ -17,6 +17,7 @@ import numba
 import numpy as np
 
 from runtime.compiled import compiled
+from runtime.geometry.errors import InputError, first_line
 
 SMALL = 1 << 15  # numbers in the largest array, up to which a second thread costs more than it brings
 SHARES = 4  # per thread: a thread that is held up leaves slices to the others
@@ -51,13 +52,24 @@ def in_slices(over: str | Callable[..., int], **options) -> Callable:
 
 @contextlib.contextmanager
 def on_threads(count: int) -> Iterator[None]:
-    """Holds numba, in this Python thread, to so many threads; leaves it as it was."""
-    before = numba.get_num_threads()
-    numba.set_num_threads(count)
+    """Holds numba, in this Python thread, to so many threads, or as many as it was started with; leaves it as it was.
+
+    Raises:
+        InputError: numba cannot start threads as it is told to.
+    """
+    before = _threads()
+    numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
     try:
         yield
     finally:
         numba.set_num_threads(before)
+
+
+def _threads() -> int:
+    try:
+        return numba.get_num_threads()
+    except ValueError as error:
+        raise InputError(f"NUMBA_THREADING_LAYER: {first_line(error)}; unset it") from None
 
 
 def _length_of(name: str, function: Callable) -> Callable[..., int]:

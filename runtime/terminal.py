@@ -3,10 +3,18 @@
 import contextlib
 import functools
 import shutil
+import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
+
+from runtime.standard_streams import keep_streams_usable
+from runtime.stopping import Stopped, exit_code, ignore_signals, raise_on_signals
+
+TRY_LATER = 75  # the exit code of sysexits.h for what may work another time, EX_TEMPFAIL
+MEMORY_REMEDY = "close other programs, raise the limit (ulimit -v, the batch system's) or use another computer"
 
 PATH = click.Path(path_type=Path)
 ENGINE_DIR = click.option(
@@ -41,28 +49,52 @@ class Numbers(click.ParamType):
         return numbers
 
 
+class TemporaryFailure(click.ClickException):
+    """What may work another time, so that a batch system can try again."""
+
+    exit_code = TRY_LATER
+
+
 def one_line_errors(command):
-    """Turns bad input, and what the system refuses, into one line and exit code 1."""
+    """Turns bad input, and what the system refuses, into one line and exit code 1; 75 if it may work another time."""
 
     @functools.wraps(command)
     def wrapped(*args, **kwargs):
-        from runtime.geometry.errors import InputError, system_reason
+        from runtime.geometry.errors import InputError, refused, system_reason
 
         try:
             return command(*args, **kwargs)
         except InputError as error:
-            raise click.ClickException(str(error)) from None
+            raise failure(error) from None
         except ModuleNotFoundError as error:
             package = (error.name or "").partition(".")[0]
             raise click.ClickException(
                 f"needs the package {package}, which is not installed; pip install -r requirements.txt"
             ) from None
-        except BrokenPipeError:  # whoever read the output has left: click ends quietly
-            raise
         except OSError as error:
-            raise click.ClickException(system_reason(error)) from None
+            raise failure(refused(system_reason(error), error)) from None
+        except MemoryError as error:
+            raise TemporaryFailure(f"memory ran out ({str(error) or 'no more to be had'}); {MEMORY_REMEDY}") from None
+        except RuntimeError as error:
+            if "can't start new thread" not in str(error):
+                raise
+            raise TemporaryFailure(f"the system allows no further thread; {MEMORY_REMEDY}") from None
+        except EOFError as error:
+            raise click.ClickException(f"a file ends too early ({error})") from None
 
     return wrapped
+
+
+def failure(error: Exception) -> click.ClickException:
+    """What ends a command with an InputError's line."""
+    from runtime.geometry.errors import Scarce
+
+    return (TemporaryFailure if isinstance(error, Scarce) else click.ClickException)(str(error))
+
+
+def exit_code_of(errors: Sequence[Exception]) -> int:
+    """Of a command whose other parts went on: 75 where nothing but scarcity stood in the way, else 1."""
+    return TRY_LATER if all(failure(error).exit_code == TRY_LATER for error in errors) else 1
 
 
 class StageLine:
@@ -124,7 +156,7 @@ class InSections(click.Command):
 
 
 class OneLineGroup(click.Group):
-    """A command line that cannot be parsed is one line too, exit code 2."""
+    """Also a command line that cannot be parsed is one line, exit code 2, and being asked to stop one: 130 or 143."""
 
     def main(self, *args, standalone_mode: bool = True, **kwargs):
         if not standalone_mode:
@@ -138,6 +170,17 @@ class OneLineGroup(click.Group):
         except click.ClickException as error:
             error.show()
             sys.exit(error.exit_code)
-        except click.Abort:
-            click.echo("Aborted", err=True)
-            sys.exit(1)
+        except click.Abort as error:  # which click makes of KeyboardInterrupt
+            stopped = error.__cause__ if isinstance(error.__cause__, Stopped) else Stopped(signal.SIGINT)
+            click.echo(f"S{str(stopped)[1:]}", err=True)
+            sys.exit(exit_code(stopped.number))
+
+
+def run(group: click.Group) -> None:
+    """Runs the command line as the program that this process is."""
+    keep_streams_usable()
+    raise_on_signals()
+    try:
+        group.main(prog_name="cli.py")
+    finally:
+        ignore_signals()

@@ -22,8 +22,11 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def is_cold() -> bool:
-    """Whether the kernels, as they stand in this source, have yet to be compiled on this machine."""
-    return not _stamp().is_file()
+    """Whether the kernels, as they stand in this source, have yet to be compiled on this machine, and can be kept.
+
+    Where there is no place for them, each process compiles those it uses when it comes to them.
+    """
+    return not _stamp().is_file() and os.access(_stamp().parent, os.W_OK)
 
 
 def warm_up() -> None:
@@ -157,11 +160,13 @@ def _helper(names: list[str]):
 
 def main(names: list[str]) -> None:
     """Does the named steps, or says what it does and does all that is missing."""
-    from runtime.cache import cache_folder
+    from runtime.cache import VARIABLE, cache_folder
 
     if names:
         for name in names:
             STEPS[name]()
+    elif not os.access(_stamp().parent, os.W_OK) and not _stamp().is_file():
+        print(f"No folder for what is compiled can be written; set {VARIABLE} to one")
     elif not is_cold():
         print(f"Kernels are compiled for this computer already (in {cache_folder()})")
     else:

@@ -144,7 +144,7 @@ def test_a_card_is_driven_by_the_device_layer_alone(library):
 
 def test_cli_imports_ours_only_inside_its_commands_but_for_what_they_have_in_common():
     names = imports_of(ROOT / "cli.py", everywhere=False)
-    shared = ("runtime.terminal", "runtime.commands")
+    shared = ("runtime.terminal", "runtime.commands", "runtime.stopping")
     assert not [name for name in names if within(name, OURS) and not within(name, shared)]
 
 

@@ -18,7 +18,7 @@ from runtime.benchmark.options import BenchmarkOptions
 from runtime.benchmark.session import Session
 from runtime.example import example_pair
 from runtime.geometry.errors import InputError, NotHere
-from runtime.manifest import EXTRACTOR, EngineSet, estimator_name, load_engine_set
+from runtime.manifest import EXTRACTOR, estimator_name, load_engine_set
 from runtime.schedules import parse_schedule
 from runtime.tolerance import TOLERANCES, flow_difference
 from train.checkpoint import load_checkpoint
@@ -60,7 +60,7 @@ class TestNetworkFromEngines:
         engine_set = load_engine_set(engine_dir)
         manifest = {**engine_set.manifest, "network": {"res_blocks": 2, **network}}
         with pytest.raises(InputError, match="export the set again"):
-            network_from_engines(EngineSet(engine_set.folder, MappingProxyType(manifest)))
+            network_from_engines(dataclasses.replace(engine_set, manifest=MappingProxyType(manifest)))
 
 
 def run_graph(engine_set, engine, tensor):

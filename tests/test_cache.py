@@ -1,15 +1,20 @@
 """Where compiled code lies, and under which key."""
 
 import os
+import pickle
 import shutil
 import stat
+import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
 
 from runtime import cache, compiled
-from runtime.cache import cache_folder
+from runtime.cache import cache_folder, keep, kept
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(autouse=True)
@@ -73,9 +78,147 @@ class TestFolder:
             planted.chmod(0o777)
         monkeypatch.setenv("RPNET_CACHE", str(tmp_path / "file"))
         monkeypatch.setattr(cache.tempfile, "gettempdir", lambda: str(tmp_path))
-        folder = cache_folder()
-        assert folder != planted and folder.is_dir()
-        shutil.rmtree(folder)
+        assert cache_folder() == cache.NOWHERE
+
+
+POSIX = pytest.mark.skipif(os.name != "posix", reason="owners and modes")
+
+
+@pytest.fixture
+def chosen(tmp_path, monkeypatch):
+    """RPNET_CACHE with something in it; the folder that takes its place lies in `temporary`."""
+    folder = tmp_path / "chosen"
+    (folder / "kernels").mkdir(parents=True)
+    (folder / "kernels" / "one").touch()
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("RPNET_CACHE", str(folder))
+    monkeypatch.setattr(cache.tempfile, "gettempdir", lambda: str(tmp_path / "temporary"))
+    return folder
+
+
+@POSIX
+class TestWhoMayWrite:
+    """What lies in a cache is run."""
+
+    @pytest.mark.parametrize("mode", [0o777, 0o775, 0o757, 0o1777])
+    @pytest.mark.parametrize("part", ["", "kernels"])
+    def test_a_folder_that_others_may_write_to_is_not_used(self, chosen, tmp_path, part, mode):
+        (chosen / part).chmod(mode)
+        assert cache_folder("kernels").parent == tmp_path / "temporary"
+
+    def test_nor_one_that_belongs_to_another_user(self, chosen, tmp_path, monkeypatch):
+        monkeypatch.setattr(os, "getuid", lambda: chosen.stat().st_uid + 1)
+        if chosen.stat().st_uid == 0:
+            assert cache_folder() == chosen, "the system's own"
+            os.chown(chosen, 4711, -1)
+        assert cache_folder() != chosen
+
+    def test_a_folder_we_make_is_ours_whatever_the_umask(self, chosen, home, monkeypatch):
+        before = os.umask(0)
+        try:
+            monkeypatch.delenv("RPNET_CACHE")
+            assert stat.S_IMODE(cache_folder().stat().st_mode) == 0o700
+            keep(chosen / "new" / "file", b"content")
+        finally:
+            os.umask(before)
+        assert kept(chosen / "new" / "file") == b"content"
+        (chosen / "new" / "file").chmod(0o666)
+        assert kept(chosen / "new" / "file") is None
+
+
+class TestWhereNothingCanBeWritten:
+    @pytest.fixture(autouse=True)
+    def full(self, monkeypatch):
+        monkeypatch.setattr(cache, "_usable", lambda folder, mode: False)
+
+    def test_a_folder_that_holds_what_is_wanted_is_used(self, chosen):
+        assert cache_folder() == cache_folder("kernels") == chosen
+
+    def test_without_that_there_is_none(self, chosen):
+        assert cache_folder("engines") == cache.NOWHERE
+
+    def test_nowhere_takes_nothing_and_gives_nothing(self):
+        keep(cache.NOWHERE / "a" / "b", b"content")
+        assert kept(cache.NOWHERE / "a" / "b") is None
+        assert not cache.NOWHERE.exists()
+
+
+class TestFiles:
+    @pytest.fixture
+    def file(self, tmp_path):
+        keep(tmp_path / "file", bytes(range(100)))
+        return tmp_path / "file"
+
+    def test_what_is_kept_comes_back(self, file):
+        assert kept(file) == bytes(range(100))
+
+    @pytest.mark.parametrize("size", [0, 1, cache.HASH - 1, cache.HASH, cache.HASH + 99])
+    def test_a_file_that_was_cut(self, file, size):
+        file.write_bytes(file.read_bytes()[:size])
+        assert kept(file) is None
+
+    @pytest.mark.parametrize("place", [0, cache.HASH, -1])
+    def test_a_byte_that_was_changed(self, file, place):
+        content = bytearray(file.read_bytes())
+        content[place] ^= 1
+        file.write_bytes(content)
+        assert kept(file) is None
+
+    def test_nothing_there(self, tmp_path):
+        assert kept(tmp_path / "missing") is None
+
+
+class TestKernels:
+    """Kernels whose files are damaged, or were put there by somebody else, are compiled again."""
+
+    CODE = """
+        import sys, numpy as np
+        from numba.core import event
+        from runtime.affine_kernels import block_means
+        names = []
+        class Compilations(event.Listener):
+            def on_start(self, event): names.append(event.data["dispatcher"].py_func.__name__)
+            def on_end(self, event): pass
+        event.register("numba:compile", Compilations())
+        block_means(np.ones((2, 2, 2), np.float32), (2, 2, 2), out := np.empty((1, 1, 1), np.float32))
+        print("compiled" if "block_means" in names else "loaded", out[0, 0, 0])
+    """
+
+    def use(self, folder) -> str:
+        code, environment = textwrap.dedent(self.CODE), {**os.environ, "RPNET_CACHE": str(folder)}
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    @pytest.fixture
+    def warm(self, tmp_path):
+        folder = tmp_path / "warm"
+        assert self.use(folder) == "compiled 1.0\n"
+        assert self.use(folder) == "loaded 1.0\n"
+        return folder
+
+    @pytest.mark.parametrize("suffix, size", [("nbi", 0), ("nbi", 50), ("nbc", 0), ("nbc", 2000)])
+    def test_a_cut_file(self, warm, tmp_path, suffix, size):
+        (file,) = warm.rglob(f"*block_means*.{suffix}")
+        file.write_bytes(file.read_bytes()[:size])
+        assert self.use(warm) == "compiled 1.0\n"
+        assert self.use(warm) == "loaded 1.0\n", "mended"
+
+    def test_what_somebody_else_put_there_is_not_run(self, warm, tmp_path):
+        for file in warm.rglob("*block_means*"):
+            file.write_bytes(pickle.dumps(Touches(tmp_path / "run")) + file.read_bytes())
+        assert self.use(warm) == "compiled 1.0\n"
+        assert not (tmp_path / "run").exists()
+
+
+class Touches:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
 
 
 @pytest.fixture

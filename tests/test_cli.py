@@ -1,13 +1,19 @@
 """The command line, in process: what a user types, sees, and gets when something is wrong."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
 import cli
+from runtime.geometry.errors import InputError, Scarce
+from runtime.geometry.folder_lock import folder_lock
 from runtime.outputs import Outputs
+from runtime.terminal import exit_code_of, one_line_errors
 from tests import scans
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -306,3 +312,39 @@ def test_the_engines_that_ship_are_whole_and_improve_a_pair(shipped):
         before = register_arrays(engines, fixed, moving, parse_schedule("0,0,0,0")).similarity
         after = register_arrays(engines, fixed, moving, iterstop_schedule()).similarity
     assert after > before + 0.5 * (1 - before)
+
+
+class TestExitCodes:
+    """What may work another time is told from bad input, which never will."""
+
+    @pytest.mark.parametrize(
+        "error, code, line",
+        [
+            (InputError("--fixed: got x"), 1, "--fixed: got x"),
+            (Scarce("--output: in use"), 75, "--output: in use"),
+            (OSError(errno.ENOSPC, "No space left on device", "a.nii"), 75, "a.nii: No space left on device"),
+            (OSError(errno.EACCES, "Permission denied", "a.nii"), 1, "a.nii: Permission denied"),
+            (MemoryError(), 75, "memory ran out (no more to be had); close other programs"),
+            (RuntimeError("can't start new thread"), 75, "the system allows no further thread; close other programs"),
+            (EOFError("Ran out of input"), 1, "a file ends too early (Ran out of input)"),
+        ],
+    )
+    def test_of_a_command(self, error, code, line):
+        @click.command()
+        @one_line_errors
+        def command():
+            raise error
+
+        result = CliRunner().invoke(command)
+        assert result.exit_code == code
+        assert result.stderr.startswith(f"Error: {line}") and result.stderr.count("\n") == 1
+
+    def test_of_one_that_went_on(self):
+        assert exit_code_of([Scarce("disk"), Scarce("memory")]) == 75
+        assert exit_code_of([Scarce("disk"), InputError("no scan")]) == 1
+
+    def test_another_run_holds_the_folder(self, register, tmp_path):
+        with folder_lock(tmp_path / "out"):
+            result = register()
+        assert result.exit_code == 75
+        assert failure(result).startswith(f"Error: --output: {tmp_path / 'out'} is in use by process {os.getpid()} on")

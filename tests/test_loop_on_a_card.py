@@ -214,7 +214,7 @@ class TestChoice:
         from runtime.backends import fields_cuda, trial
 
         folder, told = on_card.engine_set.folder, []
-        monkeypatch.setattr(trial, "cache_folder", lambda: tmp_path)
+        monkeypatch.setattr(trial, "cache_folder", lambda part: tmp_path)
         with runtime.open_engines(folder, on_card.backend, precision="fp32", progress=told.append):
             assert sum(line.startswith("try ") for line in told) == 1
         with runtime.open_engines(folder, on_card.backend, precision="fp32", progress=told.append):

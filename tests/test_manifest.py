@@ -1,18 +1,24 @@
 """An engine set is checked before anything of it is opened; what is wrong is said in one line."""
 
+import hashlib
 import json
+import os
 
+import numpy as np
+import onnx
 import pytest
 
 from runtime.backends.table import BACKENDS
+from runtime.example import example_pair
 from runtime.geometry.errors import InputError
-from runtime.manifest import ENGINES, EXTRACTOR, MANIFEST, load_engine_set
+from runtime.manifest import ENGINES, EXTRACTOR, MANIFEST, estimator_name, load_engine_set, sealed, sha256
+from runtime.schedules import parse_schedule
 
 
 def edit(folder, change):
     manifest = json.loads((folder / MANIFEST).read_text())
     change(manifest)
-    (folder / MANIFEST).write_text(json.dumps(manifest))
+    (folder / MANIFEST).write_text(json.dumps(sealed(manifest)))
 
 
 def test_a_good_set_loads(engine_dir):
@@ -63,13 +69,15 @@ def test_manifest_is_no_json(engine_copy):
     ("field", "value", "message"),
     [
         ("format", "piper-voice", "has format 'piper-voice', expected 'rpnet-engine-set'"),
-        ("version", 2, "has version 2, this program reads up to 1; update"),
+        ("version", 3, "has version 3, this program reads up to 2; update"),
         ("version", "one", "has version 'one'"),
         ("levels", [{"level": 4, "scale": 8, "channels": 32}], "levels"),
         ("spacing_mm", -1.0, "positive sizes"),
         ("spacing_mm", "thin", "incomplete or malformed"),
         ("stop", {"delta_t": 0.1}, "incomplete or malformed"),
-        ("spacing_mm", float("nan"), "positive sizes"),
+        ("spacing_mm", float("nan"), r"cannot be read as JSON \(NaN is no number\)"),
+        ("size_multiple", float("inf"), r"cannot be read as JSON \(Infinity is no number\)"),
+        ("spacing_mm", 10**400, "incomplete or malformed"),
         ("stop", {"similarity": "ncc", "delta": "x", "limit": 10, "on_stop": "keep"}, "incomplete or malformed"),
         ("stop", {"similarity": "mi", "delta": 0.1, "limit": 10, "on_stop": "keep"}, "similarity: got 'mi'"),
         ("intensity", {"rule": "histogram"}, "intensity rule: got 'histogram'"),
@@ -125,8 +133,85 @@ def test_a_missing_graph_is_named(engine_copy, precision):
         load_engine_set(engine_copy)
 
 
+@pytest.mark.parametrize("name", ["../elsewhere.onnx", "nul\0.onnx", "half\ud800.onnx"])
 @pytest.mark.parametrize("key", ["engines", "engines_fp16"])
-def test_files_outside_the_folder_are_refused(engine_copy, key):
-    edit(engine_copy, lambda manifest: manifest[key][ENGINES[0]].update(file="../elsewhere.onnx"))
+def test_files_outside_the_folder_are_refused(engine_copy, key, name):
+    edit(engine_copy, lambda manifest: manifest[key][ENGINES[0]].update(file=name))
     with pytest.raises(InputError, match="names files outside its folder"):
         load_engine_set(engine_copy)
+
+
+def test_nesting_without_end_is_no_json(engine_copy):
+    (engine_copy / MANIFEST).write_text("[" * 100_000)
+    with pytest.raises(InputError, match="cannot be read as JSON"):
+        load_engine_set(engine_copy)
+
+
+def test_a_graph_that_is_no_file_is_not_waited_for(engine_copy):
+    path = load_engine_set(engine_copy).path(EXTRACTOR)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(InputError, match=f"{path.name} is missing or unreadable"):
+        load_engine_set(engine_copy)
+
+
+def test_weights_in_another_file_are_refused(engine_copy):
+    """The graph's hash is right, and says nothing of the weights."""
+    name = estimator_name(4)
+    path = load_engine_set(engine_copy).path(name)
+    onnx.save(onnx.load(path), path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    digest = sha256(path.read_bytes())
+    edit(engine_copy, lambda manifest: manifest["engines"][name].update(sha256=digest))
+    with pytest.raises(InputError, match=rf"{path.name} keeps weights in another file .ONNX external data."):
+        load_engine_set(engine_copy)
+
+
+class TestTheManifestsOwnHash:
+    def test_a_value_that_was_changed_is_noticed(self, engine_copy):
+        path = engine_copy / MANIFEST
+        path.write_text(path.read_text().replace('"delta": 0.005', '"delta": 0.004'))
+        with pytest.raises(InputError, match=f"{MANIFEST} is damaged or was edited: its SHA-256 is another; export"):
+            load_engine_set(engine_copy)
+
+    def test_so_is_one_that_was_taken_out(self, engine_copy):
+        manifest = json.loads((engine_copy / MANIFEST).read_text())
+        del manifest["sha256"]
+        (engine_copy / MANIFEST).write_text(json.dumps(manifest))
+        with pytest.raises(InputError, match="damaged or was edited"):
+            load_engine_set(engine_copy)
+
+    def test_how_it_is_written_does_not_count(self, engine_copy):
+        manifest = json.loads((engine_copy / MANIFEST).read_text())
+        (engine_copy / MANIFEST).write_text(json.dumps(dict(reversed(manifest.items())), indent=7))
+        load_engine_set(engine_copy)
+
+    def test_it_is_the_sha_256_of_the_rest_as_compact_sorted_json(self):
+        assert sealed({"b": [1.5, None], "a": "x", "sha256": "old"}) == {
+            "b": [1.5, None],
+            "a": "x",
+            "sha256": hashlib.sha256(b'{"a":"x","b":[1.5,null]}').hexdigest(),
+        }
+
+    def test_manifests_of_version_1_have_none_and_are_read(self, engine_copy):
+        manifest = json.loads((engine_copy / MANIFEST).read_text())
+        del manifest["sha256"]
+        (engine_copy / MANIFEST).write_text(json.dumps(manifest | {"version": 1}))
+        assert load_engine_set(engine_copy).manifest["version"] == 1
+
+
+@pytest.mark.parametrize("backend", [name for name, backend in BACKENDS.items() if not backend.card])
+def test_a_set_that_is_replaced_while_it_is_open_goes_on_as_it_was(engine_copy, backend, monkeypatch, tmp_path):
+    """Other image sizes come after its files are gone, with nothing compiled for them yet."""
+    import runtime
+
+    def flow(engines, shape):
+        return np.asarray(runtime.register_arrays(engines, *example_pair(shape), parse_schedule("1,1,1,1")).flow)
+
+    with runtime.open_engines(engine_copy, backend, threads=1) as engines:
+        expected = flow(engines, (16, 24, 16))
+    cache = "runtime.backends.networks_openvino.cache_folder"
+    monkeypatch.setattr(cache, lambda part: tmp_path / "empty")
+    with runtime.open_engines(engine_copy, backend, threads=1) as engines:
+        for path in engine_copy.iterdir():
+            path.write_bytes(b"damaged") if path.suffix == ".onnx" else path.unlink()
+        np.testing.assert_array_equal(flow(engines, (16, 24, 16)), expected)

@@ -9,7 +9,7 @@ import torch
 from runtime.backends.table import BACKENDS
 from runtime.geometry.errors import InputError
 from runtime.machine import processor_features
-from runtime.manifest import load_engine_set
+from runtime.manifest import load_engine_set, sealed
 from runtime.schedules import LEVELS
 
 SHAPES = [(16, 24, 32), (24, 16, 40), (48, 40, 16)]
@@ -260,7 +260,7 @@ class TestChoice:
         path = engine_copy / "manifest.json"
         manifest = json.loads(path.read_text())
         next(entry for entry in manifest["levels"] if entry["level"] == 1)["channels"] = 12
-        path.write_text(json.dumps(manifest))
+        path.write_text(json.dumps(sealed(manifest)))
         engine_set = load_engine_set(engine_copy)
         assert choose_backend("auto", engine_set)[0] == "openvino"
         with pytest.raises(InputError, match="--backend: native runs networks with 8 channels at level 1, this one"):

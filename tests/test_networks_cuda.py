@@ -11,7 +11,7 @@ import pytest
 
 from runtime.backends.networks_onnxruntime import CPU, OUTPUTS, OnnxRuntimeNetworks, open_session, session_options
 from runtime.geometry.errors import InputError, NotHere
-from runtime.manifest import EXTRACTOR, FEATURES, IMAGE, RESIDUAL, estimator_name, load_engine_set
+from runtime.manifest import EXTRACTOR, FEATURES, IMAGE, RESIDUAL, estimator_name, load_engine_set, sealed
 from runtime.schedules import LEVELS
 from tests.host_card.card import REAL, open_host_device
 
@@ -43,7 +43,7 @@ class Sessions:
     def __init__(self, engine_dir, precision):
         engine_set, options = load_engine_set(engine_dir), session_options(2)
         engines = (EXTRACTOR, *map(estimator_name, LEVELS))
-        self._sessions = {name: open_session(str(engine_set.path(name, precision)), options) for name in engines}
+        self._sessions = {name: open_session(engine_set.graph(name, precision), options) for name in engines}
 
     def features(self, image):
         maps = self._sessions[EXTRACTOR].run(OUTPUTS, {IMAGE: image[None, None]})
@@ -290,7 +290,7 @@ class TestWhatCannotBeHad:
         path = engine_copy / "manifest.json"
         manifest = json.loads(path.read_text())
         del manifest["engines_fp16"]
-        path.write_text(json.dumps(manifest))
+        path.write_text(json.dumps(sealed(manifest)))
         with pytest.raises(InputError, match="has graphs in fp32, not in fp16; export the set again"):
             module.CudaOnnxRuntimeNetworks(load_engine_set(engine_copy), device, "fp16", provider=CPU, memory="cpu")
 

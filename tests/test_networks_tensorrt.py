@@ -14,7 +14,7 @@ from runtime.backends import open_plan
 from runtime.backends.networks_onnxruntime import OnnxRuntimeNetworks
 from runtime.cuda.card import Card
 from runtime.geometry.errors import InputError, NotHere
-from runtime.manifest import ENGINES, load_engine_set
+from runtime.manifest import ENGINES, load_engine_set, sealed
 from runtime.schedules import LEVELS
 from tests import fake_tensorrt
 from tests.host_card.card import REAL, open_host_device
@@ -404,7 +404,7 @@ class TestRefusals:
         path = engine_copy / "manifest.json"
         manifest = json.loads(path.read_text())
         next(entry for entry in manifest["levels"] if entry["level"] == 1)["channels"] = 12
-        path.write_text(json.dumps(manifest))
+        path.write_text(json.dumps(sealed(manifest)))
         with pytest.raises(InputError, match=r"multiples of 8, this one has \{1: 12\} by level; use --precision fp32"):
             opened()
 

@@ -101,8 +101,7 @@ def test_a_transform_that_is_not_read_back_as_written_stops_the_report(result, t
     monkeypatch.setattr(nifti_field, "write_field", spoilt)
     with pytest.raises(InputError, match=r"/out/warp.nii.gz: read back it is 0.17\d mm .*; nothing was written$"):
         result.save(tmp_path / "out")
-    names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert not names & {"warp.nii.gz", "inverse_warp.nii.gz", "report.json"} and not any(n[0] == "." for n in names)
+    assert not (tmp_path / "out").exists(), "made for nothing"
 
 
 def test_the_jacobian_is_the_written_fields(result, written):

@@ -193,10 +193,10 @@ class TestFiles:
                 assert (task.folder / name).read_bytes() == (alone.folder / name).read_bytes(), name
 
     def test_a_disk_that_refuses_one_result_leaves_the_others(self, fixed, tasks, engine_dir, monkeypatch):
-        def save(result, folder, overwrite, progress, outputs):
+        def save(result, folder, *arguments):
             if folder == tasks[1].folder:
                 raise InputError("--output: writing failed")
-            write(result, folder, overwrite, progress, outputs)
+            write(result, folder, *arguments)
 
         write = saving.save
         monkeypatch.setattr(saving, "save", save)

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from runtime.geometry.errors import InputError
+from runtime.geometry.folder_lock import folder_lock
 from runtime.heap import keep_freed_memory
 from train.checkpoint import save_checkpoint
-from train.distributed import joined
+from train.distributed import is_first, joined
 from train.feed import feed
 from train.image_pair import ImagePair
 from train.logs import LOG, Row, RunLog, tensorboard_writer
@@ -21,6 +22,7 @@ from train.memory import check_memory, out_of_memory
 from train.numerics import choose_device
 from train.objective import Losses
 from train.options import FitOptions
+from train.pictures import FOLDER as PICTURES
 from train.pictures import write_picture
 from train.run import Run
 from train.stop import Stopped, StopRequest
@@ -91,6 +93,7 @@ def fit(options: FitOptions, progress: Callable[[Progress], None] = lambda _: No
     Raises:
         InputError: bad options, lists or volumes, a foreign last.pt, too little memory: before the first step. A loss
             that is not finite, or memory that runs out after all.
+        Scarce: another run holds `options.output`.
     """
     _check_output(options)
     if options.tensorboard:
@@ -98,13 +101,16 @@ def fit(options: FitOptions, progress: Callable[[Progress], None] = lambda _: No
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     keep_freed_memory()
-    with joined(choose_device(options).type) as processes:
+    with _held(options.output), joined(choose_device(options).type) as processes:
         run = Run(options, processes)
         check_memory(run)
-        if processes.first:
-            options.output.mkdir(parents=True, exist_ok=True)
         with StopRequest(processes.alone) as stop, out_of_memory(run):
             return _Loop(run, progress, stop).train()
+
+
+def _held(output: Path) -> contextlib.AbstractContextManager[None]:
+    """The output folder, held by the first process for all."""
+    return folder_lock(output, "output", [PICTURES]) if is_first() else contextlib.nullcontext()
 
 
 def _check_output(options: FitOptions) -> None:

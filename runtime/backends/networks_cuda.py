@@ -1,7 +1,6 @@
 """Engines run by ONNX Runtime's CUDA provider, on our buffers and our stream."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
@@ -65,7 +64,7 @@ class CudaOnnxRuntimeNetworks:
         self._card, self._element, self._channels = device, np.dtype(ELEMENTS[precision]), engine_set.channels
         if reason := why_no_provider(provider):
             raise _unusable(reason)
-        self._graphs = open_graphs(engine_set, precision, lambda path: _BoundGraph(path, device, provider, memory))
+        self._graphs = open_graphs(engine_set, precision, lambda graph, _: _BoundGraph(graph, device, provider, memory))
         # A provider opens without cuDNN, or for a card it has no kernels for; the first run tells.
         self.residual(max(LEVELS), self.estimator_input(max(LEVELS), (2, 2, 2)))
 
@@ -115,7 +114,7 @@ class CudaOnnxRuntimeNetworks:
 class _BoundGraph:
     """A graph that reads where it is told and writes to buffers of its own, the same while sizes stay the same."""
 
-    def __init__(self, path: Path, device: Device, provider: str, memory: str) -> None:
+    def __init__(self, graph: bytes, device: Device, provider: str, memory: str) -> None:
         self._card, self._place = device, (memory, device.driver.number)
         options, provider_options = session_options(), {}
         options.log_severity_level = 4  # what fails is told in an exception, once
@@ -123,7 +122,7 @@ class _BoundGraph:
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
             provider_options = _provider_options(device)
         try:
-            self._session = open_session(str(path), options, [(provider, provider_options)])
+            self._session = open_session(graph, options, [(provider, provider_options)])
         except Exception as error:  # ONNX Runtime's own exceptions share no public base class
             if LEFT_TO_CPU in str(error):
                 raise _unusable(why_left_out(provider)) from None

@@ -9,7 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
+
+from runtime.backends.telemetry import without_telemetry
+
+with without_telemetry():
+    import onnxruntime
 
 from runtime.geometry.errors import InputError, NotHere, first_line
 from runtime.heap import ARRAYS
@@ -45,8 +49,8 @@ class OnnxRuntimeNetworks:
     def __init__(self, engine_set: EngineSet, threads: int | None = None, precision: str = "fp32") -> None:
         self.precision, self._element = precision, ELEMENTS[precision]
         options = session_options(threads)
-        graph = RoundedGraph if precision == "fp16" else _whole_graph
-        self._graphs = open_graphs(engine_set, precision, lambda path: _opened(graph, path, options))
+        graph = RoundedGraph if precision == "fp16" else open_session
+        self._graphs = open_graphs(engine_set, precision, lambda *found: _opened(graph, *found, options))
         self._channels = engine_set.channels
         self.closed = False
 
@@ -89,24 +93,27 @@ class RoundedGraph:
     does not show sums kept in fp16, if a card's library keeps them so, nor that library's own faults.
 
     Args:
-        path: of the graph; every node has one input besides weights, and only outputs have more than one reader.
+        graph: ONNX; every node has one input besides weights, and only outputs have more than one reader.
         options: of the sessions.
     """
 
-    def __init__(self, path: Path, options: onnxruntime.SessionOptions) -> None:
+    def __init__(self, graph: bytes, options: onnxruntime.SessionOptions) -> None:
         try:
             import onnx.shape_inference
-            import onnx.utils
         except ImportError as error:
             reason = first_line(error)
             raise NotHere(f"--precision: fp16 on the CPU needs the package onnx ({reason}); pip install onnx") from None
-        model = onnx.shape_inference.infer_shapes(onnx.load(path))
-        pieces, weights = onnx.utils.Extractor(model), {tensor.name for tensor in model.graph.initializer}
+        model = onnx.shape_inference.infer_shapes(onnx.load_from_string(graph))
+        whole = model.graph
+        values = {value.name: value for value in (*whole.input, *whole.value_info, *whole.output)}
+        weights = {tensor.name: tensor for tensor in whole.initializer}
         self._nodes = []
-        for node in model.graph.node:
-            (taken,) = set(node.input) - weights
-            piece = pieces.extract_model([taken], list(node.output)).SerializeToString()
-            self._nodes.append((taken, node.output[0], open_session(piece, options)))
+        for node in whole.node:
+            (taken,), (given,) = set(node.input) - set(weights), node.output
+            used = [weights[name] for name in node.input if name in weights]
+            piece = onnx.helper.make_graph([node], given, [values[taken]], [values[given]], used)
+            piece = onnx.helper.make_model(piece, opset_imports=model.opset_import, ir_version=model.ir_version)
+            self._nodes.append((taken, given, open_session(piece.SerializeToString(), options)))
         self.get_inputs = self._nodes[0][-1].get_inputs
 
     def run(self, outputs: Sequence[str], feeds: dict[str, Array]) -> list[Array]:
@@ -127,17 +134,23 @@ class Graphs:
     estimators: dict[int, Any]
 
 
-def open_graphs(engine_set: EngineSet, precision: str, opened: Callable[[Path], Any]) -> Graphs:
+def open_graphs(engine_set: EngineSet, precision: str, opened: Callable[[bytes, Path], Any]) -> Graphs:
     """Opens the graphs of one precision and holds them against the manifest: names, and feature channels by level.
+
+    Args:
+        engine_set: a checked set.
+        precision: of the graphs.
+        opened: opens one, ONNX; its path is for messages.
 
     Raises:
         InputError: the set has none of this precision, or not those the manifest describes; and what `opened` raises.
     """
     engine_set.require(precision)
-    graphs = Graphs(
-        opened(engine_set.path(EXTRACTOR, precision)),
-        {level: opened(engine_set.path(estimator_name(level), precision)) for level in LEVELS},
-    )
+
+    def of(engine: str) -> Any:
+        return opened(engine_set.graph(engine, precision), engine_set.path(engine, precision))
+
+    graphs = Graphs(of(EXTRACTOR), {level: of(estimator_name(level)) for level in LEVELS})
     expected = [(IMAGE, [1, 1])] + [(FEATURES, [1, 2 * engine_set.channels[level]]) for level in LEVELS]
     for graph, (name, head) in zip((graphs.extractor, *graphs.estimators.values()), expected, strict=True):
         taken = [(value.name, value.shape[:2]) for value in graph.get_inputs()]
@@ -163,19 +176,17 @@ def session_options(threads: int | None = None) -> onnxruntime.SessionOptions:
 
 
 def open_session(
-    graph: str | bytes, options: onnxruntime.SessionOptions, providers: Sequence[Any] = (CPU,)
+    graph: bytes, options: onnxruntime.SessionOptions, providers: Sequence[Any] = (CPU,)
 ) -> onnxruntime.InferenceSession:
-    """A session of a graph, or of a file's. Raises ONNX Runtime's own exceptions, which share no public base class."""
+    """A session of a graph, ONNX. Raises ONNX Runtime's own exceptions, which share no public base class."""
     return onnxruntime.InferenceSession(graph, options, providers=list(providers), enable_fallback=0)
 
 
-def _whole_graph(path: Path, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
-    return open_session(str(path), options)
-
-
-def _opened(graph: Callable[[Path, Any], Any], path: Path, options: onnxruntime.SessionOptions) -> Any:
+def _opened(
+    graph: Callable[[bytes, Any], Any], content: bytes, path: Path, options: onnxruntime.SessionOptions
+) -> Any:
     try:
-        return graph(path, options)
+        return graph(content, options)
     except InputError:
         raise
     except Exception as error:

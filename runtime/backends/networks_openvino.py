@@ -1,18 +1,23 @@
 """Engines run by OpenVINO on the CPU: static shapes, channels-last memory on both sides, fp32 or bf16 arithmetic."""
 
 import contextlib
+import ctypes
 import functools
 import hashlib
 import os
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-import openvino as ov
 
-from runtime.cache import cache_folder, keep_latest
-from runtime.geometry.errors import InputError
-from runtime.geometry.whole_files import write_bytes
+from runtime.backends.telemetry import without_telemetry
+
+with without_telemetry():
+    import openvino as ov
+
+from runtime.cache import cache_folder, keep, keep_latest, kept
+from runtime.geometry.errors import InputError, NotHere
 from runtime.heap import ARRAYS
 from runtime.machine import processor_features, processor_name
 from runtime.manifest import ENGINES, EXTRACTOR, RESIDUAL, EngineSet, estimator_name, features_name
@@ -27,6 +32,7 @@ HINTS = {"fp32": "f32", "bf16": "bf16"}
 BF16_INSTRUCTIONS = {"avx512bf16", "amx-bf16", "avxneconvert", "bf16"}
 BLOBS, MOST_BLOBS = "rpnet-openvino", 200
 PRODUCT_SIZE, PRODUCTS = 2048, 4  # of the measured peak
+_ENGINES: weakref.WeakSet["_Engine"] = weakref.WeakSet()  # that are open
 LARGE = 2_000_000  # voxels, from which on an estimator runs on half of them at a time
 
 
@@ -43,6 +49,7 @@ class OpenVinoNetworks:
 
     Raises:
         InputError: this processor has no bf16 instructions, or OpenVINO cannot load a graph.
+        NotHere: the process was forked from one that had used OpenVINO.
     """
 
     library = "openvino"
@@ -63,9 +70,9 @@ class OpenVinoNetworks:
         """The estimators are those the manifest describes."""
         taken = {}
         for level in LEVELS:
-            path = self._engine_set.path(estimator_name(level))
-            with self._explained(path):
-                taken[level] = _core().read_model(str(path)).input(0).get_partial_shape()[1].get_length()
+            with self._explained(estimator_name(level)):
+                model = _core().read_model(self._engine_set.graph(estimator_name(level)), b"")
+                taken[level] = model.input(0).get_partial_shape()[1].get_length()
         self._engine_set.check_channels("takes", taken, images=2)
 
     def close(self) -> None:
@@ -144,16 +151,19 @@ class OpenVinoNetworks:
             "INFERENCE_PRECISION_HINT": HINTS[self.precision],
             "INFERENCE_NUM_THREADS": self._threads or 0,
         }
-        path, graph = self._blob(name, shape), self._engine_set.path(name)
-        with self._explained(graph):
+        path, graph = self._blob(name, shape), self._engine_set.graph(name)
+        with self._explained(name):
             return _kept(path, properties, lambda: _core().compile_model(_sized(graph, shape), "CPU", properties))
 
     @contextlib.contextmanager
-    def _explained(self, graph: Path) -> Iterator[None]:
+    def _explained(self, name: str) -> Iterator[None]:
         """OpenVINO raises RuntimeError and others without a common base, in many lines."""
         try:
             yield
+        except NotHere:
+            raise
         except Exception as error:
+            graph = self._engine_set.path(name)
             reason = " ".join(str(error).split())
             raise InputError(
                 f"--backend: openvino {self.version} cannot load {graph} ({reason}); "
@@ -164,7 +174,7 @@ class OpenVinoNetworks:
         """Its place in the cache: graph, shape, precision, threads, OpenVINO and processor are the key."""
         facts = self._engine_set.hashes[name], shape, self.precision, self._threads
         key = hashlib.sha256(repr((*facts, ov.get_version(), processor_name())).encode()).hexdigest()[:24]
-        return cache_folder() / BLOBS / f"{name}.{key}.blob"
+        return cache_folder(BLOBS) / BLOBS / f"{name}.{key}.blob"
 
 
 class _Engine:
@@ -172,6 +182,7 @@ class _Engine:
 
     def __init__(self, compiled: ov.CompiledModel, shape: tuple[int, ...]) -> None:
         self.shape = shape
+        _ENGINES.add(self)
         self._compiled, self._request = compiled, compiled.create_infer_request()
         self._names = [output.any_name for output in compiled.outputs]
         self._shapes = [tuple(output.shape) for output in compiled.outputs]
@@ -180,6 +191,7 @@ class _Engine:
 
     def run(self, array: Array, reuse: bool = False) -> dict[str, Array]:
         """Outputs by name. With `reuse` they are overwritten by the next call, else they are the caller's own."""
+        _require_own_process()
         if self._input is None or self._input.ctypes.data != array.ctypes.data:
             # A reference is held: the tensor only borrows the array's memory.
             self._input = np.ascontiguousarray(array, np.float32)
@@ -206,14 +218,38 @@ def unsupported(precision: str) -> str | None:
     return None
 
 
-@functools.cache
 def _core() -> ov.Core:
-    return ov.Core()
+    _require_own_process()
+    return _only_core()[0]
 
 
-def _sized(graph: Path, shape: tuple[int, ...]) -> ov.Model:
+@functools.cache
+def _only_core() -> tuple[ov.Core, int]:
+    """OpenVINO of this process, and the process's number."""
+    core = ov.Core()
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=lambda: _never_let_go_of(core, *_ENGINES))
+    return core, os.getpid()
+
+
+def _never_let_go_of(*objects: object) -> None:
+    """In a forked process: what these are made of would wait for threads that stayed behind, as the process ends."""
+    for each in objects:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(each))
+
+
+def _require_own_process() -> None:
+    """Refuses to use what was opened before a fork: OpenVINO's threads stay behind, and it would wait for them."""
+    if _only_core()[1] != os.getpid():
+        raise NotHere(
+            "--backend: openvino was used before this process was forked, which its threads do not survive; start "
+            'processes with multiprocessing.get_context("spawn"), open engines only in them, or use another backend'
+        )
+
+
+def _sized(graph: bytes, shape: tuple[int, ...]) -> ov.Model:
     """A graph for one size of input, channels-last outside: with a static size OpenVINO gets that for nothing."""
-    model = _core().read_model(str(graph))
+    model = _core().read_model(graph, b"")
     model.reshape({model.input(0).any_name: shape})
     steps = ov.preprocess.PrePostProcessor(model)
     steps.input(0).tensor().set_layout(ov.Layout(CHANNELS_LAST)).set_element_type(ov.Type.f32)
@@ -227,12 +263,13 @@ def _sized(graph: Path, shape: tuple[int, ...]) -> ov.Model:
 def _kept(path: Path, properties: dict, compile_: Callable[[], ov.CompiledModel]) -> ov.CompiledModel:
     """The compiled model on disk, or what `compile_` gives, put there. A cache that fails costs time, nothing else."""
     with contextlib.suppress(Exception):  # absent, damaged, or from a build of OpenVINO that refuses it
-        compiled = _core().import_model(path.read_bytes(), "CPU", properties)
-        os.utime(path)
-        return compiled
+        if blob := kept(path):
+            compiled = _core().import_model(blob, "CPU", properties)
+            with contextlib.suppress(OSError):
+                os.utime(path)
+            return compiled
     compiled = compile_()
-    with contextlib.suppress(Exception):  # a full disk, or a build that cannot export
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(path, compiled.export_model().getvalue())
+    with contextlib.suppress(Exception):  # a build that cannot export
+        keep(path, compiled.export_model().getvalue())
         keep_latest((blob for engine in ENGINES for blob in path.parent.glob(f"{engine}.*.blob")), MOST_BLOBS)
     return compiled

@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
@@ -163,14 +162,12 @@ class _Networks:
             f"build {len(specs)} of {len(ENGINES)} engines for {self._library.title} in {self.precision} "
             f"({'; '.join(sorted(reasons))}; {specs[0].profile})"
         )
-        built = [(spec, self._library.build(self._graph(spec).read_bytes(), spec)) for spec in specs]
+        graphs = [self._engine_set.graph(spec.engine, self.precision) for spec in specs]
+        built = [(spec, self._library.build(graph, spec)) for spec, graph in zip(specs, graphs, strict=True)]
         with contextlib.suppress(InputError):  # no folder can be written: they are built again next time
             self._store.keep(built)
         for spec, content in built:
             self._open(content, spec)
-
-    def _graph(self, spec: PlanSpec) -> Path:
-        return self._engine_set.path(spec.engine, self.precision)
 
     def _open(self, content: bytes, spec: PlanSpec) -> None:
         self._plans[spec.engine] = self._library.open(content, spec, self._card, self._jit)

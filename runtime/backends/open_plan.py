@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from runtime.backends.plans import PlanSpec, Shape
-from runtime.cache import cache_folder, keep_latest
+from runtime.cache import cache_folder, keep, keep_latest, kept
 from runtime.cuda.device import Device
 from runtime.geometry.errors import InputError
-from runtime.geometry.whole_files import write_bytes
 
 CACHES, MOST_CACHES = "rpnet-tensorrt", 20
 MOST_GRAPHS = 8  # captured, of one engine
@@ -28,13 +27,12 @@ class Refusal(Exception):
 def cache_file(kind: str, *facts: str) -> Path:
     """Where what depends on these facts is kept."""
     key = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
-    return cache_folder() / CACHES / f"{kind}.{key}"
+    return cache_folder(CACHES) / CACHES / f"{kind}.{key}"
 
 
 def keep_file(path: Path, content: bytes) -> None:
     """Writes it, and removes what was not used for long."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, content)
+    keep(path, content)
     keep_latest(path.parent.iterdir(), MOST_CACHES)
 
 
@@ -57,7 +55,7 @@ class JitCache:
         with contextlib.suppress(Exception):
             if self._cache is None:
                 self._cache = config.create_runtime_cache()
-                self._content = self._path.read_bytes() if self._path.is_file() else b""
+                self._content = kept(self._path) or b""
                 if self._content:
                     self._cache.deserialize(self._content)
             config.set_runtime_cache(self._cache)

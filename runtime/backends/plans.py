@@ -153,7 +153,7 @@ class PlanStore:
 
     def __init__(self, engine_dir: Path) -> None:
         place = sha256(str(engine_dir.resolve()).encode())[:16]
-        self._folders = engine_dir / FOLDER, cache_folder() / CACHED / place
+        self._folders = engine_dir / FOLDER, cache_folder(CACHED) / CACHED / place
 
     def find(self, wanted: PlanSpec, shape: Shape | None = None) -> tuple[Plan, bytes] | str:
         """A plan to be opened and its content, or in words why there is none.

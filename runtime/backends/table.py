@@ -76,7 +76,9 @@ class Backend:
         """
         try:
             return _load(self.networks), _load(self.fields)
-        except (ImportError, OSError) as error:
+        except InputError:
+            raise
+        except Exception as error:  # a library may fail in any way where it was half updated, or finds no home folder
             raise NotHere(
                 f"{ARGUMENT}{self.library} or what it needs cannot be imported ({first_line(error)}), install it again"
             ) from None

@@ -15,6 +15,7 @@ from typing import Any
 from runtime.backends.open_plan import JitCache, OpenPlan, Refusal, cache_file, keep_file
 from runtime.backends.plans import PlanSpec
 from runtime.backends.table import BACKENDS
+from runtime.cache import kept
 from runtime.cuda.device import Device
 from runtime.cuda.memory import out_of_memory
 from runtime.geometry.errors import InputError, NotHere, first_line
@@ -161,8 +162,7 @@ class Library:
     def _use_timings(self, config: Any, spec: PlanSpec) -> None:
         """What kernels took on this card in earlier builds; without it the build takes longer."""
         with contextlib.suppress(Exception):
-            path = self._timings(spec)
-            known = path.read_bytes() if path.is_file() else b""
+            known = kept(self._timings(spec)) or b""
             config.set_timing_cache(config.create_timing_cache(known), False)
 
     def _keep_timings(self, config: Any, spec: PlanSpec) -> None:

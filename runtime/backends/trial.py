@@ -4,6 +4,7 @@ An engine can be built, opened and wrong: compiled for this card by a library th
 second and is made once for a card, its driver, the library and the graphs.
 """
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable
@@ -12,19 +13,18 @@ from typing import Any
 
 from runtime import iterstop
 from runtime.backends.pair import FixedSide
-from runtime.cache import cache_folder, keep_latest
+from runtime.cache import cache_folder, keep, keep_latest, kept
 from runtime.cuda import KERNELS
 from runtime.cuda.card import find_card
 from runtime.example import example_pair
 from runtime.geometry.errors import NotHere
-from runtime.geometry.whole_files import write_text
 from runtime.manifest import ENGINES, EngineSet
 from runtime.schedules import parse_schedule
 from runtime.tolerance import TOLERANCES, flow_difference
 
 SHAPE = (32, 40, 48)
 SCHEDULE = "1,1,1,1"
-KEPT = 50
+CARDS, KEPT = "rpnet-cards", 50  # of the cache
 
 
 def try_out(networks: Any, fields: Any, engine_set: EngineSet, threads: int, tell: Callable[[str], None]) -> None:
@@ -40,8 +40,9 @@ def try_out(networks: Any, fields: Any, engine_set: EngineSet, threads: int, tel
         NotHere: their flow is not the CPU's.
     """
     passed = _record(networks, engine_set)
-    if passed.is_file():
-        passed.touch()
+    if kept(passed):
+        with contextlib.suppress(OSError):
+            passed.touch()
         return
     tell(f"try {networks.library} {networks.precision} on {networks.device} (only this once)")
     from runtime.backends.fields_numba import NumbaFields
@@ -57,8 +58,7 @@ def try_out(networks: Any, fields: Any, engine_set: EngineSet, threads: int, tel
             f"--backend: {networks.library} {networks.version} in {networks.precision} computes something else on "
             f"{networks.device} than the CPU: {reason}; update the driver and the library, or use a backend of the CPU"
         )
-    passed.parent.mkdir(parents=True, exist_ok=True)
-    write_text(passed, json.dumps(row, indent=2) + "\n")
+    keep(passed, json.dumps(row, indent=2).encode())
     keep_latest(passed.parent.iterdir(), KEPT)
 
 
@@ -66,7 +66,7 @@ def _record(networks: Any, engine_set: EngineSet) -> Path:
     """Where it is noted that these have passed."""
     graphs = [engine_set.graph_hash(name, networks.precision) for name in ENGINES]
     facts = type(networks).__name__, networks.version, networks.precision, find_card(), graphs, KERNELS.read_bytes()
-    return cache_folder() / "rpnet-cards" / f"{hashlib.sha256(repr(facts).encode()).hexdigest()[:16]}.json"
+    return cache_folder(CARDS) / CARDS / f"{hashlib.sha256(repr(facts).encode()).hexdigest()[:16]}.json"
 
 
 def _registered(networks: Any, fields: Any) -> iterstop.Iterations:

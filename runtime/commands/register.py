@@ -2,7 +2,17 @@
 
 import click
 
-from runtime.terminal import ENGINE_DIR, NAN, OVERWRITE, PATH, QUIET, Numbers, StageLine, one_line_errors
+from runtime.terminal import (
+    ENGINE_DIR,
+    NAN,
+    OVERWRITE,
+    PATH,
+    QUIET,
+    Numbers,
+    StageLine,
+    exit_code_of,
+    one_line_errors,
+)
 
 
 @click.command()
@@ -130,14 +140,14 @@ def register(
     tasks = plan_tasks(output, moving, moving_labels, moving_mask)
     outputs = Outputs(tuple(name.strip() for name in write.split(",")), both=not forward_only)
     engines = EngineChoice(engine_dir, backend, threads, precision)
-    failed = 0
+    errors = []
     with StageLine(quiet).shown() as stages:
         how = (engines, Options(**options), overwrite, stages, outputs, fixed_mask)
         for outcome in register_files(fixed, tasks, *how):
-            failed += outcome.error is not None
+            errors += filter(None, [outcome.error])
             _tell(outcome, stages, quiet, alone=len(tasks) == 1)
-    if failed:
-        raise click.exceptions.Exit(1)
+    if errors:
+        raise click.exceptions.Exit(exit_code_of(errors))
 
 
 def _tell(outcome, stages: StageLine, quiet: bool, alone: bool) -> None:

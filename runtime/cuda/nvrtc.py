@@ -2,18 +2,16 @@
 
 import functools
 import hashlib
-import os
-from pathlib import Path
 from typing import Any
 
 from cuda.bindings import nvrtc
 
-from runtime.cache import cache_folder, keep_latest
+from runtime.cache import cache_folder, keep, keep_latest, kept
 from runtime.cuda import KERNELS
 from runtime.geometry.errors import NotHere, first_line
 
 OPTIONS = ("--std=c++17", "--extra-device-vectorization", "-lineinfo")
-KEPT = 8  # cubins on disk
+FOLDER, KEPT = "cuda", 8  # of the cache; cubins on disk
 
 
 def compile_kernels(capability: tuple[int, int]) -> bytes:
@@ -27,12 +25,11 @@ def compile_kernels(capability: tuple[int, int]) -> bytes:
     """
     source, options = KERNELS.read_bytes(), (f"--gpu-architecture=sm_{capability[0]}{capability[1]}", *OPTIONS)
     key = hashlib.sha256(repr((source, options, version())).encode()).hexdigest()[:16]
-    path = cache_folder() / "cuda" / f"kernels.{key}.cubin"
-    try:
-        return path.read_bytes()
-    except OSError:
+    path = cache_folder(FOLDER) / FOLDER / f"kernels.{key}.cubin"
+    if (cubin := kept(path)) is None:
         cubin = _compiled(source, options, capability)
-    _keep(path, cubin)
+        keep(path, cubin)
+        keep_latest(path.parent.glob("kernels.*.cubin"), KEPT)
     return cubin
 
 
@@ -70,18 +67,6 @@ def _compiled(source: bytes, options: tuple[str, ...], capability: tuple[int, in
     _checked(nvrtc.nvrtcGetCUBIN(program, cubin))
     _checked(nvrtc.nvrtcDestroyProgram(program))
     return bytes(cubin)
-
-
-def _keep(path: Path, cubin: bytes) -> None:
-    """Writes it whole or not at all; without room or permission it is compiled again next time."""
-    part = path.with_suffix(f".{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(cubin)
-        part.replace(path)
-        keep_latest(path.parent.glob("kernels.*.cubin"), KEPT)
-    except OSError:
-        part.unlink(missing_ok=True)
 
 
 def _checked(result: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -14,8 +14,9 @@ from runtime.evaluation.options import EvaluateOptions, Export
 from runtime.evaluation.outcome import Evaluation
 from runtime.evaluation.pair_list import Pair, label_ids_of
 from runtime.evaluation.pair_scorer import PairScorer
-from runtime.evaluation.records import Record, ScoresFolder, digest
+from runtime.evaluation.records import PAIRS, Record, ScoresFolder, digest
 from runtime.geometry.errors import InputError, first_line
+from runtime.geometry.folder_lock import folder_lock
 from runtime.report import versions
 from runtime.stages import Countdown, Progress, Stages, silent
 from runtime.start import start_kernels
@@ -34,10 +35,16 @@ def evaluate(options: EvaluateOptions, progress: Progress = silent, export: Expo
 
     Raises:
         InputError: options, engine sets or folders that cannot be used, or a package that is not installed.
+        Scarce: another run holds the folder.
     """
     if importlib.util.find_spec("matplotlib") is None:  # before all the work that it is to draw
         raise InputError("needs the package matplotlib, which is not installed; pip install -r requirements.txt")
     _ = options.start.start
+    with folder_lock(options.output, subfolders=[PAIRS]):
+        return _evaluate(options, progress, export)
+
+
+def _evaluate(options: EvaluateOptions, progress: Progress, export: Export | None) -> Evaluation:
     folder = ScoresFolder(options)
     sets = open_sets(options, export, progress)
     plan = _Plan(options, sets)

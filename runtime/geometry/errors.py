@@ -1,7 +1,12 @@
-"""The one exception a user is meant to read."""
+"""The exceptions a user is meant to read."""
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+# What the system says where there is too little of something just now: disk, memory, processes, open files.
+SCARCITIES = (errno.ENOSPC, errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE)
+SCARCITIES += (errno.EDQUOT,) if hasattr(errno, "EDQUOT") else ()  # not on Windows
 
 
 class InputError(ValueError):
@@ -18,6 +23,13 @@ class NotHere(InputError):
     """What was asked for is sound but not to be had on this computer: a library, a driver, a card, its memory."""
 
 
+class Scarce(InputError):
+    """What was asked for is sound but cannot be had just now: memory, disk space, a folder that another run holds.
+
+    The same command may work later; the command line's exit code tells it from bad input.
+    """
+
+
 def first_line(error: object) -> str:
     """What an exception says, in one line; its kind where it says nothing."""
     lines = (line.strip() for line in str(error).splitlines())
@@ -30,6 +42,11 @@ def system_reason(error: OSError) -> str:
     return reason if error.filename is None else f"{error.filename}: {reason}"
 
 
+def refused(line: str, error: OSError) -> InputError:
+    """The exception for what the system refused: `Scarce` if it is a full disk, memory or the like."""
+    return Scarce(line) if error.errno in SCARCITIES else InputError(line)
+
+
 @contextmanager
 def explained(argument: str) -> Iterator[None]:
     """Turns what the system says of a path (no permission, a name too long) into an InputError.
@@ -39,4 +56,4 @@ def explained(argument: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise InputError(f"{argument}: {system_reason(error)}; check the name and the permissions") from None
+        raise refused(f"{argument}: {system_reason(error)}; check the name and the permissions", error) from None

@@ -10,7 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
 
-from runtime.geometry.errors import InputError
+from runtime.geometry.errors import InputError, Scarce, system_reason
 from runtime.geometry.image_file import read_header
 from runtime.geometry.scan_list import Scan
 from runtime.machine import available_bytes, cores
@@ -32,26 +32,41 @@ def outcomes(
     """Prepares every scan, by name, and gives the outcomes as they come.
 
     Raises:
-        InputError: the system ended a process.
+        InputError: the system allows no more than one process.
+        Scarce: it ended one.
     """
     jobs = options.jobs or default_jobs(tuple(scans.values()))
     threads = max(cores() // jobs, 1)
-    if jobs == 1:
-        yield from _here(ScanPreparer(options, reference, folder, threads), scans)
+    pool = None if jobs == 1 else _processes(jobs, (options, reference, folder, threads), options.jobs is not None)
+    if pool is None:
+        yield from _here(ScanPreparer(options, reference, folder, cores()), scans)
         return
     try:
-        yield from _shared_out(jobs, (options, reference, folder, threads), scans)
+        yield from _shared_out(pool, jobs, scans)
     except BrokenProcessPool:
-        raise InputError(
+        raise Scarce(
             f"--jobs: one of {jobs} processes was ended by the system, probably for want of memory; run the same "
             "command again with fewer jobs, what is done is kept"
         ) from None
 
 
-def _shared_out(jobs: int, arguments: tuple, scans: Mapping[str, Scan]) -> Iterator[Outcome]:
+def _processes(jobs: int, arguments: tuple, asked_for: bool) -> ProcessPoolExecutor | None:
+    """A pool of so many; where the system has no shared memory for one (/dev/shm, in containers), none or an error."""
+    try:
+        return ProcessPoolExecutor(jobs, get_context("spawn"), _begin, arguments)
+    except OSError as error:
+        if not asked_for:
+            return None
+        raise InputError(
+            f"--jobs: got {jobs}, but the system has no shared memory for more than one process "
+            f"({system_reason(error)}); make /dev/shm writable or use --jobs 1"
+        ) from None
+
+
+def _shared_out(pool: ProcessPoolExecutor, jobs: int, scans: Mapping[str, Scan]) -> Iterator[Outcome]:
     """Each process has one scan at a time and none waits in its queue, so that Ctrl-C waits for no more than that."""
     tasks = iter(scans.items())
-    with ProcessPoolExecutor(jobs, get_context("spawn"), _begin, arguments) as pool:
+    with pool:
         running = {pool.submit(_prepare, *task) for task in itertools.islice(tasks, jobs)}
         while running:
             done, running = wait(running, return_when=FIRST_COMPLETED)

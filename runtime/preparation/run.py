@@ -3,9 +3,10 @@
 import time
 from pathlib import Path
 
-from runtime.geometry.scan_list import distinct_names, read_scan_list
+from runtime.geometry.folder_lock import folder_lock
+from runtime.geometry.scan_list import Scan, distinct_names, read_scan_list
 from runtime.preparation.contact_sheet import worst_first, write_contact_sheet
-from runtime.preparation.folder import REFERENCE, SHEET, OutputFolder, write_unit_image
+from runtime.preparation.folder import FOLDERS, RECORDS, REFERENCE, SHEET, OutputFolder, write_unit_image
 from runtime.preparation.options import PrepareOptions
 from runtime.preparation.processes import outcomes
 from runtime.preparation.reference import open_reference
@@ -28,10 +29,16 @@ def prepare_scans(options: PrepareOptions, progress: Progress = silent) -> Prepa
         progress: told what runs, how much is done and how long the rest will take.
 
     Raises:
-        InputError: a list, reference or folder that cannot be used, or a process that the system ended.
+        InputError: a list, reference or folder that cannot be used.
+        Scarce: a process that the system ended, or another run that holds the folder.
     """
-    start = time.perf_counter()
     scans = read_scan_list("--data", options.data)
+    with folder_lock(options.output, subfolders=(*FOLDERS.values(), RECORDS)):
+        return _prepare_scans(options, scans, progress)
+
+
+def _prepare_scans(options: PrepareOptions, scans: tuple[Scan, ...], progress: Progress) -> Preparation:
+    start = time.perf_counter()
     names = distinct_names([scan.image for scan in scans], "--data")
     folder = OutputFolder(options.output, scans, [Path(text) for text in (options.data, options.reference)])
     start_kernels(Stages(progress))

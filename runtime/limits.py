@@ -1,0 +1,99 @@
+"""What a container, a batch system or a shell allows of this computer: control groups (versions 1 and 2), limits."""
+
+import contextlib
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+CGROUP, OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+STATUS = Path("/proc/self/status")
+# How each version tells of memory: limit, use, and, in memory.stat, file contents that make way for programs.
+MEMORY = {
+    2: ("memory.max", "memory.current", "inactive_file"),
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
+PROCESSORS = ("SLURM_CPUS_PER_TASK", "NUMBA_NUM_THREADS")  # variables that say how many to use
+
+
+@dataclass(frozen=True)
+class Memory:
+    """A limit in bytes, and what is left of it."""
+
+    limit: int
+    rest: int
+
+
+def memory_limits() -> list[Memory]:
+    """Those that hold for this process."""
+    groups = [_memory_of_group(folder, version) for version in MEMORY for folder in _groups("memory", version)]
+    return [limit for limit in (*groups, *_own_limits()) if limit is not None]
+
+
+def processor_limits() -> list[int]:
+    """How many processors may be used at most: quotas, rounded up, and variables of the environment that say it."""
+    quotas = [_quota_2(folder) for folder in _groups("cpu", 2)] + [_quota_1(folder) for folder in _groups("cpu", 1)]
+    words = [os.environ.get(name, "") for name in PROCESSORS]
+    return [max(1, math.ceil(quota)) for quota in quotas if quota] + [
+        int(word) for word in words if word.isdecimal() and int(word) > 0
+    ]
+
+
+def _groups(controller: str, version: int) -> Iterator[Path]:
+    """This process's control group and those around it. In a container the path told may not exist: then those around.
+
+    ``/proc/self/cgroup`` has lines "0::/job/step" (version 2) and "4:cpu,cpuacct:/job/step" (version 1).
+    """
+    with contextlib.suppress(OSError, ValueError):
+        for line in OWN_CGROUP.read_text(encoding="utf-8").splitlines():
+            _, controllers, place = line.split(":", 2)
+            names = controllers.split(",")
+            if version == 2 and controllers == "":
+                roots = [CGROUP]
+            elif version == 1 and controller in names:
+                roots = [CGROUP / name for name in dict.fromkeys((controllers, *names))]
+            else:
+                continue
+            for root in roots:
+                own = root / place.lstrip("/")
+                yield from (folder for folder in (own, *own.parents) if folder.is_relative_to(root))
+
+
+def _memory_of_group(folder: Path, version: int) -> Memory | None:
+    """None without a limit."""
+    most, used, unneeded = MEMORY[version]
+    try:
+        limit, taken = (int((folder / name).read_text()) for name in (most, used))
+        facts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        return Memory(limit, max(limit - taken + int(facts[unneeded]), 0))
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _own_limits() -> Iterator[Memory]:
+    """``ulimit -v`` and ``-d``, as batch systems set them for a job's memory."""
+    with contextlib.suppress(ImportError, OSError, ValueError, KeyError):
+        import resource
+
+        facts = dict(line.split(":", 1) for line in STATUS.read_text(encoding="utf-8").splitlines())
+        for limit, name in ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData")):
+            most = resource.getrlimit(limit)[0]
+            if most != resource.RLIM_INFINITY:
+                yield Memory(most, max(most - int(facts[name].split()[0]) * 1024, 0))
+
+
+def _quota_2(folder: Path) -> float | None:
+    """Processors that ``cpu.max`` allows, "50000 100000" for a half; None for "max 100000"."""
+    with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
+        quota, period = (folder / "cpu.max").read_text().split()
+        return int(quota) / int(period)
+    return None
+
+
+def _quota_1(folder: Path) -> float | None:
+    """The same of version 1, where -1 means none."""
+    with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
+        quota, period = (int((folder / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
+        return quota / period if quota > 0 else None
+    return None

@@ -1,0 +1,54 @@
+"""Standard output and error as a command needs them: where nobody listens, it goes on, since files are its results."""
+
+import os
+import sys
+from typing import TextIO
+
+
+def keep_streams_usable() -> None:
+    """Opens what was closed before the program began, and makes what is closed later no error.
+
+    The next file a program opens gets the lowest free number: with 2 closed, a result's, which whatever libraries
+    write to "standard error" would end up in.
+    """
+    for number, flags in ((0, os.O_RDONLY), (1, os.O_WRONLY), (2, os.O_WRONLY)):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, flags)
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        stream = getattr(sys, name)
+        if stream is None:
+            stream = open(number, "w", encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
+        if not isinstance(stream, _Unbroken):
+            setattr(sys, name, _Unbroken(stream))
+
+
+class _Unbroken:
+    """A text stream that, once its reader has left, goes nowhere."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str):
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        try:
+            written = self._stream.write(text)
+            self._stream.flush()
+            return written
+        except BrokenPipeError:
+            self._send_nowhere()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except BrokenPipeError:
+            self._send_nowhere()
+
+    def _send_nowhere(self) -> None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self._stream.fileno())
+        os.close(nowhere)

@@ -1,0 +1,70 @@
+"""Being asked to stop: Ctrl-C and SIGTERM unwind the program, so that temporary files go, and end it with a word."""
+
+import os
+import signal
+import sys
+
+WORDS = {signal.SIGINT: "Ctrl-C (SIGINT)", signal.SIGTERM: "SIGTERM"}
+_asked: list[int] = []  # signals, since `raise_on_signals`
+
+
+class Stopped(KeyboardInterrupt):
+    """Raised in the main thread when a signal asks the program to stop.
+
+    Attributes:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {WORDS[number]}")
+        self.number = number
+
+
+def check_asked() -> None:
+    """For threads that write files, which a signal does not reach: raises once the program was asked to stop.
+
+    Raises:
+        Stopped: it was.
+    """
+    if _asked:
+        raise Stopped(_asked[0])
+
+
+def exit_code(number: int) -> int:
+    """Of a program that a signal ended, as shells and batch systems know it: 130 for Ctrl-C, 143 for SIGTERM."""
+    return 128 + number
+
+
+def end_on_signals() -> None:
+    """Before there is anything to tidy up: a signal ends the program with a word."""
+    _answer_with(lambda number, _: _end(number))
+
+
+def raise_on_signals() -> None:
+    """The first signal raises `Stopped`; while that unwinds the program, a second Ctrl-C ends it at once."""
+
+    def answer(number: int, _: object) -> None:
+        if not _asked:
+            _asked.append(number)
+            raise Stopped(number)
+        if number == signal.SIGINT:
+            _end(number)
+
+    _answer_with(answer)
+
+
+def ignore_signals() -> None:
+    """Once all is done: Python, on its way out, would fall back on ending without a word."""
+    _answer_with(signal.SIG_IGN)
+
+
+def _answer_with(handler) -> None:
+    for number in WORDS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # such as under nohup
+            signal.signal(number, handler)
+
+
+def _end(number: int) -> None:
+    if sys.stderr is not None:
+        os.write(2, f"Stopped by {WORDS[number]}\n".encode())
+    os._exit(exit_code(number))
