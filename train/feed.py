@@ -10,7 +10,7 @@ from multiprocessing.connection import Connection
 
 import torch
 
-from runtime.geometry.errors import InputError, system_reason
+from runtime.geometry.errors import InputError, Scarce, system_reason
 from train.distributed import Processes
 from train.image_pair import ImagePair
 from train.sources import Sources
@@ -49,7 +49,8 @@ def feed(sources: Sources, steps: range, batch: Batch, workers: int) -> Iterator
     """Yield this process's pairs, a list for each of `steps`; what they are does not depend on `workers`.
 
     Raises:
-        InputError: a scan cannot be used, workers cannot be started, or one was killed.
+        InputError: a scan cannot be used.
+        Scarce: workers cannot be started, or one was killed.
     """
     if workers:
         groups = _made_by_workers(sources, steps, batch, workers)
@@ -88,7 +89,7 @@ def _start(
         process = multiprocessing.Process(target=_make, args=arguments, daemon=True)
         process.start()
     except OSError as error:  # no process or file handle left
-        raise InputError(f"workers: got {workers}, cannot be started ({system_reason(error)}); give 0") from error
+        raise Scarce(f"workers: got {workers}, cannot be started ({system_reason(error)}); give 0") from error
     sending.close()  # the worker has it: with the last holder ends the pipe
     return arriving, process
 
@@ -116,9 +117,11 @@ def _received(arriving: Connection, process: multiprocessing.Process) -> list[Im
         packed = arriving.recv()
     except (EOFError, OSError) as error:
         process.join()
-        killed = (process.exitcode or 0) < 0
-        how = "was killed, most likely for want of memory" if killed else f"ended with exit code {process.exitcode}"
-        raise InputError(f"workers: one {how}; give fewer, or 0, and --resume") from error
+        if process.exitcode and process.exitcode > 0:
+            raise InputError(f"workers: one ended with exit code {process.exitcode}; give 0 to see why") from error
+        raise Scarce(
+            "workers: one was killed, most likely for want of memory; give fewer, or 0, and --resume"
+        ) from error
     if isinstance(packed, InputError):
         raise packed
     return [ImagePair(*map(torch.from_numpy, arrays)) for arrays in packed]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from runtime.geometry.errors import InputError
+from runtime.geometry.errors import Scarce
 from runtime.machine import available_bytes
 from train.run import Run
 
@@ -46,7 +46,7 @@ def check_memory(run: Run) -> None:
     """Refuse a run that would not fit; processes on one computer share its memory, each card has its own.
 
     Raises:
-        InputError: more memory is needed than is free.
+        Scarce: more memory is needed than is free.
     """
     needed, where = needed_bytes(run), "on this computer"
     if run.numerics.device.type == "cuda":
@@ -54,7 +54,7 @@ def check_memory(run: Run) -> None:
     else:
         needed, free = needed * run.processes.local_count, available_bytes()
     if free is not None and needed > free:
-        raise InputError(
+        raise Scarce(
             f"shape: training on {run.sources.shape} in {run.numerics.precision} needs about {needed / 2**30:.1f} GiB, "
             f"{free / 2**30:.1f} GiB are free {where}; {_remedy(run)}"
         )
@@ -68,7 +68,7 @@ def out_of_memory(run: Run) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not isinstance(error, MemoryError | torch.OutOfMemoryError) and not any(s in str(error) for s in _SAID):
             raise
-        raise InputError(
+        raise Scarce(
             f"shape: memory ran out after step {run.step} on {run.sources.shape} in {run.numerics.precision}; "
             f"{_remedy(run)}; the weights so far are in last.pt, if there is one"
         ) from error

@@ -164,8 +164,8 @@ class Run:
                 raise ValueError("Adam's settings are others")
         for weight in self.network.parameters():
             moments = self.optimizer.state[weight]
-            if moments and not float(moments["step"]) >= 1:
-                raise ValueError(f"a moment is of step {moments['step']}")
+            if not isinstance(moments, dict) or (moments and not float(moments["step"]) >= 1):
+                raise ValueError(f"Adam's state is {first_line(moments)[:60]}")
             for name in ("exp_avg", "exp_avg_sq"):
                 if moments and getattr(moments[name], "shape", None) != weight.shape:
                     raise ValueError(f"{name} is not of the shape {tuple(weight.shape)}")
