@@ -80,7 +80,7 @@ def test_headers(tmp_path, kind):
     content, known = IMAGES[kind]
     suffix = ".mgh" if kind == "MGH" else ".nii"
 
-    @fuzzing(250)
+    @fuzzing(600)
     @given(in_fields(content, known) | anywhere(content, within=600), st.booleans())
     def tried(mutated: bytes, packed: bool) -> None:
         path = written(tmp_path / f"a{suffix}", mutated, packed)
@@ -94,7 +94,7 @@ def test_headers(tmp_path, kind):
 def test_compressed_streams(tmp_path, kind):
     sound = written(tmp_path / "sound.nii", IMAGES[kind][0], packed=True).read_bytes()
 
-    @fuzzing(100)
+    @fuzzing(220)
     @given(anywhere(sound))
     def tried(mutated: bytes) -> None:
         check_image(read_series, written(tmp_path / "a.nii.gz", mutated, packed=False))
@@ -135,7 +135,7 @@ def test_transforms(tmp_path, name):
     if name in MATRICES and b"\0" not in content:
         mutations |= texts(content.decode())
 
-    @fuzzing(100)
+    @fuzzing(220)
     @given(mutations, st.sampled_from(("auto", WARPS.get(name) or MATRICES[name])))
     def tried(mutated: bytes, convention: str) -> None:
         check_transform(written(tmp_path / name, mutated, packed=False), convention)
@@ -149,7 +149,7 @@ def test_composites(tmp_path):
     flow = np.ones((3, *SHAPE), np.float32)
     write_transform(tmp_path / "sound.h5", SpatialTransform(np.eye(4), flow, grid.grid), "h5", grid, grid)
 
-    @fuzzing(12)
+    @fuzzing(25)
     @given(anywhere((tmp_path / "sound.h5").read_bytes()))
     def tried(mutated: bytes) -> None:
         check_transform(written(tmp_path / "a.h5", mutated, packed=False), "auto")
@@ -167,7 +167,7 @@ def test_lists(tmp_path, text):
     for name in ("a.nii", "l.nii", "w.txt"):
         (tmp_path / name).write_bytes(IMAGES["NIfTI-1"][0])
 
-    @fuzzing(200)
+    @fuzzing(400)
     @given(texts(text))
     def tried(mutated: bytes) -> None:
         path = written(tmp_path / "list.csv", mutated, packed=False)
