@@ -194,7 +194,9 @@ def _end_of_warp(end: Grid | None, name: str) -> Space:
 
 def check_field(field: StoredField, name: str) -> None:
     """Refuse, in one line, numbers that are not finite or beyond measure, and grids that are no volumes."""
-    if not np.isfinite(field.numbers.sum(dtype=np.float64)):
+    with np.errstate(invalid="ignore"):
+        total = field.numbers.sum(dtype=np.float64)
+    if not np.isfinite(total):
         raise InputError(f"{name}: holds numbers that are NaN or infinite, expected displacements; write it again")
     if min(field.frame.grid.shape) < 2:
         raise InputError(f"{name}: has shape {field.frame.grid.shape}, expected 2 or more voxels along each axis")
