@@ -227,7 +227,7 @@ class TestWorker:
     def test_errors_come_back_as_one_line_and_it_lives_on(self):
         with Worker(Target(1), "t") as worker:
             for kind, words in (
-                (InputError, "two\nlines"),
+                (InputError, "two lines"),
                 (MemoryError, "benchmark: t failed in fail: MemoryError: two lines"),
             ):
                 with pytest.raises(InputError) as caught:
