@@ -1,5 +1,6 @@
 """The affine start: known maps are found again, whatever the headers say, the same to the bit on every run."""
 
+import functools
 import itertools
 
 import numba
@@ -12,9 +13,15 @@ from runtime.affine_detail import agreeing, climb_detail, detail
 from runtime.affine_kernels import MOMENTS, SUMS, block_means, correlation_moments, normal_equations
 from runtime.affine_limits import LIMITS, Limits
 from runtime.affine_pyramid import Level, LevelImage, half, longest_edge, prepared
+from runtime.affine_turns import orientations, turn_of
+from runtime.affine_turns import rotation as rotation_of
 from runtime.geometry.errors import InputError
 from runtime.geometry.flow import sample
 from runtime.geometry.grid import Grid
+from runtime.geometry.intensity import PercentileRule
+from runtime.geometry.mni152 import mni152_file
+from runtime.geometry.volume import read_volume
+from runtime.resample import resample
 
 COLUMNS = {"R": (1, 0, 0), "L": (-1, 0, 0), "A": (0, 1, 0), "P": (0, -1, 0), "S": (0, 0, 1), "I": (0, 0, -1)}
 
@@ -241,11 +248,58 @@ def test_images_without_anything_to_align_are_refused():
 
 
 def test_images_that_correlate_nowhere_are_refused():
-    """Uniform noise against noise over the whole field of view: no start has anything in common."""
-    ramp = np.linspace(0.1, 1, 12, dtype=np.float32)[:, None, None] * np.ones((12, 12, 12), np.float32)
+    """Dark in the middle against bright in the middle, over the whole field of view: no turn and no shift helps."""
+    radius = np.linalg.norm(np.indices((12, 12, 12)) - 5.5, axis=0)
+    corner = (0.9 * (radius / radius.max()) ** 4).astype(np.float32)
     where = Grid((12, 12, 12), np.diag([4.0, 4, 4, 1]))
     with pytest.raises(InputError, match="do not correlate anywhere"):
-        align(ramp, where, ramp[::-1].copy(), where)
+        align(corner + np.float32(0.1), where, 1 - corner, where)
+
+
+@functools.cache
+def brain() -> tuple[np.ndarray, Grid]:
+    """The MNI152 brain at 3 mm: turned by 180 degrees, its outline fits itself nearly as well."""
+    volume = read_volume(mni152_file("t1"), "template")
+    where = Grid((64, 76, 62), np.diag([3.0, 3, 3, 1]) + np.pad([[-96], [-130], [-76], [0]], ((0, 0), (3, 0))))
+    return PercentileRule().normalise(resample(volume.data, volume.grid, where), "template"), where
+
+
+class TestTurnedHeaders:
+    """A scan whose header names its axes wrongly shows the head turned by right angles."""
+
+    @pytest.mark.parametrize(
+        ("degrees", "told"),
+        [
+            ((180, 0, 0), "anterior is posterior, superior is inferior"),
+            ((0, 180, 0), "right is left, superior is inferior"),
+            ((0, 0, 180), "right is left, anterior is posterior"),
+            ((90, 0, 90), "is"),
+        ],
+    )
+    def test_the_same_map_is_found_and_said(self, degrees, told):
+        wrong, (fixed, where) = rotation(degrees), brain()
+        near = shifted(rotation((6, -5, 4)) @ np.diag([1.05, 0.95, 1.06, 1]), (9, -14, 6))
+        lies = Grid((56, 60, 52), np.diag([3.5, 3.8, 3.9, 1]) + np.pad([[-95], [-130], [-85], [0]], ((0, 0), (3, 0))))
+        moving = resample(fixed, where, lies, np.linalg.inv(near))
+        found = align(fixed, where, moving, Grid(lies.shape, wrong @ lies.affine))
+        assert largest_error(found.matrix, wrong @ near) < 2.5
+        assert "turned by its header" in found.note and told in found.note
+
+    def test_headers_that_are_right_are_not_doubted(self):
+        found = align(scan(FIXED), FIXED, scan(MOVING, TRUTH), MOVING)
+        assert found.note is None and not found.doubtful
+
+    def test_a_mirrored_scan_is_not_mirrored_back(self):
+        """No image tells left from right: of 24 orientations none has a negative determinant."""
+        mirrored = Grid(MOVING.shape, np.diag([-1.0, 1, 1, 1]) @ MOVING.affine)
+        found = align(scan(FIXED), FIXED, scan(MOVING, TRUTH), mirrored)
+        assert np.linalg.det(found.matrix[:3, :3]) > 0
+
+    def test_the_turns_are_the_rotations_of_a_cube(self):
+        turns = np.array(orientations())
+        assert len({tuple(turn.ravel()) for turn in turns}) == 24 and np.array_equal(turns[0], np.eye(3))
+        assert np.allclose(np.linalg.det(turns), 1)
+        assert all(np.array_equal(turn_of(np.pad(rotation_of((9, -8, 7)) @ turn, (0, 1))), turn) for turn in turns)
 
 
 def test_every_level_has_the_object_in_the_same_place():

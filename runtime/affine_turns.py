@@ -1,0 +1,53 @@
+"""Rotations that the affine start searches: tilts of a head, and the turns that wrong headers make.
+
+A header with axes in another order or direction shows a scan turned by right angles: one of 24 proper rotations. Those
+that mirror it are not among them, since no image tells left from right.
+"""
+
+import itertools
+
+import numpy as np
+
+Array = np.ndarray
+ANGLE = 30.0  # degrees of a tilt about an axis
+
+
+def rotation(angles: tuple[float, ...]) -> Array:
+    """Return the rotation (3, 3) about the I, then J, then K axis by `angles` in degrees."""
+    result = np.eye(3)
+    for axis, angle in enumerate(np.radians(angles)):
+        a, b = (axis + 1) % 3, (axis + 2) % 3
+        turn = np.eye(3)
+        turn[a, a] = turn[b, b] = np.cos(angle)
+        turn[b, a], turn[a, b] = np.sin(angle), -np.sin(angle)
+        result = turn @ result
+    return result
+
+
+def orientations() -> list[Array]:
+    """Return the 24 rotations (3, 3) that take axes to axes, the identity first."""
+    signed = (
+        np.eye(3)[list(order)] * np.array(signs)[:, None]
+        for order in itertools.permutations(range(3))
+        for signs in itertools.product((1, -1), repeat=3)
+    )
+    return [matrix for matrix in signed if np.linalg.det(matrix) > 0]
+
+
+TILTS = [rotation(angles) for angles in itertools.product((-ANGLE, 0.0, ANGLE), repeat=3)]
+SINGLE_TILTS = [rotation(tuple(angle * np.eye(3)[axis])) for axis in range(3) for angle in (-ANGLE, ANGLE)]
+# Every orientation but that of the headers, upright and tilted about one axis.
+TURNS = [turn @ tilt for turn in orientations()[1:] for tilt in (np.eye(3), *SINGLE_TILTS)]
+
+
+def turn_of(matrix: Array) -> Array:
+    """Return the orientation, of the 24, nearest to an affine map's rotation (4, 4)."""
+    left, _, right = np.linalg.svd(matrix[:3, :3])
+    return max(orientations(), key=lambda turn: float(np.trace(turn.T @ left @ right)))
+
+
+def described(turn: Array) -> str:
+    """Return an orientation as axes: which way right, anterior and superior of the fixed scan lie in the moving one."""
+    names = (("left", "right"), ("posterior", "anterior"), ("inferior", "superior"))
+    ends = [names[int(np.abs(column).argmax())][int(column.sum() > 0)] for column in turn.T]
+    return ", ".join(f"{name[1]} is {end}" for name, end in zip(names, ends, strict=True) if name[1] != end)
