@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import functools
 import hashlib
+import io
 import os
 import weakref
 from collections.abc import Callable, Iterator
@@ -270,6 +271,8 @@ def _kept(path: Path, properties: dict, compile_: Callable[[], ov.CompiledModel]
             return compiled
     compiled = compile_()
     with contextlib.suppress(Exception):  # a build that cannot export
-        keep(path, compiled.export_model().getvalue())
+        stream = io.BytesIO()  # without one, versions give bytes or a stream
+        compiled.export_model(stream)
+        keep(path, stream.getvalue())
         keep_latest((blob for engine in ENGINES for blob in path.parent.glob(f"{engine}.*.blob")), MOST_BLOBS)
     return compiled
