@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 
 from runtime.conventions.frames import LPS
-from runtime.geometry.errors import InputError, explained, first_line
+from runtime.geometry.errors import InputError, first_line
 from runtime.geometry.grid import Grid
+from runtime.geometry.regular_files import read_bytes
 from runtime.geometry.whole_files import write_text
 
 Array = np.ndarray
 SYSTEMS = {"LPS": "lps", "RAS": "ras"}
+LARGEST = 1 << 28  # bytes of a document
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,14 +68,13 @@ def read_markups(path: Path, frame: str | None, argument: str) -> MarkupsFile:
         InputError: no such document, no point, lists of two frames, another frame than was named, or a position that
             is none.
     """
-    with explained(argument):
-        content = path.read_bytes()
+    content = read_bytes(path, argument, LARGEST)
     try:
         document = json.loads(content)
         lists, points = document["markups"], _control_points(document)
         systems = {str(markup.get("coordinateSystem", "LPS")).upper() for markup in lists}
-        coordinates = np.array([point["position"] for point in points], dtype=np.float64).reshape(-1, 3)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        coordinates = np.array([point["position"] for point in points], dtype=np.float64).reshape(len(points), 3)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise InputError(f"{argument}: {path} is no Slicer markups document with positions ({reason})") from None
     if not len(coordinates) or not np.isfinite(coordinates).all():

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import json
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,10 +10,12 @@ from pathlib import Path
 from runtime.conventions import CONVENTIONS, file_name
 from runtime.geometry.errors import InputError, explained, first_line, refused
 from runtime.geometry.volume import scan_name
+from runtime.plain import read_record
 
 WARPED, WARPED_FIXED, LABELS = "warped.nii.gz", "warped_fixed.nii.gz", "warped_labels.nii.gz"
 AFFINE, JACOBIAN = "affine.txt", "jacobian.nii.gz"
 PREVIEW, REPORT = "preview.png", "report.json"
+REPORT_FORMAT = "rpnet-registration"
 
 
 @dataclass(frozen=True)
@@ -81,10 +82,10 @@ def check_output(
         InputError: the folder cannot be written, or holds an earlier result and `overwrite` is False.
     """
     _check_writable(folder)
-    names = EVERYTHING.names(scan_name(fixed), scan_name(moving), labels=True)
-    written = {(folder / name).resolve() for name in names}
+    names = earlier_names(folder, fixed, moving)
+    replaced = {(folder / name).resolve() for name in names}
     for path in (fixed, moving, *inputs):
-        if path is not None and Path(path).resolve() in written:
+        if path is not None and Path(path).resolve() in replaced:
             raise InputError(f"--output: would replace the input {path}; choose another folder")
     there = [name for name in names if _is_there(folder / name)]
     if odd := [name for name in there if not (folder / name).is_file()]:
@@ -93,18 +94,17 @@ def check_output(
         raise InputError(f"--output: {folder} already holds {', '.join(there)}; add --overwrite or choose another")
 
 
-def earlier_names(folder: Path, fixed: Path | str | None, moving: Path | str | None) -> set[str]:
-    """The files that an earlier result in this folder may consist of."""
-    return {*EVERYTHING.names(scan_name(fixed), scan_name(moving), labels=True), *_reported(folder / REPORT)}
+def earlier_names(folder: Path, fixed: Path | str | None, moving: Path | str | None) -> tuple[str, ...]:
+    """Names of the files that an earlier result in this folder may consist of."""
+    ours = EVERYTHING.names(scan_name(fixed), scan_name(moving), labels=True)
+    return tuple(dict.fromkeys((*ours, *_reported(folder / REPORT))))
 
 
 def _reported(report: Path) -> tuple[str, ...]:
-    """The files that an earlier report lists, which may be named after other scans."""
-    try:
-        names = json.loads(report.read_text(encoding="utf-8"))["outputs"]
-        return tuple(name for name in names if Path(name).name == name)
-    except (OSError, ValueError, KeyError, TypeError):
-        return ()
+    """The files that an earlier report of ours lists, which may be named after other scans."""
+    names = read_record(report, REPORT_FORMAT).get("outputs", ())
+    names = names if isinstance(names, list) else ()
+    return tuple(name for name in names if isinstance(name, str) and Path(name).name == name)
 
 
 def _is_there(path: Path) -> bool:

@@ -26,11 +26,11 @@ def as_json(value: Any) -> str:
     return json.dumps(plain(value), indent=2) + "\n"
 
 
-def read_record(path: Path, format: str, version: int) -> dict[str, Any]:
-    """What a JSON file of this format and version holds; empty where there is no such file."""
+def read_record(path: Path, format: str, version: int | None = None) -> dict[str, Any]:
+    """Contents of a JSON file of this format and version (None: any); empty where there is no such file."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except (OSError, ValueError, RecursionError):
         return {}
-    known = isinstance(record, dict) and (record.get("format"), record.get("version")) == (format, version)
+    known = isinstance(record, dict) and record.get("format") == format and version in (None, record.get("version"))
     return record if known else {}

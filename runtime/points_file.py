@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from runtime.conventions.frames import LPS
-from runtime.geometry.csv_lines import Lines, divider_in, read_csv
-from runtime.geometry.errors import InputError, explained
+from runtime.geometry.csv_lines import LARGEST, Lines, divider_in, read_csv
+from runtime.geometry.errors import InputError, first_line
 from runtime.geometry.grid import Grid
+from runtime.geometry.regular_files import read_bytes
 from runtime.geometry.whole_files import atomic_path
 from runtime.markups_file import MarkupsFile, read_markups
 
@@ -107,9 +108,9 @@ def read_points(path: str | PathLike, frame: str | None = None, argument: str = 
     """
     path = Path(path)
     suffixes = point_suffixes(path)
-    if ".json" in suffixes and path.is_file():
+    if ".json" in suffixes:
         return read_markups(path, frame, argument)
-    if ".fcsv" in suffixes and path.is_file():
+    if ".fcsv" in suffixes:
         return _read_fcsv(path, frame, argument)
     header, numbered = read_csv(path, argument, "x,y,z")
     with path.open(encoding="utf-8-sig") as file:
@@ -137,8 +138,7 @@ def _filled(file: PointsFile, numbered: Lines, name: str) -> PointsFile:
 
 def _read_fcsv(path: Path, frame: str | None, argument: str) -> PointsFile:
     """Slicer's list before version 4.11 of its markups: lines that begin with # say the frame and the columns."""
-    with explained(argument):
-        text = path.read_bytes().decode(errors="replace")
+    text = read_bytes(path, argument, LARGEST).decode(errors="replace")
     lines = [(number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
     preamble = tuple(line for _, line in lines if line.startswith("#"))
     said = dict(line.lstrip("# ").split("=", 1) for line in preamble if "=" in line)
@@ -150,7 +150,10 @@ def _read_fcsv(path: Path, frame: str | None, argument: str) -> PointsFile:
     if frame not in (None, told):
         raise InputError(f"{name} says that its points are {told}, but --points-in says {frame}")
     header = tuple(said.get("columns", FCSV_COLUMNS).split(","))
-    numbered = [(number, next(csv.reader([line]))) for number, line in lines if not line.startswith("#")]
+    try:
+        numbered = [(number, next(csv.reader([line]))) for number, line in lines if not line.startswith("#")]
+    except csv.Error as error:
+        raise InputError(f"{name} cannot be read ({first_line(error)}); save it anew in Slicer") from None
     file = PointsFile(header, (), _find_columns(list(header), name)[0], told, np.empty((0, 3)), preamble=preamble)
     return _filled(file, numbered, name)
 

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 from runtime import __version__
 from runtime.geometry.volume import Source
 from runtime.machine import installed_versions, peak_bytes
+from runtime.outputs import REPORT_FORMAT
 
 if TYPE_CHECKING:
     from runtime.result import Registration
     from runtime.saving import WrittenTransform
 
-FORMAT, VERSION = "rpnet-registration", 2
+VERSION = 2
 PACKAGES = ("numpy", "nibabel", "numba", "llvmlite", "onnx", "openvino", "onnxruntime", "pillow")
 PACKAGES += ("onnxruntime-gpu", "tensorrt-rtx", "tensorrt", "cuda-python", "pycuda", "nvidia-cuda-nvrtc")
 
@@ -37,7 +38,7 @@ def report(
         inverse: whether what goes the other way is among them.
     """
     return {
-        "format": FORMAT,
+        "format": REPORT_FORMAT,
         "version": VERSION,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "inputs": {name: _describe(source) for name, source in result.sources.items()},

@@ -207,12 +207,28 @@ class TestSlicersFiles:
         arguments = ("--points", points, "-t", shifted.warp, "--output", tmp_path / "out.mrk.json")
         assert "its points are lps, but --points-in says ras" in refused("apply", *arguments, "--points-in", "ras")
 
-    @pytest.mark.parametrize("text", ["", "{}", '{"markups": [{"controlPoints": [{"position": ["a", 1, 2]}]}]}'])
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "",
+            "{}",
+            '{"markups": [{"controlPoints": [{"position": ["a", 1, 2]}]}]}',
+            json.dumps({"markups": [{"controlPoints": [{"position": [1, 2]}] * 3}]}),  # as many numbers as two points
+            "[" * 100_000,
+        ],
+        ids=["empty", "none", "text", "two numbers", "nested"],
+    )
     def test_what_is_no_markups_document_is_one_line(self, shifted, tmp_path, text):
         points = tmp_path / "points.mrk.json"
         points.write_text(text)
         arguments = ("--points", points, "-t", shifted.warp, "--output", tmp_path / "out.mrk.json")
         assert "points.mrk.json is no Slicer markups document" in refused("apply", *arguments)
+
+    def test_a_list_with_a_cell_beyond_measure_is_one_line(self, shifted, tmp_path):
+        points = tmp_path / "points.fcsv"
+        points.write_text(f"# CoordinateSystem = LPS\nid,{'1' * 200_000},2,3\n")
+        line = refused("apply", "--points", points, "-t", shifted.warp, "--output", tmp_path / "out.fcsv")
+        assert "points.fcsv cannot be read (field larger than field limit" in line
 
 
 @pytest.mark.parametrize(("divider", "decimal"), [(";", ","), (";", "."), ("\t", "."), ("\t", ",")])

@@ -37,6 +37,21 @@ def test_every_affine_file_keeps_sixteen_digits(tmp_path, convention, name):
     assert verify_transform(tmp_path / name, convention, transform, START, END) < 1e-12
 
 
+def test_a_composite_of_thousands_of_parts_is_their_product(tmp_path):
+    """In bounded time: the parts are multiplied one after the other."""
+    part = "Transform: TranslationTransform_double_3_3\nParameters: 0.01 0 0\nFixedParameters: \n"
+    text = "#Insight Transform File V1.0\nTransform: CompositeTransform_double_3_3\n" + 3000 * part
+    (tmp_path / "a.tfm").write_text(text)
+    assert read_transform(tmp_path / "a.tfm").transform.matrix[:3, 3] == pytest.approx([-30, 0, 0])
+
+
+def test_a_centre_of_two_numbers_is_refused(tmp_path):
+    text = "#Insight Transform File V1.0\nTransform: Euler3DTransform_double_3_3\nParameters: 0 0 1 0 0 0\n"
+    (tmp_path / "a.tfm").write_text(f"{text}FixedParameters: 5 5\n")
+    with pytest.raises(InputError, match="a.tfm holds a Euler3DTransform with a centre of 2 numbers, expected 3"):
+        read_transform(tmp_path / "a.tfm")
+
+
 def test_a_composite_of_an_affine_holds_no_field(tmp_path):
     """SimpleITK takes points with it as far from the fixed grid as one likes; the card says both sides."""
     path = tmp_path / "transform.h5"

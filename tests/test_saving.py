@@ -12,7 +12,7 @@ from runtime.conventions import CONVENTIONS, read_transform
 from runtime.geometry.errors import InputError
 from runtime.geometry.jacobian import folded_share
 from runtime.options import Options
-from runtime.outputs import Outputs
+from runtime.outputs import Outputs, check_output
 from tests import scans
 
 QUICK = Options(affine="none", schedule="1,2,1,1")
@@ -139,10 +139,27 @@ def test_another_pair_in_the_same_folder_leaves_nothing_of_the_first(result, tmp
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "disp_a_b.nii.gz").write_text("earlier")
     (tmp_path / "out" / "notes.txt").write_text("mine")
-    (tmp_path / "out" / "report.json").write_text(json.dumps({"outputs": ["disp_a_b.nii.gz", "../x", "report.json"]}))
+    listed = ["disp_a_b.nii.gz", "../x", "report.json"]
+    (tmp_path / "out" / "report.json").write_text(json.dumps({"format": "rpnet-registration", "outputs": listed}))
     result.save(tmp_path / "out", overwrite=True)
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {*Outputs().names("f", "m", labels=False), "notes.txt"}
+
+
+@pytest.mark.parametrize("content", [{"outputs": ["notes.txt"]}, {"format": "rpnet-registration", "outputs": "notes.txt"}])
+def test_a_report_that_is_not_ours_says_nothing_of_what_may_go(result, tmp_path, content):
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "report.json").write_text(json.dumps(content))
+    result.save(tmp_path, overwrite=True)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_an_input_that_an_earlier_report_lists_is_not_removed(tmp_path):
+    name = "disp_a_b.nii.gz"
+    (tmp_path / name).write_text("a start of the affine")
+    (tmp_path / "report.json").write_text(json.dumps({"format": "rpnet-registration", "outputs": [name]}))
+    with pytest.raises(InputError, match=f"--output: would replace the input {tmp_path / name}"):
+        check_output(tmp_path, True, "f.nii.gz", "m.nii.gz", [tmp_path / name])
 
 
 def test_scans_of_one_name_get_two_fields():

@@ -210,12 +210,49 @@ class TestLock:
         (tmp_path / "other").mkdir()
         monkeypatch.setattr(whole_files, "_host", lambda: "0123abcd")
         for folder in (tmp_path, tmp_path / "pairs", tmp_path / "other"):
-            temporary_name(folder / "a.txt").touch()
+            left = temporary_name(folder / "a.txt")
+            left.touch()
+            os.utime(left, (time.time() - 2 * whole_files.FORGOTTEN_LOCKED,) * 2)
         (tmp_path / ".hidden.txt").touch()
         monkeypatch.undo()
         with folder_lock(tmp_path, subfolders=["pairs", "missing"]):
             assert names(tmp_path) == sorted([".hidden.txt", "other", "pairs", LOCK])
         assert names(tmp_path / "pairs") == [] and len(names(tmp_path / "other")) == 1
+
+
+    def test_what_another_computer_writes_into_it_just_now_is_left_alone(self, tmp_path, monkeypatch):
+        """A command for a single file, `apply` say, takes no lock."""
+        with monkeypatch.context() as elsewhere:
+            elsewhere.setattr(whole_files, "_host", lambda: "0123abcd")
+            written = temporary_name(tmp_path / "a.txt")
+        written.touch()
+        with folder_lock(tmp_path):
+            pass
+        assert names(tmp_path) == [written.name]
+
+    def test_what_only_looks_like_a_left_over_is_left_alone(self, tmp_path):
+        for name in (".notes.0123456789ab.txt", ".complete.mine", ".complete.result.0123456789ab"):
+            (tmp_path / name).mkdir()
+        with folder_lock(tmp_path):
+            pass
+        assert len(names(tmp_path)) == 3
+
+    def test_a_link_in_place_of_the_lock_is_not_followed(self, tmp_path):
+        (tmp_path / "precious").write_text("content")
+        (tmp_path / LOCK).symlink_to(tmp_path / "precious")
+        with pytest.raises(InputError, match="^--output: cannot write to"), folder_lock(tmp_path):
+            pass
+        assert (tmp_path / "precious").read_text() == "content"
+
+    def test_it_is_given_back_whatever_tidying_up_meets(self, tmp_path, monkeypatch):
+        def fails(*_, **__):
+            raise OSError(errno.EIO, "Input/output error")
+
+        with pytest.raises(OSError), folder_lock(tmp_path):
+            monkeypatch.setattr(locks, "remove_leftovers", fails)
+        monkeypatch.undo()
+        with folder_lock(tmp_path):
+            pass
 
 
 class TestWhereTheFileSystemHasNoLocks:

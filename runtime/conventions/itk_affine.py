@@ -12,6 +12,7 @@ Source: itk::MatrixOffsetTransformBase and those derived from it, itk::TxtTransf
 MAT-File Format" in MathWorks' MAT-File Format.
 """
 
+import functools
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -51,6 +52,8 @@ def matrix_of(kind: str, parameters: Array, fixed: Array, name: str) -> Array:
         raise InputError(f"{name} holds a {kind} of {parameters.size} parameters, expected {part.count}")
     if not np.abs(np.concatenate([parameters, fixed])).max(initial=0) <= LARGEST_ENTRY:
         raise InputError(f"{name} holds a {kind} with numbers that are not finite, or too large; write it again")
+    if 0 < fixed.size < 3:
+        raise InputError(f"{name} holds a {kind} with a centre of {fixed.size} numbers, expected 3; write it again")
     matrix, shift = np.eye(4), np.zeros(3)
     matrix[:3, :3] = part.linear(parameters, fixed)
     if part.shift is not None:
@@ -79,7 +82,7 @@ def read_text(path: Path, argument: str) -> Array:
     matrices = [matrix_of(*part, name) for part in (parts[1:] if composite else parts)]
     if not matrices or (len(matrices) > 1 and not composite):
         raise InputError(f"{name} holds {len(matrices)} transforms, expected one, or a composite; split the file")
-    return matrices[0] if len(matrices) == 1 else np.linalg.multi_dot(matrices)
+    return functools.reduce(np.matmul, matrices)
 
 
 def read_matlab(path: Path, argument: str) -> Array:

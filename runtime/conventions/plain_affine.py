@@ -5,9 +5,9 @@ from os import PathLike
 import numpy as np
 
 from runtime.conventions.spaces import Card
-from runtime.geometry.errors import InputError, explained, first_line
+from runtime.geometry.errors import InputError, first_line
 from runtime.geometry.grid import check_affine
-from runtime.geometry.regular_files import require_file
+from runtime.geometry.regular_files import read_bytes
 from runtime.geometry.whole_files import write_text
 
 Array = np.ndarray
@@ -20,9 +20,7 @@ def read_affine(path: str | PathLike, argument: str) -> Array:
     Raises:
         InputError: missing or unreadable file, another number of entries, not invertible.
     """
-    path = require_file(path, argument, LARGEST)
-    with explained(argument):
-        content = path.read_bytes()
+    content = read_bytes(path, argument, LARGEST)
     try:
         lines = [line for line in content.decode().splitlines() if line.split("#")[0].strip()]
         matrix = np.loadtxt(lines, ndmin=2) if lines else np.empty((0, 0))

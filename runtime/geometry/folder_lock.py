@@ -49,8 +49,10 @@ def folder_lock(folder: Path, argument: str = "--output", subfolders: Sequence[s
             _tidy(folder, subfolders)
             yield
         finally:
-            _tidy(folder, subfolders)
-            _given_back(folder / LOCK, handle)
+            try:
+                _tidy(folder, subfolders)
+            finally:
+                _given_back(folder / LOCK, handle)
     finally:
         for place in missing:
             with contextlib.suppress(OSError):
@@ -76,7 +78,7 @@ def _taken(folder: Path, argument: str) -> int:
     """The lock file, open and locked. One that its holder has removed meanwhile locks nothing: then once more."""
     path = folder / LOCK
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
         try:
             _require_free(folder, handle, argument)
             if _is_same(path, handle):

@@ -15,6 +15,13 @@ _OTHERS = (
 )
 
 
+def read_bytes(path: str | PathLike, argument: str, largest: int) -> bytes:
+    """The contents of a small regular file; args and errors as for `require_file`, and a file that cannot be opened."""
+    path = require_file(path, argument, largest)
+    with explained(argument):
+        return path.read_bytes()
+
+
 def require_file(path: str | PathLike, argument: str, largest: int | None = None) -> Path:
     """The path, if a regular file or a link to one lies there.
 

@@ -19,10 +19,11 @@ from pathlib import Path
 
 from runtime.stopping import check_asked
 
-# Of the names that `temporary_name` gives: host, process, its start. Earlier versions gave a random part alone.
-OWNER = r"(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-(?P<start>\d+)-"
-TEMPORARY = re.compile(rf"\.(?P<stem>[^.]*)\.(?:{OWNER})?[0-9a-f]{{12}}(?=\.|$)")
-FORGOTTEN = 24 * 3600  # seconds without a change, after which the temporary file of another computer is a left-over
+# The names that `temporary_name` gives: host, process, its start, and a random part.
+TEMPORARY = re.compile(r"\.(?P<stem>[^.]*)\.(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-(?P<start>\d+)-[0-9a-f]{12}(?=\.|$)")
+# Seconds without a change, after which the temporary file of another computer is a left-over. Under a folder's lock
+# nothing but a command for single files, which needs no lock, may still be writing it.
+FORGOTTEN, FORGOTTEN_LOCKED = 24 * 3600, 600
 
 
 @contextmanager
@@ -79,7 +80,7 @@ def remove_leftovers(folder: Path, stem: str | None = None, locked: bool = False
     Args:
         folder: where they lie; one that is missing or cannot be read has none.
         stem: of the names they stand for; None: any.
-        locked: whether the caller holds the folder's lock; then those go too whose process cannot be looked for.
+        locked: the caller holds the folder's lock, so that files of other computers are left-overs sooner.
     """
     with contextlib.suppress(OSError):
         for entry in list(os.scandir(folder)):
@@ -102,19 +103,20 @@ def sync(path: Path) -> None:
 
 
 def lives(host: str, pid: int, start: int) -> bool | None:
-    """Whether a process still runs; None if it is of another computer (or container) and cannot be looked for."""
+    """True if a process still runs; None if it is of another computer (or container) and cannot be looked for."""
     return _start(pid) == start if host == _host() else None
 
 
 def this_process() -> tuple[str, int, int]:
-    """What `lives` knows this process by."""
+    """Host, number and start of this process, as `lives` takes them."""
     return _host(), os.getpid(), _start(os.getpid())
 
 
 def _is_left_over(match: re.Match, entry: os.DirEntry, locked: bool) -> bool:
-    alive = lives(match["host"], int(match["pid"]), int(match["start"])) if match["host"] else None
+    alive = lives(match["host"], int(match["pid"]), int(match["start"]))
     if alive is None:
-        return locked or time.time() - entry.stat(follow_symlinks=False).st_mtime > FORGOTTEN
+        unchanged = time.time() - entry.stat(follow_symlinks=False).st_mtime
+        return unchanged > (FORGOTTEN_LOCKED if locked else FORGOTTEN)
     return not alive
 
 
@@ -131,18 +133,17 @@ def _stem(path: Path) -> str:
 
 @functools.cache
 def _host() -> str:
-    """Where process numbers mean the same: computer, and container."""
+    """Hash of what process numbers are unique in: computer, and container."""
+    facts = [socket.gethostname()]
     with contextlib.suppress(OSError):
-        return _digest(f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}")
-    return _digest(socket.gethostname())
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+        facts.append(Path("/etc/machine-id").read_text(encoding="ascii").strip())
+    with contextlib.suppress(OSError):
+        facts.append(os.readlink("/proc/self/ns/pid"))
+    return hashlib.sha256(" ".join(facts).encode()).hexdigest()[:8]
 
 
 def _start(pid: int) -> int:
-    """When a process of this computer began, in ticks since the computer did; -1: there is none, 0: not known."""
+    """Start of a process of this computer, in ticks since the computer's; -1: there is none, 0: not known."""
     if not os.path.exists("/proc/self/stat"):
         return 0
     try:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from runtime.geometry.errors import InputError
-from runtime.geometry.whole_files import sync, temporary_name, write_text
+from runtime.geometry.whole_files import TEMPORARY, sync, temporary_name, write_text
 from runtime.stopping import check_asked
 
 READY, PLAN = ".complete", "plan.json"
@@ -62,10 +62,11 @@ def _final_names(stage: Path) -> Iterator[None]:
 
 
 def finish_replacements(folder: Path) -> None:
-    """Carries to their end replacements that were cut short."""
+    """Carries to their end replacements that were cut short; folders that only look like one are left alone."""
     with contextlib.suppress(FileNotFoundError):
         for ready in folder.glob(f"{READY}.*"):
-            _put_in_place(ready)
+            if TEMPORARY.fullmatch(ready.name.removeprefix(READY)) and ready.is_dir() and not ready.is_symlink():
+                _put_in_place(ready)
 
 
 def _put_in_place(ready: Path) -> None:
