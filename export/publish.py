@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterable
@@ -22,6 +23,7 @@ from runtime.geometry.errors import InputError
 from runtime.geometry.folder_lock import folder_lock
 from runtime.geometry.grid import SIZE_MULTIPLE, fit_to
 from runtime.geometry.intensity import PercentileRule, Rule, WindowRule
+from runtime.geometry.regular_files import read_bytes, require_file
 from runtime.geometry.volume import read_volume
 from runtime.geometry.whole_files import sync, temporary_name
 from runtime.manifest import (
@@ -41,6 +43,7 @@ from train.checkpoint import Checkpoint, load_checkpoint
 from train.network import LEVELS
 
 CARD = "MODEL_CARD.md"
+LARGEST_NOTES = 1 << 24  # bytes
 GENERATED_SHAPE = (64, 80, 72)
 PARITY_KEYS = {"fp32": "parity", "fp16": "parity_fp16"}
 Graphs = dict[str, bytes]
@@ -74,13 +77,13 @@ class ExportOptions:
         if (self.gate_fixed is None) != (self.gate_moving is None):
             raise InputError("--gate-fixed, --gate-moving: got one, expected both or neither")
         for name, path in (("--gate-fixed", self.gate_fixed), ("--gate-moving", self.gate_moving)):
-            if path is not None and not Path(path).is_file():
-                raise InputError(f"{name}: {path} does not exist; check the path")
-        if not self.spacing > 0:
+            if path is not None:
+                require_file(path, name)
+        if not 0 < self.spacing < math.inf:
             raise InputError(f"--spacing: got {self.spacing}, expected mm above 0")
         _ = self.rule
-        if self.notes is not None and not self.notes.is_file():
-            raise InputError(f"--notes: {self.notes} does not exist, expected a Markdown file")
+        if self.notes is not None:
+            require_file(self.notes, "--notes")
 
     @property
     def precisions(self) -> tuple[str, ...]:
@@ -115,7 +118,7 @@ def export_checkpoint(
     """
     checkpoint = load_checkpoint(checkpoint_path)
     network = checkpoint.network()
-    notes = options.notes.read_text(encoding="utf-8") if options.notes else ""
+    notes = _read_notes(options.notes) if options.notes else ""
     echo(f"exporting {checkpoint_path} ({sum(p.numel() for p in network.parameters()):,} parameters)")
     if (engine_dir / MANIFEST).exists():
         echo(f"the set in {engine_dir} will be replaced if the gate is passed")
@@ -135,6 +138,13 @@ def export_checkpoint(
         _publish(stage, engine_dir, manifest)
     echo(f"published {engine_dir}")
     return parities
+
+
+def _read_notes(path: Path) -> str:
+    try:
+        return read_bytes(path, "--notes", LARGEST_NOTES).decode()
+    except UnicodeDecodeError as error:
+        raise InputError(f"--notes: {path} is no text ({error}), expected a Markdown file") from None
 
 
 def _gate_pair(options: ExportOptions, engine_set: EngineSet) -> tuple[str, tuple[np.ndarray, np.ndarray]]:

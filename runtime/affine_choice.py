@@ -64,15 +64,17 @@ class AffineChoice:
         if self.link is None:
             matrix = np.eye(4)
         else:
-            transform = self._transform(fixed, moving)
-            matrix = transform.matrix
+            link = self._read(fixed, moving)
+            matrix, notes = link.transform.matrix, [*link.file.doubts]
             if matrix is None:
-                matrix, left = best_fit(transform, places)
-                facts["note"] = f"the affine that fits {self.link} best, which bends by up to {left:.1f} mm beside it"
+                matrix, left = best_fit(link.transform, places)
+                notes.append(f"the affine that fits {self.link} best, which bends by up to {left:.1f} mm beside it")
+            if notes:
+                facts["note"] = "; ".join(notes)
             check_plausible(matrix, f"--affine: {self.link}")
         return np.array(matrix), facts | {"matrix": np.array(matrix).tolist()}
 
-    def _transform(self, fixed: Source, moving: Source) -> Transform:
+    def _read(self, fixed: Source, moving: Source) -> ReadLink:
         sides = Space.of(fixed), Space.of(moving)
         start, end = sides[::-1] if self.link.inverse else sides
         file = read_transform(self.link.path, "--affine", self.convention, start.grid, end.grid)
@@ -83,7 +85,7 @@ class AffineChoice:
             check_direction([link], sides[1], sides[0])
         except WrongDirection as error:
             raise InputError(str(error).replace("-t ", "--affine ")) from None
-        return link.transform
+        return link
 
 
 @explained("--affine")

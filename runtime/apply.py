@@ -7,25 +7,26 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime.geometry.errors import InputError
+from runtime.geometry.errors import InputError, require_single
 from runtime.geometry.grid import Grid
 from runtime.geometry.image_file import read_header
 from runtime.geometry.image_kinds import looks_like_directions, looks_like_labels
 from runtime.geometry.label_place import label_place_doubts
 from runtime.geometry.transform import Chain, Transform
 from runtime.geometry.volume import Source, Volume, read_labels, read_series, read_source, write_volume
-from runtime.machine import available_bytes
+from runtime.machine import require_memory
 from runtime.motion import read_motion
 from runtime.output_file import writing
 from runtime.points_file import read_points
 from runtime.stages import Progress, silent
 from runtime.transform_chain import ReadRoute, Route, read_route
+from runtime.transform_writing import with_warnings
 
 Array = np.ndarray
 IMAGE_ORDERS, LABEL_ORDERS = ("linear", "cubic", "nearest"), ("nearest", "smooth")
 PROBABILITY_ORDERS = ("linear", "nearest")
 MOST_PROBABLE = (1.0, 100.0)  # what probabilities add up to, at most
-EXACT = 1 << 24  # integers up to which float32 holds each
+EXACT = 1 << 24  # integers below it are themselves in float32; it may stand for the next one as well
 BYTES, FIELD_BYTES = 4, 24  # for a voxel: of an image, of a displacement and what it is made of
 INVERTED_MM = 0.01  # by how much a chain may miss a point from the place found for it
 
@@ -73,6 +74,8 @@ def apply_image(
         InputError: in one line.
     """
     _check_order(order, IMAGE_ORDERS, "--image")
+    if math.isfinite(outside):  # NaN and infinity mark what lies outside
+        require_single(outside, "--outside")
     progress("read")
     volume = read_series(image, "--image", nan)
     further = read_motion(motion, volume, route.convention) if motion is not None else ()
@@ -138,7 +141,8 @@ def apply_points(
     with writing(output):
         table.moved(np.where(found[:, None], moved, np.nan), target).write(output)
     outside = int(np.count_nonzero(read.outside(moved[found])))
-    return Applied(*_told_of_points(output, table.frame, residuals, found, outside))
+    summary, failed = _told_of_points(output, table.frame, residuals, found, outside)
+    return Applied(with_warnings(summary, read.doubts), failed)
 
 
 def _apply_volume(
@@ -155,7 +159,7 @@ def _apply_volume(
     scan = volume.source if argument == "--image" else Source(grid=volume.grid)
     read = read_route(route, scan)
     target = read.require_target()
-    doubts = [*volume.warnings, *_doubts(volume, argument, read, order)]
+    doubts = [*volume.warnings, *read.doubts, *_doubts(volume, argument, read, order)]
     _check_memory(target.grid, 1 if volume.step is None else volume.data.shape[3])
     progress("resample")
     data = _resampled(volume, read, target.grid, order, outside, motion)
@@ -169,7 +173,7 @@ def _apply_volume(
     told = f"wrote {output}: {size} voxels{many}, {data.dtype}, {order}"
     if data.min() == data.max() and volume.data.min() < volume.data.max():
         told += f"\nwarning: nothing of {volume.path} falls on this grid; is this the right transform, and reference?"
-    return Applied("\n".join([told, *(f"warning: {doubt}" for doubt in doubts)]))
+    return Applied(with_warnings(told, doubts))
 
 
 def _doubts(volume: Volume, argument: str, read: ReadRoute, order: str) -> Iterator[str]:
@@ -181,6 +185,9 @@ def _doubts(volume: Volume, argument: str, read: ReadRoute, order: str) -> Itera
         yield f"{name} looks like a label map, whose values {order} interpolation mixes; give it as --labels"
     if argument == "--image" and looks_like_directions(volume.data):
         yield f"{name} looks like a map of directions, which would have to turn with the head and do not here"
+    stored = volume.remarks and volume.remarks.stored
+    if argument == "--image" and stored is not None and max(volume.data.max(), -volume.data.min()) >= EXACT:
+        yield f"{name} holds integers beyond {EXACT}, which single precision rounds; carry labels with --labels"
 
 
 def _as_stored(volume: Volume, data: Array, matrix: Array | None, target: Grid, order: str) -> Array:
@@ -193,10 +200,8 @@ def _as_stored(volume: Volume, data: Array, matrix: Array | None, target: Grid, 
         return data
     low, high = data.min(), data.max()
     limits = np.iinfo(stored)
-    fits = (
-        max(limits.min, -EXACT) <= low and high <= min(limits.max, EXACT) and (low, high) == (round(low), round(high))
-    )
-    cast = data.astype(stored) if fits else data
+    exact = low > -EXACT and high < EXACT and (low, high) == (round(low), round(high))
+    cast = data.astype(stored) if exact and limits.min <= low and high <= limits.max else data
     return cast if np.array_equal(cast, data) else data
 
 
@@ -226,12 +231,9 @@ def _resampled(
 
 def _check_memory(target: Grid, volumes: int) -> None:
     """Refuses a result that would not fit: a series' grid is often much coarser than the reference's."""
-    needed, available = math.prod(target.shape) * (volumes * BYTES + FIELD_BYTES), available_bytes()
-    if available is not None and needed > available:
-        raise InputError(
-            f"--reference: {volumes} volume(s) of {' x '.join(map(str, target.shape))} voxels need about "
-            f"{needed / 2**30:.1f} GiB of memory, {available / 2**30:.1f} GiB are available; give one of a coarser grid"
-        )
+    size = " x ".join(map(str, target.shape))
+    needed = math.prod(target.shape) * (volumes * BYTES + FIELD_BYTES)
+    require_memory(needed, f"--reference: a result of {volumes} x {size} voxels", "give one of a coarser grid")
 
 
 def _voxel_grid(source: Source | None, read: ReadRoute) -> Grid:

@@ -111,31 +111,37 @@ def peak_bytes() -> int | None:
 
 
 def check_fits(working: tuple[int, int, int], fixed: int, moving: int, again: bool = False) -> None:
-    """Refuses work that would not fit, before it starts.
+    """Refuse a registration that would not fit, before it starts; errors as for `require_memory`.
 
     Args:
         working: shape of the working grid.
         fixed, moving: voxels of the scans.
-        again: whether this fixed scan's features are held from an earlier moving one.
+        again: this fixed scan's features are held from an earlier moving one.
+    """
+    i, j, k = working
+    subject, remedy = f"--fixed: the working grid {working}", "crop the fixed image"
+    if (SCAN + WRITING) * fixed + (SCAN + INVERTING) * moving > LOOP * i * j * k:
+        sizes = f"{fixed / 1e6:.3g} and {moving / 1e6:.3g} million voxels"
+        subject = f"--fixed, --moving: registering scans of {sizes}"
+        remedy = "register copies of 0.5 or 1 mm (by apply --reference), apply the warp to the originals"
+    require_memory(needed_bytes(i * j * k, fixed, moving, again), subject, remedy)
+
+
+def require_memory(needed: int, subject: str, remedy: str) -> None:
+    """Refuse work that would not fit, before it starts.
+
+    Args:
+        needed: bytes.
+        subject: argument and what needs them, with which the message begins.
+        remedy: with which it ends.
 
     Raises:
         InputError: more memory is needed than this computer has or allows.
         Scarce: more is needed than is available just now.
     """
-    i, j, k = working
-    needed = needed_bytes(i * j * k, fixed, moving, again)
     never, now = (most_bytes(), "are all there are", InputError), (available_bytes(), "are available", Scarce)
     for there, words, kind in (never, now):
-        if there is None or needed <= there:
-            continue
-        have = f"{needed / 2**30:.1f} GiB of memory, {there / 2**30:.1f} GiB {words}"
-        if (SCAN + WRITING) * fixed + (SCAN + INVERTING) * moving > LOOP * i * j * k:
-            raise kind(
-                f"--fixed, --moving: registering scans of {fixed / 1e6:.3g} and {moving / 1e6:.3g} million voxels "
-                f"needs about {have}; register copies of 0.5 or 1 mm (by apply --reference), apply the warp to "
-                "the originals"
-            )
-        raise kind(
-            f"--fixed: the working grid {working} needs about {have}; crop the fixed image, close other programs or "
-            "use another"
-        )
+        if there is not None and needed > there:
+            remedy += ", or close other programs" if kind is Scarce else ", or use a computer with more"
+            have = f"{needed / 2**30:.1f} GiB of memory, {there / 2**30:.1f} GiB {words}"
+            raise kind(f"{subject} needs about {have}; {remedy}")

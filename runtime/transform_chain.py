@@ -85,6 +85,11 @@ class ReadRoute:
         """The side of the scan, as the files tell."""
         return self.links[-1].end if self.links else None
 
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What may be wrong with the headers of its files, one line each."""
+        return tuple(dict.fromkeys(doubt for link in self.links for doubt in link.file.doubts))
+
     def require_target(self) -> Source:
         """Where results lie: on the reference's grid, or where the first file starts; InputError if that is unknown."""
         if self.reference or self.start:

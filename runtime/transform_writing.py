@@ -1,5 +1,6 @@
 """What is made of a chain of transforms: one file in any convention, its inverse, a map of its Jacobian determinant."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,7 +49,7 @@ def write_chain(route: Route, output: Path, convention: str = "itk", progress: P
     progress("write")
     with writing(output):
         error = write_verified(output, read.transform, convention, *sides, codes, displacement=displacement)
-    return _told(output, convention, error)
+    return with_warnings(_told(output, convention, error), read.doubts)
 
 
 def write_inverse(route: Route, output: Path, convention: str = "itk", progress: Progress = silent) -> str:
@@ -74,7 +75,7 @@ def write_inverse(route: Route, output: Path, convention: str = "itk", progress:
     back = read.transform.inverse()
     with writing(output):
         error = write_verified(output, back, convention, start, back_to, codes, displacement=displacement)
-    return misses + _told(output, convention, error)
+    return with_warnings(misses + _told(output, convention, error), read.doubts)
 
 
 def write_jacobian(route: Route, output: Path, log: bool = False, progress: Progress = silent) -> str:
@@ -91,12 +92,18 @@ def write_jacobian(route: Route, output: Path, log: bool = False, progress: Prog
     written = np.log(np.clip(determinant, LOWEST, HIGHEST)) if log else determinant
     with writing(output):
         write_volume(output, written.astype(np.float32, copy=False), target.grid, target.codes)
-    return (
+    told = (
         f"volume      times {determinant.min():.3f} to {determinant.max():.3f} (determinants)\n"
         f"folded      {100 * folded_share(determinant):.4f} % of the voxels\n"
         f"SDlogJ      {sd_log_jacobian(determinant):.4f}\n"
         f"wrote {output}: {'logarithm of the ' if log else ''}Jacobian determinant"
     )
+    return with_warnings(told, read.doubts)
+
+
+def with_warnings(told: str, doubts: Iterable[str]) -> str:
+    """What a command says, with a line for each doubt."""
+    return "\n".join([told, *(f"warning: {doubt}" for doubt in doubts)])
 
 
 def _told(output: Path, convention: str, error: float) -> str:

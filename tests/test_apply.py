@@ -1,5 +1,6 @@
 """`apply` on images, label maps and series: what is carried along lands where the map says, interpolated once."""
 
+import gzip
 from types import MappingProxyType
 
 import nibabel as nib
@@ -335,12 +336,34 @@ class TestProbabilities:
         assert "expected probabilities, which add up to 1 (or 100) at most" in told
 
 
+def test_doubts_of_a_transforms_header_are_warnings(shifted, tmp_path):
+    content = bytearray(gzip.decompress(shifted.warp.read_bytes()))
+    content[123] = 7  # a code of units that NIfTI does not define
+    warp = tmp_path / "warp.nii"
+    warp.write_bytes(content)
+    told = done("apply", "--image", shifted.scan, "-t", warp, "--output", tmp_path / "out.nii.gz")
+    assert "warning: warp.nii: the header's code of units is 7, which NIfTI does not define" in told
+    told = done("jacobian", "-t", warp, "--output", tmp_path / "jacobian.nii.gz")
+    assert "warning: warp.nii: the header's code of units is 7" in told
+
+
+def test_integers_that_single_precision_rounds_are_a_warning(shifted, tmp_path):
+    image = tmp_path / "ids.nii.gz"
+    write_volume(image, (scans.scan(shifted.scan_grid) > 0) * np.int32(2**24 + 1), shifted.scan_grid)
+    arguments = ("--interpolation", "nearest", "--output", tmp_path / "out.nii.gz")
+    told = done("apply", "--image", image, "-t", shifted.warp, *arguments)
+    assert "holds integers beyond 16777216, which single precision rounds; carry labels with --labels" in told
+
+
 def test_nan_is_a_number_where_one_is_named(shifted, tmp_path):
     data = scans.scan(shifted.scan_grid)
     data[data == 0] = np.nan
     image, out = tmp_path / "spm.nii.gz", tmp_path / "out.nii.gz"
     write_volume(image, data, shifted.scan_grid)
     arguments = ("--image", image, "-t", shifted.warp, "--output", out)
-    assert "NaN or infinite" in refused("apply", *arguments)
+    told = "voxels that are NaN; set them to numbers of single precision (register, prepare, apply: --nan 0)"
+    assert told in refused("apply", *arguments)
+    for no_number in ("nan", "inf", "1e300"):
+        assert f"--nan: got {float(no_number):g}, expected a number" in refused("apply", *arguments, "--nan", no_number)
     done("apply", *arguments, "--nan", "0")
     assert read_volume(out, "out").data == pytest.approx(shifted.truth(), abs=1)

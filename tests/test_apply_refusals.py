@@ -69,12 +69,13 @@ IMAGE, WARP, OUT = ("--image", "SCAN"), ("-t", "WARP"), ("--output", "out.nii.gz
         ((*IMAGE, *WARP, *OUT, "--interpolation", "smooth"), "got smooth, expected linear or cubic or nearest for"),
         (("--labels", "SCAN", *WARP, *OUT, "--interpolation", "cubic"), "got cubic, expected nearest or smooth"),
         (("--labels", "SCAN", *WARP, *OUT, "--outside", "1"), "--outside is for --image"),
+        ((*IMAGE, *WARP, *OUT, "--outside", "1e300"), "--outside: got 1e+300, expected a number that single precision"),
         ((*IMAGE, *WARP, *OUT, "--points-in", "ras"), "--points-in is for --points"),
         ((*IMAGE, *WARP, *OUT, "--scan", "SCAN"), "--scan is for --points"),
         (("--points", "points.csv", *WARP, *OUT), "--output: out.nii.gz is of no known type here, expected a name"),
         (("--image", "gone.nii.gz", *WARP, *OUT), "--image: gone.nii.gz does not exist"),
         (("--image", "text.nii.gz", *WARP, *OUT), "--image: text.nii.gz cannot be read"),
-        (("--image", "holes.nii.gz", *WARP, *OUT), "--image: holes.nii.gz has 1 voxels that are NaN or infinite"),
+        (("--image", "holes.nii.gz", *WARP, *OUT), "--image: holes.nii.gz has 1 voxels that are NaN; set them"),
         (("--image", "slice.nii.gz", *WARP, *OUT), "--image: slice.nii.gz is a slice of shape"),
         (("--image", "vector.nii.gz", *WARP, *OUT), "holds vectors, expected a scalar image"),
         (("--labels", "soft.nii.gz", *WARP, *OUT), "voxels that are no whole number, expected a label map"),
@@ -141,9 +142,9 @@ def test_a_name_too_long_for_the_system_is_one_line(pair, here, option):
 
 
 def test_a_result_that_does_not_fit_into_memory(pair, here, monkeypatch):
-    monkeypatch.setattr("runtime.apply.available_bytes", lambda: 1 << 20)
+    monkeypatch.setattr("runtime.machine.available_bytes", lambda: 1 << 20)
     line = refused("apply", "--image", pair.scan, "-t", pair.warp, "--output", "out.nii.gz")
-    assert "--reference: 1 volume(s) of 40 x 44 x 36 voxels need about 0.0 GiB of memory" in line
+    assert "--reference: a result of 1 x 40 x 44 x 36 voxels needs about 0.0 GiB of memory" in line
 
 
 @pytest.mark.parametrize("command", ["apply", "convert", "invert", "jacobian", "points"])

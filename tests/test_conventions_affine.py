@@ -48,7 +48,7 @@ def test_a_composite_of_thousands_of_parts_is_their_product(tmp_path):
 def test_a_centre_of_two_numbers_is_refused(tmp_path):
     text = "#Insight Transform File V1.0\nTransform: Euler3DTransform_double_3_3\nParameters: 0 0 1 0 0 0\n"
     (tmp_path / "a.tfm").write_text(f"{text}FixedParameters: 5 5\n")
-    with pytest.raises(InputError, match="a.tfm holds a Euler3DTransform with a centre of 2 numbers, expected 3"):
+    with pytest.raises(InputError, match=r"a\.tfm holds a Euler3DTransform with a centre of 2 numbers, expected 3"):
         read_transform(tmp_path / "a.tfm")
 
 

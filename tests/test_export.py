@@ -1,7 +1,9 @@
 """From checkpoint to published set: the graphs, the gate, and the one atomic step."""
 
 import json
+import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -300,11 +302,19 @@ def test_republishing_replaces_the_set_and_leaves_no_old_graphs(tmp_path, engine
         ({"gate_shape": (8, 24, 16)}, "--gate-shape: got"),
         ({"gate_fixed": "a.nii"}, "expected both or neither"),
         ({"spacing": 0.0}, "--spacing: got 0.0"),
+        ({"spacing": math.inf}, "--spacing: got inf"),
+        ({"notes": Path("/dev/null")}, "--notes: /dev/null is not a file but a device"),
     ],
 )
 def test_options_are_checked_before_any_work(options, message):
     with pytest.raises(InputError, match=message):
         ExportOptions(**options)
+
+
+def test_notes_that_are_no_text_are_refused(tmp_path):
+    (tmp_path / "notes.md").write_bytes(b"\xff\xfe")
+    with pytest.raises(InputError, match=r"^--notes: .*notes\.md is no text"):
+        export.publish._read_notes(tmp_path / "notes.md")
 
 
 def textbook(network, fixed, moving, delta, on_stop):

@@ -144,7 +144,8 @@ REFUSED = {
     "no voxels": (lambda folder: empty(folder / "a.nii"), "a.nii"),
     "complex": (lambda folder: save(folder / "a.nii", values(np.complex64)), "complex.*magnitude"),
     "colour": (lambda folder: save(folder / "a.nii", np.zeros(SHAPE, RGB)), "colour"),
-    "not finite": (lambda folder: save(folder / "a.nii", SOME), "3 voxels that are NaN or infinite; set"),
+    "not finite": (lambda folder: save(folder / "a.nii", SOME), "3 voxels that are NaN; set"),
+    "infinite": (lambda folder: save(folder / "a.nii", np.where(np.isnan(SOME), np.inf, SOME)), "3 .* NaN or infinite"),
     "affine": (lambda folder: no_affine(folder / "a.nii"), "affine: has entries that are not finite"),
     "flat": (lambda folder: flat_affine(folder / "a.nii"), "affine: is singular"),
 }

@@ -42,6 +42,15 @@ def test_positions_and_displacements_in_ras(tmp_path, numbers, intent, name, val
     assert found.start.grid.affine == pytest.approx(AFFINE, abs=1e-6)
 
 
+def test_doubts_of_a_fields_header_are_told(tmp_path):
+    path = field(tmp_path / "y.nii", MOVE, 1006)
+    content = bytearray(path.read_bytes())
+    struct.pack_into("<f", content, 112, np.inf)  # the slope
+    path.write_bytes(content)
+    (doubt,) = read_transform(path).doubts
+    assert doubt == "y.nii: slope inf and intercept 0 are no scale; stored numbers are taken as they are"
+
+
 def test_afnis_are_in_dicoms_axes(tmp_path):
     path = field(tmp_path / "a.nii", MOVE * (-1, -1, 1), 0, extension=b'<?xml version="1.0" ?>\n<AFNI_attributes\n/>')
     found = read_transform(path)

@@ -402,7 +402,7 @@ def test_nan_is_background_where_zero_is_named_for_it(engines, tmp_path):
     plain, spm = tmp_path / "plain.nii.gz", tmp_path / "spm.nii.gz"
     write_volume(plain, data, grid)
     write_volume(spm, np.where(data == 0, np.float32(np.nan), data), grid)
-    with pytest.raises(InputError, match="NaN or infinite"):
+    with pytest.raises(InputError, match="voxels that are NaN; set them"):
         runtime.register(plain, spm, engines, QUICK)
     found = runtime.register(spm, spm, engines, dataclasses.replace(QUICK, nan=0.0))
     assert np.array_equal(found.displacement, runtime.register(plain, plain, engines, QUICK).displacement)

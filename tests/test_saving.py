@@ -146,7 +146,9 @@ def test_another_pair_in_the_same_folder_leaves_nothing_of_the_first(result, tmp
     assert names == {*Outputs().names("f", "m", labels=False), "notes.txt"}
 
 
-@pytest.mark.parametrize("content", [{"outputs": ["notes.txt"]}, {"format": "rpnet-registration", "outputs": "notes.txt"}])
+@pytest.mark.parametrize(
+    "content", [{"outputs": ["notes.txt"]}, {"format": "rpnet-registration", "outputs": "notes.txt"}, ["notes.txt"]]
+)
 def test_a_report_that_is_not_ours_says_nothing_of_what_may_go(result, tmp_path, content):
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / "report.json").write_text(json.dumps(content))

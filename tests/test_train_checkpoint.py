@@ -184,7 +184,7 @@ def test_a_config_that_is_none_of_ours_is_refused(ours, config):
 
 
 def test_a_missing_file_is_refused(tmp_path):
-    _refused(tmp_path / "none.pt", "is not a file")
+    _refused(tmp_path / "none.pt", "does not exist")
 
 
 @pytest.mark.parametrize("kept", [0, 10, 5_000, -200])
@@ -204,12 +204,13 @@ def _file(tmp_path, content):
     [
         (b"P5 not a checkpoint", "damaged or no checkpoint"),
         (pickle.dumps(print, protocol=2), "holds the Python object"),
+        (pickle.dumps(print, protocol=4), "is damaged or no checkpoint"),
         (b"\x58\x02\x00\x00\x00\x00\x00\x00{\"a\":{}}", "is a safetensors file"),
         (gzip.compress(b"something"), "is compressed; unpack it"),
         ((ROOT / "engines/estimator_level1.f56ee429.onnx").read_bytes(), "is an ONNX graph"),
         (b"\x89HDF\r\n\x1a\n" + bytes(64), "is an HDF5 file"),
     ],
-    ids=["text", "code", "safetensors", "gzip", "onnx", "hdf5"],
+    ids=["text", "code", "newer pickle", "safetensors", "gzip", "onnx", "hdf5"],
 )
 def test_another_file_is_named_and_nothing_in_it_is_run(tmp_path, content, words):
     _refused(_file(tmp_path, content), words)

@@ -64,6 +64,7 @@ def test_what_a_recipe_leaves_out_is_as_usual(recipe):
         ('loss = "mse"', "has loss = 'mse', expected one of plain, squared"),
         ("[loss]", "has loss = {}, expected one of plain, squared"),
         ("steps = ", "cannot be read (Invalid value"),
+        (f"steps = {'[' * 5000}", "cannot be read (maximum recursion depth exceeded"),
     ],
 )
 def test_what_is_wrong_with_a_recipe_is_one_line_with_file_and_key(tmp_path, line, words):

@@ -13,7 +13,7 @@ import torch
 
 from runtime.geometry.errors import InputError
 from tests.training import AFFINE, generated_run, listed_run, refused, stop_after, subject, write_subjects
-from train import memory, numerics, sources, volumes
+from train import numerics, sources, volumes
 from train.checkpoint import load_checkpoint
 from train.fit import fit
 from train.memory import needed_bytes, step_bytes
@@ -65,6 +65,12 @@ def test_what_would_be_ignored_is_refused(tmp_path, change):
 def test_a_checkpoint_to_start_from_is_looked_for_before_any_work(tmp_path):
     with pytest.raises(InputError, match=r"start: .*absent\.pt does not exist"):
         FitOptions(output=tmp_path, start=tmp_path / "absent.pt")
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_seeds_that_no_generator_takes_are_refused(tmp_path, seed):
+    with pytest.raises(InputError, match=f"^seed: got {seed}, expected"):
+        FitOptions(tmp_path, seed=seed)
 
 
 def test_a_folder_with_a_run_is_not_overwritten_and_resume_needs_one(generated):
@@ -134,12 +140,12 @@ class TestPrecision:
 
 class TestMemory:
     def test_a_run_that_does_not_fit(self, generated, monkeypatch):
-        monkeypatch.setattr(memory, "available_bytes", lambda: 10 * 2**20)
-        refused(generated, "shape: training on (16, 16, 16) in fp32 needs about 0.1 GiB", "0.0 GiB are free")
+        monkeypatch.setattr("runtime.machine.available_bytes", lambda: 10 * 2**20)
+        refused(generated, "shape: training on (16, 16, 16) in fp32 needs about 0.1 GiB", "0.0 GiB are available")
         assert not generated.output.exists()
 
     def test_what_is_not_known_stops_nothing(self, generated, monkeypatch):
-        monkeypatch.setattr(memory, "available_bytes", lambda: None)
+        monkeypatch.setattr("runtime.machine.available_bytes", lambda: None)
         assert fit(replace(generated, steps=1)).steps == 1
 
     def test_more_iterations_labels_and_larger_validation_volumes_need_more(self, generated, tmp_path):

@@ -70,7 +70,7 @@ def test_listed_volumes_may_be_validated_on_pairs_too(pairs, tmp_path):
         ("fixed,moving,grp\na,b,c\n", "has the column grp, expected fixed, moving"),
         ("fixed,moving\n", "lists no pair"),
         ("fixed,moving\nusual/images/s0.nii.gz,\n", "line 2 names no moving scan"),
-        ("fixed,moving\nusual/images/s0.nii.gz,absent.nii.gz\n", "absent.nii.gz, listed in .*, does not exist"),
+        ("fixed,moving\nusual/images/s0.nii.gz,absent.nii.gz\n", "moving listed in .*: .*absent.nii.gz does not exist"),
     ],
 )
 def test_what_is_wrong_with_a_list_is_one_line(pairs, text, words):

@@ -240,7 +240,7 @@ class TestLock:
     def test_a_link_in_place_of_the_lock_is_not_followed(self, tmp_path):
         (tmp_path / "precious").write_text("content")
         (tmp_path / LOCK).symlink_to(tmp_path / "precious")
-        with pytest.raises(InputError, match="^--output: cannot write to"), folder_lock(tmp_path):
+        with pytest.raises(InputError, match=r"^--output: cannot write to"), folder_lock(tmp_path):
             pass
         assert (tmp_path / "precious").read_text() == "content"
 

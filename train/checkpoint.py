@@ -8,6 +8,7 @@ Ours is a `torch.save` of plain types and tensors that loads with ``weights_only
 
 import io
 import re
+import warnings
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from runtime.geometry.errors import InputError, first_line
+from runtime.geometry.regular_files import require_file
 from runtime.geometry.whole_files import write_bytes
 from train.foreign_states import abbreviated, read_foreign
 from train.network import NetworkConfig, RPNet
@@ -104,12 +106,12 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def _read(path: Path) -> dict:
-    if not path.is_file():
-        raise InputError(f"checkpoint: {path} is not a file; give a .pt file written by `train`")
+    require_file(path, "checkpoint")
     _check_kind(path)
     _check_records(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of pickles that are refused in a line anyway
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle makes the unpickler raise errors of a dozen kinds
         if pickled := re.search(r"(?:global|GLOBAL|class) ([\w.]+)", str(error)):
             raise InputError(

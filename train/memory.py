@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from runtime.geometry.errors import Scarce
-from runtime.machine import available_bytes
+from runtime.machine import require_memory
 from train.run import Run
 
 # Peak bytes for each voxel of the image, fitted to steps measured on a CPU (docs/decisions/0008): one iteration at
@@ -46,18 +46,15 @@ def check_memory(run: Run) -> None:
     """Refuse a run that would not fit; processes on one computer share its memory, each card has its own.
 
     Raises:
+        InputError: more memory is needed than there is.
         Scarce: more memory is needed than is free.
     """
-    needed, where = needed_bytes(run), "on this computer"
-    if run.numerics.device.type == "cuda":
-        free, where = torch.cuda.mem_get_info(run.numerics.device)[0], "on the card"
-    else:
-        needed, free = needed * run.processes.local_count, available_bytes()
-    if free is not None and needed > free:
-        raise Scarce(
-            f"shape: training on {run.sources.shape} in {run.numerics.precision} needs about {needed / 2**30:.1f} GiB, "
-            f"{free / 2**30:.1f} GiB are free {where}; {_remedy(run)}"
-        )
+    needed, subject = needed_bytes(run), f"shape: training on {run.sources.shape} in {run.numerics.precision}"
+    if run.numerics.device.type != "cuda":
+        require_memory(needed * run.processes.local_count, subject, _remedy(run))
+    elif needed > (free := torch.cuda.mem_get_info(run.numerics.device)[0]):
+        have = f"{needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free on the card"
+        raise Scarce(f"{subject} needs about {have}; {_remedy(run)}")
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from runtime.geometry.errors import InputError
 from runtime.geometry.grid import is_network_shape
+from runtime.geometry.regular_files import require_file
 from train.generated.population import POPULATIONS
 from train.losses import FORMS
 from train.network import NetworkConfig
@@ -157,6 +158,7 @@ class FitOptions:
         for name in ("smooth", "dice", "coarse", "bending", "log_jacobian", "inverse_consistency", "warmup", "clip",
                      "augment", "cache", "pictures", "workers", "seed", "save_minutes", "finish"):  # fmt: skip
             self._require(name, getattr(self, name) >= 0, "0 or more")
+        self._require("seed", self.seed < 2**63, "below 2^63")
         self._require("learning_rate", 0 < self.learning_rate <= 1, "above 0, at most 1")
         self._require("average", 0 <= self.average < 1, "0 or more and below 1")
         self._require("half_size", 0 <= self.half_size <= 1, "0 to 1")
@@ -174,8 +176,8 @@ class FitOptions:
             raise InputError("minutes: finish says after how many steps the run ends; give one of the two")
         name = "start" if self.resume_from is None else "resume_from"
         path = getattr(self, name)
-        if path is not None and not self.resume and not Path(path).is_file():
-            raise InputError(f"{name}: {path} does not exist, expected a checkpoint; check the path")
+        if path is not None and not self.resume:
+            require_file(path, name)
 
     def _check_sources(self) -> None:
         """Refuse what would be ignored."""

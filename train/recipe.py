@@ -28,7 +28,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
     require_file(path, "recipe", LARGEST)
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"recipe: {path} cannot be read ({first_line(error)}); give a TOML file of options") from None
     return {key.replace("-", "_"): _value(path, key, found) for key, found in content.items()}
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from runtime.geometry.csv_lines import by_column, read_csv
 from runtime.geometry.errors import InputError
+from runtime.geometry.regular_files import require_file
 from runtime.geometry.scan_list import Scan
 from train.image_pair import ImagePair
 from train.volumes import VolumeCache, check_volumes, validation_pairs
@@ -67,7 +68,6 @@ def _pair(path: Path, line: int, row: dict[str, str]) -> ListedPair:
         if name not in files:
             raise InputError(f"validation: {path} line {line} names no {name} scan; fill or remove it")
     for name, file in files.items():
-        if not file.is_file():
-            raise InputError(f"validation: {name} {file}, listed in {path}, does not exist; correct the list")
+        require_file(file, f"validation: {name} listed in {path}")
     moving, fixed = (Scan(files[side], files.get(f"{side}_labels")) for side in ("moving", "fixed"))
     return ListedPair(moving, fixed, row.get("group", ""))

@@ -9,6 +9,7 @@ from pathlib import Path
 from runtime.backends.table import BACKENDS, PRECISIONS
 from runtime.engines import SHIPPED
 from runtime.geometry.errors import InputError
+from runtime.geometry.regular_files import require_file
 
 Shape = tuple[int, int, int]
 SHAPE = (160, 192, 160)  # a 1 mm brain
@@ -80,8 +81,8 @@ class BenchmarkOptions:
         if (self.fixed is None) != (self.moving is None):
             raise InputError("--fixed, --moving: got one, expected both or neither (a generated pair)")
         for name, path in (("--fixed", self.fixed), ("--moving", self.moving)):
-            if path is not None and not Path(path).is_file():
-                raise InputError(f"{name}: {path} does not exist; check the path")
+            if path is not None:
+                require_file(path, name)
         if self.fixed is not None and self.shape:
             raise InputError("--shape: is of a generated pair, but scans are given; --crop-to brings those to a shape")
         if self.fixed is None and self.crop_to:

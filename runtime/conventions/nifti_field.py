@@ -55,6 +55,7 @@ class StoredField:
         numbers: (I, J, K, 3) as they are stored.
         frame: what they mean.
         start, end: the sides.
+        doubts: of the header, one line each.
     """
 
     convention: str
@@ -62,6 +63,7 @@ class StoredField:
     frame: Frame
     start: Space
     end: Space | None
+    doubts: tuple[str, ...] = ()
 
     @property
     def transform(self) -> SpatialTransform:
@@ -135,7 +137,8 @@ def read_field(path: Path, argument: str, convention: str, end: Grid | None) -> 
     if other is not None and other.absolute:
         numbers = displacements(numbers, grid)
     frame = LAYOUTS[convention].frame(grid, known_end and known_end.grid)
-    field = StoredField(convention, numbers, frame, start, known_end)
+    doubts = tuple(f"{path.name}: {line}" for line in header.doubts)
+    field = StoredField(convention, numbers, frame, start, known_end, doubts)
     check_field(field, name)
     # Where a map changes sizes by half or more, displacements of ours look like coordinates.
     if convention == "fsl" and not ours and fsl.looks_absolute(field.numbers, field.frame):

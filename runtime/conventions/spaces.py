@@ -69,6 +69,7 @@ class TransformFile:
         convention: the file's, one of `CONVENTIONS` or "ras".
         path: the file.
         start, end: the sides; None: the file does not say.
+        doubts: of its header, as an image's, one line each.
     """
 
     transform: Transform
@@ -76,6 +77,7 @@ class TransformFile:
     path: Path
     start: Space | None
     end: Space | None
+    doubts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any
 from runtime.evaluation.methods import Choices
 from runtime.evaluation.pair_list import Pair
 from runtime.geometry.errors import InputError
+from runtime.geometry.regular_files import require_file
 from runtime.options import Options
 
 Export = Callable[[Path, Path], None]  # writes the engine set of a checkpoint into a folder
@@ -56,8 +57,7 @@ class EvaluateOptions:
         if self.points_in and not any(pair.fixed_landmarks for pair in self.pairs):
             raise InputError("--points-in: no pair has landmarks; leave it out or give landmarks of both scans")
         for path in self.checkpoints:
-            if not path.is_file():
-                raise InputError(f"--checkpoint: {path} does not exist; check the path")
+            require_file(path, "--checkpoint")
 
     @property
     def start(self) -> Options:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 # What the system says where there is too little of something just now: disk, memory, processes, open files.
 SCARCITIES = (errno.ENOSPC, errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE)
 SCARCITIES += (errno.EDQUOT,) if hasattr(errno, "EDQUOT") else ()  # not on Windows
+LARGEST_SINGLE = (2 - 2**-23) * 2.0**127
 
 
 class InputError(ValueError):
@@ -28,6 +29,12 @@ class Scarce(InputError):
 
     The same command may work later; the command line's exit code tells it from bad input.
     """
+
+
+def require_single(value: float, argument: str) -> None:
+    """Refuse a number that single precision, in which images are kept, does not hold; InputError."""
+    if not abs(value) <= LARGEST_SINGLE:
+        raise InputError(f"{argument}: got {value:g}, expected a number that single precision holds, such as 0")
 
 
 def first_line(error: object) -> str:

@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from runtime.geometry.errors import InputError, explained, first_line
+from runtime.geometry.errors import InputError, Scarce, explained, first_line
 from runtime.geometry.foreign_images import BEGINNING, DICOM_FOLDER, foreign_image
 from runtime.geometry.image_headers import Header, header_in
 from runtime.geometry.itk_image import MARKS, ItkImage
@@ -76,7 +76,8 @@ class OpenImage:
         """The numbers as they are stored, of the header's shape, first axis fastest; what is behind them is checked.
 
         Raises:
-            InputError: the file is cut, damaged, or goes on far beyond its voxels; too little memory.
+            InputError: the file is cut, damaged, or goes on far beyond its voxels.
+            Scarce: too little memory.
         """
         header = self.header
         self._check_size(header.offset + header.bytes)
@@ -84,7 +85,7 @@ class OpenImage:
         try:
             content = np.empty(header.bytes, np.uint8)
         except MemoryError:
-            raise InputError(f"{self.name} needs {header.bytes / 2**30:.1f} GiB, which cannot be had") from None
+            raise Scarce(f"{self.name} needs {header.bytes / 2**30:.1f} GiB, which cannot be had") from None
         self._fill(memoryview(content))
         self.tail = self._finish()
         self.header = header.with_footer(self.tail)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime.geometry.errors import InputError
+from runtime.geometry.errors import InputError, require_single
 from runtime.geometry.grid import Grid
 from runtime.geometry.gzip_stream import write_gzip
 from runtime.geometry.image_file import SUFFIXES, open_image, read_header
@@ -20,7 +20,7 @@ from runtime.geometry.image_kinds import looks_like_labels
 from runtime.geometry.nifti_bytes import CODES_NOT_KNOWN, Planes, nifti_header, pieces, storable
 from runtime.geometry.remarks import Remarks
 from runtime.geometry.whole_files import atomic_path
-from runtime.machine import available_bytes
+from runtime.machine import require_memory
 
 Array = np.ndarray
 WHOLE = 1e-3  # how far a label may be from a whole number: scl_slope is stored in single precision
@@ -150,12 +150,8 @@ def read_source(path: str | PathLike, argument: str) -> Source:
 def _check_memory(header: Header, name: str) -> None:
     """Refuses, by its header, an image that memory cannot hold: as it is stored and as it is used."""
     count = math.prod(header.shape)
-    needed, available = header.bytes + 4 * count, available_bytes()
-    if available is not None and needed > available:
-        raise InputError(
-            f"{name} has {count / 1e6:.0f} million voxels, for which {needed / 2**30:.1f} GiB of memory are needed, "
-            f"{available / 2**30:.1f} GiB are available; close other programs, or give a coarser or a smaller copy"
-        )
+    subject = f"{name}: an image of {count / 1e6:.3g} million voxels"
+    require_memory(header.bytes + 4 * count, subject, "give a coarser or a smaller copy")
 
 
 def grid_of(header: Header, name: str, shape: tuple[int, ...] | None = None) -> Grid:
@@ -302,6 +298,7 @@ def _scaled(header: Header, stored: Array, name: str, nan: float | None = None) 
         data = stored if header.unscaled else rescaled(header, stored, np.float32)
         data = _last_axis_fastest(data, np.float32)
     if nan is not None:
+        require_single(nan, "--nan")
         data[np.isnan(data)] = nan  # a copy of what was read, where there are floats
     if not np.isfinite(data.sum(dtype=np.float64)):
         _refuse_non_finite(data, name)
@@ -340,6 +337,7 @@ def _last_axis_fastest(data: Array, dtype: type) -> Array:
 
 
 def _refuse_non_finite(data: Array, name: str) -> None:
-    count = data.size - int(np.count_nonzero(np.isfinite(data)))
+    missing, count = int(np.count_nonzero(np.isnan(data))), data.size - int(np.count_nonzero(np.isfinite(data)))
     if count:
-        raise InputError(f"{name} has {count} voxels that are NaN or infinite; set them to a number, or take --nan 0")
+        found, taken = ("NaN or infinite", "") if count > missing else ("NaN", " (register, prepare, apply: --nan 0)")
+        raise InputError(f"{name} has {count} voxels that are {found}; set them to numbers of single precision{taken}")

@@ -76,4 +76,7 @@ def target_grid(grid: Grid, foreground: Array, shape: Shape, spacing: float) -> 
     reference's own voxels have that spacing they are used, so that the reference is not interpolated.
     """
     tight = plan_working_grid(grid, foreground, spacing, multiple=1, minimum=1, margin_mm=0)
-    return tight.crop((np.array(tight.shape) - shape) // 2, shape)
+    try:
+        return tight.crop((np.array(tight.shape) - shape) // 2, shape)
+    except InputError as error:
+        raise InputError(f"--shape, --spacing: got {shape} of {spacing:g} mm; {error}") from None
