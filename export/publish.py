@@ -22,6 +22,7 @@ from runtime.example import example_pair
 from runtime.geometry.errors import InputError
 from runtime.geometry.folder_lock import folder_lock
 from runtime.geometry.grid import SIZE_MULTIPLE, fit_to
+from runtime.geometry.hashes import sha256
 from runtime.geometry.intensity import PercentileRule, Rule, WindowRule
 from runtime.geometry.regular_files import read_bytes, require_file
 from runtime.geometry.volume import read_volume
@@ -35,7 +36,6 @@ from runtime.manifest import (
     EngineSet,
     load_engine_set,
     sealed,
-    sha256,
 )
 from runtime.prepare import prepare
 from runtime.schedules import DEFAULT_DELTA, DEFAULT_LIMIT

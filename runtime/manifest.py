@@ -5,7 +5,6 @@ that publishes a new set. The runtime learns everything from it and guesses noth
 itself too. Graphs are read once, and those bytes are hashed and run: what happens to the files later changes nothing.
 """
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.geometry.errors import InputError, explained, first_line
+from runtime.geometry.hashes import sha256
 from runtime.geometry.intensity import rule_from_dict
 from runtime.schedules import LEVELS, iterstop_schedule
 
@@ -135,10 +135,6 @@ class EngineSet:
                 f"--precision: the engine set in {self.folder} has graphs in {', '.join(self.precisions)}, not in "
                 f"{precision}; export the set again or use --precision {self.precisions[0]}"
             )
-
-
-def sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
 
 
 def sealed(manifest: Mapping[str, Any]) -> dict[str, Any]:

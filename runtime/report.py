@@ -1,13 +1,12 @@
 """What is told about a registration: the report, which a program reads, and the summary, which a person does."""
 
 import datetime
-import hashlib
-import json
 import platform
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from runtime import __version__
+from runtime.geometry.hashes import sha256_of_facts
 from runtime.geometry.volume import Source
 from runtime.machine import installed_versions, peak_bytes
 from runtime.outputs import REPORT_FORMAT
@@ -43,7 +42,7 @@ def report(
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "inputs": {name: _describe(source) for name, source in result.sources.items()},
         "options": vars(result.options),
-        "options_sha256": hashlib.sha256(json.dumps(vars(result.options), sort_keys=True).encode()).hexdigest(),
+        "options_sha256": sha256_of_facts(vars(result.options)),
         "schedule": result.schedule.as_dict(),
         "engine": result.engine,
         "affine": {"convention": "RAS mm, fixed to moving", **result.affine_start},

@@ -4,7 +4,6 @@
 """
 
 import contextlib
-import hashlib
 import os
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from runtime.geometry.hashes import short_key
 from runtime.machine import cores
 
 PAIR_SHAPE = (64, 64, 64)  # large enough for every kernel of the affine start's pyramid to be used
@@ -50,8 +50,7 @@ def _stamp() -> Path:
     from runtime.compiled import code_folder
     from runtime.machine import processor_features, processor_name
 
-    facts = repr((processor_name(), sorted(processor_features()), _wanted()))
-    return code_folder() / f"complete-{hashlib.sha256(facts.encode()).hexdigest()[:16]}"
+    return code_folder() / f"complete-{short_key(processor_name(), sorted(processor_features()), _wanted())}"
 
 
 def _wanted() -> list[str]:

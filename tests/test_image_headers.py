@@ -195,6 +195,9 @@ class TestBounds:
     [
         ("slice", bytes(128) + b"DICM" + bytes(300), "a DICOM file.*dcm2niix"),
         ("a.mnc", b"CDF\x01" + bytes(300), "a MINC image.*mnc2nii"),
+        ("a.nii.gz", b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "a pointer of Git LFS.*git lfs pull"),
+        ("a.nii.gz", b"<!DOCTYPE html>", "a web page, which is not read; the download failed"),
+        ("a.nii.gz", b"PK\x03\x04", "a zip archive, which is not read; unpack it: unzip a.nii.gz"),
         ("a.mif", b"mrtrix image\n", "an image of MRtrix.*mrconvert a.mif a.nii.gz"),
         ("a+orig.HEAD", b"type = string-attribute\n", "an image of AFNI.*3dAFNItoNIFTI"),
         ("a.img", bytes(500), "an Analyze or NIfTI pair"),

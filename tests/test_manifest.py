@@ -11,7 +11,8 @@ import pytest
 from runtime.backends.table import BACKENDS
 from runtime.example import example_pair
 from runtime.geometry.errors import InputError
-from runtime.manifest import ENGINES, EXTRACTOR, MANIFEST, estimator_name, load_engine_set, sealed, sha256
+from runtime.geometry.hashes import sha256
+from runtime.manifest import ENGINES, EXTRACTOR, MANIFEST, estimator_name, load_engine_set, sealed
 from runtime.schedules import parse_schedule
 
 

@@ -3,7 +3,6 @@
 import contextlib
 import ctypes
 import functools
-import hashlib
 import io
 import os
 import weakref
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from runtime.backends.telemetry import without_telemetry
+from runtime.geometry.hashes import short_key
 
 with without_telemetry():
     import openvino as ov
@@ -174,7 +174,7 @@ class OpenVinoNetworks:
     def _blob(self, name: str, shape: tuple[int, ...]) -> Path:
         """Its place in the cache: graph, shape, precision, threads, OpenVINO and processor are the key."""
         facts = self._engine_set.hashes[name], shape, self.precision, self._threads
-        key = hashlib.sha256(repr((*facts, ov.get_version(), processor_name())).encode()).hexdigest()[:24]
+        key = short_key(*facts, ov.get_version(), processor_name())
         return cache_folder(BLOBS) / BLOBS / f"{name}.{key}.blob"
 
 

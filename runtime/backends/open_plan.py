@@ -2,7 +2,6 @@
 
 import collections
 import contextlib
-import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from runtime.backends.plans import PlanSpec, Shape
 from runtime.cache import cache_folder, keep, keep_latest, kept
 from runtime.cuda.device import Device
 from runtime.geometry.errors import InputError
+from runtime.geometry.hashes import short_key
 
 CACHES, MOST_CACHES = "rpnet-tensorrt", 20
 MOST_GRAPHS = 8  # captured, of one engine
@@ -26,8 +26,7 @@ class Refusal(Exception):
 
 def cache_file(kind: str, *facts: str) -> Path:
     """Where what depends on these facts is kept."""
-    key = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
-    return cache_folder(CACHES) / CACHES / f"{kind}.{key}"
+    return cache_folder(CACHES) / CACHES / f"{kind}.{short_key(*facts)}"
 
 
 def keep_file(path: Path, content: bytes) -> None:

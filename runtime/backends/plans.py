@@ -16,8 +16,9 @@ from typing import Any
 
 from runtime.cache import cache_folder, keep_latest
 from runtime.geometry.errors import InputError, system_reason
+from runtime.geometry.hashes import sha256
 from runtime.geometry.whole_files import write_bytes, write_text
-from runtime.manifest import ENGINES, EXTRACTOR, FEATURES, IMAGE, RESIDUAL, EngineSet, features_name, sha256
+from runtime.manifest import ENGINES, EXTRACTOR, FEATURES, IMAGE, RESIDUAL, EngineSet, features_name
 from runtime.schedules import LEVELS
 
 FORMAT, VERSION = "rpnet-plans", 1

@@ -5,7 +5,6 @@ second and is made once for a card, its driver, the library and the graphs.
 """
 
 import contextlib
-import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ from runtime.cuda import KERNELS
 from runtime.cuda.card import find_card
 from runtime.example import example_pair
 from runtime.geometry.errors import NotHere
+from runtime.geometry.hashes import short_key
 from runtime.manifest import ENGINES, EngineSet
 from runtime.schedules import parse_schedule
 from runtime.tolerance import TOLERANCES, flow_difference
@@ -66,7 +66,7 @@ def _record(networks: Any, engine_set: EngineSet) -> Path:
     """Where it is noted that these have passed."""
     graphs = [engine_set.graph_hash(name, networks.precision) for name in ENGINES]
     facts = type(networks).__name__, networks.version, networks.precision, find_card(), graphs, KERNELS.read_bytes()
-    return cache_folder(CARDS) / CARDS / f"{hashlib.sha256(repr(facts).encode()).hexdigest()[:16]}.json"
+    return cache_folder(CARDS) / CARDS / f"{short_key(*facts)}.json"
 
 
 def _registered(networks: Any, fields: Any) -> iterstop.Iterations:

@@ -1,7 +1,6 @@
 """`kernels.cu` compiled for a device by NVRTC, which needs no CUDA toolkit, no device and no driver."""
 
 import functools
-import hashlib
 from typing import Any
 
 from cuda.bindings import nvrtc
@@ -9,6 +8,7 @@ from cuda.bindings import nvrtc
 from runtime.cache import cache_folder, keep, keep_latest, kept
 from runtime.cuda import KERNELS
 from runtime.geometry.errors import NotHere, first_line
+from runtime.geometry.hashes import short_key
 
 OPTIONS = ("--std=c++17", "--extra-device-vectorization", "-lineinfo")
 FOLDER, KEPT = "cuda", 8  # of the cache; cubins on disk
@@ -24,8 +24,7 @@ def compile_kernels(capability: tuple[int, int]) -> bytes:
         NotHere: NVRTC cannot be loaded, or is older than the device.
     """
     source, options = KERNELS.read_bytes(), (f"--gpu-architecture=sm_{capability[0]}{capability[1]}", *OPTIONS)
-    key = hashlib.sha256(repr((source, options, version())).encode()).hexdigest()[:16]
-    path = cache_folder(FOLDER) / FOLDER / f"kernels.{key}.cubin"
+    path = cache_folder(FOLDER) / FOLDER / f"kernels.{short_key(source, options, version())}.cubin"
     if (cubin := kept(path)) is None:
         cubin = _compiled(source, options, capability)
         keep(path, cubin)

@@ -8,7 +8,8 @@ from typing import Any
 
 from runtime.evaluation.options import EvaluateOptions, Export
 from runtime.geometry.errors import InputError
-from runtime.manifest import MANIFEST, EngineSet, load_engine_set, sha256
+from runtime.geometry.hashes import sha256_of_file
+from runtime.manifest import MANIFEST, EngineSet, load_engine_set
 from runtime.schedules import LEVELS
 from runtime.stages import Progress
 
@@ -48,7 +49,7 @@ def open_sets(options: EvaluateOptions, export: Export | None, progress: Progres
 
 
 def _exported(checkpoint: Path, folder: Path, export: Export | None, progress: Progress) -> Path:
-    place = folder / f"{checkpoint.stem}.{sha256(checkpoint.read_bytes())[:8]}"
+    place = folder / f"{checkpoint.stem}.{sha256_of_file(checkpoint)[:8]}"
     if (place / MANIFEST).is_file():
         return place
     if export is None:

@@ -1,7 +1,5 @@
 """The folder of an evaluation: a record for each pair, which an interrupted or larger run goes on with."""
 
-import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +9,9 @@ from runtime.evaluation.engine_sets import EXPORTED
 from runtime.evaluation.options import EvaluateOptions
 from runtime.evaluation.pair_list import Pair
 from runtime.geometry.errors import InputError, explained
+from runtime.geometry.hashes import sha256_of_facts, sha256_of_file
 from runtime.geometry.whole_files import write_text
 from runtime.plain import as_json, read_record
-from runtime.preparation.folder import file_hash
 
 FORMAT, VERSION = "rpnet-evaluated-pair", 2
 PAIRS = "pairs"
@@ -55,10 +53,10 @@ class ScoresFolder:
         inputs = {}
         for what, file in pair.files().items():
             with explained(f"pair {pair.name}"):
-                inputs[what] = {"path": str(file), "sha256": file_hash(file)}
+                inputs[what] = {"path": str(file), "sha256": sha256_of_file(file)}
         chain = [link.inverse for link in pair.transform]
         hashes = {what: found["sha256"] for what, found in inputs.items()}
-        key = digest(VERSION, hashes, chain, self._options.of_a_pair(label_ids and tuple(label_ids)))
+        key = sha256_of_facts((VERSION, hashes, chain, self._options.of_a_pair(label_ids and tuple(label_ids))))
         head = {"format": FORMAT, "version": VERSION, "name": pair.name, "key": key, "inputs": inputs}
         head["choices"] = self._options.of_a_pair(label_ids)
         if pair.convention != AUTO:
@@ -73,8 +71,3 @@ class ScoresFolder:
     def _earlier(self, name: str) -> Record:
         record = read_record(self.file(name), FORMAT, VERSION)
         return record if isinstance(record.get("methods"), dict) else {}
-
-
-def digest(*facts: Any) -> str:
-    """SHA-256 of plain facts."""
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

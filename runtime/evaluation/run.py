@@ -14,9 +14,10 @@ from runtime.evaluation.options import EvaluateOptions, Export
 from runtime.evaluation.outcome import Evaluation
 from runtime.evaluation.pair_list import Pair, label_ids_of
 from runtime.evaluation.pair_scorer import PairScorer
-from runtime.evaluation.records import PAIRS, Record, ScoresFolder, digest
+from runtime.evaluation.records import PAIRS, Record, ScoresFolder
 from runtime.geometry.errors import InputError, first_line
 from runtime.geometry.folder_lock import folder_lock
+from runtime.geometry.hashes import sha256_of_facts
 from runtime.report import versions
 from runtime.stages import Countdown, Progress, Stages, silent
 from runtime.start import start_kernels
@@ -93,7 +94,8 @@ class _Plan:
         """Of all that a method's scores of a pair depend on."""
         engines = (self._options.backend, self._options.precision, self._options.threads, named.engine_set.hashes)
         convention = record["choices"].get("convention") if method.name == TRANSFORM else None
-        return digest(record["key"], engines, method.options and vars(method.options), *filter(None, [convention]))
+        facts = record["key"], engines, method.options and vars(method.options), *filter(None, [convention])
+        return sha256_of_facts(facts)
 
     def todo(self, pair: Pair, record: Record, named: NamedSet) -> list[Method]:
         """What is not in the record, or failed."""

@@ -20,6 +20,13 @@ _FORMATS = (  # (what, suffixes, what it begins with, command)
     ("a NumPy array", (".npy", ".npz"), (b"\x93NUMPY",), "save it with nibabel, which needs its affine"),
     ("an image of BrainVoyager", (".vmr",), (), "nibabel and bvbabel, or BrainVoyager's own export to NIfTI"),
 )
+_NO_IMAGES = (  # (what, what it begins with, what to do)
+    ("a pointer of Git LFS", (b"version https://git-lfs.github.com/",), "fetch the file itself: git lfs pull"),
+    ("a pointer of git-annex or DataLad", (b"/annex/objects/",), "fetch the file itself: datalad get {name}"),
+    ("a web page", (b"<!DOCTYPE", b"<!doctype", b"<html", b"<HTML"), "the download failed; download it again"),
+    ("a zip archive", (b"PK\x03\x04",), "unpack it: unzip {name}"),
+    ("compressed by another program than gzip", (b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd"), "unpack it, or use gzip"),
+)
 
 
 def foreign_image(path: Path, beginning: bytes) -> str | None:
@@ -30,6 +37,9 @@ def foreign_image(path: Path, beginning: bytes) -> str | None:
         beginning: its first bytes, decompressed.
     """
     lower = path.name.lower()
+    for what, marks, remedy in _NO_IMAGES:
+        if beginning.startswith(marks):
+            return f"{what}, which is not read; {remedy.format(name=path.name)}"
     if beginning[128:132] == b"DICM":
         return _told("a DICOM file", "dcm2niix -z y -o . ITS_FOLDER", path)
     for what, _, marks, command in _FORMATS:

@@ -199,7 +199,10 @@ def _dtype(fields: nib.Nifti1Header | MGHHeader, name: str) -> np.dtype:
 
 
 def _offset(fields: nib.Nifti1Header, lowest: int, doubts: list[str]) -> int:
-    """Where the voxels begin: not before the end of the header, whatever `vox_offset` says."""
+    """Byte at which the voxels begin: not before the header and the 4 bytes that say whether extensions follow.
+
+    ITK begins right behind the header there, and so takes these 4 bytes for voxels.
+    """
     said = float(fields["vox_offset"])
     if math.isfinite(said) and said >= lowest:
         return int(fields["vox_offset"])

@@ -1,6 +1,5 @@
 """NRRD and MetaImage files, which SimpleITK reads where it is installed; see `runtime.geometry.image_file`."""
 
-import hashlib
 from functools import cached_property
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import numpy as np
 
 from runtime.geometry.elsewhere import Unreadable, read_elsewhere
 from runtime.geometry.errors import InputError
+from runtime.geometry.hashes import sha256_of_file
 from runtime.geometry.image_headers import Header
 
 Array = np.ndarray
@@ -34,8 +34,7 @@ class ItkImage:
     @cached_property
     def sha256(self) -> str:
         """Of the file's bytes."""
-        with self.path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of_file(self.path)
 
     def voxels(self) -> Array:
         """The numbers, of the header's shape, first axis fastest."""

@@ -1,6 +1,5 @@
 """Volumes and label maps on disk: read what scanners and other tools write, refuse in one line, write atomically."""
 
-import hashlib
 import math
 from collections.abc import Callable
 from concurrent.futures import Executor
@@ -11,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime.geometry.errors import InputError, require_single
+from runtime.geometry.errors import InputError, explained, require_single
 from runtime.geometry.grid import Grid
 from runtime.geometry.gzip_stream import write_gzip
+from runtime.geometry.hashes import sha256_of_file
 from runtime.geometry.image_file import SUFFIXES, open_image, read_header
 from runtime.geometry.image_headers import Header
 from runtime.geometry.image_kinds import looks_like_labels
@@ -142,9 +142,8 @@ def read_source(path: str | PathLike, argument: str) -> Source:
     header = read_header(path, argument)
     name = f"{argument}: {path}"
     grid = grid_of(header, name, _checked_shape(header, name, series=True)[:3])
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return Source(grid=grid, path=path, sha256=sha256, **_facts(header, path))
+    with explained(argument):
+        return Source(grid=grid, path=path, sha256=sha256_of_file(path), **_facts(header, path))
 
 
 def _check_memory(header: Header, name: str) -> None:

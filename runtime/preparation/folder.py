@@ -1,7 +1,6 @@
 """The folder of prepared scans: which file lies where, how it is written, and what is still whole of an earlier run."""
 
 import csv
-import hashlib
 import io
 import json
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ import numpy as np
 
 from runtime.geometry.errors import InputError, explained
 from runtime.geometry.grid import Grid
+from runtime.geometry.hashes import sha256_of_file
 from runtime.geometry.scan_list import COLUMNS, Scan
 from runtime.geometry.volume import write_volume
 from runtime.geometry.whole_files import write_text
@@ -70,7 +70,7 @@ class OutputFolder:
 
     def _unchanged(self, path: str, sha256: str) -> bool:
         try:
-            return file_hash(self.path / path) == sha256
+            return sha256_of_file(self.path / path) == sha256
         except OSError:
             return False
 
@@ -82,7 +82,7 @@ class OutputFolder:
     def output(self, column: str, name: str) -> dict[str, str]:
         """Path and hash of a file that was written, as records have them."""
         file = self.file(column, name)
-        return {"path": file.relative_to(self.path).as_posix(), "sha256": file_hash(file)}
+        return {"path": file.relative_to(self.path).as_posix(), "sha256": sha256_of_file(file)}
 
     def write_record(self, record: dict[str, Any]) -> None:
         write_text(self.record_file(record["name"]), json.dumps(record, indent=2) + "\n")
@@ -101,12 +101,6 @@ class OutputFolder:
         writer.writerows([output.get(column, {}).get("path", "") for column in columns] for output in outputs)
         write_text(path, text.getvalue())
         return path
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_unit_image(path: Path, image: Array, grid: Grid, code: int, pool: Executor | None = None) -> None:

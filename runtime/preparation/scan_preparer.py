@@ -1,7 +1,5 @@
 """One scan after the other, from native files to prepared ones: read, aligned, resampled once, written, recorded."""
 
-import hashlib
-import json
 import platform
 import traceback
 from concurrent.futures import ThreadPoolExecutor
@@ -12,13 +10,14 @@ import numpy as np
 
 from runtime import __version__
 from runtime.geometry.errors import InputError, first_line
+from runtime.geometry.hashes import sha256_of_facts, sha256_of_file
 from runtime.geometry.scan_list import COLUMNS, Scan
 from runtime.geometry.volume import read_volume, write_volume
 from runtime.machine import installed_versions
 from runtime.preparation.alignment import Alignment
 from runtime.preparation.contact_sheet import Tile, draw_tile
 from runtime.preparation.findings import cropped_share, doubts, label_facts, likeness
-from runtime.preparation.folder import FORMAT, VERSION, OutputFolder, file_hash, write_unit_image
+from runtime.preparation.folder import FORMAT, VERSION, OutputFolder, write_unit_image
 from runtime.preparation.native_scan import NativeScan, on_target, read_native
 from runtime.preparation.options import PrepareOptions
 from runtime.preparation.reference import Reference
@@ -67,7 +66,7 @@ class ScanPreparer:
         record: Record = {"format": FORMAT, "version": VERSION, "name": name, "inputs": inputs}
         try:
             for column, file in files.items():
-                inputs[column]["sha256"] = file_hash(file)
+                inputs[column]["sha256"] = sha256_of_file(file)
             record["key"] = self._key(inputs)
             if (earlier := self._earlier(name, record["key"])) is not None:
                 return earlier
@@ -83,7 +82,7 @@ class ScanPreparer:
         """Of everything that a result depends on; of the files their content, not their place."""
         hashes = {column: file["sha256"] for column, file in inputs.items()}
         facts = (VERSION, hashes, self._reference.hashes, self._options.of_a_scan())
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+        return sha256_of_facts(facts)
 
     def _earlier(self, name: str, key: str) -> Outcome | None:
         """The result of an earlier run, if it is the same and whole."""
