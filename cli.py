@@ -9,7 +9,7 @@ import gc
 import sys
 from pathlib import Path
 
-from runtime.stopping import end_on_signals, exit_code
+from runtime.stopping import Stopped, end_on_signals
 
 if __name__ == "__main__":
     end_on_signals()  # until `run` takes over: importing the rest takes a moment
@@ -230,7 +230,7 @@ def train(data, generated, quiet, **options) -> None:
         best = f"best {result.best_by} {result.best:.4f}: {result.best_path}; " if result.best_path else ""
         click.echo(f"{best}log: {result.log_path}")
     if result.interrupted:
-        sys.exit(exit_code(result.interrupted))
+        raise Stopped(result.interrupted)
 
 
 def _tell_step(line: StageLine, progress) -> None:

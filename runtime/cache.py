@@ -38,6 +38,19 @@ def cache_folder(part: str = "") -> Path:
     return _temporary_folder()
 
 
+def keep_in_cache(variable: str, name: str) -> None:
+    """Has a library keep in a folder of the cache what it would leave in the home folder or a temporary one.
+
+    Args:
+        variable: of the environment, that tells the library where; one that is set already stays.
+        name: of the folder, which is this user's alone: what libraries keep carries no hashes.
+    """
+    folder = cache_folder(name) / name
+    with contextlib.suppress(OSError):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        os.environ.setdefault(variable, str(folder))
+
+
 def keep(path: Path, content: bytes) -> None:
     """Writes a file of the cache, its hash in front; not where there is no room or no permission."""
     with contextlib.suppress(OSError):

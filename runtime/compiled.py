@@ -20,6 +20,7 @@ import numba
 
 from runtime.cache import cache_folder, keep, keep_latest, kept
 from runtime.geometry.errors import InputError
+from runtime.stopping import held_signals
 
 PACKAGE = Path(__file__).resolve().parent
 # A source that has some.
@@ -42,6 +43,7 @@ def compiled(**options) -> Callable:
         kernel = numba.njit(**options)(function)
         with contextlib.suppress(Exception):  # numba promises nothing of its caches: then compiled by each process
             kernel._cache = _cache_class()(function)
+        kernel.compile = held_signals()(kernel.compile)  # LLVM calls back for what it compiled or would compile
         KERNELS.append(kernel)
         return kernel
 

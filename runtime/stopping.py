@@ -3,6 +3,9 @@
 import os
 import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 WORDS = {signal.SIGINT: "Ctrl-C (SIGINT)", signal.SIGTERM: "SIGTERM"}
 _asked: list[int] = []  # signals, since `raise_on_signals`
@@ -56,6 +59,43 @@ def raise_on_signals() -> None:
 def ignore_signals() -> None:
     """Once all is done: Python, on its way out, would fall back on ending without a word."""
     _answer_with(signal.SIG_IGN)
+
+
+def end_with_parent() -> None:
+    """In a process of `multiprocessing`: ends it with the one that started it, however that one ends.
+
+    Otherwise one that waits for a killed process's work, or for room in its pipe, would do so for ever.
+    """
+    import multiprocessing
+
+    def watch() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def held_signals() -> Iterator[None]:
+    """Lets Ctrl-C and SIGTERM wait for the end of what stands inside. Also a decorator.
+
+    For libraries that Python is called back from: the exception that a signal raises would go astray there, or crash
+    them. Other threads than the main one never see it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = {number: handler for number in WORDS if callable(handler := signal.getsignal(number))}
+    for number in before:
+        signal.signal(number, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in came:
+            signal.raise_signal(number)
 
 
 def _answer_with(handler) -> None:

@@ -5,7 +5,6 @@ import functools
 import shutil
 import signal
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -87,14 +86,14 @@ def one_line_errors(command):
 
 def failure(error: Exception) -> click.ClickException:
     """What ends a command with an InputError's line."""
-    from runtime.geometry.errors import Scarce
+    from runtime.geometry.errors import is_scarcity
 
-    return (TemporaryFailure if isinstance(error, Scarce) else click.ClickException)(str(error))
+    return (TemporaryFailure if is_scarcity(error) else click.ClickException)(str(error))
 
 
-def exit_code_of(errors: Sequence[Exception]) -> int:
-    """Of a command whose other parts went on: 75 where nothing but scarcity stood in the way, else 1."""
-    return TRY_LATER if all(failure(error).exit_code == TRY_LATER for error in errors) else 1
+def exit_code_of_failures(only_scarcity: bool) -> int:
+    """Of a command whose other parts went on: 75 where nothing but scarcity stood in the way of those, else 1."""
+    return TRY_LATER if only_scarcity else 1
 
 
 class StageLine:

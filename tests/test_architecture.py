@@ -20,7 +20,8 @@ DOORS = {
     "train": (
         "train",
         *("runtime.geometry", "runtime.iterstop", "runtime.schedules", "runtime.preview", "runtime.machine"),
-        *("runtime.heap", "runtime.backends.fields_numba", "runtime.backends.kernels_gradients"),
+        *("runtime.heap", "runtime.cache", "runtime.stopping"),
+        *("runtime.backends.fields_numba", "runtime.backends.kernels_gradients"),
     ),
     "export": ("export", "train", "runtime"),
 }

@@ -1,5 +1,6 @@
 """The command line as a process among others: whom it calls, what it leaves, how it ends, and what it does without."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -16,6 +17,8 @@ from tests import scans
 
 ROOT = Path(__file__).resolve().parent.parent
 ON_A_CPU = [name for name, backend in BACKENDS.items() if not backend.card and backend.available]
+STOPPED = [(signal.SIGTERM, 143, "SIGTERM"), (signal.SIGINT, 130, "Ctrl-C")]
+CHOSEN = ("CI", "MPLCONFIGDIR", "TORCHINDUCTOR_CACHE_DIR")  # what changes where things are kept, or whom libraries call
 WATCHED = """
     import os, socket, sys
 
@@ -43,20 +46,66 @@ def command(pair, engine_dir, tmp_path):
     return [*map(str, command), "--moving", str(moving), "--affine", "none", "--output", str(tmp_path / "out")]
 
 
-@pytest.mark.parametrize("backend", ON_A_CPU)
-def test_nobody_is_called_and_nothing_is_left_in_the_home_folder(command, tmp_path, backend):
-    """Every look-up and connection that Python knows of is noted and fails; the telemetry of libraries is Python's."""
-    home, site = tmp_path / "home", tmp_path / "site"
-    home.mkdir()
-    site.mkdir()
+@pytest.fixture
+def watched(tmp_path):
+    """Runs a command as a user who has nothing yet: it must call nobody and leave nothing but its output.
+
+    Every look-up and connection that Python knows of is noted and fails; the telemetry of libraries is Python's. Home
+    and temporary files share a folder.
+    """
+    home, site, folder = (tmp_path / name for name in ("home", "site", "folder"))
+    for path in (home, site, folder):
+        path.mkdir()
     (site / "sitecustomize.py").write_text(textwrap.dedent(WATCHED))
-    surroundings = {name: value for name, value in os.environ.items() if name != "CI"}
+    surroundings = {name: value for name, value in os.environ.items() if name not in CHOSEN}
     surroundings |= {"HOME": str(home), "PYTHONPATH": str(site), "CALLS": str(tmp_path / "calls")}
     surroundings |= {"RPNET_CACHE": str(cache_folder()), "TMPDIR": str(home)}
-    done = subprocess.run([*command, "--backend", backend], env=surroundings, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert not (tmp_path / "calls").exists(), (tmp_path / "calls").read_text()
-    assert list(home.rglob("*")) == []
+
+    def run(command):
+        done = subprocess.run(command, cwd=folder, env=surroundings, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert not (tmp_path / "calls").exists(), (tmp_path / "calls").read_text()
+        assert [*home.rglob("*"), *folder.iterdir()] == []
+
+    return run
+
+
+@pytest.mark.parametrize("backend", ON_A_CPU)
+def test_nobody_is_called_and_nothing_is_left_in_the_home_folder(command, watched, backend):
+    watched([*command, "--backend", backend])
+
+
+def _evaluate(pair: tuple[Path, Path], folder: Path) -> list:
+    """With labels, which pictures are drawn of."""
+    labels = (scans.write_labels(folder / f"{side}.nii.gz", scans.grid()) for side in ("fl", "ml"))
+    sides = zip(("--fixed", "--moving", "--fixed-labels", "--moving-labels"), (*pair, *labels), strict=True)
+    return [*itertools.chain(*sides), "--affine", "none", "--schedule", "1,1,1,1"]
+
+
+def _prepare(pair: tuple[Path, Path], folder: Path) -> list:
+    """In processes of their own."""
+    (folder / "scans.csv").write_text("\n".join(map(str, ("image", *pair))))
+    data = ["--data", folder / "scans.csv", "--reference", "first"]
+    return [*data, "--affine", "none", "--shape", "32,40,32", "--spacing", "2", "--jobs", "2"]
+
+
+def _train(pair: tuple[Path, Path], folder: Path) -> list:
+    pytest.importorskip("tensorboard")
+    small = ["--generated", "--shape", "16,16,16", "--steps", "1", "--validation-pairs", "1", "--res-blocks", "0"]
+    return [*small, "--device", "cpu", "--tensorboard", "--pictures", "1"]
+
+
+@pytest.mark.parametrize("name, arguments", [("evaluate", _evaluate), ("prepare", _prepare), ("train", _train)])
+def test_nor_do_the_other_commands(pair, watched, tmp_path, name, arguments):
+    command = [sys.executable, ROOT / "cli.py", name, *arguments(pair, tmp_path), "--output", tmp_path / "out"]
+    watched([str(part) for part in command])
+
+
+def test_nor_does_the_benchmark(engine_dir, watched, tmp_path):
+    pytest.importorskip("torch")
+    command = [sys.executable, ROOT / "cli.py", "benchmark", "--engine-dir", engine_dir, "--shape", "16,16,16"]
+    command += ["--backend", "native", "--against", "torch", "--runs", "1", "--no-files", "--no-start-up"]
+    watched([str(part) for part in (*command, "--json", tmp_path / "b.json", "--plot", tmp_path / "b.png")])
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
@@ -90,7 +139,7 @@ def test_a_fork_after_use_registers_or_says_why_not(pair, engine_dir, backend):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
-@pytest.mark.parametrize("number, code, word", [(signal.SIGTERM, 143, "SIGTERM"), (signal.SIGINT, 130, "Ctrl-C")])
+@pytest.mark.parametrize("number, code, word", STOPPED)
 def test_asked_to_stop_it_says_so_and_leaves_nothing(command, tmp_path, number, code, word):
     """While the result is written, which a slow disk is made for: each file waits for a second."""
     slow = f"""
@@ -114,6 +163,42 @@ def test_asked_to_stop_it_says_so_and_leaves_nothing(command, tmp_path, number, 
     assert process.returncode == code, errors
     assert errors.splitlines()[-1].startswith(f"Stopped by {word}")
     assert not (tmp_path / "out").exists()
+
+
+def _lines(path: Path) -> int:
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+@pytest.mark.parametrize("number, code, word", STOPPED)
+def test_so_does_a_training_run_which_can_be_continued(tmp_path, number, code, word):
+    pytest.importorskip("torch")
+    out = tmp_path / "out"
+    command = [sys.executable, str(ROOT / "cli.py"), "train", "--generated", "--shape", "16,16,16", "--device", "cpu"]
+    command += ["--res-blocks", "0", "--validation-pairs", "1", "--quiet", "--output", str(out)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and _lines(out / "log.csv") < 2:
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, errors = process.communicate()
+    assert process.returncode == code, errors
+    assert errors.strip().startswith(f"Stopped by {word}") and len(errors.strip().splitlines()) == 1
+    assert sorted(path.name for path in out.iterdir()) == ["last.pt", "log.csv"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+@pytest.mark.parametrize("name, arguments, word", [
+    ("prepare", _prepare, "scan 1 of 2"),
+    ("train", lambda pair, folder: [*_train(pair, folder), "--steps", "1000", "--workers", "2"], "1 of 1000 steps"),
+])  # fmt: skip
+def test_when_it_is_killed_its_workers_end_too(pair, tmp_path, name, arguments, word):
+    """They hold its standard error, whose end is waited for."""
+    command = [sys.executable, ROOT / "cli.py", name, *arguments(pair, tmp_path), "--output", tmp_path / "out"]
+    process = subprocess.Popen([str(part) for part in command], stderr=subprocess.PIPE, text=True)
+    while not process.stderr.readline().startswith(word):
+        assert process.poll() is None
+    process.kill()
+    process.communicate(timeout=100)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="closing descriptors")

@@ -13,7 +13,7 @@ import cli
 from runtime.geometry.errors import InputError, Scarce
 from runtime.geometry.folder_lock import folder_lock
 from runtime.outputs import Outputs
-from runtime.terminal import exit_code_of, one_line_errors
+from runtime.terminal import exit_code_of_failures, one_line_errors
 from tests import scans
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -340,8 +340,7 @@ class TestExitCodes:
         assert result.stderr.startswith(f"Error: {line}") and result.stderr.count("\n") == 1
 
     def test_of_one_that_went_on(self):
-        assert exit_code_of([Scarce("disk"), Scarce("memory")]) == 75
-        assert exit_code_of([Scarce("disk"), InputError("no scan")]) == 1
+        assert [exit_code_of_failures(only_scarcity) for only_scarcity in (True, False)] == [75, 1]
 
     def test_another_run_holds_the_folder(self, register, tmp_path):
         with folder_lock(tmp_path / "out"):

@@ -13,9 +13,10 @@ from PIL import Image
 
 import runtime
 from runtime.commands.evaluate import evaluate as command
+from runtime.evaluation import pair_scorer as scoring
 from runtime.evaluation import run as running
 from runtime.evaluation.pair_scorer import PairScorer
-from runtime.geometry.errors import InputError
+from runtime.geometry.errors import InputError, Scarce
 from runtime.geometry.overlap import mean_dice
 from runtime.geometry.volume import read_labels, read_volume, write_volume
 from runtime.options import Options
@@ -216,6 +217,29 @@ class TestFailures:
         done = run(*of_pair(pair, *SCANS, *LABELS), *chain, *QUICK, code=1)
         assert "Error: f-m, transform: -t:" in done.stderr
         assert scores(pair.output)["1,1,1,1"]["dice"] > 0
+
+    @pytest.mark.parametrize("error, code", [(Scarce("memory"), 75), (MemoryError(), 75), (ValueError("bad"), 1)])
+    def test_where_nothing_but_scarcity_stood_in_the_way_it_is_75(self, pair, run, monkeypatch, error, code):
+        """A pair that cannot be read for want of memory, and a method that may fail for other reasons too."""
+        bad = pair.fixed.parent / "bad.nii.gz"
+        shutil.copy(pair.moving, bad)
+        read, score = scoring.read_volume, PairScorer.run
+
+        def read_unless_bad(path, argument):
+            if path == bad:
+                raise Scarce(f"{argument}: memory")
+            return read(path, argument)
+
+        def fail(self, method):
+            if method.name != "before":
+                raise error
+            return score(self, method)
+
+        monkeypatch.setattr(scoring, "read_volume", read_unless_bad)
+        monkeypatch.setattr(PairScorer, "run", fail)
+        files = f"{pair.fixed_labels},{pair.moving_labels}"
+        listed = write_list(pair, f"bad,{pair.fixed},{bad},{files},", f"good,{pair.fixed},{pair.moving},{files},")
+        run("--pairs", listed, "--output", pair.output, *QUICK, code=code)
 
     def test_landmarks_must_correspond(self, pair, run):
         lines = pair.moving_landmarks.read_text().splitlines()

@@ -1,10 +1,12 @@
 """What the machine says of itself: limits of containers and batch jobs, peaks, and systems that say less."""
 
+import gzip
 import importlib.util
 import math
 import os
 import re
 import resource
+import struct
 import subprocess
 import sys
 import textwrap
@@ -16,6 +18,8 @@ import pytest
 from runtime import limits, machine
 from runtime.example import example_pair
 from runtime.geometry.errors import InputError, Scarce
+from runtime.geometry.volume import read_volume
+from tests import scans
 
 ROOT = Path(__file__).resolve().parent.parent
 GIB = 2**30
@@ -171,11 +175,38 @@ class TestMemoryThatIsNotThere:
         (64, 1, Scarce, "1.0 GiB are available; crop the fixed image"),
     ])  # fmt: skip
     def test_what_never_fits_is_bad_input_what_does_not_now_is_scarce(self, monkeypatch, most, free, kind, message):
-        monkeypatch.setattr(machine, "most_bytes", lambda: most * GIB)
-        monkeypatch.setattr(machine, "available_bytes", lambda: free * GIB)
+        self.have(monkeypatch, most, free)
         with pytest.raises(InputError, match=message) as caught:
             machine.check_fits((160, 192, 160), 1, 1)
         assert type(caught.value) is kind
+
+    @pytest.mark.parametrize("most, free, kind", [(1, 1, InputError), (64, 1, Scarce)])
+    def test_an_image_is_refused_by_its_header_likewise(self, tmp_path, monkeypatch, most, free, kind):
+        """A gzip of zeros that would be 2 GiB; nothing of it is read but the header."""
+        path = scans.write_scan(tmp_path / "large.nii.gz", scans.grid())
+        header = bytearray(gzip.decompress(path.read_bytes())[:352])
+        header[40:48] = struct.pack("<4h", 3, 1024, 1024, 1024)
+        path.write_bytes(gzip.compress(bytes(header) + bytes(3_000_000)) + bytes(3_000_000))
+        self.have(monkeypatch, most, free)
+        with pytest.raises(InputError, match=r"--fixed: .*million voxels needs about .* GiB") as caught:
+            read_volume(path, "--fixed")
+        assert type(caught.value) is kind
+
+    def test_an_image_that_the_system_refuses_memory_for_is_scarce(self, tmp_path, monkeypatch):
+        """Under a limit that the system does not tell of."""
+
+        def refuse(*_):
+            raise MemoryError
+
+        path = scans.write_scan(tmp_path / "f.nii.gz", scans.grid())
+        monkeypatch.setattr("runtime.geometry.image_file.np.empty", refuse)
+        with pytest.raises(Scarce, match=r"--fixed: .*f\.nii\.gz needs .* GiB, which cannot be had"):
+            read_volume(path, "--fixed")
+
+    @staticmethod
+    def have(monkeypatch, most: int, free: int) -> None:
+        monkeypatch.setattr(machine, "most_bytes", lambda: most * GIB)
+        monkeypatch.setattr(machine, "available_bytes", lambda: free * GIB)
 
 
 class TestPeak:

@@ -1,5 +1,6 @@
 """`prepare` as it is typed: what it says, shows and refuses, and that training reads what it writes."""
 
+import errno
 from pathlib import Path
 
 import nibabel as nib
@@ -9,8 +10,10 @@ from click.testing import CliRunner
 from PIL import Image
 
 import cli
+from runtime.geometry.errors import Scarce
 from runtime.geometry.intensity import PercentileRule
 from runtime.preparation import PRESETS, prepare_options, prepare_scans
+from runtime.preparation.alignment import Aligner
 from runtime.preparation.contact_sheet import MOST, Tile, draw_contact_sheet, worst_first
 from runtime.preview import FOLD
 from tests.preparation import SHAPE, options, write_list
@@ -59,6 +62,18 @@ class TestCommand:
         result = prepare(*command(tmp_path, tmp_path / "out"), "--quiet")
         assert result.exit_code == 1 and result.stdout == ""
         assert result.stderr.startswith("Error: turned: image: ") and result.stderr.count("\n") == 1
+
+    def test_where_nothing_but_scarcity_stood_in_the_way_it_is_75(self, native, tmp_path, monkeypatch):
+        """Any other failure makes it 1: trying again would not help."""
+        write_list(tmp_path, "image", *(str(native / f"{name}.nii.gz") for name in ("first", "turned")))
+        scarce = iter([Scarce("memory"), OSError(errno.ENOSPC, "disk"), Scarce("memory"), ValueError("bad")])
+
+        def fail(self, image, grid):
+            raise next(scarce)
+
+        monkeypatch.setattr(Aligner, "align", fail)
+        codes = [prepare(*command(tmp_path, tmp_path / "out"), "--quiet").exit_code for _ in range(2)]
+        assert codes == [75, 1]
 
     @pytest.mark.parametrize(
         ("arguments", "message"),

@@ -14,7 +14,7 @@ from PIL import Image
 from runtime.geometry.errors import InputError
 from tests.training import generated_run, listed_run, rows, same_weights, stop_after, weights, write_subjects
 from train import run as run_module
-from train.checkpoint import load_checkpoint
+from train.checkpoint import load_checkpoint, save_checkpoint
 from train.distributed import Processes
 from train.feed import Batch, feed
 from train.fit import fit
@@ -167,6 +167,21 @@ def test_a_signal_breaks_off_a_validation_which_is_made_up_for(generated, monkey
     monkeypatch.setattr(run_module, "validate", validate)
     finished = fit(replace(generated, resume=True))
     assert finished.interrupted is None and finished.score == straight.score and finished.best_path.exists()
+
+
+def test_killed_around_its_first_best_weights_it_can_be_continued(generated, monkeypatch):
+    """A best.pt without last.pt could be neither continued nor, in that folder, begun again."""
+
+    def killed(path, checkpoint):
+        save_checkpoint(path, checkpoint)
+        if path.name == "best.pt":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as first, pytest.raises(KeyboardInterrupt):
+        first.setattr("train.fit.save_checkpoint", killed)
+        fit(generated)
+    finished = fit(replace(generated, resume=True))
+    assert finished.steps == 6 and finished.best_path.exists()
 
 
 def test_a_second_ctrl_c_ends_at_once(generated):

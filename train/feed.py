@@ -11,6 +11,7 @@ from multiprocessing.connection import Connection
 import torch
 
 from runtime.geometry.errors import InputError, Scarce, system_reason
+from runtime.stopping import end_with_parent
 from train.distributed import Processes
 from train.image_pair import ImagePair
 from train.sources import Sources
@@ -98,6 +99,7 @@ def _make(
     sending: Connection, pair: Callable[[int], ImagePair], steps: range, batch: Batch, number: int, workers: int
 ) -> None:
     """Make and send pairs until nobody takes them, in a process of its own."""
+    end_with_parent()
     for name in (signal.SIGINT, signal.SIGTERM):
         # A signal to the whole group of processes ends training after its step; until then workers are needed.
         signal.signal(name, signal.SIG_IGN)

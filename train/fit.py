@@ -211,6 +211,8 @@ class _Loop:
                 self.score = run.validate(self._picture)
         except Stopped:
             return None
+        if not self.last_path.exists():
+            self._save()  # a best.pt alone could neither be continued nor begun again
         if run.keep_score(self.score) and run.processes.first:
             save_checkpoint(self.best_path, run.checkpoint(resumable=False))
         self._tick()

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from runtime.figures import new_figure
 from runtime.geometry.whole_files import atomic_path
 
 Record = dict[str, Any]
@@ -31,9 +32,7 @@ def draw(record: Record, path: Path) -> None:
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=SIZE, layout="constrained")
+    figure = new_figure(*SIZE)
     (_volumes if "shapes" in record else _stages)(record, figure.subplots())
     figure.suptitle(_place(record), fontsize=9, color="0.3")
     with atomic_path(path) as temporary:

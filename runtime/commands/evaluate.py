@@ -7,7 +7,16 @@ checkpoints are refused.
 import click
 
 from runtime.commands.transforms import SUFFIXES
-from runtime.terminal import PATH, QUIET, InSections, Numbers, SectionOption, StageLine, one_line_errors
+from runtime.terminal import (
+    PATH,
+    QUIET,
+    InSections,
+    Numbers,
+    SectionOption,
+    StageLine,
+    exit_code_of_failures,
+    one_line_errors,
+)
 
 
 def _section(name: str):
@@ -140,7 +149,7 @@ def evaluate(export, pairs, output, links, label_ids, engine_dirs, checkpoints, 
             click.echo(f"warning: {name}: {line}", err=True)
         click.echo(f"{result.table()}\nwrote {result.folder}/: {', '.join(result.to_read)} first")
     if result.failures:
-        raise click.exceptions.Exit(1)
+        raise click.exceptions.Exit(exit_code_of_failures(result.only_scarcity))
 
 
 def _pairs(path, single, links, convention):

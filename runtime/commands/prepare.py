@@ -2,7 +2,7 @@
 
 import click
 
-from runtime.terminal import NAN, PATH, QUIET, Numbers, StageLine, one_line_errors
+from runtime.terminal import NAN, PATH, QUIET, Numbers, StageLine, exit_code_of_failures, one_line_errors
 
 
 @click.command()
@@ -54,4 +54,4 @@ def prepare(quiet, preset, **choices) -> None:
     if not quiet:
         click.echo(result.summary())
     if result.failures:
-        raise click.exceptions.Exit(1)
+        raise click.exceptions.Exit(exit_code_of_failures(result.only_scarcity))

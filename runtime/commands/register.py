@@ -10,7 +10,7 @@ from runtime.terminal import (
     QUIET,
     Numbers,
     StageLine,
-    exit_code_of,
+    exit_code_of_failures,
     one_line_errors,
 )
 
@@ -133,6 +133,7 @@ def register(
     Options that are not given follow the engine set. Several moving scans share the work on the fixed one; what is
     wrong with one of them is said, and the others go on.
     """
+    from runtime.geometry.errors import is_scarcity
     from runtime.options import Options
     from runtime.outputs import Outputs
     from runtime.series import EngineChoice, plan_tasks, register_files
@@ -147,7 +148,7 @@ def register(
             errors += filter(None, [outcome.error])
             _tell(outcome, stages, quiet, alone=len(tasks) == 1)
     if errors:
-        raise click.exceptions.Exit(exit_code_of(errors))
+        raise click.exceptions.Exit(exit_code_of_failures(all(map(is_scarcity, errors))))
 
 
 def _tell(outcome, stages: StageLine, quiet: bool, alone: bool) -> None:

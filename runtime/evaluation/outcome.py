@@ -93,6 +93,14 @@ class Evaluation:
         return found
 
     @property
+    def only_scarcity(self) -> bool:
+        """Whether all that failed may work another time."""
+        parts = []
+        for record in self.records:
+            parts += [*record.get("errors", ()), *(record["methods"].get(method.title, {}) for method in self.methods)]
+        return all(part["scarce"] for part in parts if "error" in part)
+
+    @property
     def warnings(self) -> list[tuple[str, str]]:
         """Doubts about headers, places and results, each once: pair, line."""
         found = {}

@@ -9,6 +9,7 @@ import numpy as np
 from runtime.evaluation.methods import BEFORE, Method
 from runtime.evaluation.outcome import Evaluation, Spread, so_many_pairs
 from runtime.evaluation.records import BOXES, CURVES, DELTAS
+from runtime.figures import new_figure
 from runtime.geometry.whole_files import atomic_path
 from runtime.schedules import LEVELS
 
@@ -39,12 +40,6 @@ def _save(figure: Any, path: Path) -> None:
         figure.savefig(temporary, format="png", dpi=130)
 
 
-def _figure(width: float, height: float) -> Any:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
-
-
 def draw_boxes(evaluation: Evaluation) -> Any:
     """Dice of each label over pairs, before and after the method that `shown_method` names; None without labels."""
     method = shown_method(evaluation)
@@ -54,7 +49,7 @@ def draw_boxes(evaluation: Evaluation) -> Any:
     labels = sorted(set().union(*sides))
     columns = -(-len(labels) // LABELS_A_COLUMN)
     rows = -(-len(labels) // columns)
-    figure = _figure(COLUMN_WIDTH * columns + 0.6, ROW * rows + 1.4)
+    figure = new_figure(COLUMN_WIDTH * columns + 0.6, ROW * rows + 1.4)
     for axes, start in zip(np.ravel(figure.subplots(1, columns)), range(0, len(labels), rows), strict=True):
         _draw_labels(axes, labels[start : start + rows], rows, sides)
     figure.legend(*_legend(evaluation, method), loc="outside upper center", ncols=2, frameon=False)
@@ -132,7 +127,7 @@ def draw_curves(evaluation: Evaluation) -> Any:
     sets = list(dict.fromkeys(method.engines for method in evaluation.methods if method.places))
     if not families:
         return None
-    figure = _figure(13, 4.2 * len(sets) + 0.5)
+    figure = new_figure(13, 4.2 * len(sets) + 0.5)
     rows = figure.subplots(len(sets), len(PANELS), squeeze=False)
     for engines, row in zip(sets, rows, strict=True):
         for (title, figure_name, factor), axes in zip(PANELS, row, strict=True):
@@ -170,7 +165,7 @@ def draw_deltas(evaluation: Evaluation) -> Any:
     series = {name: sorted(points, key=lambda point: point[0]) for name, points in series.items() if len(points) > 1}
     if not series:
         return None
-    figure = _figure(13, 4.6)
+    figure = new_figure(13, 4.6)
     panels = figure.subplots(1, 3)
     for number, (name, points) in enumerate(series.items()):
         for (_, figure_name, factor), axes in zip(PANELS[:2], panels, strict=False):

@@ -1,7 +1,6 @@
 """A list of pairs evaluated by many methods on one or several engine sets, resumed where an earlier run ended."""
 
 import importlib.util
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
@@ -15,7 +14,7 @@ from runtime.evaluation.outcome import Evaluation
 from runtime.evaluation.pair_list import Pair, label_ids_of
 from runtime.evaluation.pair_scorer import PairScorer
 from runtime.evaluation.records import PAIRS, Record, ScoresFolder
-from runtime.geometry.errors import InputError, first_line
+from runtime.geometry.errors import InputError, recorded
 from runtime.geometry.folder_lock import folder_lock
 from runtime.geometry.hashes import sha256_of_facts
 from runtime.report import versions
@@ -134,7 +133,7 @@ class _Work:
             scorer = PairScorer(pair, engines, start, ids, points_in, self._told.stage)
         except Exception as error:  # one pair's trouble must not stop the others
             left = len(todo) + self._plan.later(pair, record, named)
-            record.setdefault("errors", []).append({"engines": named.name, **_trouble(error)})
+            record.setdefault("errors", []).append({"engines": named.name, **recorded(error)})
             self._folder.write(record)
             self._told.skip(pair.name, left - self._plan.later(pair, record, named))
             return
@@ -153,14 +152,7 @@ class _Work:
                 return scorer.run_transform()
             return {"options": vars(method.options), **scorer.run(method)}
         except Exception as error:
-            return _trouble(error)
-
-
-def _trouble(error: Exception) -> dict[str, str]:
-    """What went wrong, as records have it; of what nobody foresaw with the traceback."""
-    if isinstance(error, InputError):
-        return {"error": first_line(error)}
-    return {"error": f"{type(error).__name__}: {first_line(error)}", "traceback": traceback.format_exc()}
+            return recorded(error)
 
 
 @contextmanager

@@ -1,8 +1,10 @@
 """The exceptions a user is meant to read."""
 
 import errno
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 # What the system says where there is too little of something just now: disk, memory, processes, open files.
 SCARCITIES = (errno.ENOSPC, errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE)
@@ -35,6 +37,22 @@ def require_single(value: float, argument: str) -> None:
     """Refuse a number that single precision, in which images are kept, does not hold; InputError."""
     if not abs(value) <= LARGEST_SINGLE:
         raise InputError(f"{argument}: got {value:g}, expected a number that single precision holds, such as 0")
+
+
+def is_scarcity(error: Exception) -> bool:
+    """Whether it may be gone another time: a `Scarce`, memory that ran out, a full disk or the like."""
+    return isinstance(error, Scarce | MemoryError) or (isinstance(error, OSError) and error.errno in SCARCITIES)
+
+
+def recorded(error: Exception) -> dict[str, Any]:
+    """What went wrong with one part of a work whose other parts went on, as records have it.
+
+    `error` is a line, `scarce` whether it may work another time; of what nobody foresaw there is the `traceback` too.
+    """
+    if isinstance(error, InputError):
+        return {"error": first_line(error), "scarce": is_scarcity(error)}
+    line = f"{type(error).__name__}: {first_line(error)}"
+    return {"error": line, "scarce": is_scarcity(error), "traceback": "".join(traceback.format_exception(error))}
 
 
 def first_line(error: object) -> str:

@@ -18,6 +18,7 @@ from runtime.preparation.folder import OutputFolder
 from runtime.preparation.options import PrepareOptions
 from runtime.preparation.reference import Reference
 from runtime.preparation.scan_preparer import Outcome, ScanPreparer
+from runtime.stopping import end_with_parent
 
 # Peak memory of a process, measured: 0.5 GB for a scan of 256x256x160, 1 GB for a masked one of 488x404x224.
 ALWAYS, PER_VOXEL = 300 * 2**20, 24  # bytes
@@ -101,6 +102,7 @@ def _begin(options: PrepareOptions, reference: Reference, folder: OutputFolder, 
     import numba
 
     global _preparer
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
     _preparer = ScanPreparer(options, reference, folder, threads)

@@ -1,7 +1,6 @@
 """One scan after the other, from native files to prepared ones: read, aligned, resampled once, written, recorded."""
 
 import platform
-import traceback
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from runtime import __version__
-from runtime.geometry.errors import InputError, first_line
+from runtime.geometry.errors import recorded
 from runtime.geometry.hashes import sha256_of_facts, sha256_of_file
 from runtime.geometry.scan_list import COLUMNS, Scan
 from runtime.geometry.volume import read_volume, write_volume
@@ -149,12 +148,9 @@ class ScanPreparer:
                     write_volume(file, array, target, (code, code), pool=pool)
 
     def _failed(self, record: Record, error: Exception) -> Outcome:
-        """The record of a failure, which the next run tries again; of one nobody foresaw, with its traceback."""
+        """The record of a failure, which the next run tries again."""
         self._folder.clear(record["name"])
-        record["error"] = first_line(error)
-        if not isinstance(error, InputError):
-            record["error"] = f"{type(error).__name__}: {first_line(error)}"
-            record["traceback"] = traceback.format_exc()
+        record |= recorded(error)
         self._folder.write_record(record)
         return Outcome(record, False, Tile(record["name"], error=record["error"]))
 

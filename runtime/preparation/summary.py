@@ -56,6 +56,11 @@ class Preparation:
         return tuple(record for record in self.records if "error" in record)
 
     @property
+    def only_scarcity(self) -> bool:
+        """Whether all that failed may work another time."""
+        return all(record["scarce"] for record in self.failures)
+
+    @property
     def successes(self) -> tuple[Record, ...]:
         return tuple(record for record in self.records if "error" not in record)
 
