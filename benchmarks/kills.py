@@ -27,9 +27,9 @@ import click
 from PIL import Image
 
 from runtime.geometry.errors import InputError
+from runtime.geometry.hashes import sha256_of_file
 from runtime.geometry.volume import write_volume
 from runtime.manifest import load_engine_set
-from runtime.preparation.folder import file_hash
 from tests import scans
 from train.checkpoint import load_checkpoint
 
@@ -145,7 +145,7 @@ def prepared(folder: Path) -> bool:
     """Each record's files are those it was written with."""
     records = [json.loads(path.read_text()) for path in folder.glob("records/*.json")]
     outputs = [output for record in records for output in record.get("outputs", {}).values()]
-    return all(file_hash(folder / output["path"]) == output["sha256"] for output in outputs)
+    return all(sha256_of_file(folder / output["path"]) == output["sha256"] for output in outputs)
 
 
 def trained(folder: Path) -> bool:
