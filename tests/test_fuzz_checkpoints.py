@@ -37,7 +37,7 @@ def changed(content: dict, numbers: random.Random) -> dict:
         value = holder.pop(last)
         if numbers.random() < 0.8:
             name = last if numbers.random() < 0.8 else numbers.choice((f"module.{last}", 0, ""))
-            holder[name] = numbers.choice((value, *ODD))
+            holder[name] = copy.deepcopy(numbers.choice((value, *ODD)))
     return result
 
 

@@ -60,7 +60,7 @@ def test_values_of_a_manifest_with_the_right_hash(linked):
             holder = content
             for key in path:
                 holder = holder[key]
-            holder[last] = numbers.choice(ODD)
+            holder[last] = copy.deepcopy(numbers.choice(ODD))
         (linked / "manifest.json").write_text(json.dumps(sealed(content)))
         with refused_or_fine():
             load_engine_set(linked)
