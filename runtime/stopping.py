@@ -33,6 +33,11 @@ def check_asked() -> None:
         raise Stopped(_asked[0])
 
 
+def asked() -> int | None:
+    """The signal that asked the program to stop, since `raise_on_signals`; None: none did."""
+    return _asked[0] if _asked else None
+
+
 def exit_code(number: int) -> int:
     """Of a program that a signal ended, as shells and batch systems know it: 130 for Ctrl-C, 143 for SIGTERM."""
     return 128 + number

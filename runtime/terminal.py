@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from runtime.standard_streams import keep_streams_usable
-from runtime.stopping import Stopped, exit_code, ignore_signals, raise_on_signals
+from runtime.stopping import Stopped, asked, exit_code, ignore_signals, raise_on_signals
 
 TRY_LATER = 75  # the exit code of sysexits.h for what may work another time, EX_TEMPFAIL
 MEMORY_REMEDY = "close other programs, raise the limit (ulimit -v, the batch system's) or use another computer"
@@ -161,7 +161,7 @@ class OneLineGroup(click.Group):
         if not standalone_mode:
             return super().main(*args, standalone_mode=False, **kwargs)
         try:
-            sys.exit(super().main(*args, standalone_mode=False, **kwargs) or 0)
+            sys.exit(self._ended(*args, **kwargs) or 0)
         except click.UsageError as error:
             place = f"; see {error.ctx.command_path} --help" if error.ctx else ""
             click.echo(f"Error: {error.format_message().rstrip('.')}{place}", err=True)
@@ -173,6 +173,16 @@ class OneLineGroup(click.Group):
             stopped = error.__cause__ if isinstance(error.__cause__, Stopped) else Stopped(signal.SIGINT)
             click.echo(f"S{str(stopped)[1:]}", err=True)
             sys.exit(exit_code(stopped.number))
+
+
+    def _ended(self, *args, **kwargs):
+        """What goes wrong once the program was asked to stop, in an import that was broken off, comes of that."""
+        try:
+            return super().main(*args, standalone_mode=False, **kwargs)
+        except Exception:
+            if number := asked():
+                raise click.Abort from Stopped(number)
+            raise
 
 
 def run(group: click.Group) -> None:

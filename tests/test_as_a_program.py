@@ -165,6 +165,28 @@ def test_asked_to_stop_it_says_so_and_leaves_nothing(command, tmp_path, number, 
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+@pytest.mark.parametrize("number, code, word", STOPPED)
+def test_what_a_library_makes_of_being_stopped_is_told_as_that(number, code, word):
+    """As of an import that was broken off, which fails in a way of its own when it is tried again."""
+    program = f"""
+        import os, click
+        from runtime.terminal import OneLineGroup, run
+
+        @click.command(cls=OneLineGroup, invoke_without_command=True)
+        def group():
+            try:
+                os.kill(os.getpid(), {int(number)})
+            finally:
+                raise RecursionError("maximum recursion depth exceeded")
+
+        run(group)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == code
+    assert done.stderr.strip().startswith(f"Stopped by {word}") and len(done.stderr.strip().splitlines()) == 1
+
+
 def _lines(path: Path) -> int:
     return len(path.read_text().splitlines()) if path.exists() else 0
 
