@@ -25,7 +25,7 @@ from train.options import FitOptions
 from train.pictures import FOLDER as PICTURES
 from train.pictures import write_picture
 from train.run import Run
-from train.stop import Stopped, StopRequest
+from train.stop import StopRequest, WaitEnded
 from train.validation import Score
 
 
@@ -166,7 +166,7 @@ class _Loop:
             try:
                 with self.stop.waiting():
                     given = next(pairs)
-            except Stopped:
+            except WaitEnded:
                 return
             plan, losses = run.plan(), run.train_step(given)
             self._tick()
@@ -209,7 +209,7 @@ class _Loop:
         try:
             with self.stop.waiting():
                 self.score = run.validate(self._picture)
-        except Stopped:
+        except WaitEnded:
             return None
         if not self.last_path.exists():
             self._save()  # a best.pt alone could neither be continued nor begun again

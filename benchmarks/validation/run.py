@@ -14,9 +14,9 @@ from benchmarks.validation.scores import Scorer, inconsistency
 from benchmarks.validation.template import write_carried
 from runtime.conventions.plain_affine import write_affine
 from runtime.engines import Engines
-from runtime.evaluation.records import digest
 from runtime.evaluation.remembering import Bill, Memory, RememberingPair
 from runtime.geometry.errors import InputError
+from runtime.geometry.hashes import sha256_of_facts
 from runtime.geometry.transform import Transform
 from runtime.geometry.whole_files import write_text
 from runtime.options import Options
@@ -46,7 +46,7 @@ class Folder:
 def key_of(method: Method, hashes: dict[str, str], affine: str) -> str:
     """Return what a record's name says of method, engines and affine initialisation."""
     options = method.options and {k: v for k, v in vars(method.options).items() if k != "affine" and v is not None}
-    return digest(method.name if options is None else options, hashes, affine)[:16]
+    return sha256_of_facts([method.name if options is None else options, hashes, affine])[:16]
 
 
 class ReadyCouple:

@@ -14,6 +14,7 @@ from typing import Any
 from runtime.geometry.errors import InputError, Scarce, first_line, refused
 from runtime.geometry.whole_files import lives, remove_leftovers, this_process
 from runtime.geometry.whole_folder import finish_replacements
+from runtime.stopping import held_signals
 
 LOCK = ".rpnet-lock"
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # said by file systems without them
@@ -40,20 +41,21 @@ def folder_lock(folder: Path, argument: str = "--output", subfolders: Sequence[s
         InputError: the folder cannot be made or written to.
     """
     missing: list[Path] = []
+    handle = None
     try:
-        with _explained(folder, argument):
+        with _explained(folder, argument), held_signals():  # one between making and noting would leave the file
             missing += [place for place in (folder, *folder.absolute().parents) if not place.exists()]
             folder.mkdir(parents=True, exist_ok=True)
             handle = _taken(folder, argument)
-        try:
-            _tidy(folder, subfolders)
-            yield
-        finally:
-            try:
-                _tidy(folder, subfolders)
-            finally:
-                _given_back(folder / LOCK, handle)
+        _tidy(folder, subfolders)
+        yield
     finally:
+        try:
+            if handle is not None:
+                _tidy(folder, subfolders)
+        finally:
+            if handle is not None:
+                _given_back(folder / LOCK, handle)
         for place in missing:
             with contextlib.suppress(OSError):
                 place.rmdir()
