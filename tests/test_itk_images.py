@@ -65,9 +65,9 @@ def test_more_voxels_than_it_holds(tmp_path):
 
 
 def test_without_simpleitk(tmp_path, monkeypatch):
-    """As where it is not installed: a program that says so stands for the one that reads."""
-    (tmp_path / "child.py").write_text('print(\'{"refused": "SimpleITK is not installed"}\')')
-    monkeypatch.setattr(itk_image, "CHILD", tmp_path / "child.py")
+    """As where it is not installed: a reader that says so stands for the one that reads."""
+    (tmp_path / "reader.py").write_text('def read(*given): raise ValueError("SimpleITK is not installed")')
+    monkeypatch.setattr(itk_image, "READER", tmp_path / "reader.py")
     with pytest.raises(InputError, match=r"cannot be read as NRRD or MetaImage \(SimpleITK is not installed\)"):
         read_volume(write(tmp_path / "a.nrrd"), "x")
 

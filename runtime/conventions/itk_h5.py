@@ -33,7 +33,7 @@ MAGIC = b"\x89HDF\r\n\x1a\n"
 ATTRIBUTE = "description"  # of /TransformGroup, holds the card
 FIELD, AFFINE = "DisplacementFieldTransform", "AffineTransform"
 GRID_NUMBERS = 18  # size, origin, spacing, direction
-CHILD = Path(__file__).with_name("h5_child.py")
+READER = Path(__file__).with_name("h5_reader.py")
 PLANES = 16  # of K, written at a time
 
 
@@ -99,7 +99,7 @@ def _contents(path: Path, name: str) -> tuple[list[tuple[str, Array, Array]], st
         InputError: the file is damaged, in whatever way the HDF5 library takes that: an error, an end, or no end.
     """
     try:
-        head, content = read_elsewhere(CHILD, path)
+        head, content = read_elsewhere(READER, path)
     except Unreadable as error:
         raise _damaged(name, str(error)) from None
     parts, at = [], 0

@@ -1,8 +1,7 @@
 """Files read by a program of its own: what damaged files do to a C library, they do there, and in bounded time.
 
-Such a program imports nothing of ours, writes one line of JSON to its standard output, and then numbers as they are in
-memory. What it refuses is {"refused": reason}. It limits the time it computes for itself; a clock here ends it if that
-fails.
+The program (`elsewhere_child.py`, which says what it writes) limits the time it computes for itself; a clock here ends
+it if that fails.
 """
 
 import json
@@ -11,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+CHILD = Path(__file__).with_name("elsewhere_child.py")
 PATIENCE, PER_BYTE = 60.0, 1e-6  # seconds until it is ended, and on top for each byte of the file
 
 
@@ -18,18 +18,18 @@ class Unreadable(Exception):
     """A file that was not read, and why, in one line."""
 
 
-def read_elsewhere(program: Path, path: Path, *options: str) -> tuple[dict[str, Any], memoryview]:
+def read_elsewhere(reader: Path, path: Path, *options: str) -> tuple[dict[str, Any], memoryview]:
     """The line of JSON, and the bytes behind it.
 
     Args:
-        program: a Python file.
-        path: what it reads, its first argument.
+        reader: a Python file with a function `read`.
+        path: what it reads.
         options: its further arguments.
 
     Raises:
         Unreadable: refused, or the program was ended by what it read.
     """
-    command = [sys.executable, "-P", str(program), str(path), *options]
+    command = [sys.executable, "-P", str(CHILD), str(reader), str(path), *options]
     seconds = PATIENCE + PER_BYTE * path.stat().st_size
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds, check=False)

@@ -11,7 +11,7 @@ from runtime.geometry.hashes import sha256_of_file
 from runtime.geometry.image_headers import Header
 
 Array = np.ndarray
-CHILD = Path(__file__).with_name("itk_child.py")
+READER = Path(__file__).with_name("itk_reader.py")
 MARKS = (b"NRRD000", b"ObjectType", b"NDims", b"Comment")  # what files begin with
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -47,7 +47,7 @@ class ItkImage:
 
     def _read(self, *options: str) -> tuple[dict, memoryview]:
         try:
-            return read_elsewhere(CHILD, self.path, *options)
+            return read_elsewhere(READER, self.path, *options)
         except Unreadable as error:
             raise InputError(f"{self.name} cannot be read as NRRD or MetaImage ({error})") from None
 

@@ -1,16 +1,11 @@
-"""A program of its own that reads NRRD and MetaImage with SimpleITK; see `runtime.geometry.elsewhere`.
+"""Reader of NRRD and MetaImage with SimpleITK for `runtime.geometry.elsewhere`.
 
-    python itk_child.py FILE [--voxels]
-
-Its line of JSON is {"shape": three sizes, "type": "<i2" or the like, "affine": 4 x 4, voxel -> LPS mm, "placed":
-whether the header says where voxels lie}; with --voxels they follow, first axis fastest.
+Facts: {"shape": three sizes, "type": "<i2" or the like, "affine": 4 x 4, voxel -> LPS mm, "placed": whether the header
+says where voxels lie}. With the option --voxels these follow, first axis fastest.
 """
 
-import json
 import re
-import sys
 
-CPU_SECONDS, PER_BYTE = 3, 1e-7  # that reading may take, and on top for each byte of the file
 MOST_DENSE = 1040  # times the bytes that deflate makes of one
 TEXT = 1 << 16  # bytes in which a header ends
 DETACHED = re.compile(rb"^(data ?file:|ElementDataFile\s*=(?!\s*LOCAL\b))", re.IGNORECASE | re.MULTILINE)
@@ -26,39 +21,22 @@ TYPES = {
 }
 
 
-def main(path: str, voxels: bool) -> None:
-    """Read a file and write it to standard output."""
+def read(path: str, size: int, *options: str) -> tuple[dict, list]:
+    """Return the facts, and the voxels where they are asked for."""
     try:
-        head, array = _read(path, voxels)
+        return _read(path, size, "--voxels" in options)
     except ImportError:
-        head, array = {"refused": "SimpleITK, which reads it, is not installed: pip install SimpleITK"}, None
-    except Exception as error:  # damaged files raise errors of a dozen kinds
+        raise ValueError("SimpleITK, which reads it, is not installed: pip install SimpleITK") from None
+    except Exception as error:  # of ITK's lines the last one says it
         lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-        head, array = {"refused": lines[-1].strip()[:300]}, None
-    sys.stdout.buffer.write(json.dumps(head).encode() + b"\n")
-    if array is not None:
-        sys.stdout.buffer.write(memoryview(array).cast("B"))
-    sys.stdout.buffer.flush()
+        raise ValueError(lines[-1].strip()) from None
 
 
-def _limit(seconds: float) -> None:
-    """The system ends this process when it has computed for so long; where it cannot, its parent's clock does."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return
-    resource.setrlimit(resource.RLIMIT_CPU, (int(seconds) + 1, int(seconds) + 2))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-
-def _read(path: str, voxels: bool) -> tuple[dict, object]:
+def _read(path: str, size: int, voxels: bool) -> tuple[dict, list]:
     import math
-    import os
 
     import SimpleITK as sitk
 
-    size = os.stat(path).st_size
-    _limit(CPU_SECONDS + PER_BYTE * size)
     with open(path, "rb") as file:
         text = re.split(rb"\n\r?\n", file.read(TEXT))[0]
     if DETACHED.search(text):
@@ -81,8 +59,4 @@ def _read(path: str, voxels: bool) -> tuple[dict, object]:
     ]
     affine = [[*columns[row], reader.GetOrigin()[row]] for row in range(3)] + [[0, 0, 0, 1]]
     head = {"shape": shape, "type": dtype, "affine": affine, "placed": bool(PLACED.search(text))}
-    return head, sitk.GetArrayFromImage(reader.Execute()) if voxels else None
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], "--voxels" in sys.argv[2:])
+    return head, [sitk.GetArrayFromImage(reader.Execute())] if voxels else []

@@ -1,50 +1,15 @@
-"""A program of its own that reads ITK's HDF5 transforms: damaged files may end it, and the HDF5 library with it.
+"""Reader of ITK's HDF5 transforms for `runtime.geometry.elsewhere`: damaged files may end the HDF5 library.
 
-    python h5_child.py FILE
-
-It writes one line of JSON, then the numbers of each part in the order of the line, as they are in memory:
-
-    {"description": text, "parts": [{"kind": text, "fixed": count, "parameters": count, "type": "<f4"}, ...]}
-
-or {"refused": reason}. The fixed parameters are of type "<f8". It imports nothing of ours, so that it starts quickly.
+Facts: {"description": text, "parts": [{"kind": text, "fixed": count, "parameters": count, "type": "<f4"}, ...]}.
+Arrays: fixed parameters, of type "<f8", and parameters of each part in this order.
 """
 
-import json
-import sys
-
-CPU_SECONDS, PER_BYTE = 3, 1e-7  # that reading may take, and on top for each byte of the file
 MOST_DENSE = 1040  # times the bytes that deflate makes of one
 MOST_PARTS = 1000
 
 
-def main(path: str) -> None:
-    """Read a file and write it to standard output."""
-    import os
-
-    size = os.stat(path).st_size
-    _limit(CPU_SECONDS + PER_BYTE * size)
-    try:
-        head, numbers = _read(path, size)
-    except Exception as error:  # damaged files raise errors of a dozen kinds
-        lines = str(error).splitlines() or [""]
-        head, numbers = {"refused": lines[0][:300] or type(error).__name__}, []
-    sys.stdout.buffer.write(json.dumps(head).encode() + b"\n")
-    for array in numbers:
-        sys.stdout.buffer.write(memoryview(array).cast("B"))
-    sys.stdout.buffer.flush()
-
-
-def _limit(seconds: float) -> None:
-    """The system ends this process when it has computed for so long; where it cannot, its parent's clock does."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return
-    resource.setrlimit(resource.RLIMIT_CPU, (int(seconds) + 1, int(seconds) + 2))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-
-def _read(path: str, size: int) -> tuple[dict, list]:
+def read(path: str, size: int) -> tuple[dict, list]:
+    """Return the facts and the numbers of all parts."""
     import h5py
     import numpy as np
 
@@ -85,7 +50,3 @@ def _other(file) -> str:
     if str(file.attrs.get("Format", "")) == "X5":
         return "it is X5, the format of nitransforms, which has to write it as ITK's: .to_filename(..., fmt='itk')"
     return "it holds no TransformGroup of ITK"
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])
