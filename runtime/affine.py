@@ -130,7 +130,8 @@ class PairPyramid:
             best = other if other is not None and other.detail_after > needed else best
         if best is None:
             raise error
-        if turn := described(turn_of(best.matrix)):
+        rigid = nearest_rigid(best.matrix, self.levels[-1].fixed.centre)
+        if turn := described(turn_of(rigid)):
             note = f"the moving scan is turned by its header ({turn} in it), found by its content; check that header"
             return replace(best, note=note if best.note is None else f"{note}; {best.note}")
         return best

@@ -40,10 +40,9 @@ SINGLE_TILTS = [rotation(tuple(angle * np.eye(3)[axis])) for axis in range(3) fo
 TURNS = [turn @ tilt for turn in orientations()[1:] for tilt in (np.eye(3), *SINGLE_TILTS)]
 
 
-def turn_of(matrix: Array) -> Array:
-    """Return the orientation, of the 24, nearest to an affine map's rotation (4, 4)."""
-    left, _, right = np.linalg.svd(matrix[:3, :3])
-    return max(orientations(), key=lambda turn: float(np.trace(turn.T @ left @ right)))
+def turn_of(rigid: Array) -> Array:
+    """Return the orientation, of the 24, nearest to the rotation of a rigid map (4, 4)."""
+    return max(orientations(), key=lambda turn: float(np.trace(turn.T @ rigid[:3, :3])))
 
 
 def described(turn: Array) -> str:

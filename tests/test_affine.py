@@ -14,7 +14,6 @@ from runtime.affine_kernels import MOMENTS, SUMS, block_means, correlation_momen
 from runtime.affine_limits import LIMITS, Limits
 from runtime.affine_pyramid import Level, LevelImage, half, longest_edge, prepared
 from runtime.affine_turns import orientations, turn_of
-from runtime.affine_turns import rotation as rotation_of
 from runtime.geometry.errors import InputError
 from runtime.geometry.flow import sample
 from runtime.geometry.grid import Grid
@@ -299,7 +298,7 @@ class TestTurnedHeaders:
         turns = np.array(orientations())
         assert len({tuple(turn.ravel()) for turn in turns}) == 24 and np.array_equal(turns[0], np.eye(3))
         assert np.allclose(np.linalg.det(turns), 1)
-        assert all(np.array_equal(turn_of(np.pad(rotation_of((9, -8, 7)) @ turn, (0, 1))), turn) for turn in turns)
+        assert all(np.array_equal(turn_of(rotation((9, -8, 7)) @ np.pad(turn, (0, 1))), turn) for turn in turns)
 
 
 def test_every_level_has_the_object_in_the_same_place():

@@ -158,9 +158,9 @@ class Run:
 
     def _require_moments(self) -> None:
         """Raise ValueError where Adam's settings or moments are not those of this network and these options."""
-        usual = torch.optim.Adam(self.network.parameters()).param_groups[0]
+        usual = self.optimizer.defaults
         for group in self.optimizer.param_groups:
-            if any(group.get(name) != value for name, value in usual.items() if name not in ("lr", "params")):
+            if any(group.get(name) != value for name, value in usual.items() if name != "lr"):
                 raise ValueError("Adam's settings are others")
         for weight in self.network.parameters():
             moments = self.optimizer.state[weight]
