@@ -88,6 +88,28 @@ def test_ctrl_c_ends_both_after_the_same_step_and_one_process_can_go_on(alone, v
     assert result.steps == done + 1 and result.interrupted, "last.pt knew the step that the log ends with"
 
 
+STEP = """
+import os, torch
+from train.distributed import joined
+layer = torch.nn.Linear(2, 2)
+with joined("cpu") as processes:
+    layer(torch.ones(2)).sum().backward()
+    processes.add_up(weight.grad for weight in layer.parameters())
+    torch.optim.Adam(layer.parameters()).step()
+    during = os.listdir("/proc/self/task")
+print(len(during) > 1, *(open(f"/proc/self/task/{thread}/comm").read() for thread in os.listdir("/proc/self/task")))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are listed as Linux does")
+def test_no_thread_of_the_connection_outlives_it(tmp_path):
+    (tmp_path / "step.py").write_text(STEP)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([*TORCHRUN, tmp_path / "step.py"], env=environment, text=True, capture_output=True)
+    assert done.returncode == 0 and done.stdout.count("True") == 2, done.stderr
+    assert "gloo" not in done.stdout, "at the interpreter's end it may abort the process"
+
+
 class TestAProcessAndItsShare:
     def test_a_steps_pairs_are_the_same_however_many_share_them(self):
         for step in (0, 3):

@@ -13,6 +13,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed
+
+# Default arguments in here are the group that exists at the import, which an optimiser's first step would cause, too
+# late: that group's threads would then outlive it, into the interpreter's end, where they abort the process.
+import torch.distributed.nn.functional
 from torch import Tensor
 
 from runtime.geometry.errors import InputError, first_line
