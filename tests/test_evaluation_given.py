@@ -1,5 +1,6 @@
 """What a user gives `evaluate` beside scans: other tools' transforms in their conventions, landmarks, numbers."""
 
+import gzip
 from types import SimpleNamespace
 
 import nibabel as nib
@@ -71,6 +72,16 @@ class TestConventions:
         line = f"one,{pair.fixed},{pair.moving},{pair.fixed_labels},{pair.moving_labels},{field},{convention}"
         listed = write_list(pair, line, columns="transform,convention")
         run("--pairs", listed, "--output", pair.output, *QUICK)
+        assert scores(pair.output)["transform"]["dice"] == 1
+
+    def test_doubts_about_its_header_are_told(self, pair, run):
+        field = write_field(pair.fixed.parent / "field.nii.gz", SHIFT)
+        damaged = bytearray(gzip.decompress(field.read_bytes()))
+        damaged[123] = 7  # xyzt_units: no length has this code
+        field.write_bytes(gzip.compress(bytes(damaged)))
+        done = run(*of_pair(pair, *SCANS, *LABELS), "-t", field, "--convention", "learn2reg", *QUICK)
+        lines = [line for line in done.stderr.splitlines() if line.startswith("warning") and "field.nii.gz" in line]
+        assert len(lines) == 1 and "unit" in lines[0], done.stderr
         assert scores(pair.output)["transform"]["dice"] == 1
 
     def test_without_it_the_message_names_option_and_column_and_then_only_the_transform_is_scored_anew(self, pair, run):

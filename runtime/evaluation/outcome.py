@@ -105,8 +105,9 @@ class Evaluation:
         """Doubts about headers, places and results, each once: pair, line."""
         found = {}
         for record in self.records:
-            for facts in record["engine_sets"].values():
-                found |= {(record["name"], line): None for line in facts["warnings"]}
+            entries = (record["methods"].get(method.title, {}) for method in self.methods)
+            parts = (*record["engine_sets"].values(), *entries)
+            found |= {(record["name"], line): None for part in parts for line in part.get("warnings", ())}
         return list(found)
 
     @property

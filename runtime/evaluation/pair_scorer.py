@@ -113,7 +113,7 @@ class PairScorer:
             if "convention" not in str(error):
                 raise
             raise InputError(f"{error} (--convention, or the column convention of --pairs)") from None
-        return self._judge.score(read.transform).as_dict()
+        return {**self._judge.score(read.transform).as_dict(), "warnings": list(read.doubts)}
 
     def _register(self, options: Options) -> tuple[Registration, dict[str, float]]:
         """A registration, and the seconds by stage that it alone would have taken."""
