@@ -11,7 +11,7 @@ RECIPE ?= long
 LAST := runs/$(RECIPE)/last.pt
 KEPT := train/recipes/$(RECIPE).pt
 START := runs/shipped.pt
-# Pairs to validate it on, where benchmarks/validation/training_list.py has written them; else generated ones.
+# Pairs to validate it on, where measurements/validation/training_list.py has written them; else generated ones.
 LIST := runs/validation/pairs.csv
 VALIDATED = $(if $(wildcard $(LIST)), --validation $(LIST) --validation-pairs 10)
 THREADS ?= 1
@@ -60,7 +60,7 @@ $(JUDGES): requirements-tests.txt $(INSTALLED)
 
 # Says what it does; compiled code outlives $(VENV), in the user's cache folder.
 warm: $(INSTALLED)
-	@$(RUN) -m runtime.warmup
+	@$(RUN) -m runtime.registration.warmup
 
 # From its own last checkpoint, else from the one that is kept, else from the start. `exec`: signals to make reach it.
 train-on: $(INSTALLED) $(FROM_NOTHING)

@@ -9,7 +9,7 @@ import gc
 import sys
 from pathlib import Path
 
-from runtime.stopping import Stopped, end_on_signals
+from runtime.host.stopping import Stopped, end_on_signals
 
 if __name__ == "__main__":
     end_on_signals()  # until `run` takes over: importing the rest takes a moment
@@ -18,7 +18,7 @@ if __name__ == "__main__":
 import click
 
 from runtime.commands import COMMANDS
-from runtime.terminal import (
+from runtime.commands.terminal import (
     ENGINE_DIR,
     PATH,
     QUIET,
@@ -216,9 +216,9 @@ def train(data, generated, quiet, **options) -> None:
     """
     if bool(data) == generated:
         raise click.UsageError("give either --data LIST or --generated")
-    from train.distributed import is_first
     from train.fit import fit
     from train.options import FitOptions
+    from train.steps.distributed import is_first
 
     quiet = quiet or not is_first()
     with StageLine(quiet).shown() as line:
@@ -236,7 +236,7 @@ def train(data, generated, quiet, **options) -> None:
 def _tell_step(line: StageLine, progress) -> None:
     """Where the training is: on a terminal after every step, elsewhere after the first one and every validation."""
     if progress.first or progress.validated or line.changes:
-        from runtime.stages import duration
+        from runtime.host.progress import duration
 
         left = duration(progress.seconds_left)
         line(f"{progress.step} of {progress.steps} steps, {left} left  {progress.line()}")
@@ -273,7 +273,7 @@ def benchmark(against, shapes, backends, precisions, no_files, no_start_up, quie
     and channels-last memory; a PyTorch without CUDA is refused then. A card's times are its own, by events.
     """
     from export.contender import TorchContender, torch_others
-    from runtime.benchmark import BenchmarkOptions, parse_names, parse_shapes, run_benchmark
+    from runtime.workflows.benchmark import BenchmarkOptions, parse_names, parse_shapes, run_benchmark
 
     options = BenchmarkOptions(
         **options,

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runtime.benchmark.contenders import Others
-from runtime.benchmark.timing import HostClock, Recorder
-from runtime.geometry.errors import InputError, NotHere
-from runtime.machine import cores
-from runtime.manifest import load_engine_set
-from runtime.stages import Progress, silent
+from runtime.backends.engine_set import load_engine_set
+from runtime.errors import InputError, NotHere
+from runtime.host.machine import cores
+from runtime.host.progress import Progress, silent
+from runtime.workflows.benchmark.contenders.contender import Others
+from runtime.workflows.benchmark.contenders.timing import HostClock, Recorder
 
 if TYPE_CHECKING:
-    from train.reference import TorchPair
+    from train.model.loop import TorchPair
 
 PACKAGES = ("torch", "onnx")
 MODES = {"fp32": "fp32", "autocast": "fp16"}  # and the precision of the convolutions
@@ -102,7 +102,7 @@ class CudaClock:
 
 
 class TorchRunner:
-    """The definition as a `runtime.benchmark.contenders.Runner`. Stages are timed as the engines' are."""
+    """The definition as a `Runner` of `runtime.workflows.benchmark`. Stages are timed as the engines' are."""
 
     def __init__(self, contender: TorchContender) -> None:
         import torch
@@ -138,7 +138,7 @@ class TorchRunner:
             yield
 
     def upload(self, image: Any) -> Any:
-        from train.reference import image_tensor
+        from train.model.loop import image_tensor
 
         return image_tensor(image, self._device)
 
@@ -146,7 +146,7 @@ class TorchRunner:
         return fixed, similarity, self._network.encode(fixed)
 
     def pair(self, side: tuple[Any, str, dict], moving: Any) -> tuple["TorchPair", None]:
-        from train.reference import TorchPair
+        from train.model.loop import TorchPair
 
         fixed, similarity, features = side
         self._moving = moving
@@ -154,7 +154,7 @@ class TorchRunner:
         return _TimedPair(pair, self.recorder), None
 
     def finish(self, flow: Any) -> tuple[Any, float]:
-        from train.fields import folded_share
+        from train.model.fields import folded_share
 
         self._fields.warp(self._moving, flow).cpu().numpy()
         return flow[0].cpu().numpy(), folded_share(flow)
@@ -233,10 +233,10 @@ class _TimedNetwork:
 
 
 class _TimedFields:
-    """The functions of `train.textbook`, timed; tensors are (1, C, I, J, K)."""
+    """The functions of `train.model.definition`, timed; tensors are (1, C, I, J, K)."""
 
     def __init__(self, recorder: Recorder) -> None:
-        from train import textbook as fields
+        from train.model import definition as fields
 
         self._fields, self._recorder = fields, recorder
 

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from export.graphs import FoldedEstimator
-from runtime.chains import read_chain
-from runtime.geometry.errors import InputError
-from runtime.manifest import EXTRACTOR, EngineSet, estimator_name, load_engine_set
-from runtime.terminal import one_line_errors
-from train.checkpoint import Checkpoint, save_checkpoint
-from train.network import LEVELS, NEGATIVE_SLOPE, FlowEstimator, NetworkConfig, RPNet
+from runtime.backends.engine_set import EXTRACTOR, EngineSet, estimator_name, load_engine_set
+from runtime.backends.networks.graph_weights import read_chain
+from runtime.commands.terminal import one_line_errors
+from runtime.errors import InputError
+from train.model.checkpoint import Checkpoint, save_checkpoint
+from train.model.network import LEVELS, NEGATIVE_SLOPE, FlowEstimator, NetworkConfig, RPNet
 
 Convolutions = list[tuple[Tensor, Tensor]]
 

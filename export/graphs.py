@@ -12,10 +12,10 @@ import torch
 from onnx import TensorProto
 from torch import Tensor, nn
 
-from runtime.geometry.errors import InputError
+from runtime.backends.engine_set import EXTRACTOR, FEATURES, IMAGE, RESIDUAL, estimator_name, features_name
+from runtime.errors import InputError
 from runtime.geometry.grid import SIZE_MULTIPLE
-from runtime.manifest import EXTRACTOR, FEATURES, IMAGE, RESIDUAL, estimator_name, features_name
-from train.network import LEVELS, NEGATIVE_SLOPE, FeatureExtractor, FlowEstimator, RPNet
+from train.model.network import LEVELS, NEGATIVE_SLOPE, FeatureExtractor, FlowEstimator, RPNet
 
 OPSET = 20
 AXES = ("I", "J", "K")

@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from runtime.array_registration import register_arrays
-from runtime.engines import Engines
-from runtime.geometry.errors import InputError
+from runtime.backends.engines import Engines
+from runtime.backends.tolerance import TOLERANCES, Tolerance, flow_difference
+from runtime.errors import InputError
 from runtime.geometry.grid import SIZE_MULTIPLE
-from runtime.schedules import ON_STOP, iterstop_schedule, parse_schedule
-from runtime.tolerance import TOLERANCES, Tolerance, flow_difference
-from train.network import LEVELS, RPNet
-from train.reference import register_with_torch
+from runtime.loop.schedules import ON_STOP, iterstop_schedule, parse_schedule
+from runtime.registration.arrays import register_arrays
+from train.model.loop import register_with_torch
+from train.model.network import LEVELS, RPNet
 
 Array = np.ndarray
 GATE_SCHEDULES = ("1,1,1,1", "1,2,2,2", "cascade:2")

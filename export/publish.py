@@ -17,17 +17,7 @@ import torch
 
 from export.graphs import OPSET, export_graphs
 from export.parity import Parity, check_parity
-from runtime.engines import open_engines
-from runtime.example import example_pair
-from runtime.geometry.errors import InputError
-from runtime.geometry.folder_lock import folder_lock
-from runtime.geometry.grid import SIZE_MULTIPLE, fit_to
-from runtime.geometry.hashes import sha256
-from runtime.geometry.intensity import PercentileRule, Rule, WindowRule
-from runtime.geometry.regular_files import read_bytes, require_file
-from runtime.geometry.volume import read_volume
-from runtime.geometry.whole_files import sync, temporary_name
-from runtime.manifest import (
+from runtime.backends.engine_set import (
     ENGINES,
     FORMAT,
     GRAPH_KEYS,
@@ -37,10 +27,20 @@ from runtime.manifest import (
     load_engine_set,
     sealed,
 )
-from runtime.prepare import prepare
-from runtime.schedules import DEFAULT_DELTA, DEFAULT_LIMIT
-from train.checkpoint import Checkpoint, load_checkpoint
-from train.network import LEVELS
+from runtime.backends.engines import open_engines
+from runtime.backends.example import example_pair
+from runtime.errors import InputError
+from runtime.geometry.grid import SIZE_MULTIPLE, fit_to
+from runtime.host.files.folder_lock import folder_lock
+from runtime.host.files.hashes import sha256
+from runtime.host.files.regular_files import read_bytes, require_file
+from runtime.host.files.whole_files import sync, temporary_name
+from runtime.images.intensity import PercentileRule, Rule, WindowRule
+from runtime.images.volume import read_volume
+from runtime.loop.schedules import DEFAULT_DELTA, DEFAULT_LIMIT
+from runtime.registration.preprocessing import prepare
+from train.model.checkpoint import Checkpoint, load_checkpoint
+from train.model.network import LEVELS
 
 CARD = "MODEL_CARD.md"
 LARGEST_NOTES = 1 << 24  # bytes

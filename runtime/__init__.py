@@ -15,14 +15,14 @@ Names are loaded when they are first used, so that importing the package costs n
 import importlib
 
 _HOME = {
-    "InputError": "runtime.geometry.errors",
-    "open_engines": "runtime.engines",
-    "FixedScan": "runtime.registration",
-    "Options": "runtime.options",
-    "register": "runtime.registration",
-    "register_arrays": "runtime.array_registration",
-    "register_many": "runtime.flight",
-    "Registration": "runtime.result",
+    "InputError": "runtime.errors",
+    "open_engines": "runtime.backends.engines",
+    "FixedScan": "runtime.registration.scans",
+    "Options": "runtime.registration.options",
+    "register": "runtime.registration.scans",
+    "register_arrays": "runtime.registration.arrays",
+    "register_many": "runtime.registration.concurrent",
+    "Registration": "runtime.registration.scans",
 }
 __all__ = sorted(_HOME)
 __version__ = "0.1.0"

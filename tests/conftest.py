@@ -15,8 +15,8 @@ def hidden_card():
 
     The stand-in takes the place of this computer's driver, so it is loaded before anything could load that one.
     """
-    from runtime.cuda import card as cards
-    from tests.host_card import card
+    from runtime.backends.cuda import card as cards
+    from tests.backends.host_card import card
 
     if card.REAL:
         yield
@@ -54,8 +54,8 @@ def checkpoint(tmp_path_factory) -> Path:
     """A checkpoint of a random network whose flows are of a few tenths of a voxel: mechanics, not quality."""
     import torch
 
-    from train.checkpoint import Checkpoint, save_checkpoint
-    from train.network import RPNet
+    from train.model.checkpoint import Checkpoint, save_checkpoint
+    from train.model.network import RPNet
 
     torch.manual_seed(0)
     network = RPNet()
@@ -89,8 +89,8 @@ def engines(engine_dir):
 
 @pytest.fixture(scope="module")
 def native(tmp_path_factory) -> Path:
-    """Folder of native scans and their list; see `tests.preparation`. Tests that change files take `native_copy`."""
-    from tests.preparation import write_native
+    """Folder of native scans and their list; tests that change files take `native_copy`."""
+    from tests.workflows.preparation import write_native
 
     return write_native(tmp_path_factory.mktemp("scans") / "native")
 
@@ -103,8 +103,8 @@ def native_copy(native, tmp_path) -> Path:
 @pytest.fixture(scope="module")
 def prepared(native):
     """What `prepare_scans` makes of `native`."""
-    from runtime.preparation import prepare_scans
-    from tests.preparation import options
+    from runtime.workflows.preparation import prepare_scans
+    from tests.workflows.preparation import options
 
     return prepare_scans(options(native, native.parent / "out"))
 

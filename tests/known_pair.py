@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 from click.testing import CliRunner, Result
 
+from runtime.commands.terminal import OneLineGroup
 from runtime.commands.transforms import apply, compose, convert, invert, jacobian
-from runtime.conventions import Space, write_transform
 from runtime.geometry.grid import Grid
 from runtime.geometry.transform import AffineTransform, Transform, from_displacement
-from runtime.geometry.volume import read_source, write_volume
-from runtime.terminal import OneLineGroup
+from runtime.images.volume import read_source, write_volume
+from runtime.transforms import Space, write_transform
 from tests import scans
 
 COMMANDS = OneLineGroup("cli.py", commands=[apply, compose, invert, jacobian, convert])

@@ -1,6 +1,6 @@
 """RP-Net in PyTorch: network, losses, data and the training loop. Never imported by `runtime`."""
 
-from runtime.cache import keep_in_cache
+from runtime.host.cache_folder import keep_in_cache
 
 # Its compiler makes a folder also where nothing is compiled.
 keep_in_cache("TORCHINDUCTOR_CACHE_DIR", "torch")

@@ -10,23 +10,23 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from runtime.geometry.errors import InputError
-from runtime.geometry.folder_lock import folder_lock
-from runtime.heap import keep_freed_memory
-from train.checkpoint import save_checkpoint
-from train.distributed import is_first, joined
-from train.feed import feed
-from train.image_pair import ImagePair
-from train.logs import LOG, Row, RunLog, tensorboard_writer
-from train.memory import check_memory, out_of_memory
-from train.numerics import choose_device
-from train.objective import Losses
+from runtime.errors import InputError
+from runtime.host.files.folder_lock import folder_lock
+from runtime.host.memory import keep_freed_memory
+from train.data.image_pair import ImagePair
+from train.log.logs import LOG, Row, RunLog, tensorboard_writer
+from train.log.pictures import FOLDER as PICTURES
+from train.log.pictures import write_picture
+from train.loss.objective import Losses
+from train.model.checkpoint import save_checkpoint
 from train.options import FitOptions
-from train.pictures import FOLDER as PICTURES
-from train.pictures import write_picture
-from train.run import Run
-from train.stop import StopRequest, WaitEnded
-from train.validation import Score
+from train.steps.distributed import is_first, joined
+from train.steps.interrupt import StopRequest, WaitEnded
+from train.steps.loader import feed
+from train.steps.memory import check_memory, out_of_memory
+from train.steps.numerics import choose_device
+from train.steps.run import Run
+from train.steps.validation import Score
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,12 @@
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from runtime.geometry.errors import InputError
+from runtime.errors import InputError
 from runtime.geometry.grid import is_network_shape
-from runtime.geometry.regular_files import require_file
-from train.generated.population import POPULATIONS
-from train.losses import FORMS
-from train.network import NetworkConfig
+from runtime.host.files.regular_files import require_file
+from train.data.synthetic.population import POPULATIONS
+from train.loss.terms import FORMS
+from train.model.network import NetworkConfig
 
 CHOICES = {
     "generator": tuple(POPULATIONS),
@@ -40,13 +40,13 @@ class FitOptions:
     output: folder for last.pt, best.pt, log.csv and what else is asked for, made if absent.
 
     Data:
-    data: folder, glob or CSV of volumes (see `train.volumes`), or None for generated pairs.
-    validation: a list to validate on, of volumes or (see `train.validation_list`) of pairs, or None: the last
+    data: folder, glob or CSV of volumes (see `train.data.volumes`), or None for generated pairs.
+    validation: a list to validate on, of volumes or (see `train.data.validation_list`) of pairs, or None: the last
         `validation_volumes` (None: 4) of `data`, or generated pairs never trained on. At most `validation_pairs` pairs,
         every `validate_every` steps.
     template: for generated pairs, None, "mni152" (ships with nilearn) or a skull-stripped volume.
     generator: what the images of a generated pair have in common: "alike" is as papers have pairs, of one data set and
-        scanner; "varied" is as users have them (see `train.generated.population`).
+        scanner; "varied" is as users have them (see `train.data.synthetic.population`).
     shape: multiples of 8: the window of generated pairs (None: 80, 96, 80), or the size that volumes are cropped or
         padded to (None: their own, which must be multiples of 8).
     augment: strength of the random changes of listed volumes: 1 is as `Augmentation` says, 0 none. cache: MB of memory
@@ -60,7 +60,7 @@ class FitOptions:
     dice_labels: which count for it: "all", or of generated pairs "deep", ventricles and deep structures.
     coarse: weight of the same similarity and smoothness on the flows of levels 4, 3 and 2 (deep supervision), which
         fades to 0 over the run. 0 is the paper's loss throughout.
-    bending, log_jacobian: weights of what keeps flows from being rough (`train.losses`), at level 1; 0 for none.
+    bending, log_jacobian: weights of what keeps flows from being rough (`train.loss.terms`), at level 1; 0 for none.
     both_directions: a step takes each pair both ways round, features of each image computed once; loss is the mean.
         Of generated pairs, half of which are the one before the other way round, it takes the others.
     inverse_consistency: weight of what both flows of a pair, one after the other, leave; needs both_directions.

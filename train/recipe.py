@@ -5,8 +5,8 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from runtime.geometry.errors import InputError, first_line
-from runtime.geometry.regular_files import require_file
+from runtime.errors import InputError, first_line
+from runtime.host.files.regular_files import require_file
 from train.options import CHOICES, FitOptions
 
 LARGEST = 1 << 20  # bytes of a recipe

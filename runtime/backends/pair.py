@@ -20,7 +20,7 @@ class Networks(Protocol):
     """Runs the engines. Arrays are of the kind its field operations work on.
 
     Made from (engine_set, threads, precision); those of a card from (engine_set, device, precision, tell), after their
-    class method ``check_card(card, precision)`` has raised nothing (`runtime.backends.table.Backend.open`).
+    class method ``check_card(card, precision)`` has raised nothing (`runtime.backends.registry.Backend.open`).
 
     Attributes:
         library, version: what runs the engines.
@@ -55,7 +55,7 @@ class Networks(Protocol):
 
 
 class Fields(Protocol):
-    """Field operations between engine calls; `runtime.backends.fields_numba` documents them."""
+    """Field operations between engine calls; `runtime.backends.fields.cpu` documents them."""
 
     name: str
 
@@ -146,7 +146,7 @@ class FixedSide:
 
 
 class EnginePair:
-    """A moving image on a prepared fixed side. Implements `runtime.iterstop.Pair`; flows are the fields' arrays.
+    """A moving image on a prepared fixed side. Implements `runtime.loop.iterstop.Pair`; flows are the fields' arrays.
 
     Args:
         fixed_side: what it is put on.

@@ -2,7 +2,7 @@
 
 import click
 
-from runtime.terminal import ENGINE_DIR, QUIET, Numbers, one_line_errors
+from runtime.commands.terminal import ENGINE_DIR, QUIET, Numbers, one_line_errors
 
 
 @click.command()
@@ -28,7 +28,13 @@ def build(engine_dir, target, sms, precisions, shape, shapes, quiet) -> None:
     """
     if shape and shapes:
         raise click.UsageError("give either --shape or --shapes")
-    from runtime.build import BuildOptions, build_plans, parse_precisions, parse_profile, parse_sms
+    from runtime.backends.networks.tensorrt.build import (
+        BuildOptions,
+        build_plans,
+        parse_precisions,
+        parse_profile,
+        parse_sms,
+    )
 
     options = BuildOptions(target, parse_sms(sms), parse_precisions(precisions), parse_profile(shape or shapes))
     build_plans(engine_dir, options, (lambda line: None) if quiet else click.echo)

@@ -1,13 +1,12 @@
 """`evaluate`: scores of schedules, stop rules and engine sets on pairs with labels or landmarks.
 
-What turns a checkpoint into an engine set is the context's object, a `runtime.evaluation.options.Export`; without one
-checkpoints are refused.
+What turns a checkpoint into an engine set is the context's object, a `runtime.workflows.evaluation.options.Export`;
+without one checkpoints are refused.
 """
 
 import click
 
-from runtime.commands.transforms import SUFFIXES
-from runtime.terminal import (
+from runtime.commands.terminal import (
     PATH,
     QUIET,
     InSections,
@@ -17,6 +16,7 @@ from runtime.terminal import (
     exit_code_of_failures,
     one_line_errors,
 )
+from runtime.commands.transforms import SUFFIXES
 
 
 def _section(name: str):
@@ -120,11 +120,12 @@ def evaluate(export, pairs, output, links, label_ids, engine_dirs, checkpoints, 
     boxes.png, curves.png, deltas.png and pairs/ (a record each). What is done already is kept if its files, options
     and engines have not changed; what fails is said, and the others go on.
     """
-    from runtime.engines import SHIPPED
-    from runtime.evaluation.methods import Choices
-    from runtime.evaluation.options import EvaluateOptions
-    from runtime.evaluation.pair_list import parse_label_ids
-    from runtime.evaluation.run import evaluate as run
+    from runtime.backends.engines import SHIPPED
+    from runtime.workflows.evaluation.methods import Choices
+    from runtime.workflows.evaluation.options import EvaluateOptions
+    from runtime.workflows.evaluation.pair_list import parse_label_ids
+    from runtime.workflows.evaluation.results.tables import table
+    from runtime.workflows.evaluation.run import evaluate as run
 
     names = ("fixed", "moving", "fixed_labels", "moving_labels", "fixed_landmarks", "moving_landmarks")
     single = {name: given.pop(name) for name in names}
@@ -147,15 +148,15 @@ def evaluate(export, pairs, output, links, label_ids, engine_dirs, checkpoints, 
     if not quiet:
         for name, line in result.warnings:
             click.echo(f"warning: {name}: {line}", err=True)
-        click.echo(f"{result.table()}\nwrote {result.folder}/: {', '.join(result.to_read)} first")
+        click.echo(f"{table(result)}\nwrote {result.folder}/: {', '.join(result.to_read)} first")
     if result.failures:
         raise click.exceptions.Exit(exit_code_of_failures(result.only_scarcity))
 
 
 def _pairs(path, single, links, convention):
     """Those of the CSV, or the one of the other options."""
-    from runtime.evaluation.pair_list import Pair, pair_name, read_pairs
-    from runtime.transform_chain import Link
+    from runtime.transforms.chain import Link
+    from runtime.workflows.evaluation.pair_list import Pair, pair_name, read_pairs
 
     if (path is None) == (single["fixed"] is None) or (single["fixed"] is None) != (single["moving"] is None):
         raise click.UsageError("give either --pairs, or --fixed and --moving")

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from runtime.geometry.errors import InputError
+from runtime.errors import InputError
 from runtime.geometry.grid import Grid
 
 Array = np.ndarray
@@ -26,7 +26,7 @@ def jacobian_of_displacement(displacement: Array, grid: Grid) -> Array:
     Raises:
         InputError: the displacement's shape is not the grid's.
     """
-    from runtime.jacobian_kernels import determinants
+    from runtime.geometry.kernels.jacobian import determinants
 
     if displacement.shape != (*grid.shape, 3):
         raise InputError(f"displacement: got shape {displacement.shape}, expected {(*grid.shape, 3)}, its grid's")

@@ -2,8 +2,8 @@
 
 A transform goes from a start (the fixed image's space) into an end (the moving image's). An image that lies in the end
 is resampled onto a grid of the start with it; points of the end come to the start with its inverse. Files, and the
-conventions of other tools, are the business of `runtime.conventions`. Fields are computed in compiled code
-(`runtime.maps`), which the formulas here and `runtime.geometry.flow.sample` define.
+conventions of other tools, are the business of `runtime.transforms`. Fields are computed in compiled code
+(`runtime.geometry.lattice`), which the formulas here and `runtime.geometry.flow.sample` define.
 """
 
 import functools
@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from runtime.geometry.errors import InputError
+from runtime.errors import InputError
 from runtime.geometry.grid import FARTHEST_MM, Grid, check_affine
 
 if TYPE_CHECKING:
-    from runtime.maps import Lattice
+    from runtime.geometry.lattice import Lattice
 
 Array = np.ndarray
 TOLERANCE_MM = 1e-3  # an inverse is found where |T(x) - y| is no more
@@ -188,21 +188,21 @@ class SpatialTransform(Transform):
             raise InputError(f"flow: got shape {self.flow.shape}, expected {(3, *self.grid.shape)}, 2 or more voxels")
 
     def points(self, points: Array) -> Array:
-        from runtime.maps import move_points
+        from runtime.geometry.lattice import move_points
 
         return move_points(self.lattice, _checked(points))
 
     def displacement(self, target: Grid) -> Array:
-        from runtime.maps import displacement
+        from runtime.geometry.lattice import displacement
 
         return displacement(self.lattice, target)
 
     @functools.cached_property
     def lattice(self) -> "Lattice":
         """The flow and the maps around it as compiled code takes them; shares the flow's memory where it can."""
-        from runtime.maps import lattice
+        from runtime.geometry.lattice import lattice
 
-        return lattice(self)
+        return lattice(self.flow, self.grid, self.affine)
 
     def inverse(self) -> "NumericalInverse":
         return NumericalInverse(self)
@@ -250,7 +250,7 @@ class NumericalInverse(Transform):
         Returns:
             (x, residual): (N, 3) float64, and ``|forward.points(x) - y|`` (N,), mm.
         """
-        from runtime.maps import solve_points
+        from runtime.geometry.lattice import solve_points
 
         return solve_points(self.forward.lattice, _checked(points), AIM_MM)
 
@@ -261,7 +261,7 @@ def from_displacement(displacement: Array, grid: Grid) -> SpatialTransform:
     Raises:
         InputError: the displacement is not finite, not of the grid's shape, or has an axis of one voxel.
     """
-    from runtime.maps import memory_order, turned
+    from runtime.geometry.lattice import memory_order, turned
 
     if displacement.shape != (*grid.shape, 3):
         raise InputError(f"displacement: got shape {displacement.shape}, expected {(*grid.shape, 3)}")

@@ -1,0 +1,1 @@
+"""The parts of `measurements/gpu_check.py`."""

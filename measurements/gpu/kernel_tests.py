@@ -1,0 +1,108 @@
+"""The project's own tests of the kernels, run on the card; then every kernel once under compute-sanitizer."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree as ElementTree
+from dataclasses import dataclass
+from pathlib import Path
+
+from measurements.gpu.part import Part
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+TESTS = ("tests/backends/test_fields.py", "tests/backends/test_kernels_cuda.py")
+ON_CARD = {"RPNET_TEST_CARD": "1"}  # tests.backends.host_card.card then opens the card, not its stand-in
+SANITIZER = "compute-sanitizer"
+PLACES = "/usr/local/cuda*/bin/compute-sanitizer"
+FOUND_SOMETHING = 86  # exit code of ours
+TEST_SECONDS, SANITIZER_SECONDS = 900, 600
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What pytest came to."""
+
+    passed: int
+    failed: tuple[str, ...]
+    skipped: tuple[str, ...]
+
+    def wrong(self) -> list[str]:
+        found = [f"failed: {name}" for name in self.failed]
+        return found if self.passed or found else ["no test ran on the card"]
+
+
+def read_outcome(report: str) -> Outcome:
+    """Out of pytest's JUnit report; skipped ones with their reasons, each once."""
+    passed, failed, skipped = 0, [], {}
+    for case in ElementTree.fromstring(report).iter("testcase"):
+        kinds = {child.tag: child for child in case}
+        if {"failure", "error"} & kinds.keys():
+            failed.append(f"{case.get('classname')}::{case.get('name')}")
+        elif "skipped" in kinds:
+            skipped[kinds["skipped"].get("message", "")] = None
+        else:
+            passed += 1
+    return Outcome(passed, tuple(failed), tuple(skipped))
+
+
+def kernel_tests(sanitize: bool) -> Part:
+    """All kernels against their definitions, on the card."""
+    outcome, ending = _run_tests()
+    part = Part("Kernels against the definitions", record=vars(outcome), wrong=outcome.wrong())
+    part.lines = [f"{outcome.passed} tests passed on the card, {len(outcome.failed)} failed."]
+    if not outcome.passed and not outcome.failed:
+        part.lines += ["", f"pytest ended with: {ending}"]
+    part.notes = [f"tests skipped: {reason}" for reason in outcome.skipped]
+    if sanitize:
+        _sanitize(part)
+    return part
+
+
+def _run_tests() -> tuple[Outcome, str]:
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        options = ["-p", "no:cacheprovider", f"--junitxml={report}", "--show-capture=no"]
+        code, output = _run([sys.executable, "-m", "pytest", *TESTS, *options], TEST_SECONDS, ON_CARD)
+        last = output.strip().rpartition("\n")[2] or f"exit code {code}"
+        if not report.is_file():
+            return Outcome(0, (), ()), last
+        return read_outcome(report.read_text(encoding="utf-8")), last
+
+
+def _sanitize(part: Part) -> None:
+    """Adds what memcheck says of every kernel, run once on a small grid."""
+    program = shutil.which(SANITIZER) or next(map(str, sorted(Path("/").glob(PLACES[1:]))), None)
+    if program is None:
+        part.notes.append(f"{SANITIZER} is not installed; memory accesses were not checked")
+        return
+    command = [program, "--tool", "memcheck", "--error-exitcode", str(FOUND_SOMETHING), "--target-processes", "all"]
+    code, output = _run([*command, sys.executable, "-m", "measurements.gpu.kernel_times"], SANITIZER_SECONDS)
+    part.record = {**part.record, "sanitizer": {"exit code": code, "output": output[-4000:]}}
+    if code == 0:
+        part.lines.append(f"{SANITIZER} (memcheck) finds nothing in any kernel.")
+    elif code == FOUND_SOMETHING:
+        part.wrong.append(f"{SANITIZER}: {sanitizer_summary(output)}")
+    else:
+        part.notes.append(f"{SANITIZER} could not be run here: {sanitizer_summary(output)}")
+
+
+def sanitizer_summary(output: str) -> str:
+    """The sanitizer's first complaint, in a line."""
+    marked = [line.strip("= \t") for line in output.splitlines() if line.startswith("=========")]
+    told = [line for line in marked if line and "COMPUTE-SANITIZER" not in line]
+    return told[0] if told else output.strip().rpartition("\n")[2] or "it says nothing"
+
+
+def _run(command: list[str], seconds: float, variables: dict[str, str] | None = None) -> tuple[int, str]:
+    """Exit code and all output of a command in the project's folder; -1 where it took too long."""
+    environment = {**os.environ, **(variables or {})}
+    try:
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            timeout=seconds,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return -1, f"it took more than {seconds:.0f} s"
+    return done.returncode, done.stdout

@@ -1,0 +1,124 @@
+"""Checks everything that computes on a CUDA card, then measures it; writes gpu_check.md and gpu_check.json.
+
+    python measurements/gpu_check.py --engine-dir engines/ --output gpu_check --quick
+
+On the card: all kernels against their definitions (and under compute-sanitizer where it is installed), every backend
+against the CPU, the latency table with PyTorch in turn, each kernel's share of the memory's bandwidth, and where the
+loop's time goes. With --fixed and --moving also on two scans, with --fixed-labels and --moving-labels also by Dice.
+Exit code 1 where anything is wrong, or there is no card.
+"""
+
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import click
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from measurements.gpu.agreement import Agreement, Scans
+from measurements.gpu.flight import flights
+from measurements.gpu.kernel_tests import kernel_tests
+from measurements.gpu.kernel_times import kernel_times
+from measurements.gpu.latency import arguments, clean, latency, stages, torch_sees_card
+from measurements.gpu.part import DATA, TEXT, Part, guarded, verdict, write
+from measurements.gpu.place import place
+from runtime.backends.cuda.card import find_card
+from runtime.backends.engines import SHIPPED
+from runtime.errors import InputError
+from runtime.workflows.benchmark.contenders.contender import EngineContender
+from runtime.workflows.benchmark.options import BenchmarkOptions
+from runtime.workflows.benchmark.pairs import Shape
+
+PATH = click.Path(path_type=Path)
+SHAPE: Shape = (160, 192, 160)
+HEAD = "# Check on a CUDA card"
+KERNEL_RUNS, KERNEL_RUNS_QUICK = 40, 10
+
+
+@dataclass
+class Check:
+    """One check, part after part."""
+
+    engine_dir: Path
+    scans: Scans | None
+    quick: bool
+    shape: Shape = SHAPE
+    passed: list[EngineContender] = field(default_factory=list)
+
+    def parts(self) -> Iterator[Part]:
+        yield guarded("Machine", place)
+        tell("the kernels' tests")
+        yield guarded("Kernels against the definitions", lambda: kernel_tests(sanitize=not self.quick))
+        yield guarded("Card against CPU", self._agreement)
+        tell("the kernels' times")
+        runs = KERNEL_RUNS_QUICK if self.quick else KERNEL_RUNS
+        yield guarded("Kernels and the memory's bandwidth", lambda: kernel_times(self.shape, runs))
+        if self.passed:
+            yield from self._latency()
+
+    def _agreement(self) -> Part:
+        agreement = Agreement(self.engine_dir, self.shape, self.scans, progress=tell)
+        part = agreement.part()
+        self.passed = clean(agreement.passed, agreement.failed)
+        return part
+
+    def _latency(self) -> Iterator[Part]:
+        tell("the command benchmark, some minutes")
+        torch, records = torch_sees_card(), []
+
+        def measured() -> Part:
+            command = arguments(self.engine_dir, self.passed, self.shape, self.scans, torch, self.quick)
+            part, record = latency(command, torch)
+            records.append(record)
+            return part
+
+        yield guarded("Latency", measured)
+        if records and records[0]:
+            yield guarded("Where time goes on the card", lambda: stages(records[0]))
+        tell("several pairs in flight")
+        with tempfile.TemporaryDirectory() as folder:
+            yield guarded("Throughput", lambda: flights(self.passed, self.shape, Path(folder)))
+
+
+def tell(text: str) -> None:
+    click.echo(f"... {text}", err=True)
+
+
+@click.command(help=__doc__.split("\n\n")[0])
+@click.option("--engine-dir", type=PATH, default=SHIPPED, show_default="engines/ of the project")
+@click.option("--fixed", type=PATH, help="Two scans besides the generated pair.")
+@click.option("--moving", type=PATH, help="See --fixed.")
+@click.option("--fixed-labels", type=PATH, help="Label maps of both, for Dice.")
+@click.option("--moving-labels", type=PATH, help="See --fixed-labels.")
+@click.option("--shape", type=int, nargs=3, default=SHAPE, show_default=True, help="Of images; less for a small card.")
+@click.option("--output", type=PATH, default="gpu_check", show_default=True, help="Folder for the record.")
+@click.option("--quick", is_flag=True, help="Fewer runs; no files, no start-up, no compute-sanitizer.")
+def main(engine_dir, fixed, moving, fixed_labels, moving_labels, shape, output, quick) -> None:
+    if isinstance(card := find_card(), str):
+        raise click.ClickException(f"this check needs an NVIDIA card, but {card}; nothing was checked")
+    if (fixed is None) != (moving is None) or (fixed is None and (fixed_labels or moving_labels)):
+        raise click.ClickException("--fixed, --moving: expected both, and labels only with them")
+    scans = Scans(fixed, moving, fixed_labels, moving_labels) if fixed else None
+    try:
+        if scans:
+            scans.check()
+        BenchmarkOptions(shape=shape)
+        output.mkdir(parents=True, exist_ok=True)
+    except (InputError, OSError) as error:
+        raise click.ClickException(str(error)) from None
+    click.echo(HEAD)
+    parts = []
+    for part in Check(engine_dir, scans, quick, shape).parts():
+        parts.append(part)
+        click.echo(f"\n{part.text()}")
+        write(output, HEAD, parts, done=False)
+    write(output, HEAD, parts, done=True)
+    click.echo(f"\n{verdict(parts)}\n\nRecord: {output / TEXT}, {output / DATA}")
+    sys.exit(any(part.wrong for part in parts))
+
+
+if __name__ == "__main__":
+    main()

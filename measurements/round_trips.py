@@ -1,0 +1,107 @@
+"""Transforms through other tools and back: convention x tool x grid, worst error in mm and of the image.
+
+    python measurements/round_trips.py [--output table.md]
+
+Known maps (shifts, rotations and scales along each axis, an affine, a smooth map that is none, a registration's
+transform) on five pairs of grids are written by us and applied by the tool, and written by the tool and applied by us.
+The truth is closed-form; of images, SciPy's resampling of it. Needs requirements.txt, no engines and no data; with
+fslpy and surfa installed, these judge as well.
+"""
+
+import argparse
+import importlib.metadata
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from measurements.round_trip_judges import add_installed
+from runtime.host.files.whole_files import write_text
+from tests.transforms.round_trip_cases import FIXED, IMAGE_SHARE, MAPS, POINTS_MM, Case, write_images
+from tests.transforms.round_trip_tools import APPLY, WRITE, Key, holds, read_back, written
+
+JUDGES = ("SimpleITK", "antspyx", "nitransforms", "fslpy", "surfa", "nibabel", "scipy", "numpy")
+Errors = list[tuple[float, float]]
+
+
+def main() -> None:
+    """Runs everything and prints the table as Markdown; status 1 if a case is out of bounds."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, help="also write the table to this file")
+    output = parser.parse_args().output
+    warnings.simplefilter("ignore")
+    add_installed()
+    with tempfile.TemporaryDirectory() as folder:
+        found = measure(Path(folder))
+    text = "\n".join([*versions(), "", *table(found), "", summary(found)]) + "\n"
+    print(text, end="")
+    if output:
+        write_text(output, text)
+    sys.exit(any(not within(error) for errors in found.values() for error in errors))
+
+
+def measure(folder: Path) -> dict[tuple[str, Key, str], Errors]:
+    """(direction, key, fixed grid) -> (mm, share of the intensity range) for each map that the file can hold."""
+    found: dict[tuple[str, Key, str], Errors] = {}
+    for place in FIXED:
+        images = write_images(folder, place)
+        for case in (Case(place, name, *images) for name in MAPS):
+            for direction, key, error in errors_of(case, folder):
+                found.setdefault((direction, key, place), []).append(error)
+        print(f"{place}: done", file=sys.stderr)
+    return found
+
+
+def errors_of(case: Case, folder: Path) -> Iterator[tuple[str, Key, tuple[float, float]]]:
+    """The case through every tool, both ways."""
+    for key, apply in APPLY.items():
+        if holds(key[1], case):
+            places, image = apply(written(folder, key, case), case)
+            yield "written by us", key, (case.miss(places), case.difference(image))
+    for key, write in WRITE.items():
+        if holds(key[1], case):
+            places, image = read_back(write(folder, case), key, case)
+            yield "read by us", key, (case.miss(places), case.difference(image))
+
+
+def within(error: tuple[float, float]) -> bool:
+    return error[0] <= POINTS_MM and error[1] <= IMAGE_SHARE
+
+
+def versions() -> Iterator[str]:
+    """What was compared with."""
+    for name in JUDGES:
+        try:
+            yield f"{name} {importlib.metadata.version(name)}"
+        except importlib.metadata.PackageNotFoundError:
+            yield f"{name} not installed"
+
+
+def table(found: dict[tuple[str, Key, str], Errors]) -> Iterator[str]:
+    """Markdown: one row for direction, file and tool; cells are the worst mm / the worst image error over the maps."""
+    yield f"| file | tool | {' | '.join(FIXED)} | cases | within |"
+    yield f"| --- | --- | {' | '.join('---' for _ in FIXED)} | --- | --- |"
+    for direction in ("written by us", "read by us"):
+        for key in dict.fromkeys(key for way, key, _ in found if way == direction):
+            rows = [found[direction, key, place] for place in FIXED]
+            cells = [" / ".join(f"{max(values):.0e}" for values in zip(*errors, strict=True)) for errors in rows]
+            every = [error for errors in rows for error in errors]
+            share = sum(map(within, every)) / len(every)
+            what = f"{key[0]} {key[1]}, {direction}"
+            yield f"| {what} | {key[2]} | {' | '.join(cells)} | {len(every)} | {100 * share:.0f} % |"
+
+
+def summary(found: dict[tuple[str, Key, str], Errors]) -> str:
+    """The worst of all."""
+    every = [error for errors in found.values() for error in errors]
+    distance, image = (max(values) for values in zip(*every, strict=True))
+    share = 100 * sum(map(within, every)) / len(every)
+    bounds = f"{POINTS_MM} mm and {IMAGE_SHARE} of the intensity range"
+    return f"{len(every)} cases, {share:.1f} % within {bounds}; worst {distance:.1e} mm and {image:.1e}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""What is compared: schedules of engine sets, the affine initialisation alone, and greedy."""
+
+from dataclasses import dataclass
+
+from runtime.errors import InputError
+from runtime.registration.options import Options
+
+BEFORE, GREEDY_AFFINE, GREEDY = "affine", "greedy affine", "greedy"
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to register. options is None of greedy's, engines is empty of what needs none."""
+
+    engines: str
+    name: str
+    options: Options | None = None
+
+    @property
+    def title(self) -> str:
+        return f"{self.engines}: {self.name}" if self.engines else self.name
+
+
+def parse_options(text: str) -> Options:
+    """Options of ``schedule:option=value:...``, such as ``iterstop:delta=0.001``.
+
+    Raises:
+        InputError: an option that `Options` does not have, or no number where one is expected.
+    """
+    schedule, *settings = text.split(":")
+    given = dict(setting.partition("=")[::2] for setting in settings)
+    known = Options.__dataclass_fields__
+    for name, value in given.items():
+        if name not in known or name in ("schedule", "affine"):
+            raise InputError(f"--schedule: got {name!r} in {text!r}, expected options of `register`")
+        given[name] = _value(value)
+    return Options(schedule=schedule, **given)
+
+
+def _value(text: str) -> str | float | int:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text

@@ -1,0 +1,5 @@
+"""An NVIDIA card as a device: found, driven by one library or another, its memory as arrays, its kernels compiled."""
+
+from pathlib import Path
+
+KERNELS = Path(__file__).resolve().parents[1] / "fields" / "kernels.cu"

@@ -1,0 +1,26 @@
+"""How a channels-last array lies in a device's memory, as kernels want to be told."""
+
+import numpy as np
+
+from runtime.backends.cuda.memory import DeviceArray
+
+
+def layout_of(array: DeviceArray) -> tuple[np.int64, np.int64]:
+    """Distance of one voxel (I, J, K, C) from the next, and of one channel from the next, in numbers.
+
+    Raises:
+        ValueError: voxels that do not follow each other at one distance.
+    """
+    strides, shape = array.element_strides, array.shape
+    voxel = next((stride for size, stride in zip(shape[2::-1], strides[2::-1], strict=True) if size > 1), 1)
+    steps = (shape[1] * shape[2] * voxel, shape[2] * voxel, voxel)
+    if any(size > 1 and a != b for size, a, b in zip(shape, strides, steps, strict=False)):
+        raise ValueError(f"cannot work on voxels with gaps: shape {shape}, strides {strides}")
+    return np.int64(voxel), np.int64(strides[3] if shape[3] > 1 else 1)
+
+
+def is_wide(array: DeviceArray) -> bool:
+    """Whether a voxel's channels are whole 16-byte words."""
+    width = 16 // array.dtype.itemsize
+    voxel, channel = layout_of(array)
+    return channel == 1 and voxel % width == 0 and array.shape[3] % width == 0 and array.pointer % 16 == 0

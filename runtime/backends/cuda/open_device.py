@@ -1,0 +1,79 @@
+"""Which library drives the card: cuda-python, or pycuda where that alone is installed or asked for."""
+
+import importlib.util
+import os
+from collections.abc import Callable
+
+from runtime.backends.cuda.card import Card, find_card
+from runtime.backends.cuda.device import Device
+from runtime.backends.cuda.driver import Driver
+from runtime.errors import InputError, NotHere, first_line
+
+VARIABLE = "RPNET_CUDA_DRIVER"
+INSTALL = "pip install -r requirements-gpu.txt"
+PACKAGES = {"cuda-python": "cuda.bindings", "pycuda": "pycuda"}  # that Python imports, in the order of preference
+
+
+def open_device(alone: bool = True) -> Device:
+    """The first card, driven by what is installed; the environment variable RPNET_CUDA_DRIVER names one to insist on.
+
+    Args:
+        alone: as for `Device`.
+
+    Raises:
+        NotHere: no card, no library that drives it, or one that cannot: too old a driver, no memory left.
+        InputError: the variable names nothing known.
+    """
+    if isinstance(card := find_card(), str):
+        raise NotHere(f"--backend: needs an NVIDIA card, but {card}; choose a backend of the CPU")
+    wanted = os.environ.get(VARIABLE)
+    if wanted and wanted not in PACKAGES:
+        raise InputError(f"{VARIABLE}: got {wanted!r}, expected {' or '.join(PACKAGES)}")
+    try:
+        return Device(_driver(wanted), _compiler(card), alone)
+    except NotHere:
+        raise
+    except MemoryError:
+        raise NotHere(f"--backend: {card.name} has no memory left to start with; close what else uses it") from None
+    except (ImportError, OSError, RuntimeError, InputError) as error:
+        raise NotHere(
+            f"--backend: {card.name} cannot be used ({first_line(error)}); update its driver, or {INSTALL}"
+        ) from None
+
+
+def _driver(wanted: str | None) -> Driver:
+    library = wanted or next(filter(_is_installed, PACKAGES), None)
+    if library is None or not _is_installed(library):
+        missing = wanted or " or ".join(PACKAGES)
+        raise NotHere(f"--backend: nothing to drive the card with: {missing} is missing; {INSTALL}")
+    if library == "pycuda":
+        from runtime.backends.cuda.driver_pycuda import PycudaDriver
+
+        return PycudaDriver()
+    from runtime.backends.cuda.driver_cuda_python import CudaPythonDriver
+
+    return CudaPythonDriver()
+
+
+def _compiler(card: Card) -> Callable[[tuple[int, int]], bytes]:
+    """NVRTC, which comes with cuda-python; without that nvcc, which pycuda was built with."""
+    if not _is_installed("cuda-python"):
+        from runtime.backends.cuda.driver_pycuda import compile_kernels
+
+        return compile_kernels
+    from runtime.backends.cuda import nvrtc
+
+    if (made_for := nvrtc.version())[0] > card.driver[0]:
+        old, new = (".".join(map(str, version)) for version in (card.driver, made_for))
+        raise NotHere(
+            f"--backend: the driver of {card.name} is for CUDA {old}, NVRTC for {new}; update the driver, or install "
+            f"what is made for CUDA {card.driver[0]}, as requirements-gpu.txt says"
+        )
+    return nvrtc.compile_kernels
+
+
+def _is_installed(library: str) -> bool:
+    try:
+        return importlib.util.find_spec(PACKAGES[library]) is not None
+    except ModuleNotFoundError:  # its parent is missing
+        return False

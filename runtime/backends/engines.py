@@ -1,0 +1,141 @@
+"""Opening an engine set on a backend."""
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runtime.backends.engine_set import ENGINES, EngineSet, load_engine_set
+from runtime.backends.pair import FixedSide
+from runtime.backends.registry import GRAPHS, check_precision, choose_backend, choose_precision, open_backend
+from runtime.errors import InputError
+from runtime.host.machine import cores
+from runtime.host.progress import Progress, silent
+
+SHIPPED = Path(__file__).resolve().parents[2] / "engines"
+
+
+@dataclass(frozen=True)
+class Engines:
+    """An open engine set: the networks and the field operations, ready to run. A context manager.
+
+    Attributes:
+        engine_set: the checked set the engines come from.
+        backend: name of the pairing that runs.
+        reason: why this backend was chosen.
+        precision: "fp32", "fp16" or "bf16", in which the engines compute.
+        threads: CPU threads asked for.
+    """
+
+    engine_set: EngineSet
+    backend: str
+    reason: str
+    precision: str
+    threads: int
+    networks: Any
+    fields: Any
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def fixed_side(self, fixed: np.ndarray, similarity: str) -> FixedSide:
+        """Makes a fixed image (I, J, K) ready, float32 in [0, 1] on a working grid."""
+        return FixedSide(self.networks, self.fields, self.fields.to_device(fixed), similarity)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "backend": self.backend,
+            "reason": self.reason,
+            "library": f"{self.networks.library} {self.networks.version}",
+            "device": self.networks.device,
+            "fields": self.fields.name,
+            "precision": self.precision,
+            "threads": self.threads,
+            "engine_dir": str(self.engine_set.folder),
+            "engines": {name: self.engine_set.graph_hash(name, GRAPHS[self.precision]) for name in ENGINES},
+            "weights": self.engine_set.manifest.get("provenance", {}),
+        }
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """One registration at a time, on the threads asked for.
+
+        Raises:
+            InputError: the engines are closed.
+        """
+        with self._lock, self.fields.threads():
+            if self.networks.closed:
+                raise InputError("engines: closed already; open them again with open_engines")
+            yield
+
+    def __enter__(self) -> "Engines":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        with self.fields.threads():
+            self.networks.close()
+            self.fields.close()
+
+
+def check_choice(
+    engine_set: EngineSet, backend: str = "auto", threads: int | None = None, precision: str = "auto"
+) -> None:
+    """Refuses what `open_engines` can refuse before anything heavy is imported.
+
+    Args:
+        engine_set: what is to be opened.
+        backend, threads, precision: as for `open_engines`.
+
+    Raises:
+        InputError: more threads than cores, or a backend or precision that is not to be had here.
+    """
+    if threads is not None and not 1 <= threads <= cores():
+        raise InputError(f"--threads: got {threads}, expected 1 to {cores()}, the cores of this computer")
+    check_precision(precision)
+    name, _ = choose_backend(backend, engine_set, precision)
+    choose_precision(name, precision, engine_set)
+
+
+def open_engines(
+    engine_dir: Path | str = SHIPPED,
+    backend: str = "auto",
+    threads: int | None = None,
+    precision: str = "auto",
+    progress: Progress = silent,
+) -> Engines:
+    """Checks an engine set and opens it.
+
+    Args:
+        engine_dir: folder with `manifest.json` and the graphs; the set that ships with the project if not given.
+        backend: "auto" or a name of `BACKENDS`.
+        threads: CPU threads for engines and kernels; None: all cores.
+        precision: "auto" or one of `PRECISIONS`.
+        progress: told what takes a while, now or when an image of another size comes: a card's engines are built.
+
+    Raises:
+        InputError: the set cannot be used, or the backend or precision is not to be had here.
+    """
+    return open_set(load_engine_set(engine_dir), backend, threads, precision, progress)
+
+
+def open_set(
+    engine_set: EngineSet,
+    backend: str = "auto",
+    threads: int | None = None,
+    precision: str = "auto",
+    progress: Progress = silent,
+    alone: bool = True,
+) -> Engines:
+    """`open_engines` for a set that is read and checked already.
+
+    Args:
+        engine_set: the set.
+        backend, threads, precision, progress: as there.
+        alone: whether no other thread of this process works on the same card meanwhile.
+    """
+    check_choice(engine_set, backend, threads, precision)
+    threads = threads or cores()
+    name, reason, precision, halves = open_backend(backend, engine_set, threads, precision, progress, alone)
+    return Engines(engine_set, name, reason, precision, threads, *halves)

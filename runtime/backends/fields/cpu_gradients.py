@@ -1,0 +1,160 @@
+"""The two gradients of the trilinear warp on a CPU, for training; `kernels_numba.warp_features` is the warp itself.
+
+Arrays are float32, channels-last and contiguous: images (I, J, K, C), flows (I, J, K, 3). Every number is made in an
+order that does not depend on where slices begin and end. Registration needs none of this, so that the warm-up leaves
+it alone: it is compiled when it is first used.
+"""
+
+import numpy as np
+from numba import njit
+
+from runtime.backends.fields import cpu_cells as cells
+from runtime.backends.fields.cpu_cells import locate, target
+from runtime.host.kernels import in_slices
+
+F = np.float32
+U = np.uintp  # unsigned indices spare the test for negative ones
+
+_inlined = njit(forceinline=True, error_model="numpy")
+_apart = njit(error_model="numpy")  # kept out of the hot loops
+
+
+@_inlined
+def _touches(x, y, z, begin, end, sizes):
+    """Whether any corner of the cell lies inside the image and in its slices `begin` to `end`; NaN does not."""
+    return (x > begin - 1) & (y > -1) & (z > -1) & (x < end) & (y < sizes[1]) & (z < sizes[2])
+
+
+@_inlined
+def _weight(fraction, far):
+    return fraction if far else F(1) - fraction
+
+
+@_apart
+def _slopes_at_border(image, x, y, z, gradient):
+    """Derivatives along the axes of ``sum_c gradient[c] image(x, y, z, c)``, zeros outside; NaN where the place is."""
+    sizes = image.shape[:3]
+    if not _touches(x, y, z, 0, sizes[0], sizes):
+        nothing = F(0) * (x + y + z)
+        return nothing, nothing, nothing
+    i, j, k = int(np.floor(x)), int(np.floor(y)), int(np.floor(z))
+    du, dv, dw = F(0), F(0), F(0)
+    for a in range(max(i, 0), min(i + 2, sizes[0])):
+        for b in range(max(j, 0), min(j + 2, sizes[1])):
+            for d in range(max(k, 0), min(k + 2, sizes[2])):
+                value = F(0)
+                for c in range(len(gradient)):
+                    value += gradient[c] * image[a, b, d, c]
+                u, v, w = _weight(x - F(i), a > i), _weight(y - F(j), b > j), _weight(z - F(k), d > k)
+                du += v * w * (value if a > i else -value)
+                dv += u * w * (value if b > j else -value)
+                dw += u * v * (value if d > k else -value)
+    return du, dv, dw
+
+
+@_apart
+def _scatter_at_border(out, x, y, z, begin, end, gradient):
+    """Adds a voxel's gradient to the corners of its cell that lie inside and in slices `begin` to `end`."""
+    sizes = out.shape[:3]
+    if not _touches(x, y, z, begin, end, sizes):
+        return
+    i, j, k = int(np.floor(x)), int(np.floor(y)), int(np.floor(z))
+    for a in range(max(i, begin), min(i + 2, end)):
+        for b in range(max(j, 0), min(j + 2, sizes[1])):
+            for d in range(max(k, 0), min(k + 2, sizes[2])):
+                weight = _weight(x - F(i), a > i) * _weight(y - F(j), b > j) * _weight(z - F(k), d > k)
+                for c in range(len(gradient)):
+                    out[a, b, d, c] += weight * gradient[c]
+
+
+@in_slices(over="out")
+def slopes(begin, end, image, flow, gradient, out):
+    """Gradient to the flow: ``out(x) = sum_c gradient(x, c) (slopes of image along the axes)(x + flow(x), c)``."""
+    _, size_j, size_k, channels = image.shape
+    step_i, step_j, step_k = U(size_j * size_k * channels), U(size_k * channels), U(channels)
+    places, fractions = np.empty(size_k, np.int64), np.empty((3, size_k), np.float32)
+    for i in range(begin, end):
+        for j in range(size_j):
+            row = flow[i, j].reshape(3 * size_k)
+            locate(row, i, j, image.shape[:3], places, fractions)
+            for k in range(size_k):
+                du, dv, dw = F(0), F(0), F(0)
+                if places[k] < 0:
+                    x, y, z = target(row, i, j, k)
+                    du, dv, dw = _slopes_at_border(image, x, y, z, gradient[i, j, k])
+                else:
+                    start, at = U(places[k]) * step_k, U((i * size_j + j) * size_k + k) * step_k
+                    u, v, w = fractions[0, k], fractions[1, k], fractions[2, k]
+                    last = at + step_k
+                    if channels == 3:
+                        du, dv, dw = cells.slopes_3(image, start, step_i, step_j, step_k, u, v, w, gradient, at)
+                        at = last
+                    while at + U(8) <= last:
+                        a, b, c = cells.slopes_8(image, start, step_i, step_j, step_k, u, v, w, gradient, at)
+                        du, dv, dw = du + a, dv + b, dw + c
+                        start, at = start + U(8), at + U(8)
+                    while at < last:
+                        a, b, c = cells.slopes_1(image, start, step_i, step_j, step_k, u, v, w, gradient, at)
+                        du, dv, dw = du + a, dv + b, dw + c
+                        start, at = start + U(1), at + U(1)
+                out[i, j, k, 0], out[i, j, k, 1], out[i, j, k, 2] = du, dv, dw
+
+
+@in_slices(over="out")
+def bounds(begin, end, flow, out):
+    """First and last coordinate along the first axis that each slice of a flow points to, out (I, 2); NaN apart."""
+    _, size_j, size_k, _ = flow.shape
+    for i in range(begin, end):
+        low, high = F(np.inf), F(-np.inf)
+        for j in range(size_j):
+            for k in range(size_k):
+                x = F(i) + flow[i, j, k, 0]
+                low, high = x if x < low else low, x if x > high else high
+        out[i, 0], out[i, 1] = low, high
+
+
+@in_slices(over="out")
+def scatter(begin, end, flow, gradient, reach, out):
+    """Gradient to the image, its slices `begin` to `end`: every voxel's gradient goes to the corners of its cell.
+
+    Each call looks through all voxels that reach its slices (reach, of `bounds`), in order, and adds to these alone.
+    """
+    _, size_j, size_k, channels = out.shape
+    step_i, step_j, step_k = U(size_j * size_k * channels), U(size_k * channels), U(channels)
+    slice_size = size_j * size_k
+    places, fractions = np.empty(size_k, np.int64), np.empty((3, size_k), np.float32)
+    for i in range(len(flow)):
+        if not (reach[i, 0] < end and reach[i, 1] > begin - 1):
+            continue
+        for j in range(size_j):
+            row = flow[i, j].reshape(3 * size_k)
+            locate(row, i, j, out.shape[:3], places, fractions)
+            for k in range(size_k):
+                place = places[k]
+                if place < 0:
+                    x, y, z = target(row, i, j, k)
+                    _scatter_at_border(out, x, y, z, begin, end, gradient[i, j, k])
+                    continue
+                near = begin * slice_size <= place < end * slice_size
+                far = (begin - 1) * slice_size <= place < (end - 1) * slice_size
+                start, at = U(place) * step_k, U((i * size_j + j) * size_k + k) * step_k
+                u, v, w = fractions[0, k], fractions[1, k], fractions[2, k]
+                if channels == 3:
+                    if near:
+                        cells.near_3(out, start, step_i, step_j, step_k, u, v, w, gradient, at)
+                    if far:
+                        cells.far_3(out, start, step_i, step_j, step_k, u, v, w, gradient, at)
+                    continue
+                last = at + step_k
+                while at + U(8) <= last:
+                    if near:
+                        cells.near_8(out, start, step_i, step_j, step_k, u, v, w, gradient, at)
+                    if far:
+                        cells.far_8(out, start, step_i, step_j, step_k, u, v, w, gradient, at)
+                    start, at = start + U(8), at + U(8)
+                while at < last:
+                    if near:
+                        cells.near_1(out, start, step_i, step_j, step_k, u, v, w, gradient, at)
+                    if far:
+                        cells.far_1(out, start, step_i, step_j, step_k, u, v, w, gradient, at)
+                    start, at = start + U(1), at + U(1)

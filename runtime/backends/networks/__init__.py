@@ -1,0 +1,1 @@
+"""Libraries that run an engine set's networks, one module or folder each."""

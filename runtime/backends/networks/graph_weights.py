@@ -1,0 +1,73 @@
+"""The networks' convolutions, read from an engine set's graphs: every graph is a plain chain of a few operations."""
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from runtime.backends.engine_set import EXTRACTOR, EngineSet
+from runtime.errors import InputError
+from runtime.loop.schedules import LEVELS
+
+Array = np.ndarray
+PLAIN = {
+    "Conv": {"kernel_shape": [3] * 3, "pads": [1] * 6, "strides": [1] * 3, "dilations": [1] * 3, "group": 1},
+    "AveragePool": {"kernel_shape": [2] * 3, "pads": [0] * 6, "strides": [2] * 3, "dilations": [1] * 3, "ceil_mode": 0},
+}
+NEEDED = {"AveragePool": ("kernel_shape", "strides"), "Conv": ("pads",)}  # whose defaults are other values
+DEFAULT_SLOPE = 0.01  # of ONNX's LeakyRelu
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """Weights (C', C, 3, 3, 3), bias (C',), and the slope of the LeakyReLU after it (1: none)."""
+
+    weights: Array
+    bias: Array
+    slope: float
+
+
+def operations(engine_set: EngineSet, engine: str) -> list[str]:
+    """The operations of an engine's graph, in order, as `export` writes them."""
+    if engine == EXTRACTOR:
+        return ["Conv", "LeakyRelu", *["AveragePool", "Conv", "LeakyRelu"] * (len(LEVELS) - 1)]
+    return [*["Conv", "LeakyRelu"] * (engine_set.convolutions - 2), "Conv", "Conv"]
+
+
+def read_chain(engine_set: EngineSet, engine: str) -> list[Convolution]:
+    """The convolutions of an engine, in order.
+
+    Raises:
+        InputError: the graph is anything else than the chain that the manifest's network is exported as.
+    """
+    graph = onnx.load_from_string(engine_set.graph(engine)).graph
+    nodes, tensors = list(graph.node), {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    expected = operations(engine_set, engine)
+    chained = all(after.input[0] == before.output[0] for before, after in itertools.pairwise(nodes))
+    convolutions = [node for node in nodes if node.op_type == "Conv"]
+    weighted = all(len(node.input) == 3 and set(node.input[1:]) <= set(tensors) for node in convolutions)
+    if [node.op_type for node in nodes] != expected or not chained or not weighted or not all(map(_plain, nodes)):
+        kinds = ", ".join(dict.fromkeys(expected))
+        raise InputError(
+            f"--engine-dir: {engine_set.path(engine)} is no chain of {kinds} as exported here; export the set again"
+        )
+    found = []
+    for node, following in zip(nodes, [*nodes[1:], None], strict=True):
+        if node.op_type == "Conv":
+            active = following is not None and following.op_type == "LeakyRelu"
+            slope = float(_attributes(following).get("alpha", DEFAULT_SLOPE)) if active else 1.0
+            found.append(Convolution(*(tensors[name] for name in node.input[1:]), slope))
+    return found
+
+
+def _plain(node: onnx.NodeProto) -> bool:
+    """Whether a node's attributes are those of the definition."""
+    found, wanted = _attributes(node), PLAIN.get(node.op_type, {})
+    there = all(name in found for name in NEEDED.get(node.op_type, ()))
+    return there and all(found.get(name, value) == value for name, value in wanted.items())
+
+
+def _attributes(node: onnx.NodeProto) -> dict:
+    return {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}

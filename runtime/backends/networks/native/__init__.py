@@ -1,0 +1,1 @@
+"""Networks without an engine library: their convolutions compiled for this processor."""

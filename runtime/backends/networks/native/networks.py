@@ -1,0 +1,261 @@
+"""Engines run without an engine library: their convolutions compiled for this processor, background left out."""
+
+import itertools
+from dataclasses import dataclass
+
+import numba
+import numpy as np
+
+from runtime.backends.engine_set import ENGINES, EXTRACTOR, EngineSet, estimator_name
+from runtime.backends.networks.graph_weights import Convolution, read_chain
+from runtime.backends.networks.native import kernels
+from runtime.backends.networks.native.llvm import VOXELS
+from runtime.errors import InputError
+from runtime.host.kernels import SMALL
+from runtime.host.memory import ARRAYS
+from runtime.host.progress import fastest
+from runtime.loop.schedules import LEVELS
+
+Array = np.ndarray
+Shape = tuple[int, int, int]
+PLANES = 4  # of a ring: while one is written, the next layer reads the three before it
+PEAK_BLOCKS, PEAK_RUNS = 20_000, 5  # of the measured peak
+LINE = 16  # floats of a cache line
+# Weights of the four products of Winograd's F(2, 3), from the three along the axis.
+COMBINED = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
+AS_MANY = {3: 4}  # channels that are padded to what a vector holds
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution: weights (3, 3, 3, C, C'), bias (C',), slope of the LeakyReLU after it (1: none)."""
+
+    weights: Array
+    bias: Array
+    slope: float
+
+
+class NativeNetworks:
+    """Feature extractor and flow estimators as chains of compiled convolutions, channels-last, fp32.
+
+    Args:
+        engine_set: a checked set.
+        threads: not used: the kernels take the threads of the field operations beside them.
+        precision: "fp32".
+
+    Raises:
+        InputError: a graph is not one of RP-Net with 8 channels at level 1.
+    """
+
+    library = "numba"
+    version = numba.__version__
+    device = "cpu"
+
+    def __init__(self, engine_set: EngineSet, threads: int | None = None, precision: str = "fp32") -> None:
+        self.precision, self.closed = precision, False
+        self._channels = engine_set.channels
+        self._extractors: dict[int, Chain] = {}
+        background = np.zeros((1, 1, 1, 1), np.float32)
+        graphs = read_graphs(engine_set)
+        for level, layer in zip(sorted(LEVELS), graphs[EXTRACTOR], strict=True):
+            source = background if level == 1 else _pooled_background(background)
+            self._extractors[level] = Chain([layer], source)
+            background = self._extractors[level].background_out
+        self._estimators = {
+            level: Chain(
+                graphs[estimator_name(level)],
+                np.concatenate([self._extractors[level].background_out] * 2, axis=-1),
+            )
+            for level in LEVELS
+        }
+
+    def rest(self) -> None:
+        """Nothing large is held between calls but what the next one of the same size needs."""
+
+    def close(self) -> None:
+        self._extractors, self._estimators, self.closed = {}, {}, True
+
+    def features(self, image: Array) -> dict[int, Array]:
+        """Feature maps (I, J, K, C) by level of an image (I, J, K) in [0, 1]."""
+        found = {}
+        for level, chain in self._extractors.items():
+            found[level] = chain(image[..., None] if level == 1 else _pooled(found[level - 1]))
+        return found
+
+    def estimator_input(self, level: int, shape: Shape) -> Array:
+        """Contiguous (I, J, K, 2C)."""
+        return ARRAYS.empty((*shape, 2 * self._channels[level]))
+
+    def residual(self, level: int, features: Array) -> Array:
+        """Residual flow (I, J, K, 3) from an `estimator_input`; overwritten by the level's next call."""
+        return self._estimators[level](features, reuse=True)
+
+    @staticmethod
+    def measured_peak(precision: str, threads: int) -> float:
+        """GFLOP/s of the convolutions' inner loop on data that stay in the cache, the best of a few; fp32."""
+        channels = 32
+        kind = kernels.KINDS.index((channels, channels))
+        weights = _aligned(9 * channels * channels)
+        rows = _aligned(threads * 2 * SMALL).reshape(threads, -1)  # large enough to be shared out
+        flop = 2 * weights.size * VOXELS * PEAK_BLOCKS * threads
+        return 1e-9 * flop / fastest(lambda: kernels.repeat_block(rows, kind, weights, PEAK_BLOCKS), PEAK_RUNS)
+
+
+class Chain:
+    """Convolutions one after the other on a volume (I, J, K, C), channels-last.
+
+    Args:
+        layers: in order.
+        background: (n, n, n, C), n odd: the input where there is nothing, as it looks up to (n - 1) / 2 voxels from the
+            borders and, in the middle, everywhere else.
+
+    Attributes:
+        background_out: the same of the chain's output, which borders reach into one voxel further per layer.
+    """
+
+    def __init__(self, layers: list[Layer], background: Array) -> None:
+        widths = [background.shape[3], *(AS_MANY.get(layer.bias.size, layer.bias.size) for layer in layers)]
+        self._channels_out = layers[-1].bias.size
+        self._table = np.zeros((len(widths), kernels.COLUMNS), np.int64)
+        self._table[:, kernels.CHANNELS] = widths
+        self._slopes = np.array([1, *(layer.slope for layer in layers)], np.float32)
+        self._weights = self._packed(layers, widths)
+        self._background = _like(background, background.shape[0] + 2 * len(layers))
+        self._quiet = self._run_on_background()
+        self._place: tuple[Shape, Array, Array] | None = None
+        self._out: Array | None = None
+
+    def __call__(self, source: Array, reuse: bool = False) -> Array:
+        """The last layer's output (I, J, K, C') for `source`; with `reuse` overwritten by the next such call."""
+        shape = source.shape[:3]
+        if self._place is None or self._place[0] != shape:
+            active = np.empty((len(self._table), *shape[:2], _blocks(shape)), np.uint8)
+            self._place, self._out = (shape, self._rings(shape, PLANES), active), None
+        _, memory, active = self._place
+        self._mark(source, active)
+        out = self._out if reuse else None
+        if out is None:
+            out = ARRAYS.empty((*shape, self._channels_out))
+        if reuse:
+            self._out = out
+        self._sweep(source, active, memory, PLANES, out)
+        return out
+
+    @property
+    def activity(self) -> float:
+        """Share of the blocks that the last volume made the layers compute, in [0, 1]."""
+        return float(np.mean(self._place[2][1:] != 0))
+
+    def _packed(self, layers: list[Layer], widths: list[int]) -> Array:
+        """All weights and biases in one array, which the table says the places in."""
+        pieces = [np.zeros(0, np.float32)]
+        for n, (layer, before, after) in enumerate(zip(layers, widths[:-1], widths[1:], strict=True), start=1):
+            if (before, after) not in kernels.KINDS:
+                raise InputError(
+                    f"--backend: native has no convolution of {before} to {after} channels, expected one of "
+                    f"{kernels.KINDS}; use another backend"
+                )
+            weights, bias = np.zeros((3, 3, 3, before, after), np.float32), np.zeros(after, np.float32)
+            weights[..., : layer.bias.size], bias[: layer.bias.size] = layer.weights, layer.bias
+            weights = np.einsum("tj,ijkco->tikco", COMBINED, weights).astype(np.float32)
+            begin = sum(piece.size for piece in pieces)
+            self._table[n, kernels.KIND] = kernels.KINDS.index((before, after))
+            self._table[n, kernels.WEIGHTS], self._table[n, kernels.BIAS] = begin, begin + weights.size
+            pieces += [weights.ravel(), np.tile(bias, VOXELS)]
+        packed = _aligned(sum(piece.size for piece in pieces))
+        packed[:] = np.concatenate(pieces)
+        return packed
+
+    def _run_on_background(self) -> Array:
+        """What every layer gives for pure background, flat, (n, n, n, C) one after the other."""
+        size, widths = self._background.shape[0], self._table[:, kernels.CHANNELS]
+        shape = (size,) * 3
+        active = np.full((len(widths), size, size, _blocks(shape)), 255, np.uint8)
+        self._quiet = _aligned(size**3 * int(widths.sum()))
+        out = np.empty((*shape, int(widths[-1])), np.float32)
+        memory = self._rings(shape, size)
+        self._sweep(self._background, active, memory, size, out)
+        begin = 0
+        for n, channels in enumerate(widths):
+            values = out
+            if n < len(widths) - 1:
+                values = memory[self._table[n, kernels.RING] :][: size**3 * channels] if n else self._background
+            self._table[n, kernels.QUIET] = begin
+            self._quiet[begin : begin + values.size] = values.ravel()
+            begin += values.size
+        self.background_out = out[..., : self._channels_out].copy()
+        return self._quiet
+
+    def _mark(self, source: Array, active: Array) -> None:
+        """Fills the masks: the source's own, and each layer's."""
+        if min(source.shape[:3]) < self._background.shape[0]:
+            active[:] = 255  # too small to have a middle
+            return
+        kernels.mark(source, self._background, active[0])
+        for before, after in itertools.pairwise(active):
+            kernels.spread(before, after)
+
+    def _rings(self, shape: Shape, planes: int) -> Array:
+        """Memory of all rings of a chain, zero; which place in it is whose goes into the table when it is used."""
+        return _aligned(sum(self._ring_sizes(shape, planes)))
+
+    def _ring_sizes(self, shape: Shape, planes: int) -> list[int]:
+        sizes = planes * shape[1] * shape[2] * self._table[1:-1, kernels.CHANNELS]
+        return [-(-int(size) // LINE) * LINE for size in sizes]
+
+    def _sweep(self, source: Array, active: Array, memory: Array, planes: int, out: Array) -> None:
+        shape = out.shape[:3]
+        self._table[1:, kernels.RING] = np.cumsum([0, *self._ring_sizes(shape, planes)])
+        arrays = self._table, self._slopes, self._weights, self._quiet, memory
+        source, like = source.reshape(*shape[:2], -1), self._background.shape[0]
+        for step in range(kernels.steps(shape[0], len(self._table) - 1)):
+            kernels.advance(step, source, active, *arrays, like, planes, out)
+
+
+def read_graphs(engine_set: EngineSet) -> dict[str, list[Layer]]:
+    """The layers of every engine.
+
+    Raises:
+        InputError: a graph that is not made of these, or not with the channels the manifest states.
+    """
+    graphs = {engine: [_layer(found) for found in read_chain(engine_set, engine)] for engine in ENGINES}
+    taken = {level: graphs[estimator_name(level)][0].weights.shape[3] for level in LEVELS}
+    given = zip(sorted(LEVELS), (layer.bias.size for layer in graphs[EXTRACTOR]), strict=True)
+    engine_set.check_channels("takes", taken, images=2)
+    engine_set.check_channels("gives", dict(given), images=1)
+    return graphs
+
+
+def _layer(found: Convolution) -> Layer:
+    return Layer(np.ascontiguousarray(found.weights.transpose(2, 3, 4, 1, 0), np.float32), found.bias, found.slope)
+
+
+def _pooled(features: Array) -> Array:
+    """Means of 2x2x2 voxels: (I, J, K, C) to half of each size."""
+    i, j, k, channels = features.shape
+    out = ARRAYS.empty((i // 2, j // 2, k // 2, channels))
+    kernels.pool(features, out)
+    return out
+
+
+def _pooled_background(background: Array) -> Array:
+    """The background of a feature map, pooled: borders reach half as far, rounded up."""
+    reach = -(-(background.shape[0] // 2) // 2)
+    return _pooled(_like(background, 2 * (2 * reach + 1)))
+
+
+def _like(background: Array, size: int) -> Array:
+    """A cube of background of another size: each voxel as the one that is as far from the borders, or the middle."""
+    place = [kernels.place_like.py_func(index, size, len(background)) for index in range(size)]
+    return np.ascontiguousarray(background[np.ix_(place, place, place)])
+
+
+def _blocks(shape: Shape) -> int:
+    return -(-shape[2] // VOXELS)
+
+
+def _aligned(size: int) -> Array:
+    """Zeros, (size,) float32, beginning on a cache line."""
+    memory = np.zeros(size + LINE, np.float32)
+    first = -(memory.ctypes.data // memory.itemsize) % LINE
+    return memory[first : first + size]

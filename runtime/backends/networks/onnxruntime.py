@@ -1,0 +1,230 @@
+"""Engines run by ONNX Runtime on the CPU, and what its CUDA provider shares with them."""
+
+import contextlib
+import ctypes
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runtime.backends.networks.telemetry import without_telemetry
+
+with without_telemetry():
+    import onnxruntime
+
+from runtime.backends.engine_set import EXTRACTOR, FEATURES, IMAGE, RESIDUAL, EngineSet, estimator_name, features_name
+from runtime.errors import InputError, NotHere, first_line
+from runtime.host.memory import ARRAYS
+from runtime.loop.schedules import LEVELS
+
+Array = np.ndarray
+Shape = tuple[int, int, int]
+VERSION = onnxruntime.__version__
+CPU = "CPUExecutionProvider"
+OUTPUTS = [features_name(level) for level in sorted(LEVELS)]
+ELEMENTS = {"fp32": np.float32, "fp16": np.float16}  # of feature maps, as the graphs have them
+
+
+class OnnxRuntimeNetworks:
+    """Feature extractor and flow estimators as ONNX Runtime sessions, whose own memory is planar (channels first).
+
+    Arrays between the calls are float32 in either precision. fp16 is here to see what it rounds away, not for speed.
+
+    Args:
+        engine_set: a checked set.
+        threads: CPU threads per engine call; None: ONNX Runtime's choice (one per core).
+        precision: "fp32" or "fp16".
+
+    Raises:
+        InputError: ONNX Runtime cannot load a graph, or the set has none of this precision.
+    """
+
+    library = "onnxruntime"
+    version = VERSION
+    device = "cpu"
+
+    def __init__(self, engine_set: EngineSet, threads: int | None = None, precision: str = "fp32") -> None:
+        self.precision, self._element = precision, ELEMENTS[precision]
+        options = session_options(threads)
+        graph = RoundedGraph if precision == "fp16" else open_session
+        self._graphs = open_graphs(engine_set, precision, lambda *found: _opened(graph, *found, options))
+        self._channels = engine_set.channels
+        self.closed = False
+
+    def rest(self) -> None:
+        """ONNX Runtime keeps what its sessions hold."""
+
+    def close(self) -> None:
+        self._graphs, self.closed = None, True
+
+    def features(self, image: Array) -> dict[int, Array]:
+        """Feature maps (I, J, K, C) by level of an image (I, J, K) in [0, 1], put channels-last once, for the warps."""
+        maps = self._graphs.extractor.run(OUTPUTS, {IMAGE: image[None, None]})
+        return {level: _channels_last(features[0]) for level, features in zip(sorted(LEVELS), maps, strict=True)}
+
+    def estimator_input(self, level: int, shape: Shape) -> Array:
+        """Planar memory, seen channels-last: (I, J, K, 2C)."""
+        return np.moveaxis(ARRAYS.empty((2 * self._channels[level], *shape)), 0, -1)
+
+    def residual(self, level: int, features: Array) -> Array:
+        """Residual flow, planar memory seen as (I, J, K, 3), from an `estimator_input`."""
+        planar = np.ascontiguousarray(np.moveaxis(features, -1, 0), self._element)
+        return np.moveaxis(self._graphs.estimators[level].run([RESIDUAL], {FEATURES: planar[None]})[0][0], 0, -1)
+
+
+def _channels_last(planar: Array) -> Array:
+    """(C, I, J, K) as contiguous float32 (I, J, K, C)."""
+    out = ARRAYS.empty((*planar.shape[1:], len(planar)))
+    np.copyto(out, np.moveaxis(planar, 0, -1))
+    return out
+
+
+class RoundedGraph:
+    """An fp16 graph run node by node, so that what one node hands to the next is what the graph says: fp16.
+
+    In one session nothing between weights and results would be rounded: ONNX Runtime's CPU provider has no fp16
+    convolution, casts to float32 and back around each, and takes out all casts that meet between two nodes, also
+    those written in the graph and with every optimisation switched off.
+
+    What it shows is what rounding each node's result to fp16 does, to the bit but for the order of float32 sums. It
+    does not show sums kept in fp16, if a card's library keeps them so, nor that library's own faults.
+
+    Args:
+        graph: ONNX; every node has one input besides weights, and only outputs have more than one reader.
+        options: of the sessions.
+    """
+
+    def __init__(self, graph: bytes, options: onnxruntime.SessionOptions) -> None:
+        try:
+            import onnx.shape_inference
+        except ImportError as error:
+            reason = first_line(error)
+            raise NotHere(f"--precision: fp16 on the CPU needs the package onnx ({reason}); pip install onnx") from None
+        model = onnx.shape_inference.infer_shapes(onnx.load_from_string(graph))
+        whole = model.graph
+        values = {value.name: value for value in (*whole.input, *whole.value_info, *whole.output)}
+        weights = {tensor.name: tensor for tensor in whole.initializer}
+        self._nodes = []
+        for node in whole.node:
+            (taken,), (given,) = set(node.input) - set(weights), node.output
+            used = [weights[name] for name in node.input if name in weights]
+            piece = onnx.helper.make_graph([node], given, [values[taken]], [values[given]], used)
+            piece = onnx.helper.make_model(piece, opset_imports=model.opset_import, ir_version=model.ir_version)
+            self._nodes.append((taken, given, open_session(piece.SerializeToString(), options)))
+        self.get_inputs = self._nodes[0][-1].get_inputs
+
+    def run(self, outputs: Sequence[str], feeds: dict[str, Array]) -> list[Array]:
+        """As a session's."""
+        values = dict(feeds)
+        for taken, given, session in self._nodes:
+            (values[given],) = session.run([given], {taken: values[taken]})
+            if taken not in outputs:
+                del values[taken]
+        return [values[name] for name in outputs]
+
+
+@dataclass(frozen=True)
+class Graphs:
+    """An engine set's opened graphs: sessions, or what runs as one."""
+
+    extractor: Any
+    estimators: dict[int, Any]
+
+
+def open_graphs(engine_set: EngineSet, precision: str, opened: Callable[[bytes, Path], Any]) -> Graphs:
+    """Opens the graphs of one precision and holds them against the manifest: names, and feature channels by level.
+
+    Args:
+        engine_set: a checked set.
+        precision: of the graphs.
+        opened: opens one, ONNX; its path is for messages.
+
+    Raises:
+        InputError: the set has none of this precision, or not those the manifest describes; and what `opened` raises.
+    """
+    engine_set.require(precision)
+
+    def of(engine: str) -> Any:
+        return opened(engine_set.graph(engine, precision), engine_set.path(engine, precision))
+
+    graphs = Graphs(of(EXTRACTOR), {level: of(estimator_name(level)) for level in LEVELS})
+    expected = [(IMAGE, [1, 1])] + [(FEATURES, [1, 2 * engine_set.channels[level]]) for level in LEVELS]
+    for graph, (name, head) in zip((graphs.extractor, *graphs.estimators.values()), expected, strict=True):
+        taken = [(value.name, value.shape[:2]) for value in graph.get_inputs()]
+        if taken != [(name, head)]:
+            raise InputError(
+                f"--engine-dir: a graph in {engine_set.folder} takes {taken}, the manifest says {[(name, head)]}; "
+                "export the set again"
+            )
+    return graphs
+
+
+def session_options(threads: int | None = None) -> onnxruntime.SessionOptions:
+    """What all our sessions have in common."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    options.log_severity_level = 3
+    # The arena keeps what a call took for the next one: giving it back costs a sixth of the level-1 time in page
+    # faults. A pattern per shape would keep more than that for nothing.
+    options.enable_mem_pattern = False
+    # Threads that spin while they wait for the next call take the cores from the kernels that run meanwhile.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
+
+
+def open_session(
+    graph: bytes, options: onnxruntime.SessionOptions, providers: Sequence[Any] = (CPU,)
+) -> onnxruntime.InferenceSession:
+    """A session of a graph, ONNX. Raises ONNX Runtime's own exceptions, which share no public base class."""
+    return onnxruntime.InferenceSession(graph, options, providers=list(providers), enable_fallback=0)
+
+
+def _opened(graph: Callable[[bytes, Any], Any], content: bytes, path: Path, options: onnxruntime.SessionOptions) -> Any:
+    try:
+        return graph(content, options)
+    except InputError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"--backend: onnxruntime {VERSION} cannot load {path} ({reason}); export the set again"
+        ) from None
+
+
+def why_no_provider(provider: str) -> str | None:
+    """Why this ONNX Runtime does not have a provider; None where it does.
+
+    Loads the libraries it needs from NVIDIA's wheels, where they are installed.
+    """
+    if provider not in onnxruntime.get_available_providers():
+        return f"it is built without {provider}"
+    if provider == CPU:
+        return None
+    onnxruntime.set_default_logger_severity(4)  # what goes wrong is told in an exception, once
+    with contextlib.redirect_stdout(io.StringIO()):  # which prints what is missing, also what is not needed
+        onnxruntime.preload_dlls()
+    return None
+
+
+def why_left_out(provider: str) -> str:
+    """Why a session was opened without the provider asked for, as far as its library's loading tells.
+
+    To be asked after that: the provider's library must not be loaded before ONNX Runtime has made itself known to it.
+    """
+    path = Path(onnxruntime.__file__).parent / "capi" / "libonnxruntime_providers_cuda.so"
+    try:
+        ctypes.CDLL(str(path))
+    except OSError as error:
+        return first_line(error)
+    return f"{provider} could not be started, it does not say why"
+
+
+def without_waiting() -> onnxruntime.RunOptions:
+    """Options of a run that returns when all is sent to the card's stream."""
+    options = onnxruntime.RunOptions()
+    options.log_severity_level = 4
+    options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+    return options

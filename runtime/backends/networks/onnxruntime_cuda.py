@@ -1,0 +1,215 @@
+"""Engines run by ONNX Runtime's CUDA provider, on our buffers and our stream."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from runtime.backends.cuda.card import Card
+from runtime.backends.cuda.device import Device
+from runtime.backends.cuda.memory import DeviceArray, out_of_memory
+from runtime.backends.engine_set import FEATURES, IMAGE, RESIDUAL, EngineSet, features_name
+from runtime.backends.fields.cuda import carry
+from runtime.backends.networks.onnxruntime import (
+    ELEMENTS,
+    VERSION,
+    open_graphs,
+    open_session,
+    session_options,
+    why_left_out,
+    why_no_provider,
+    without_waiting,
+)
+from runtime.backends.registry import BACKENDS
+from runtime.errors import NotHere
+from runtime.loop.schedules import LEVELS
+
+Shape = tuple[int, ...]
+PROVIDER, MEMORY = "CUDAExecutionProvider", "cuda"
+REMEDY = BACKENDS["cuda"].install
+OUT_OF_MEMORY = ("out of memory", "failed to allocate memory", "alloc_failed", "smaller than requested bytes")
+LEFT_TO_CPU = "fallback to CPU EP has been explicitly disabled"
+LONGEST_REASON = 400  # characters; some of its messages hold a whole graph
+
+
+class CudaOnnxRuntimeNetworks:
+    """Feature extractor and flow estimators on a card, all on its stream. Nothing waits for the device.
+
+    The engines' own memory is planar (channels first): estimator inputs and residuals are views of it, feature maps are
+    carried to channels-last once.
+
+    Args:
+        engine_set: a checked set.
+        device: a card; current in this thread, here and in every call.
+        precision: "fp32" (without TF32) or "fp16"; feature maps and estimator inputs are of it.
+        tell: not used, for nothing is built.
+        provider, memory: what runs the graphs and where arrays lie, in ONNX Runtime's words.
+
+    Raises:
+        NotHere: ONNX Runtime has no CUDA provider, or it cannot be used here.
+        InputError: the set has no graphs of this precision, or not those its manifest describes.
+    """
+
+    library, version = "onnxruntime", VERSION
+
+    def __init__(
+        self,
+        engine_set: EngineSet,
+        device: Device,
+        precision: str = "fp32",
+        tell: Callable[[str], None] = lambda line: None,
+        provider: str = PROVIDER,
+        memory: str = MEMORY,
+    ) -> None:
+        self.precision, self.device, self.closed = precision, device.name, False
+        self._card, self._element, self._channels = device, np.dtype(ELEMENTS[precision]), engine_set.channels
+        if reason := why_no_provider(provider):
+            raise _unusable(reason)
+        self._graphs = open_graphs(engine_set, precision, lambda graph, _: _BoundGraph(graph, device, provider, memory))
+        # A provider opens without cuDNN, or for a card it has no kernels for; the first run tells.
+        self.residual(max(LEVELS), self.estimator_input(max(LEVELS), (2, 2, 2)))
+
+    @classmethod
+    def check_card(cls, card: Card, precision: str) -> None:
+        """Any will do, as far as is known before it is started."""
+
+    def features(self, image: DeviceArray) -> dict[int, DeviceArray]:
+        """Feature maps (I, J, K, C) by level of an image float32 (I, J, K) in [0, 1], contiguous, the caller's own."""
+        given = {}
+        for level in LEVELS:
+            size = tuple(n // 2 ** (level - 1) for n in image.shape)
+            given[features_name(level)] = (self._channels[level], *size), self._element
+        planar = self._graphs.extractor.run(IMAGE, self._card.aligned(image), (1, *image.shape), given)
+        return {level: self._channels_last(planar[features_name(level)]) for level in LEVELS}
+
+    def estimator_input(self, level: int, shape: Shape) -> DeviceArray:
+        """An empty (I, J, K, 2C), planar memory."""
+        return self._card.empty((2 * self._channels[level], *shape), self._element).moveaxis(0, -1)
+
+    def residual(self, level: int, features: DeviceArray) -> DeviceArray:
+        """Residual flow float32 (I, J, K, 3), planar memory, from an `estimator_input`; holds until the next call."""
+        planar = features.moveaxis(-1, 0)
+        if not planar.contiguous or planar.dtype != self._element:
+            raise ValueError(f"got {features.dtype} with strides {features.strides}, expected an estimator_input")
+        given = {RESIDUAL: ((3, *features.shape[:3]), np.dtype(np.float32))}
+        return self._graphs.estimators[level].run(FEATURES, planar, planar.shape, given)[RESIDUAL].moveaxis(0, -1)
+
+    def rest(self) -> None:
+        """Lets go of the results' buffers; ONNX Runtime keeps what its sessions hold."""
+        if not self.closed:
+            for graph in (self._graphs.extractor, *self._graphs.estimators.values()):
+                graph.forget()
+            self._card.rest()
+
+    def close(self) -> None:
+        self._graphs, self.closed = None, True
+
+    def _channels_last(self, planar: DeviceArray) -> DeviceArray:
+        """(C, I, J, K) as contiguous (I, J, K, C)."""
+        source = planar.moveaxis(0, -1)
+        target = self._card.empty(source.shape, self._element)
+        carry(source, target)
+        return target
+
+
+class _BoundGraph:
+    """A graph that reads where it is told and writes to buffers of its own, the same while sizes stay the same."""
+
+    def __init__(self, graph: bytes, device: Device, provider: str, memory: str) -> None:
+        self._card, self._place = device, (memory, device.driver.number)
+        options, provider_options = session_options(), {}
+        options.log_severity_level = 4  # what fails is told in an exception, once
+        if provider == PROVIDER:
+            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+            provider_options = _provider_options(device)
+        try:
+            self._session = open_session(graph, options, [(provider, provider_options)])
+        except Exception as error:  # ONNX Runtime's own exceptions share no public base class
+            if LEFT_TO_CPU in str(error):
+                raise _unusable(why_left_out(provider)) from None
+            raise _explained(error, device) from None
+        # A provider that cannot start is left out without an error: the CPU would run all, on a card's addresses.
+        if provider not in self._session.get_providers():
+            raise _unusable(why_left_out(provider))
+        self.get_inputs, self._options = self._session.get_inputs, without_waiting()
+        self.forget()
+
+    def forget(self) -> None:
+        """Lets go of the buffers; a result that was given out keeps its own."""
+        self._results: dict[str, DeviceArray] = {}
+        self._binding = self._session.io_binding()
+
+    def run(
+        self, name: str, array: DeviceArray, shape: Shape, given: dict[str, tuple[Shape, np.dtype]]
+    ) -> dict[str, DeviceArray]:
+        """Sends a run to the stream.
+
+        Args:
+            name, array, shape: of the input, as the graph names and sees it, without the leading 1.
+            given: shape and dtype of every result, by name.
+
+        Returns:
+            The results; they hold until the next run.
+
+        Raises:
+            NotHere: out of memory, or the provider cannot run the graph.
+        """
+        if {name: (result.shape, result.dtype) for name, result in self._results.items()} != given:
+            self.forget()
+            self._results = {name: self._card.empty(*facts) for name, facts in given.items()}
+            for result_name, result in self._results.items():
+                self._binding.bind_output(result_name, *self._place, *_facts(result, result.shape))
+        self._binding.bind_input(name, *self._place, *_facts(array, shape))
+        try:
+            self._send()
+        except Exception as error:
+            raise _explained(error, self._card) from None
+        return self._results
+
+    def _send(self) -> None:
+        try:
+            self._session.run_with_iobinding(self._binding, self._options)
+        except Exception as error:
+            if not _is_memory(error):
+                raise
+            self._card.rest()  # what our arrays have let go of may be enough
+            self._session.run_with_iobinding(self._binding, self._options)
+
+
+def _facts(array: DeviceArray, shape: Shape) -> tuple[type, list[int], int]:
+    """Element type, shape and address, as ONNX Runtime binds them; one image at a time."""
+    return array.dtype.type, [1, *shape], array.pointer
+
+
+def _provider_options(device: Device) -> dict[str, str]:
+    """Of the CUDA provider.
+
+    HEURISTIC and EXHAUSTIVE both ask cuDNN's heuristics (modes A and B) since ONNX Runtime 1.20; neither measures. Mode
+    B takes longer to answer, at every new size; steady times reported for both are alike. DEFAULT is cuDNN's fall-back.
+    """
+    return {
+        "device_id": str(device.driver.number),
+        "user_compute_stream": str(device.driver.stream),
+        "do_copy_in_default_stream": "1",
+        "cudnn_conv_algo_search": "HEURISTIC",
+        "use_tf32": "0",  # fp32 means fp32: TF32's 10 bits would not pass the gate
+        "arena_extend_strategy": "kSameAsRequested",  # five sessions, each with an arena: none doubles its own
+    }
+
+
+def _is_memory(error: Exception) -> bool:
+    return any(words in str(error).lower() for words in OUT_OF_MEMORY)
+
+
+def _explained(error: Exception, device: Device) -> NotHere:
+    """What ONNX Runtime says went wrong, in one line with a remedy."""
+    if _is_memory(error):
+        return out_of_memory(device.driver)
+    reason = " ".join(str(error).split()).rpartition("Status Message: ")[2]
+    return _unusable(reason if len(reason) <= LONGEST_REASON else f"{reason[:LONGEST_REASON]}...")
+
+
+def _unusable(reason: str) -> NotHere:
+    return NotHere(
+        f"--backend: onnxruntime {VERSION} cannot use the card ({reason}); it takes its CUDA provider, and the CUDA "
+        f"and cuDNN 9 that was built for: {REMEDY}"
+    )

@@ -1,0 +1,167 @@
+"""Plans built ahead of time from an engine set, for TensorRT-RTX (any card, none needed) or TensorRT (this card)."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from runtime.backends.cuda.card import find_card
+from runtime.backends.engine_set import EngineSet, load_engine_set
+from runtime.backends.networks.tensorrt.library import Library, open_library
+from runtime.backends.networks.tensorrt.plans import ORDINARY, PlanSpec, PlanStore, Profile, Shape, plan_specs
+from runtime.errors import InputError, NotHere
+
+MEGABYTE = 1e6
+SMALLEST = 16  # voxels, of an image's side
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What to build.
+
+    Attributes:
+        target: "tensorrt-rtx" or "tensorrt".
+        sms: compute capabilities, 89 for 8.9; empty: all that TensorRT-RTX knows, for TensorRT the card's. One plan
+            holds them all, for a few KB more.
+        precisions: empty: for TensorRT-RTX all that the set has graphs of (it takes a second, and fp32 is what fp16 is
+            checked against); for TensorRT, where a build takes minutes, fp16, which is what `register` takes.
+        profile: image sizes.
+    """
+
+    target: str
+    sms: tuple[int, ...] = ()
+    precisions: tuple[str, ...] = ()
+    profile: Profile = ORDINARY
+
+
+def build_plans(engine_dir: Path, options: BuildOptions, echo: Callable[[str], None] = lambda line: None) -> Path:
+    """Builds plans for an engine set and lists them beside it; all of them or, on an error, none.
+
+    Of several precisions and compute capabilities, what can be built is built and the rest is said; nothing to build is
+    an error.
+
+    Args:
+        engine_dir: the set's folder.
+        options: what to build.
+        echo: told a line for each engine and the end.
+
+    Returns:
+        The folder the plans are in.
+
+    Raises:
+        InputError: a set, a size, a precision or a compute capability that cannot be used.
+        NotHere: the library is not installed, or TensorRT has no card to build for.
+    """
+    engine_set, library = load_engine_set(engine_dir), open_library(options.target)
+    _check_profile(options.profile, engine_set.size_multiple)
+    sms, card = _aim(library, options.sms)
+    start = time.perf_counter()
+    built = []
+    for precision, left in _jobs(engine_set, library, options, sms, echo):
+        specs = plan_specs(engine_set, precision, library, left, card, options.profile).values()
+        built += [(spec, _built(engine_set, library, spec, echo)) for spec in specs]
+    folder, replaced = PlanStore(engine_set.folder).keep(built)
+    for line in replaced:
+        echo(f"removed {line}")
+    size, seconds = sum(len(content) for _, content in built) / MEGABYTE, time.perf_counter() - start
+    echo(f"{len(built)} plans for {library.title}, {size:.1f} MB in {seconds:.1f} s: {folder}")
+    return folder
+
+
+def parse_profile(shapes: str | Shape | None) -> Profile:
+    """Sizes to build for.
+
+    Args:
+        shapes: one size (I, J, K); or smallest, usual and largest I,J,K in a word each; None: of ordinary brains.
+
+    Raises:
+        InputError: anything else.
+    """
+    if not isinstance(shapes, str):
+        return Profile.only(shapes) if shapes else ORDINARY
+    try:
+        sizes = [tuple(int(n) for n in part.split(",")) for part in shapes.split()]
+    except ValueError:
+        sizes = []
+    if len(sizes) != 3 or any(len(size) != 3 for size in sizes):
+        raise InputError(
+            f"--shapes: got {shapes!r}, expected smallest, usual and largest: '16,16,16 160,192,160 256,256,256'"
+        )
+    return Profile(*sizes)
+
+
+def parse_sms(text: str | None) -> tuple[int, ...]:
+    """Compute capabilities "75,86"; none for None.
+
+    Raises:
+        InputError: anything else.
+    """
+    try:
+        return tuple(sorted({int(part) for part in text.split(",")})) if text is not None else ()
+    except ValueError:
+        raise InputError(f"--sm: got {text!r}, expected compute capabilities such as 75,86,120") from None
+
+
+def parse_precisions(names: Sequence[str]) -> tuple[str, ...]:
+    """Precisions, each once; "all" is both."""
+    return ("fp16", "fp32") if "all" in names else tuple(dict.fromkeys(names))
+
+
+def _check_profile(profile: Profile, multiple: int) -> None:
+    sizes: tuple[Shape, ...] = profile.smallest, profile.usual, profile.largest
+    if any(n % multiple or n < SMALLEST for size in sizes for n in size):
+        raise InputError(f"--shape, --shapes: got {profile}, expected multiples of {multiple}, at least {SMALLEST}")
+    if not profile.holds(profile.usual):
+        raise InputError(
+            f"--shapes: got {profile.usual} between {profile.smallest} and {profile.largest}, "
+            "expected smallest, usual and largest in this order, along every axis"
+        )
+
+
+def _aim(library: Library, sms: tuple[int, ...]) -> tuple[tuple[int, ...], str]:
+    """Compute capabilities to build for, and the card's name where the library can build for no other."""
+    if library.portable:
+        if unknown := [sm for sm in sms if sm not in library.sms]:
+            raise InputError(
+                f"--sm: got {', '.join(map(str, unknown))}, {library.title} builds for "
+                f"{', '.join(map(str, library.sms))}; for other cards use --target tensorrt on their own computer"
+            )
+        return sms or library.sms, ""
+    card = find_card()
+    if isinstance(card, str):
+        raise NotHere(f"--target: {library.title} builds for the card at hand, but {card}; use --target tensorrt-rtx")
+    sm = 10 * card.capability[0] + card.capability[1]
+    if set(sms) - {sm}:
+        raise InputError(
+            f"--sm: got {', '.join(map(str, sms))}, {library.title} builds only for the card at hand, {card.name} "
+            f"({sm}); leave --sm out, or use --target tensorrt-rtx"
+        )
+    return (sm,), card.name
+
+
+def _jobs(
+    engine_set: EngineSet, library: Library, options: BuildOptions, sms: tuple[int, ...], echo: Callable[[str], None]
+) -> list[tuple[str, tuple[int, ...]]]:
+    """Each precision with the compute capabilities it can be built for. What is left out is said."""
+    default = engine_set.precisions if library.portable else ("fp16",)
+    precisions = options.precisions or tuple(name for name in default if name in engine_set.precisions)
+    jobs, refusals = [], []
+    for precision in precisions or engine_set.precisions:
+        engine_set.require(precision)
+        lacking = {sm: reason for sm in sms if (reason := library.unfit(sm, precision))}
+        refusals += [f"SM {sm} in {precision}: {reason}" for sm, reason in lacking.items()]
+        if left := tuple(sm for sm in sms if sm not in lacking):
+            jobs.append((precision, left))
+    if not jobs:
+        raise InputError(f"--sm, --precision: nothing can be built ({'; '.join(refusals)})")
+    for refusal in refusals:
+        echo(f"not built: {refusal}")
+    return jobs
+
+
+def _built(engine_set: EngineSet, library: Library, spec: PlanSpec, echo: Callable[[str], None]) -> bytes:
+    start = time.perf_counter()
+    plan = library.build(engine_set.graph(spec.engine, spec.precision), spec)
+    seconds, targets = time.perf_counter() - start, ", ".join(map(str, spec.sms))
+    echo(f"{spec.engine:<18} {spec.precision}  {seconds:6.2f} s  {len(plan) / MEGABYTE:6.2f} MB  SM {targets}")
+    return plan

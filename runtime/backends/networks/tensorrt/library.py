@@ -1,0 +1,288 @@
+"""TensorRT-RTX and TensorRT, one API in two packages: plans built from graphs, opened and run.
+
+The only file that imports either. What the two do differently: TensorRT-RTX builds without a card, one plan for many,
+and compiles kernels for the card and the shape when a plan is first run; TensorRT times kernels on the card it builds
+for. Nothing of this waits for the device.
+"""
+
+import collections
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from runtime.backends.cuda.device import Device
+from runtime.backends.cuda.memory import out_of_memory
+from runtime.backends.engine_set import EXTRACTOR
+from runtime.backends.networks.tensorrt.open_plan import JitCache, OpenPlan, Refusal, cache_file, keep_file
+from runtime.backends.networks.tensorrt.plans import PlanSpec
+from runtime.backends.registry import BACKENDS
+from runtime.errors import InputError, NotHere, first_line
+from runtime.host.cache_folder import kept
+
+STEP = 8  # voxels between image sizes
+MESSAGES = 20
+TYPE_NAMES = {"FLOAT": "float32", "HALF": "float16"}
+
+
+@dataclass(frozen=True)
+class Target:
+    """One of the libraries.
+
+    Attributes:
+        package: that Python imports.
+        title: its name.
+        portable: it builds without a card, one plan for several compute capabilities.
+    """
+
+    package: str
+    title: str
+    portable: bool
+
+
+TARGETS = {
+    "tensorrt-rtx": Target("tensorrt_rtx", "TensorRT-RTX", True),
+    "tensorrt": Target("tensorrt", "TensorRT", False),
+}
+
+
+def open_library(target: str) -> "Library":
+    """The library of a target.
+
+    Raises:
+        InputError: an unknown target.
+        NotHere: it is not installed, or cannot be loaded.
+    """
+    if target not in TARGETS:
+        raise InputError(f"--target: got {target!r}, expected {' or '.join(TARGETS)}")
+    facts = TARGETS[target]
+    try:
+        if target == "tensorrt-rtx":
+            import tensorrt_rtx as trt
+        else:
+            import tensorrt as trt
+        return Library(target, trt)
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:
+        missing = isinstance(error, ModuleNotFoundError) and error.name == facts.package
+        state = "is not installed" if missing else f"cannot be loaded ({first_line(error)})"
+        raise NotHere(f"{facts.title}: the package {facts.package} {state}; {BACKENDS[target].install}") from None
+
+
+class Library:
+    """A library that is loaded.
+
+    Attributes:
+        target: its name in `TARGETS`.
+        version: of the package.
+        title: both, for people.
+        portable: as in `Target`.
+    """
+
+    def __init__(self, target: str, trt: Any) -> None:
+        self.target, self.version, self._trt = target, str(trt.__version__), trt
+        self.title, self.portable = f"{TARGETS[target].title} {self.version}", TARGETS[target].portable
+        self._log = _collector(trt)()
+        self._runtime: Any = None
+
+    @property
+    def sms(self) -> tuple[int, ...]:
+        """Compute capabilities it builds portable plans for, 89 for 8.9."""
+        names = self._trt.ComputeCapability.__members__ if self.portable else ()
+        return tuple(sorted(int(name[2:]) for name in names if name.startswith("SM")))
+
+    def unfit(self, sm: int, precision: str) -> str | None:
+        """Why it cannot serve a compute capability in a precision; None where it can."""
+        if self.portable and sm not in self.sms:
+            return f"{self.title} is for compute capabilities {_capabilities(self.sms)}, not for {sm / 10:.1f}"
+        if self.portable and sm == 75 and precision == "fp32":
+            return f"{self.title} has no fp32 3-D convolution for compute capability 7.5 (Turing); use --precision fp16"
+        return None
+
+    def build(self, graph: bytes, spec: PlanSpec) -> bytes:
+        """A plan.
+
+        Args:
+            graph: ONNX.
+            spec: what the plan shall be for; the graph's types must be those of its formats.
+
+        Raises:
+            InputError: the graph is not what `spec` says, or the library cannot build it.
+            NotHere: the library finds no card, and needs one.
+        """
+        trt, place = self._trt, f"{self.title}, {spec.engine} in {spec.precision}"
+        with self.explained(place):
+            builder = trt.Builder(self._log)
+            network = builder.create_network(self._creation_flags())
+            parser = trt.OnnxParser(network, self._log)
+            if not parser.parse(graph):
+                raise Refusal(f"cannot read the graph, {self.said()}; export the set again")
+            self._set_formats(network, spec)
+            config = self._config(builder, network, spec)
+            plan = builder.build_serialized_network(network, config)
+            if plan is None:
+                raise Refusal(f"cannot build it for SM {', '.join(map(str, spec.sms))}: {self.said()}")
+            self._keep_timings(config, spec)
+            return bytes(plan)
+
+    def _creation_flags(self) -> int:
+        """Types are the graph's own. From TensorRT 11 there is no other way."""
+        flag = getattr(self._trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+        return 0 if flag is None else 1 << int(flag)
+
+    def _set_formats(self, network: Any, spec: PlanSpec) -> None:
+        """Asks for the layouts of the spec at inputs and outputs, once their names and types are found to be right."""
+        tensors = [network.get_input(n) for n in range(network.num_inputs)]
+        tensors += [network.get_output(n) for n in range(network.num_outputs)]
+        found = {tensor.name: _type_name(tensor.dtype) for tensor in tensors}
+        expected = {name: dtype for name, (dtype, _) in spec.formats.items()}
+        if found != expected:
+            raise Refusal(f"the graph has {found}, expected {expected}; export the set again")
+        for tensor in tensors:
+            layout = spec.formats[tensor.name][1]
+            if layout == "DHWC8" and tensor.shape[1] % 8:
+                raise Refusal(f"{tensor.shape[1]} channels, expected a multiple of 8; use --precision fp32")
+            tensor.allowed_formats = 1 << int(getattr(self._trt.TensorFormat, layout))
+
+    def _config(self, builder: Any, network: Any, spec: PlanSpec) -> Any:
+        trt, config = self._trt, builder.create_builder_config()
+        config.clear_flag(trt.BuilderFlag.TF32)
+        config.max_aux_streams = 0  # the networks are chains, and their memory comes from one stream's pool
+        config.add_optimization_profile(_profile(builder, network.get_input(0), spec))
+        if self.portable:
+            config.num_compute_capabilities = len(spec.sms)
+            for n, sm in enumerate(spec.sms):
+                config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{sm}"), n)
+            return config
+        with contextlib.suppress(AttributeError):  # the default of later versions: memory for the shape at hand
+            config.set_preview_feature(trt.PreviewFeature.RUNTIME_ACTIVATION_RESIZE_10_10, True)
+        self._use_timings(config, spec)
+        return config
+
+    def _use_timings(self, config: Any, spec: PlanSpec) -> None:
+        """What kernels took on this card in earlier builds; without it the build takes longer."""
+        with contextlib.suppress(Exception):
+            known = kept(self._timings(spec)) or b""
+            config.set_timing_cache(config.create_timing_cache(known), False)
+
+    def _keep_timings(self, config: Any, spec: PlanSpec) -> None:
+        if not self.portable:
+            with contextlib.suppress(Exception):
+                keep_file(self._timings(spec), bytes(config.get_timing_cache().serialize()))
+
+    def _timings(self, spec: PlanSpec) -> Path:
+        return cache_file("timings", self.target, self.version, spec.card)
+
+    @contextlib.contextmanager
+    def explained(self, place: str, device: Device | None = None) -> Iterator[None]:
+        """Turns what the library says into one line. It raises TypeError where it cannot make an object."""
+        self._log.errors.clear()
+        try:
+            yield
+        except Refusal as error:
+            if device is not None and any("out of memory" in text.lower() for text in self._log.errors):
+                raise out_of_memory(device.driver) from None
+            raise error.kind(f"{place}: {error}") from None
+        except (TypeError, RuntimeError) as error:
+            raise NotHere(f"{place}: {self.said(first_line(error))}; is there a card, and its driver?") from None
+
+    def said(self, otherwise: str = "it gives no reason") -> str:
+        """The error that says most: consequences follow it, and a first line without a place may precede it."""
+        errors = [text for text in self._log.errors if "catchCudaError" not in text]
+        telling = [text for text in errors if "Error Code" in text or "cuda" in text.lower()]
+        return " ".join((telling or errors or [otherwise])[0].split())
+
+    def open(self, content: bytes, spec: PlanSpec, device: Device, jit: JitCache | None = None) -> OpenPlan:
+        """A plan whose content was checked, ready to run. To be called with the device current.
+
+        Args:
+            content: the plan.
+            spec: what it was built from.
+            device: the card it shall run on.
+            jit: kernels compiled before (TensorRT-RTX).
+
+        Raises:
+            NotHere: it cannot be opened here: the driver is too old, the memory too small, the card another.
+            InputError: it is not what `spec` says.
+        """
+        with self.explained(f"--backend: {self.title}, {spec.engine} in {spec.precision}", device):
+            if self._runtime is None:
+                self._runtime = self._trt.Runtime(self._log)
+            engine = self._runtime.deserialize_cuda_engine(content)
+            if engine is None:
+                raise Refusal(f"cannot be opened on {device.name}: {self.said()}; update the card's driver", NotHere)
+            self._check_tensors(engine, spec)
+            config = self._runtime_config(engine, spec, device, jit)
+            context = engine.create_execution_context(config)
+            if context is None:
+                raise Refusal(f"cannot be run on {device.name}: {self.said()}", NotHere)
+        return OpenPlan(self, context, spec, device, config, engine, jit)
+
+    def _check_tensors(self, engine: Any, spec: PlanSpec) -> None:
+        """Memory is shared with kernels of ours, so what the plan makes of it is read from the plan."""
+        names = [engine.get_tensor_name(n) for n in range(engine.num_io_tensors)]
+        found = {
+            name: (_type_name(engine.get_tensor_dtype(name)), engine.get_tensor_format(name).name) for name in names
+        }
+        if found != spec.formats:
+            raise Refusal(f"the plan has {found}, expected {spec.formats}; build it again with `python cli.py build`")
+
+    def _runtime_config(self, engine: Any, spec: PlanSpec, device: Device, jit: JitCache | None) -> Any:
+        """Of an execution context whose memory is ours to give.
+
+        Kernels are made for a shape when it first comes, not some time later, so that equal runs give equal results.
+        The extractor writes to other memory each time, which graphs are not for. In what mode the library captures
+        them is not documented, so none are where other threads might take memory meanwhile.
+        """
+        strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        if not hasattr(engine, "create_runtime_config"):
+            return strategy
+        config = engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(strategy)
+        if self.portable:
+            config.dynamic_shapes_kernel_specialization_strategy = (
+                self._trt.DynamicShapesKernelSpecializationStrategy.EAGER
+            )
+            if spec.engine != EXTRACTOR and device.alone:
+                config.cuda_graph_strategy = self._trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+            if jit is not None:
+                jit.attach(config)
+        return config
+
+
+def _collector(trt: Any) -> type:
+    """A logger that keeps the latest errors and prints nothing. Its base is known only when the library is."""
+
+    class Collector(trt.ILogger):
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: collections.deque[str] = collections.deque(maxlen=MESSAGES)
+
+        def log(self, severity: Any, message: str) -> None:
+            if int(severity) <= int(trt.ILogger.Severity.ERROR):
+                self.errors.append(message)
+
+    return Collector
+
+
+def _profile(builder: Any, tensor: Any, spec: PlanSpec) -> Any:
+    """Sizes of the input.
+
+    The extractor's are never a single one: of a fixed size, the channels of zeros that TensorRT-RTX pads its image with
+    become constants of the plan, 69 MB at 160 x 192 x 160.
+    """
+    sizes = spec.profile.at(spec.scale)
+    smallest = sizes.smallest
+    if spec.engine == EXTRACTOR and smallest == sizes.largest:
+        smallest = (smallest[0] - STEP, *smallest[1:])
+    profile = builder.create_optimization_profile()
+    profile.set_shape(tensor.name, *((1, tensor.shape[1], *size) for size in (smallest, sizes.usual, sizes.largest)))
+    return profile
+
+
+def _type_name(dtype: Any) -> str:
+    return TYPE_NAMES.get(dtype.name, dtype.name)
+
+
+def _capabilities(sms: tuple[int, ...]) -> str:
+    return ", ".join(f"{sm / 10:.1f}" for sm in sms)

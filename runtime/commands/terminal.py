@@ -1,0 +1,194 @@
+"""What the commands have in common: options, numbers as options, progress, errors of one line, help by sections."""
+
+import contextlib
+import functools
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import click
+
+from runtime.host.standard_streams import keep_streams_usable
+from runtime.host.stopping import Stopped, asked, exit_code, ignore_signals, raise_on_signals
+
+TRY_LATER = 75  # the exit code of sysexits.h for what may work another time, EX_TEMPFAIL
+MEMORY_REMEDY = "close other programs, raise the limit (ulimit -v, the batch system's) or use another computer"
+
+PATH = click.Path(path_type=Path)
+ENGINE_DIR = click.option(
+    "--engine-dir",
+    type=PATH,
+    default=Path(__file__).resolve().parents[2] / "engines",
+    show_default="engines/ beside cli.py",
+    help="Folder of an engine set.",
+)
+OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace an earlier result.")
+NAN = click.option("--nan", type=float, metavar="VALUE", help="Take NaN for this intensity.  [default: refuse NaN]")
+QUIET = click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+
+
+class Numbers(click.ParamType):
+    """Comma-separated numbers, so many as `counts` allows; without counts one or more."""
+
+    def __init__(self, kind: type, *counts: int) -> None:
+        self.kind, self.counts = kind, counts
+        self.name = ",".join([kind.__name__] * counts[-1]) if counts else f"{kind.__name__}[,...]"
+
+    def convert(self, value, param, ctx):
+        if isinstance(value, tuple):
+            return value
+        try:
+            numbers = tuple(self.kind(part) for part in value.split(","))
+        except ValueError:
+            numbers = ()
+        if not numbers or (self.counts and len(numbers) not in self.counts):
+            many = " or ".join(map(str, self.counts)) or "one or more"
+            self.fail(f"got {value!r}, expected {many} comma-separated {self.kind.__name__} value(s)", param, ctx)
+        return numbers
+
+
+class TemporaryFailure(click.ClickException):
+    """What may work another time, so that a batch system can try again."""
+
+    exit_code = TRY_LATER
+
+
+def one_line_errors(command):
+    """Turns bad input, and what the system refuses, into one line and exit code 1; 75 if it may work another time."""
+
+    @functools.wraps(command)
+    def wrapped(*args, **kwargs):
+        from runtime.errors import InputError, refused, system_reason
+
+        try:
+            return command(*args, **kwargs)
+        except InputError as error:
+            raise failure(error) from None
+        except ModuleNotFoundError as error:
+            package = (error.name or "").partition(".")[0]
+            raise click.ClickException(
+                f"needs the package {package}, which is not installed; pip install -r requirements.txt"
+            ) from None
+        except OSError as error:
+            raise failure(refused(system_reason(error), error)) from None
+        except MemoryError as error:
+            raise TemporaryFailure(f"memory ran out ({str(error) or 'no more to be had'}); {MEMORY_REMEDY}") from None
+        except RuntimeError as error:
+            if "can't start new thread" not in str(error):
+                raise
+            raise TemporaryFailure(f"the system allows no further thread; {MEMORY_REMEDY}") from None
+        except EOFError as error:
+            raise click.ClickException(f"a file ends too early ({error})") from None
+
+    return wrapped
+
+
+def failure(error: Exception) -> click.ClickException:
+    """What ends a command with an InputError's line."""
+    from runtime.errors import is_scarcity
+
+    return (TemporaryFailure if is_scarcity(error) else click.ClickException)(str(error))
+
+
+def exit_code_of_failures(only_scarcity: bool) -> int:
+    """Of a command whose other parts went on: 75 where nothing but scarcity stood in the way of those, else 1."""
+    return TRY_LATER if only_scarcity else 1
+
+
+class StageLine:
+    """Shows which stage runs: one line that changes on a terminal, one line per stage elsewhere."""
+
+    def __init__(self, quiet: bool) -> None:
+        self._quiet, self._terminal = quiet, sys.stderr.isatty()
+
+    @property
+    def changes(self) -> bool:
+        """Whether what is shown is replaced by what comes next."""
+        return self._terminal
+
+    def __call__(self, stage: str) -> None:
+        if self._quiet:
+            return
+        if self._terminal:
+            room = shutil.get_terminal_size().columns - len(" ...") - 1
+            click.echo(f"\r\033[K{stage[:room]} ...", nl=False, err=True)
+        elif not stage.startswith(("level", "pass", "round")):
+            click.echo(f"{stage} ...", err=True)
+
+    def print(self, text: str, error: bool = False) -> None:
+        """Text on standard output or standard error, after the line is wiped."""
+        self._wipe()
+        click.echo(text, err=error)
+
+    def _wipe(self) -> None:
+        if self._terminal and not self._quiet:
+            click.echo("\r\033[K", nl=False, err=True)
+
+    @contextlib.contextmanager
+    def shown(self):
+        try:
+            yield self
+        finally:
+            self._wipe()
+
+
+class SectionOption(click.Option):
+    """An option with a section of the help it belongs to."""
+
+    def __init__(self, *args, section: str, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.section = section
+
+
+class InSections(click.Command):
+    """A command with so many options that its help lists them by sections."""
+
+    def format_options(self, ctx, formatter) -> None:
+        sections: dict[str, list] = {}
+        for parameter in self.get_params(ctx):
+            if record := parameter.get_help_record(ctx):
+                sections.setdefault(getattr(parameter, "section", "Other"), []).append(record)
+        for name, records in sections.items():
+            with formatter.section(name):
+                formatter.write_dl(records)
+
+
+class OneLineGroup(click.Group):
+    """Also a command line that cannot be parsed is one line, exit code 2, and being asked to stop one: 130 or 143."""
+
+    def main(self, *args, standalone_mode: bool = True, **kwargs):
+        if not standalone_mode:
+            return super().main(*args, standalone_mode=False, **kwargs)
+        try:
+            sys.exit(self._ended(*args, **kwargs) or 0)
+        except click.UsageError as error:
+            place = f"; see {error.ctx.command_path} --help" if error.ctx else ""
+            click.echo(f"Error: {error.format_message().rstrip('.')}{place}", err=True)
+            sys.exit(error.exit_code)
+        except click.ClickException as error:
+            error.show()
+            sys.exit(error.exit_code)
+        except click.Abort as error:  # which click makes of KeyboardInterrupt
+            stopped = error.__cause__ if isinstance(error.__cause__, Stopped) else Stopped(signal.SIGINT)
+            click.echo(f"S{str(stopped)[1:]}", err=True)
+            sys.exit(exit_code(stopped.number))
+
+    def _ended(self, *args, **kwargs):
+        """What goes wrong once the program was asked to stop, in an import that was broken off, comes of that."""
+        try:
+            return super().main(*args, standalone_mode=False, **kwargs)
+        except Exception:
+            if number := asked():
+                raise click.Abort from Stopped(number)
+            raise
+
+
+def run(group: click.Group) -> None:
+    """Runs the command line as the program that this process is."""
+    keep_streams_usable()
+    raise_on_signals()
+    try:
+        group.main(prog_name="cli.py")
+    finally:
+        ignore_signals()

@@ -1,0 +1,282 @@
+"""Compiled maps of space: points and grids through a flow, and the points that a flow takes to given ones.
+
+A flow is (A, B, C, 3) float32, sampled trilinearly and continued by its nearest border value.
+"""
+
+import numpy as np
+from numba import njit
+
+from runtime.geometry.kernels.rows import TILE, add_row, linear_row, tiles
+from runtime.host.kernels import in_slices
+
+BLOCK = 256  # points that one thread takes one after the other; each starts where the last one ended
+NEAR = 3.0  # lattice steps, up to which that is a better start than the flow's trend
+STRIDE = 2.0  # longest step of Newton's method, in lattice steps
+NEWTON_STEPS, HALVINGS = 30, 5
+DAMPINGS = (0.25, 0.0625)  # of the fixed-point iteration, tried in turn where Newton's method fails
+DAMPED_STEPS = 200  # in units of 1 / damping
+DIVERGED = 100.0  # times the squared miss at its start, at which it is given up
+FLAT = 1e-6  # determinant, relative to the trend's, below which Newton's method has no step
+U = np.uintp  # unsigned indices spare the test for negative ones
+
+_inlined = njit(forceinline=True, error_model="numpy")
+_apart = njit(error_model="numpy")  # kept out of the hot loops
+
+
+@_inlined
+def _clamped(x, size):
+    """The nearest place between 0 and size - 1; 0 for NaN."""
+    return min(x, size - 1.0) if x > 0 else 0.0
+
+
+@_inlined
+def _flow_at(flow, x, y, z):
+    """Trilinear flow at a point clamped to its border."""
+    size_i, size_j, size_k, _ = flow.shape
+    x, y, z = _clamped(x, size_i), _clamped(y, size_j), _clamped(z, size_k)
+    a, b, c = min(int(x), size_i - 2), min(int(y), size_j - 2), min(int(z), size_k - 2)
+    fx, fy, fz = np.float32(x - a), np.float32(y - b), np.float32(z - c)
+    gx, gy, gz = np.float32(1) - fx, np.float32(1) - fy, np.float32(1) - fz
+    f0, f1, f2 = np.float32(0), np.float32(0), np.float32(0)
+    for da in range(2):
+        for db in range(2):
+            for dc in range(2):
+                weight = (fx if da else gx) * (fy if db else gy) * (fz if dc else gz)
+                vector = flow[U(a + da), U(b + db), U(c + dc)]
+                f0 += weight * vector[0]
+                f1 += weight * vector[1]
+                f2 += weight * vector[2]
+    return f0, f1, f2
+
+
+@in_slices(over=tiles)
+def displacement(begin, end, flow, to_flow, base, linear, result):
+    """``result(v) = base [v, 1] + linear flow(to_flow [v, 1])`` at the voxels v of a grid; result (3, K, J, I).
+
+    1. the places of a row in the flow; 2. the flow there; 3. the two matrices.
+    """
+    _, depth, height, width = result.shape
+    across = -(-height // TILE)
+    for tile in range(begin, end):
+        places, vectors = np.empty((3, width)), np.empty((3, width), np.float32)
+        top, left = tile // across * TILE, tile % across * TILE
+        for k in range(top, min(top + TILE, depth)):
+            for j in range(left, min(left + TILE, height)):
+                for row in range(3):
+                    linear_row(to_flow, row, j, k, places[row])
+                for i in range(width):
+                    f0, f1, f2 = _flow_at(flow, places[0, i], places[1, i], places[2, i])
+                    vectors[0, i], vectors[1, i], vectors[2, i] = f0, f1, f2
+                for row in range(3):
+                    linear_row(base, row, j, k, places[row])
+                    add_row(linear, row, vectors, places[row])
+                    result[row, k, j] = places[row]
+
+
+def _blocks(*arguments):
+    """Blocks of a kernel's points: of its last argument, which has one row for each."""
+    return -(-len(arguments[-1]) // BLOCK)
+
+
+@_inlined
+def _turn(matrix, vector, result):
+    """``matrix vector``, of the matrix's first three rows and columns."""
+    for row in range(3):
+        result[row] = matrix[row, 0] * vector[0] + matrix[row, 1] * vector[1] + matrix[row, 2] * vector[2]
+
+
+@_inlined
+def _move(matrix, point, result):
+    """``matrix [point, 1]`` for a matrix (4, 4)."""
+    _turn(matrix, point, result)
+    for row in range(3):
+        result[row] += matrix[row, 3]
+
+
+@in_slices(over=_blocks)
+def move_points(begin, end, flow, to_flow, base, linear, points, moved):
+    """``moved = base [x, 1] + linear flow(to_flow [x, 1])`` for points x; points and moved (N, 3) float64."""
+    place, vector, bend = np.empty(3), np.empty(3), np.empty(3)
+    for n in range(begin * BLOCK, min(end * BLOCK, len(points))):
+        _move(to_flow, points[n], place)
+        vector[0], vector[1], vector[2] = _flow_at(flow, place[0], place[1], place[2])
+        _move(base, points[n], moved[n])
+        _turn(linear, vector, bend)
+        for row in range(3):
+            moved[n, row] += bend[row]
+
+
+@in_slices(over=_blocks)
+def turn_vectors(begin, end, memory, step, across, matrix, turned):
+    """``turned[n] = matrix v[n]`` for the vectors in `memory`, `step` apart, whose components are `across` apart."""
+    for n in range(begin * BLOCK, min(end * BLOCK, len(turned))):
+        x, y, z = memory[n * step], memory[n * step + across], memory[n * step + 2 * across]
+        for row in range(3):
+            turned[n, row] = matrix[row, 0] * x + matrix[row, 1] * y + matrix[row, 2] * z
+
+
+@_inlined
+def _flow_and_slopes(flow, place, vector, slopes):
+    """Flow at a point and its derivatives, slopes[component, axis]; 0 along axes that the point lies beyond."""
+    size_i, size_j, size_k, _ = flow.shape
+    x, y, z = _clamped(place[0], size_i), _clamped(place[1], size_j), _clamped(place[2], size_k)
+    i, j, k = min(int(x), size_i - 2), min(int(y), size_j - 2), min(int(z), size_k - 2)
+    fx, fy, fz = np.float32(x - i), np.float32(y - j), np.float32(z - k)
+    along_i, along_j, along_k = np.float32(x == place[0]), np.float32(y == place[1]), np.float32(z == place[2])
+    i, j, k = U(i), U(j), U(k)
+    p, q, r = i + U(1), j + U(1), k + U(1)
+    for n in range(3):
+        a0, a1, b0, b1 = flow[i, j, k, n], flow[i, j, r, n], flow[i, q, k, n], flow[i, q, r, n]
+        c0, c1, d0, d1 = flow[p, j, k, n], flow[p, j, r, n], flow[p, q, k, n], flow[p, q, r, n]
+        az, bz, cz, dz = a1 - a0, b1 - b0, c1 - c0, d1 - d0
+        a, b, c, d = a0 + fz * az, b0 + fz * bz, c0 + fz * cz, d0 + fz * dz
+        low, high = a + fy * (b - a), c + fy * (d - c)
+        low_z, high_z = az + fy * (bz - az), cz + fy * (dz - cz)
+        vector[n] = low + fx * (high - low)
+        slopes[n, 0] = along_i * (high - low)
+        slopes[n, 1] = along_j * ((b - a) + fx * ((d - c) - (b - a)))
+        slopes[n, 2] = along_k * (low_z + fx * (high_z - low_z))
+
+
+@_inlined
+def _miss(flow, steps, linear, goal, place, slopes, rest):
+    """Squared distance in mm between where a place goes and the goal; fills slopes and rest = goal - there."""
+    _flow_and_slopes(flow, place, rest, slopes)
+    for n in range(3):
+        there = steps[n, 0] * place[0] + steps[n, 1] * place[1] + steps[n, 2] * place[2] + rest[n]
+        rest[n] = goal[n] - there
+        for axis in range(3):
+            slopes[n, axis] += steps[n, axis]
+    x = linear[0, 0] * rest[0] + linear[0, 1] * rest[1] + linear[0, 2] * rest[2]
+    y = linear[1, 0] * rest[0] + linear[1, 1] * rest[1] + linear[1, 2] * rest[2]
+    z = linear[2, 0] * rest[0] + linear[2, 1] * rest[1] + linear[2, 2] * rest[2]
+    return x * x + y * y + z * z
+
+
+@_inlined
+def _newton_step(slopes, rest, step):
+    """Solves ``slopes step = rest``; the determinant of slopes."""
+    a, b, c = slopes[0, 0], slopes[0, 1], slopes[0, 2]
+    d, e, f = slopes[1, 0], slopes[1, 1], slopes[1, 2]
+    g, h, i = slopes[2, 0], slopes[2, 1], slopes[2, 2]
+    u, v, w = e * i - f * h, f * g - d * i, d * h - e * g
+    determinant = a * u + b * v + c * w
+    x, y, z = rest[0] / determinant, rest[1] / determinant, rest[2] / determinant
+    step[0] = u * x + (c * h - b * i) * y + (b * f - c * e) * z
+    step[1] = v * x + (a * i - c * g) * y + (c * d - a * f) * z
+    step[2] = w * x + (b * g - a * h) * y + (a * e - b * d) * z
+    return determinant
+
+
+@_inlined
+def _longest(vector):
+    return max(abs(vector[0]), abs(vector[1]), abs(vector[2]))
+
+
+@_apart
+def _newton(flow, steps, linear, trend, goal, place, enough, work):
+    """Newton's method with ever shorter steps from `place`, which it moves; (squared miss, orientation at the end).
+
+    Where the map is flat a step along the trend takes its place.
+    """
+    slopes, rest, step, trial = work[:3], work[3], work[4], work[5]
+    miss = _miss(flow, steps, linear, goal, place, slopes, rest)
+    determinant = np.nan
+    for _ in range(NEWTON_STEPS):
+        determinant = trend[3, 3] * _newton_step(slopes, rest, step)
+        if miss <= enough:
+            break
+        if not abs(determinant) > FLAT:
+            _turn(trend, rest, step)
+        scale = min(1.0, STRIDE / _longest(step))
+        shorter = np.inf
+        for _ in range(HALVINGS):
+            for axis in range(3):
+                trial[axis] = place[axis] + scale * step[axis]
+            shorter = _miss(flow, steps, linear, goal, trial, slopes, rest)
+            if shorter < miss:
+                break
+            scale *= 0.5
+        if not shorter < miss:
+            break
+        miss = shorter
+        place[:] = trial
+    return miss, determinant
+
+
+@_apart
+def _damped(flow, steps, linear, trend, goal, damping, place, enough, work):
+    """Small steps along the trend from `place`, whatever they bring; leaves the best place that was met in it."""
+    slopes, rest, step, walker = work[:3], work[3], work[4], work[5]
+    walker[:] = place
+    best = first = _miss(flow, steps, linear, goal, walker, slopes, rest)
+    for _ in range(int(DAMPED_STEPS / damping)):
+        miss = _miss(flow, steps, linear, goal, walker, slopes, rest)
+        if miss < best:
+            best = miss
+            place[:] = walker
+        if miss <= enough or not miss <= DIVERGED * first:
+            break
+        _turn(trend, rest, step)
+        for axis in range(3):
+            walker[axis] += damping * step[axis]
+
+
+@_apart
+def _try_again(flow, steps, linear, trend, goal, place, enough, miss, work):
+    """For a goal that Newton's method missed or met on a fold's reverse: damped iteration, then Newton's method again.
+
+    Small damped steps end only where the map keeps its orientation. `place` is the best found; returns its miss.
+    """
+    other = work[6]
+    for damping in DAMPINGS:
+        _move(trend, goal, other)
+        _damped(flow, steps, linear, trend, goal, damping, other, enough, work)
+        found, orientation = _newton(flow, steps, linear, trend, goal, other, enough, work)
+        upright = found <= enough and orientation > 0
+        if upright or not miss <= found:
+            miss = found
+            place[:] = other
+        if upright:
+            break
+    return miss
+
+
+@in_slices(over=_blocks)
+def solve_points(begin, end, flow, steps, linear, trend, to_goal, from_place, tolerance, points, found, misses):
+    """Places w with ``steps w + flow(w) = to_goal [y, 1]`` for points y; ``found = from_place [w, 1]``.
+
+    1. a start: the last point's place and a step along the trend, or the trend alone; 2. Newton's method; 3. where
+    that fails, or ends on the reverse of a fold, `_try_again`.
+
+    Args:
+        flow: (A, B, C, 3).
+        steps, linear: (3, 3); `linear` takes differences of goals to mm.
+        trend: (4, 4), goal -> place by the flow's best affine fit; [3, 3] is its determinant.
+        to_goal, from_place: (4, 4), from and to mm.
+        tolerance: mm.
+        points, found: (N, 3) float64, mm.
+        misses: (N,) float64, mm.
+    """
+    goal, last, place, step, work = np.empty(3), np.empty(3), np.empty(3), np.empty(3), np.empty((7, 3))
+    enough = tolerance * tolerance
+    for block in range(begin, end):
+        near = False
+        for n in range(block * BLOCK, min((block + 1) * BLOCK, len(points))):
+            _move(to_goal, points[n], goal)
+            for axis in range(3):
+                step[axis] = goal[axis] - last[axis]
+            if near and _longest(step) < NEAR:
+                _turn(trend, step, last)
+                for axis in range(3):
+                    place[axis] += last[axis]
+            else:
+                _move(trend, goal, place)
+            miss, orientation = _newton(flow, steps, linear, trend, goal, place, enough, work)
+            near = miss <= enough and orientation > 0
+            if not near:
+                miss = _try_again(flow, steps, linear, trend, goal, place, enough, miss, work)
+                near = miss <= enough
+            _move(from_place, place, found[n])
+            misses[n] = np.sqrt(miss)
+            last[:] = goal

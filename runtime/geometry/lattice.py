@@ -1,0 +1,133 @@
+"""Spatial transforms in compiled code: points and grids moved, and the points that are taken to given ones.
+
+What they compute is defined by `runtime.geometry.transform`. Import this module where it is needed: it brings numba,
+and the first call compiles (the result is cached on disk).
+"""
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+
+from runtime.geometry.grid import Grid
+from runtime.geometry.kernels import maps as kernels
+
+Array = np.ndarray
+FITTED = 24  # samples of a flow along each axis, from which its trend is taken
+SINGULAR = 1e3  # condition from which on a trend is none
+
+
+@dataclass(frozen=True, eq=False)
+class Lattice:
+    """A transform's flow with its axes in the order of memory, and the maps around it.
+
+    A point x of the start goes to ``affine [x, 1] + linear flow(to_place [x, 1])``.
+
+    Attributes:
+        flow: (A, B, C, 3) float32, contiguous; no copy where the transform's memory allows.
+        from_place: (4, 4) place on the lattice -> RAS mm of the start.
+        affine: (4, 4) RAS mm, start -> end.
+        linear: (3, 3) flow -> RAS mm of the end.
+    """
+
+    flow: Array
+    from_place: Array
+    affine: Array
+    linear: Array
+
+    @property
+    def to_place(self) -> Array:
+        """(4, 4) RAS mm of the start -> place on the lattice."""
+        return np.linalg.inv(self.from_place)
+
+    @functools.cached_property
+    def steps(self) -> Array:
+        """(3, 3) a step on the lattice -> what it would take of flow to go as far."""
+        return np.linalg.solve(self.linear, (self.affine @ self.from_place)[:3, :3])
+
+    @functools.cached_property
+    def trend(self) -> Array:
+        """(4, 4) inverse of ``steps w + flow(w)`` with the flow's best affine fit; its determinant is in the corner.
+
+        Without the fit where that would be singular: a flow that takes all to one plane.
+        """
+        axes = [np.unique(np.linspace(0, size - 1, FITTED).astype(int)) for size in self.flow.shape[:3]]
+        places = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
+        basis = np.column_stack((places, np.ones(len(places))))
+        fit = np.linalg.lstsq(basis, self.flow[np.ix_(*axes)].reshape(-1, 3).astype(np.float64), rcond=None)[0].T
+        slope = self.steps + fit[:, :3]
+        if not np.linalg.cond(slope) < SINGULAR:
+            slope = self.steps
+        trend = np.zeros((4, 4))
+        trend[:3, :3] = np.linalg.inv(slope)
+        trend[:3, 3] = -trend[:3, :3] @ fit[:, 3]
+        trend[3, 3] = np.linalg.det(trend[:3, :3])
+        return trend
+
+
+def lattice(flow: Array, grid: Grid, affine: Array) -> Lattice:
+    """A `runtime.geometry.transform.SpatialTransform` as the kernels take it: its flow, grid and affine."""
+    last = np.moveaxis(flow, 0, -1)
+    axes = memory_order(last)
+    flow = np.ascontiguousarray(last.transpose(*axes, 3), dtype=np.float32)
+    from_place = grid.affine[:, [*axes, 3]]
+    linear = (affine @ grid.affine)[:3, :3]
+    return Lattice(flow, from_place, np.array(affine, dtype=np.float64), linear)
+
+
+def memory_order(vectors: Array) -> tuple[int, int, int]:
+    """The first three axes of (I, J, K, 3), the one that is slowest in memory first."""
+    return tuple(int(axis) for axis in np.argsort([-abs(stride) for stride in vectors.strides[:3]], kind="stable"))
+
+
+def move_points(given: Lattice, points: Array) -> Array:
+    """Where points of the start lie in the end, (N, 3) -> (N, 3) float64, RAS mm."""
+    moved = np.empty(points.shape)
+    points = np.ascontiguousarray(points, dtype=np.float64)
+    kernels.move_points(given.flow, given.to_place, given.affine, given.linear, points, moved)
+    return moved
+
+
+def displacement(given: Lattice, target: Grid) -> Array:
+    """``points(x) - x`` on a grid, (I, J, K, 3) float32, RAS mm, first axis fastest."""
+    result = np.empty((3, *target.shape[::-1]), np.float32)
+    base = (given.affine - np.eye(4)) @ target.affine
+    kernels.displacement(given.flow, given.to_place @ target.affine, base, given.linear, result)
+    return result.T
+
+
+def solve_points(given: Lattice, points: Array, tolerance: float) -> tuple[Array, Array]:
+    """The points x of the start that are taken to points y of the end.
+
+    With w the place of x on the lattice and D the linear part, what is solved is ``S w + flow(w) = g`` with
+    ``S = D^-1 affine from_place`` and the goal ``g = D^-1 (y - affine from_place [0, 1])``.
+
+    Args:
+        points: (N, 3) RAS mm.
+        tolerance: mm; the search for a point ends at a smaller miss.
+
+    Returns:
+        (x, miss): (N, 3) and (N,) float64, mm.
+    """
+    points = np.ascontiguousarray(points, dtype=np.float64)
+    found, misses = np.empty(points.shape), np.empty(len(points))
+    back, origin = np.linalg.inv(given.linear), given.affine @ given.from_place[:, 3]
+    to_goal = np.eye(4)
+    to_goal[:3] = np.column_stack((back, -back @ origin[:3]))
+    matrices = (given.steps, given.linear, given.trend, to_goal, given.from_place)
+    kernels.solve_points(given.flow, *map(np.ascontiguousarray, matrices), float(tolerance), points, found, misses)
+    return found, misses
+
+
+def turned(vectors: Array, matrix: Array) -> Array:
+    """``matrix v`` for vectors (A, B, C, 3), as contiguous float32.
+
+    Without a copy if they lie one after the other in memory, or plane after plane as in files.
+    """
+    rows = vectors.reshape(-1, 3).astype(np.float32, copy=False)
+    if not (rows.flags.c_contiguous or rows.flags.f_contiguous):
+        rows = np.ascontiguousarray(rows)
+    result = np.empty(rows.shape, np.float32)
+    strides = (rows.strides[0] // rows.itemsize, rows.strides[1] // rows.itemsize)
+    kernels.turn_vectors(rows.ravel(order="K"), *strides, np.ascontiguousarray(matrix, dtype=np.float32), result)
+    return result.reshape(vectors.shape)

@@ -1,0 +1,48 @@
+"""The lines of a CSV with a header."""
+
+import csv
+from pathlib import Path
+
+from runtime.errors import InputError, first_line
+from runtime.host.files.regular_files import require_file
+
+LARGEST = 1 << 30  # bytes of a list
+A_CSV = "a CSV with a header such as "
+DIVIDERS = (",", ";", "\t")  # of cells: commas, what spreadsheets write where commas are decimal points, tabs
+Lines = list[tuple[int, list[str]]]
+
+
+def read_csv(path: Path, argument: str, columns: str) -> tuple[list[str], Lines]:
+    """A CSV's header and its other lines that are not blank, each with its number in the file; cells as they stand.
+
+    Args:
+        path: the file; a byte order mark is dropped.
+        argument: what to call it in messages.
+        columns: the header's, likewise.
+
+    Raises:
+        InputError: missing, empty or unreadable.
+    """
+    require_file(path, argument, LARGEST)
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file, delimiter=divider_in(file.readline()))
+            file.seek(0)
+            lines = [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reason = first_line(error)
+        raise InputError(f"{argument}: cannot read {path} ({reason}); expected {A_CSV}{columns}") from None
+    if not lines:
+        raise InputError(f"{argument}: {path} is empty, expected {A_CSV}{columns}")
+    return lines[0][1], lines[1:]
+
+
+def divider_in(header: str) -> str:
+    """What divides the cells of a header: the first of `DIVIDERS` that is in it."""
+    return next((divider for divider in DIVIDERS if divider in header), DIVIDERS[0])
+
+
+def by_column(header: list[str], cells: list[str]) -> dict[str, str]:
+    """Cells without the blanks about them by the column's name in lower case; "" where a line ends early."""
+    cells = [cell.strip() for cell in cells] + [""] * (len(header) - len(cells))
+    return dict(zip((name.strip().casefold() for name in header), cells, strict=False))

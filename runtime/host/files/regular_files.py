@@ -1,0 +1,52 @@
+"""Files that are read are regular files: nothing here waits for a pipe or reads a device without end."""
+
+import stat
+from os import PathLike
+from pathlib import Path
+
+from runtime.errors import InputError, explained
+
+_OTHERS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+    (stat.S_ISSOCK, "a socket"),
+)
+
+
+def read_bytes(path: str | PathLike, argument: str, largest: int) -> bytes:
+    """The contents of a small regular file; args and errors as for `require_file`, and a file that cannot be opened."""
+    path = require_file(path, argument, largest)
+    with explained(argument):
+        return path.read_bytes()
+
+
+def require_file(path: str | PathLike, argument: str, largest: int | None = None) -> Path:
+    """The path, if a regular file or a link to one lies there.
+
+    Args:
+        path: expected to be a file.
+        argument: what to call it in messages.
+        largest: bytes that a file of its kind has at most; None: any number.
+
+    Raises:
+        InputError: there is none, or a folder, a pipe, a device or a socket; a file that is larger.
+    """
+    path = Path(path)
+    with explained(argument):
+        try:
+            facts = path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            raise InputError(f"{argument}: {path} does not exist") from None
+        except ValueError as error:  # a zero byte in the name
+            raise InputError(f"{argument}: {str(path)!r} is no name of a file ({error})") from None
+    if not stat.S_ISREG(facts.st_mode):
+        what = next((what for holds, what in _OTHERS if holds(facts.st_mode)), "something else")
+        raise InputError(f"{argument}: {path} is not a file but {what}; give a file")
+    if largest is not None and facts.st_size > largest:
+        raise InputError(
+            f"{argument}: {path} has {facts.st_size / 2**20:.0f} MiB, expected {largest / 2**20:.0f} MiB at most; "
+            "is it the right file?"
+        )
+    return path

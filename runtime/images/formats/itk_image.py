@@ -1,0 +1,65 @@
+"""NRRD and MetaImage files, which SimpleITK reads where it is installed; see `runtime.images.formats.image_file`."""
+
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from runtime.errors import InputError
+from runtime.host.files.hashes import sha256_of_file
+from runtime.host.files.reading_process import Unreadable, read_elsewhere
+from runtime.images.formats.headers import Header
+
+Array = np.ndarray
+READER = Path(__file__).with_name("itk_reader.py")
+MARKS = (b"NRRD000", b"ObjectType", b"NDims", b"Comment")  # what files begin with
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+class ItkImage:
+    """An image that another process reads.
+
+    Attributes:
+        header: what it says.
+        name: argument and file, for messages.
+
+    Raises:
+        InputError: damaged, voxels in another file, more than one number a voxel, or no SimpleITK.
+    """
+
+    def __init__(self, path: Path, argument: str) -> None:
+        self.path, self.name = path, f"{argument}: {path}"
+        self.header = self._header(self._read()[0])
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the file's bytes."""
+        return sha256_of_file(self.path)
+
+    def voxels(self) -> Array:
+        """The numbers, of the header's shape, first axis fastest."""
+        head, content = self._read("--voxels")
+        header = self._header(head)
+        if len(content) != header.bytes:
+            raise InputError(f"{self.name} cannot be read, damaged or truncated ({len(content)} bytes of voxels)")
+        self.header = header
+        return np.frombuffer(content, header.dtype).reshape(header.shape, order="F")
+
+    def _read(self, *options: str) -> tuple[dict, memoryview]:
+        try:
+            return read_elsewhere(READER, self.path, *options)
+        except Unreadable as error:
+            raise InputError(f"{self.name} cannot be read as NRRD or MetaImage ({error})") from None
+
+    def _header(self, head: dict) -> Header:
+        affine = LPS_TO_RAS @ np.array(head["affine"], dtype=np.float64)
+        doubts = () if head["placed"] else ("the header does not say where its voxels lie; ITK's default is assumed",)
+        return Header(
+            kind="ITK",
+            shape=tuple(head["shape"]),
+            dtype=np.dtype(head["type"]),
+            offset=0,
+            affine=affine,
+            zooms=tuple(np.linalg.norm(affine[:3, :3], axis=0).tolist()),
+            doubts=doubts,
+        )

@@ -1,0 +1,95 @@
+"""The bytes of a NIfTI-1 file, in pieces that can be compressed one by one."""
+
+import functools
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from runtime.errors import InputError
+from runtime.geometry.grid import Grid
+from runtime.images.formats.gzip_stream import Piece
+from runtime.images.formats.remarks import Remarks
+
+Array = np.ndarray
+Planes = Callable[[slice, tuple[int, ...]], Array]  # (span of K, index of the further axes) -> (I, J, k)
+HEADER_SIZE = 348
+COMMENT_CODE = 6  # NIFTI_ECODE_COMMENT
+SCANNER = 1  # NIfTI code of a transform to scanner coordinates
+CODES_NOT_KNOWN = (SCANNER, SCANNER)  # (sform, qform) codes where no image says them
+PIECE = 1 << 20  # bytes of a piece, about
+
+
+def storable(data: Array, dtype: type | None, path: Path) -> Array:
+    """The data in the type they are stored in; InputError, which names the file, for integers beyond it."""
+    if dtype is None:
+        dtype = {"b": np.uint8, "f": np.float32}.get(data.dtype.kind, data.dtype)
+        dtype = np.int32 if data.dtype in (np.int64, np.uint64) else dtype
+    dtype = np.dtype(dtype).newbyteorder("=")
+    if dtype.kind in "iu" and data.size:
+        low, high = data.min(), data.max()
+        if not (np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max):
+            raise InputError(f"{path}: values from {low} to {high} do not fit {dtype}; choose a wider type")
+        data = np.rint(data) if data.dtype.kind == "f" else data
+    return data.astype(dtype, copy=False)
+
+
+def pieces(first: bytes, data: Array, planes: Planes | None = None) -> Iterator[Piece]:
+    """The bytes of a file, first axis fastest, in pieces that are made when they are called.
+
+    Args:
+        first: the header.
+        data: (I, J, K, ...).
+        planes: computes what to write in place of ``data[:, :, span, *index]``, in the same type.
+    """
+    yield lambda: first
+    step = max(PIECE // (data.itemsize * data.shape[0] * data.shape[1]), 1)
+    for index in np.ndindex(*data.shape[:2:-1]):
+        for start in range(0, data.shape[2], step):
+            yield functools.partial(_bytes, data, planes, slice(start, start + step), index[::-1])
+
+
+def _bytes(data: Array, planes: Planes | None, span: slice, index: tuple[int, ...]) -> memoryview:
+    values = planes(span, index) if planes else data[(slice(None), slice(None), span, *index)]
+    return np.ascontiguousarray(values.T).reshape(-1).view(np.uint8).data
+
+
+def nifti_header(
+    data: Array,
+    grid: Grid,
+    codes: tuple[int, int],
+    intent: str | int,
+    slope: float = 1.0,
+    comment: str = "",
+    step: tuple[float, str] | None = None,
+    remarks: Remarks | None = None,
+) -> bytes:
+    """A NIfTI-1 header of 348 bytes and its extension: 4 bytes that say that there is none, or a comment as well.
+
+    `step` is from one volume of a series to the next, and its unit; `remarks` are set in place of the intent.
+    """
+    size, unit = step or (1.0, "unknown")
+    extension = _extension(comment) if comment else bytes(4)
+    fields = nib.Nifti1Header()
+    fields.set_data_dtype(data.dtype)
+    fields.set_data_shape(data.shape)
+    fields.set_zooms(grid.spacing + (size, 1.0, 1.0, 1.0)[: data.ndim - 3])
+    fields.set_xyzt_units("mm", unit)
+    fields.set_slope_inter(slope, 0)
+    fields.set_intent(intent, allow_unknown=True)
+    if remarks is not None:
+        remarks.write_into(fields)
+    if grid.orthogonal:
+        fields.set_qform(grid.affine, codes[1] or codes[0] or SCANNER)
+    fields.set_sform(grid.affine, codes[0] or codes[1] or SCANNER)
+    fields["vox_offset"] = HEADER_SIZE + len(extension)
+    return fields.binaryblock + extension
+
+
+def _extension(comment: str) -> bytes:
+    """An extension of the code for plain text: flag, size, code, text filled up to a multiple of 16 bytes."""
+    text = comment.encode()
+    size = 8 + len(text) + -(8 + len(text)) % 16
+    return struct.pack("<4BII", 1, 0, 0, 0, size, COMMENT_CODE) + text.ljust(size - 8, b"\0")

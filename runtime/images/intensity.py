@@ -1,0 +1,153 @@
+"""From the intensities of a scan to [0, 1]: the rules an engine set can ask for, and the foreground they leave."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from runtime.errors import InputError
+
+Array = np.ndarray
+FOREGROUND = 0.05  # normalised intensity above which a voxel counts as foreground
+BLOCK = 4  # edge, in voxels, of the blocks that tell structure from specks
+BLOCK_SHARE = 0.25  # a block holds structure if at least this share of it is foreground
+
+
+@dataclass(frozen=True)
+class PercentileRule:
+    """0 -> 0 and the `upper` percentile of the voxels above 0 -> 1, clipped. For MRI.
+
+    Attributes:
+        upper: percentile in (0, 100].
+    """
+
+    upper: float = 99.9
+
+    def __post_init__(self) -> None:
+        if not 0 < self.upper <= 100:
+            raise InputError(f"intensity rule: got the percentile {self.upper}, expected above 0 and at most 100")
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"rule": "percentile", **asdict(self)}
+
+    def normalise(self, data: Array, argument: str = "image") -> Array:
+        """Intensities (I, J, K) -> float32 in [0, 1]; InputError if nothing is above 0 or all voxels become equal."""
+        positive = data[data > 0]
+        if not positive.size:
+            raise InputError(f"{argument}: no voxel is above 0, expected an image with its background at 0")
+        top = np.percentile(positive, self.upper)
+        return _clipped(data * np.float32(1 / top), argument)
+
+    def background(self, data: Array) -> float:
+        """The intensity of what lies outside the image: 0."""
+        return 0.0
+
+    def foreground(self, normalised: Array) -> Array:
+        """The (I, J, K) bool mask to crop to; see `foreground_mask`."""
+        return foreground_mask(normalised)
+
+
+@dataclass(frozen=True)
+class WindowRule:
+    """`low` -> 0 and `high` -> 1, clipped. For CT (Hounsfield units).
+
+    Attributes:
+        low, high: in the unit of the image, low < high.
+    """
+
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite([self.low, self.high]).all() and self.low < self.high):
+            raise InputError(f"intensity rule: got the window {self.low} to {self.high}, expected low below high")
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"rule": "window", **asdict(self)}
+
+    def normalise(self, data: Array, argument: str = "image") -> Array:
+        """Intensities (I, J, K) -> float32 in [0, 1]; InputError if all voxels become equal."""
+        scaled = data - np.float32(self.low)
+        return _clipped(np.multiply(scaled, np.float32(1 / (self.high - self.low)), out=scaled), argument)
+
+    def background(self, data: Array) -> float:
+        """The intensity of what lies outside the image: the darkest of `data` (air), at most `low`."""
+        return min(float(data.min()), self.low)
+
+    def foreground(self, normalised: Array) -> Array:
+        """The (I, J, K) bool mask to crop to; see `foreground_mask`."""
+        return foreground_mask(normalised)
+
+
+RULES = {"percentile": PercentileRule, "window": WindowRule}
+Rule = PercentileRule | WindowRule
+
+
+def rule_from_dict(fields: dict[str, Any]) -> Rule:
+    """The rule that `as_dict` wrote.
+
+    Raises:
+        InputError: for a rule or a field that is not known, or one that is missing.
+    """
+    fields = dict(fields)
+    name = fields.pop("rule", None)
+    if name not in RULES:
+        raise InputError(f"intensity rule: got {name!r}, expected one of {', '.join(RULES)}")
+    try:
+        return RULES[name](**{key: float(value) for key, value in fields.items()})
+    except (TypeError, ValueError) as error:
+        raise InputError(f"intensity rule {name}: got the fields {fields}: {error}") from None
+
+
+def foreground_mask(normalised: Array) -> Array:
+    """Voxels above 0.05 in or beside a block of 4^3 voxels of which a quarter is; isolated specks do not count.
+
+    Where no block is filled that far (a tiny or very thin object) every voxel above the threshold counts.
+
+    Args:
+        normalised: (I, J, K) in [0, 1].
+
+    Returns:
+        (I, J, K) bool.
+    """
+    mask = normalised > FOREGROUND
+    filled = _filled_blocks(mask)
+    if not filled.any():
+        return mask
+    for axis in range(3):
+        filled = _grown(filled, axis)
+    for axis in range(3):
+        filled = np.repeat(filled, BLOCK, axis=axis)
+    i, j, k = mask.shape
+    return mask & filled[:i, :j, :k]
+
+
+def _filled_blocks(mask: Array) -> Array:
+    padded = np.zeros([-(-size // BLOCK) * BLOCK for size in mask.shape], np.uint8)
+    padded[tuple(slice(size) for size in mask.shape)] = mask
+    counts = padded.view(np.uint32)  # four bytes, a block's edge, are added at a time; 16 of each do not overflow
+    counts = sum(counts[start::BLOCK] for start in range(BLOCK))
+    counts = sum(counts[:, start::BLOCK] for start in range(BLOCK))
+    counts = counts.view(np.uint8).reshape(*counts.shape, BLOCK).sum(axis=-1)
+    return counts >= BLOCK_SHARE * BLOCK**3
+
+
+def _grown(blocks: Array, axis: int) -> Array:
+    """A mask with every block's two neighbours along one axis added."""
+    grown = blocks.copy()
+    ahead, behind = [slice(None)] * 3, [slice(None)] * 3
+    ahead[axis], behind[axis] = slice(1, None), slice(None, -1)
+    grown[tuple(ahead)] |= blocks[tuple(behind)]
+    grown[tuple(behind)] |= blocks[tuple(ahead)]
+    return grown
+
+
+def _clipped(scaled: Array, argument: str) -> Array:
+    """To [0, 1], float32, in place; InputError if all voxels become equal."""
+    normalised = np.clip(scaled, 0, 1, out=scaled).astype(np.float32, copy=False)
+    if normalised.min() == normalised.max():
+        raise InputError(
+            f"{argument}: every voxel is {normalised.flat[0]:g} after intensity scaling, expected an image with "
+            "contrast; check the file and the intensity rule"
+        )
+    return normalised

@@ -1,0 +1,85 @@
+"""Masks of scans: where a scan counts, where it is background, and where nothing is known of it.
+
+What a mask leaves out is of two kinds. Outside of what it encloses (beyond the brain, say) is background, 0, as after
+skull-stripping, which is what the networks were trained on. A hole in it (a lesion, a resection) is unknown: no sum
+that the affine start or the stop rule takes sees it, and the networks are shown the other scan there.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from runtime.errors import InputError
+from runtime.geometry.grid import Grid
+from runtime.images.volume import Volume, read_labels
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Mask:
+    """A mask on the grid of its scan.
+
+    Attributes:
+        counts: (I, J, K) bool, where the scan counts.
+    """
+
+    counts: Array
+
+    @cached_property
+    def holes(self) -> Array | None:
+        """(I, J, K) bool: what is left out and cannot be reached from the image's border; None: there is none."""
+        from scipy.ndimage import label
+
+        parts, _ = label(~self.counts)
+        faces = [np.unique(np.take(parts, side, axis)) for axis in range(3) for side in (0, -1)]
+        holes = ~self.counts & ~np.isin(parts, np.unique(np.concatenate(faces)))
+        return holes if holes.any() else None
+
+    def applied(self, data: Array, background: float) -> Array:
+        """Intensities (I, J, K) with `background` wherever the scan does not count."""
+        return np.where(self.counts, data, np.float32(background))
+
+
+def read_mask(source: Path | str | Volume, argument: str) -> Volume:
+    """Reads a mask, unless it is read already: a label map of which all but 0 counts."""
+    return source if isinstance(source, Volume) else read_labels(Path(source), argument)
+
+
+def mask_of(volume: Volume, grid: Grid, argument: str) -> Mask:
+    """A mask on a scan's grid, nearest neighbour.
+
+    Raises:
+        InputError: none or fewer than two of the scan's voxels are left.
+    """
+    from runtime.images.resampling.resample import resample
+
+    counts = resample((volume.data != 0).astype(np.uint8), volume.grid, grid, order="nearest").astype(bool)
+    if not counts.any():
+        raise InputError(
+            f"{argument}: {volume.path or 'the mask'} keeps no voxel of its scan; give that scan's mask, 0 where "
+            "nothing shall count"
+        )
+    return Mask(counts)
+
+
+def filled(fixed: Array, moving: Array, fixed_holes: Array | None, moving_holes: Array | None) -> tuple[Array, Array]:
+    """Two images of one grid with each one's holes filled from the other, by 0 where both have one.
+
+    Where both are the same, no difference pulls at a flow.
+
+    Args:
+        fixed, moving: (I, J, K) in [0, 1].
+        fixed_holes, moving_holes: (I, J, K) bool; None: none.
+    """
+    one, other = (fixed, fixed_holes), (moving, moving_holes)
+    return _filled_from(*one, *other), _filled_from(*other, *one)
+
+
+def _filled_from(image: Array, holes: Array | None, other: Array, other_holes: Array | None) -> Array:
+    if holes is None:
+        return image
+    known = other if other_holes is None else np.where(other_holes, np.float32(0), other)
+    return np.where(holes, known, image)

@@ -1,0 +1,283 @@
+"""One picture of a registration: three planes of the images, their difference before and after, and the warped grid.
+
+Planes are shown as radiologists look at them: the patient's right at the left of the picture, superior up, anterior up
+in the axial plane and to the left in the sagittal one. Drawn with Pillow, imported when a picture is asked for.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from runtime.geometry.flow import jacobian_determinant
+from runtime.geometry.grid import bounding_box
+from runtime.host.files.whole_files import atomic_path
+from runtime.images.intensity import foreground_mask
+from runtime.images.similarity import ncc
+
+Array = np.ndarray
+
+WIDTH, MARGIN, GAP, GUTTER, HEADER, FOOTER = 1520, 20, 8, 24, 70, 62
+GRID_STEP = 8
+LINE_WIDTH, FLATTEST = 1.3, 0.02  # pixels; voxels a pixel, where a line stops growing wider
+BORDER_VOXELS = 5
+TALLEST = 1.5  # height of a panel at most, in widths
+QUANTILES = np.linspace(1, 99, 64)
+PNG_LEVEL = 3  # files as small as at Pillow's own level, in half the time
+
+PAPER, PANEL = (19, 21, 26), (5, 6, 8)
+INK, FAINT = (236, 238, 241), (150, 157, 168)
+LINE, FOLD = (94, 214, 198), (255, 59, 59)
+BELOW, ABOVE = (70, 160, 255), (255, 158, 44)
+NOTES = (
+    "Planes through the middle of the foreground; R and L are the patient's right and left.",
+    "Warped grid: regular lines on the moving image, resampled through the flow together with it.",
+)
+
+
+@dataclass(frozen=True)
+class Plane:
+    """A plane through a volume in RAS+ order, turned for the eye.
+
+    Attributes:
+        name: shown beside its row.
+        axis: the axis it cuts, 0 to 2.
+        index: where, in voxels.
+        sides: the anatomical letters at the left and the right of the picture.
+    """
+
+    name: str
+    axis: int
+    index: int
+    sides: tuple[str, str]
+
+    @property
+    def in_plane(self) -> tuple[int, int]:
+        """The axes shown from top to bottom and from left to right, both running backwards."""
+        across, down = (axis for axis in range(3) if axis != self.axis)
+        return down, across
+
+    def cut(self, volume: Array) -> Array:
+        """The plane of a volume (..., I, J, K) as a picture (..., rows, columns)."""
+        plane = volume[(..., *(self.index if axis == self.axis else slice(None) for axis in range(3)))]
+        return np.swapaxes(plane, -1, -2)[..., ::-1, ::-1]
+
+    def folded(self, flow: Array) -> Array:
+        """Where the warp folds in this plane, (rows, columns): Jacobian determinant <= 0. Flow (3, I, J, K)."""
+        first = max(self.index - 1, 0)
+        slab = flow[(..., *(slice(first, self.index + 2) if axis == self.axis else slice(None) for axis in range(3)))]
+        if min(slab.shape[1:]) < 2:
+            return np.zeros(self.cut(flow[0]).shape, bool)
+        inside = Plane(self.name, self.axis, self.index - first, self.sides)
+        return inside.cut(jacobian_determinant(slab) <= 0)
+
+
+def write_preview(
+    path: str | Path,
+    fixed: Array,
+    moving: Array,
+    warped: Array,
+    flow: Array,
+    likeness: tuple[float, float] | None = None,
+) -> None:
+    """Write the picture of a registration (PNG), whole or not at all.
+
+    The grid is a regular one drawn onto the moving image and resampled through the flow as that image is, so it lies
+    on the warped image line for line. Before differences are taken, the intensities of the moving image are matched to
+    those of the fixed one (one monotone curve for before and after), so that contrast does not hide the alignment.
+
+    Args:
+        path: the file to write.
+        fixed, moving, warped: (I, J, K) in [0, 1] on one isotropic grid in the order closest to RAS+; moving after
+            the affine start, warped after the flow.
+        flow: (3, I, J, K), voxels.
+        likeness: NCC of fixed with moving and of fixed with warped, where it is known already.
+    """
+    picture = draw_preview(fixed, moving, warped, flow, likeness)
+    with atomic_path(path) as partial:
+        picture.save(partial, format="PNG", compress_level=PNG_LEVEL)
+
+
+def draw_preview(fixed: Array, moving: Array, warped: Array, flow: Array, likeness: tuple[float, float] | None = None):
+    """The picture of `write_preview` as a Pillow image."""
+    target, result = foreground_mask(fixed), foreground_mask(warped)
+    likeness = likeness or (ncc(fixed, moving), ncc(fixed, warped))
+    box = _box(target | result)
+    fixed, moving, warped, flow, target, result = (
+        a[(..., *box)] for a in (fixed, moving, warped, flow, target, result)
+    )
+    before, after = _differences(fixed, moving, warped, target & result)
+    limit = _limit(before)
+    columns = [
+        ("fixed", "the target"),
+        ("moving", "after the affine start"),
+        ("warped", "moving, after the flow"),
+        ("moving - fixed", _numbers(likeness[0], before, target | result)),
+        ("warped - fixed", _numbers(likeness[1], after, target | result)),
+        ("warped grid", f"one line every {GRID_STEP} voxels"),
+    ]
+    planes = _planes(fixed.shape)
+    size = (WIDTH - 2 * MARGIN - GUTTER - (len(columns) - 1) * GAP) // len(columns)
+    scale = size / max(max(across, down / TALLEST) for down, across in (plane.cut(fixed).shape for plane in planes))
+    folded = [plane.folded(flow) for plane in planes]
+    rows = []
+    for plane, folds in zip(planes, folded, strict=True):
+        grey = [_grey(_enlarge(plane.cut(image), scale)) for image in (fixed, moving, warped)]
+        signed = [_signed(_enlarge(plane.cut(image), scale) / limit) for image in (before, after)]
+        rows.append([*grey, *signed, _warped_grid(plane, warped, flow, folds, scale)])
+    return _sheet(columns, planes, rows, size, limit, any(folds.any() for folds in folded))
+
+
+def _box(foreground: Array) -> tuple[slice, ...]:
+    """What is worth showing: the foreground's bounding box and a border; everything where there is no foreground."""
+    if not foreground.any():
+        return (slice(None),) * 3
+    first, last = bounding_box(foreground)
+    first, stop = first - BORDER_VOXELS, last + BORDER_VOXELS + 1
+    # Left-right is as wide as front-back, so that the panels of all three planes fill their column.
+    spare = max(stop[1] - first[1] - (stop[0] - first[0]), 0)
+    first[0], stop[0] = first[0] - spare // 2, stop[0] + spare - spare // 2
+    return tuple(slice(max(a, 0), min(b, size)) for a, b, size in zip(first, stop, foreground.shape, strict=True))
+
+
+def _planes(shape: tuple[int, ...]) -> tuple[Plane, ...]:
+    i, j, k = (size // 2 for size in shape)
+    return Plane("sagittal", 0, i, ("A", "P")), Plane("coronal", 1, j, ("R", "L")), Plane("axial", 2, k, ("R", "L"))
+
+
+def _differences(fixed: Array, moving: Array, warped: Array, common: Array) -> tuple[Array, Array]:
+    """Moving - fixed and warped - fixed, the moving image's intensities mapped onto those of the fixed one.
+
+    The map takes 0 to 0 and the quantiles of the warped image to those of the fixed one, both from the mask `common`.
+    """
+    seen, wanted = (np.append(0, np.percentile(_some(image[common]), QUANTILES)) for image in (warped, fixed))
+    return tuple((_mapped(image, seen, wanted) - fixed).astype(np.float32) for image in (moving, warped))
+
+
+def _mapped(image: Array, seen: Array, wanted: Array) -> Array:
+    """Intensities through the curve seen -> wanted, which takes 0, most of a picture, to 0."""
+    lit = image > 0
+    mapped = np.zeros(image.shape)
+    mapped[lit] = np.interp(image[lit], seen, wanted)
+    return mapped
+
+
+def _some(values: Array) -> Array:
+    """Enough of the values (N,) for a percentile; one zero if there are none."""
+    return values[:: max(values.size // 200_000, 1)] if values.size else np.zeros(1)
+
+
+def _limit(difference: Array) -> float:
+    """The end of the colour scale: nearly the largest difference, on a round number."""
+    largest = np.percentile(np.abs(_some(difference[difference != 0])), 97)
+    return max(float(np.ceil(largest / 0.05) * 0.05), 0.05)
+
+
+def _numbers(likeness: float, difference: Array, foreground: Array) -> str:
+    mean = np.abs(difference[foreground]).mean() if foreground.any() else 0
+    return f"NCC {likeness:.3f}   mean |difference| {mean:.3f}"
+
+
+def _enlarge(picture: Array, scale: float) -> Array:
+    from PIL import Image
+
+    rows, columns = (max(round(size * scale), 1) for size in picture.shape)
+    image = Image.fromarray(np.ascontiguousarray(picture, np.float32))
+    return np.asarray(image.resize((columns, rows), Image.Resampling.BICUBIC))
+
+
+def _blend(below: Array | tuple, above: Array | tuple, share: Array) -> Array:
+    """A mix of two colours or colour pictures; `share` (rows, columns) in [0, 1] of the one above."""
+    share = np.clip(share, 0, 1)[..., None]
+    return np.asarray(below) * (1 - share) + np.asarray(above) * share
+
+
+def _grey(picture: Array) -> Array:
+    return _blend(PANEL, (255, 255, 255), picture)
+
+
+def _signed(picture: Array) -> Array:
+    """Values in [-1, 1] as colours: one hue below zero, one above, dark at zero."""
+    return _blend(_blend(PANEL, BELOW, -picture), ABOVE, picture)
+
+
+def _warped_grid(plane: Plane, warped: Array, flow: Array, folded: Array, scale: float) -> Array:
+    """The dimmed warped image under the lines of a regular grid that went through the same flow; folds in red."""
+    picture = 0.6 * _grey(_enlarge(plane.cut(warped), scale))
+    flows = plane.cut(flow)
+    for shown, axis in enumerate(plane.in_plane):
+        displacement = _enlarge(flows[axis], scale)
+        size = warped.shape[axis]
+        position = size - 1 - ((np.arange(displacement.shape[shown]) + 0.5) * size / displacement.shape[shown] - 0.5)
+        position = np.expand_dims(position, 1 - shown) + displacement
+        picture = _blend(picture, LINE, 0.85 * _lines(position))
+    return _blend(picture, FOLD, _enlarge(folded.astype(np.float32), scale))
+
+
+def _lines(position: Array) -> Array:
+    """How much of each pixel is covered by the lines where `position` (voxels) is a multiple of the step, [0, 1]."""
+    distance = np.abs((position / GRID_STEP + 0.5) % 1 - 0.5) * GRID_STEP
+    slope = np.hypot(*np.gradient(position))
+    return np.clip(LINE_WIDTH / 2 + 0.5 - distance / np.maximum(slope, FLATTEST), 0, 1)
+
+
+def _sheet(columns, planes, rows, size: int, limit: float, folds: bool):
+    """Lay panels, titles, letters and legends out on one canvas."""
+    from PIL import Image, ImageDraw
+
+    heights = [max(panel.shape[0] for panel in panels) for panels in rows]
+    canvas = Image.new("RGB", (WIDTH, HEADER + sum(heights) + (len(rows) - 1) * GAP + FOOTER), PAPER)
+    draw = ImageDraw.Draw(canvas)
+    left = [MARGIN + GUTTER + n * (size + GAP) for n in range(len(columns))]
+    for x, (title, note) in zip(left, columns, strict=True):
+        draw.text((x + size / 2, 26), title, INK, _font(18), anchor="mm")
+        draw.text((x + size / 2, 50), note, FAINT, _font(12.5), anchor="mm")
+    top = HEADER
+    for plane, panels, height in zip(planes, rows, heights, strict=True):
+        _name_row(canvas, plane.name, top, height)
+        for n, (x, panel) in enumerate(zip(left, panels, strict=True)):
+            draw.rectangle((x, top, x + size - 1, top + height - 1), PANEL)
+            image = Image.fromarray(np.clip(np.rint(panel), 0, 255).astype(np.uint8))
+            canvas.paste(image, (x + (size - image.width) // 2, top + (height - image.height) // 2))
+            if n < 3:
+                draw.text((x + 8, top + 7), plane.sides[0], FAINT, _font(14), anchor="lt")
+                draw.text((x + size - 8, top + 7), plane.sides[1], FAINT, _font(14), anchor="rt")
+        top += height + GAP
+    _legends(canvas, draw, left, size, limit, folds)
+    return canvas
+
+
+def _name_row(canvas, name: str, top: int, height: int) -> None:
+    """A row's name, written upwards in the gutter."""
+    from PIL import Image, ImageDraw
+
+    label = Image.new("RGB", (height, GUTTER), PAPER)
+    ImageDraw.Draw(label).text((height / 2, GUTTER / 2 - 3), name, FAINT, _font(14), anchor="mm")
+    canvas.paste(label.rotate(90, expand=True), (MARGIN, top))
+
+
+def _legends(canvas, draw, left: list[int], size: int, limit: float, folds: bool) -> None:
+    from PIL import Image
+
+    y = canvas.height - FOOTER + 20
+    first, width = left[3] + size // 2, size + GAP
+    bar = np.broadcast_to(np.linspace(-1, 1, width), (10, width))
+    canvas.paste(Image.fromarray(np.rint(_signed(bar)).astype(np.uint8)), (first, y - 5))
+    draw.text((first - 8, y), f"-{limit:.2f}", INK, _font(13), anchor="rm")
+    draw.text((first + width + 8, y), f"+{limit:.2f}", INK, _font(13), anchor="lm")
+    scale_note = "difference of intensities in [0, 1], contrast matched"
+    draw.text((first + width / 2, y + 20), scale_note, FAINT, _font(12.5), anchor="mm")
+    for line, note in enumerate(NOTES):
+        draw.text((left[0], y + 20 * line), note, FAINT, _font(12.5), anchor="lm")
+    note = "folded voxels" if folds else "no folded voxels in these planes"
+    x = left[5] + size / 2 + (9 if folds else 0)
+    draw.text((x, y), note, FAINT, _font(12.5), anchor="mm")
+    if folds:
+        start = x - draw.textlength(note, _font(12.5)) / 2 - 18
+        draw.rectangle((start, y - 5, start + 10, y + 5), FOLD)
+
+
+def _font(size: float):
+    from PIL import ImageFont
+
+    return ImageFont.load_default(size)

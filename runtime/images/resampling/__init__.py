@@ -1,0 +1,1 @@
+"""Resampling between grids, linear and with wider support, in compiled code."""

@@ -1,0 +1,105 @@
+"""Lists of scans: a folder, a glob, or a CSV that says which label map and which mask belong to which image."""
+
+import glob
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from runtime.errors import InputError, explained
+from runtime.host.files.csv_lines import by_column, read_csv
+from runtime.host.files.regular_files import require_file
+from runtime.images.volume import SUFFIXES, scan_name
+
+COLUMNS = ("image", "labels", "mask")
+# Likely slips, which ignored would leave labels or masks out without a word.
+_MISTAKEN = {"label": "labels", "labelmap": "labels", "seg": "labels", "segmentation": "labels", "masks": "mask"}
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One entry of a list: an image file and, where known, its label map and the mask of what counts in it."""
+
+    image: Path
+    labels: Path | None = None
+    mask: Path | None = None
+
+    def files(self) -> tuple[Path, ...]:
+        """Those there are, the image first."""
+        return tuple(file for file in (self.image, self.labels, self.mask) if file is not None)
+
+
+def read_scan_list(name: str, text: str) -> tuple[Scan, ...]:
+    """Scans of a folder or a glob, sorted by name, or of a CSV, in its order.
+
+    In a folder or a glob every volume is an image: label maps and masks are never guessed from names. A CSV has a
+    header with the column `image` and, optionally, `labels` and `mask`, in upper or lower case, of which a line may
+    leave the last two empty; other columns are ignored. Paths in it may be relative to its folder.
+
+    Args:
+        name: the option that `text` came from, for messages, such as "data".
+        text: the folder, glob or CSV.
+
+    Raises:
+        InputError: nothing is found, the CSV cannot be read or names no image in some line, or a file does not exist.
+    """
+    with explained(name):
+        scans = _read_csv(name, Path(text)) if text.lower().endswith(".csv") else _find(Path(text), text)
+        if not scans:
+            suffixes = " ".join(SUFFIXES)
+            raise InputError(f"{name}: {text} holds no {suffixes} file; expected a folder, glob or CSV of them")
+        for file in (file for scan in scans for file in scan.files()):
+            require_file(file, f"{name}, listed in {text}")
+    return scans
+
+
+def _find(path: Path, text: str) -> tuple[Scan, ...]:
+    found = path.iterdir() if path.is_dir() else map(Path, glob.glob(text, recursive=True))
+    return tuple(Scan(file) for file in sorted(found) if _is_volume(file))
+
+
+def _is_volume(file: Path) -> bool:
+    """By its name; what begins with a dot is a file that is still being written, or the system's."""
+    return file.name.lower().endswith(SUFFIXES) and not file.name.startswith(".")
+
+
+def _read_csv(name: str, path: Path) -> tuple[Scan, ...]:
+    header, lines = read_csv(path, name, "image,labels")
+    columns = list(by_column(header, []))
+    if "image" not in columns:
+        found = ", ".join(columns) or "none"
+        raise InputError(f"{name}: {path} has the columns {found}; expected image and, optionally, labels and mask")
+    for column in columns:
+        if meant := _MISTAKEN.get(column):
+            raise InputError(f"{name}: {path} has the column {column}, expected {meant}; rename it")
+    rows = [(line, by_column(header, cells)) for line, cells in lines]
+    blank = [line for line, row in rows if not row["image"]]
+    if blank:
+        raise InputError(f"{name}: {path} line {blank[0]} names no image; fill or remove it")
+    return tuple(
+        Scan(*(path.parent / row[column] if row.get(column) else None for column in COLUMNS)) for _, row in rows
+    )
+
+
+def distinct_names(images: Sequence[Path], argument: str) -> tuple[str, ...]:
+    """A name for each image: its file's; where several have one name, with the folders that tell them apart.
+
+    Raises:
+        InputError: one image is listed twice.
+    """
+    parts = [(*image.absolute().parent.parts[1:], scan_name(image)) for image in images]
+    names = [place[-1] for place in parts]
+    for depth in range(2, 1 + max(map(len, parts))):
+        clashing = _clashing(names)
+        names = ["_".join(place[-depth:]) if n in clashing else names[n] for n, place in enumerate(parts)]
+    if clashing := sorted(_clashing(names)):
+        twice = " and ".join(str(images[n]) for n in clashing[:2])
+        raise InputError(f"{argument}: the results of {twice} would have one name; give each image once")
+    return tuple(names)
+
+
+def _clashing(names: Sequence[str]) -> set[int]:
+    """Indices of names that are equal to another where upper and lower case are one."""
+    seen: dict[str, list[int]] = {}
+    for n, name in enumerate(names):
+        seen.setdefault(name.casefold(), []).append(n)
+    return {n for indices in seen.values() if len(indices) > 1 for n in indices}

@@ -1,0 +1,342 @@
+"""Volumes and label maps on disk: read what scanners and other tools write, refuse in one line, write atomically."""
+
+import math
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+
+from runtime.errors import InputError, explained, require_single
+from runtime.geometry.grid import Grid
+from runtime.host.files.hashes import sha256_of_file
+from runtime.host.files.whole_files import atomic_path
+from runtime.host.machine import require_memory
+from runtime.images.formats.gzip_stream import write_gzip
+from runtime.images.formats.headers import Header
+from runtime.images.formats.image_file import SUFFIXES, open_image, read_header
+from runtime.images.formats.nifti_bytes import CODES_NOT_KNOWN, Planes, nifti_header, pieces, storable
+from runtime.images.formats.remarks import Remarks
+from runtime.images.kinds import looks_like_labels
+
+Array = np.ndarray
+WHOLE = 1e-3  # how far a label may be from a whole number: scl_slope is stored in single precision
+LABEL_TYPES = (np.uint8, np.int16, np.uint16, np.int32)
+NOT_SCALAR = {  # by NIfTI's intent: what an image is whose volumes turn with the head
+    **dict.fromkeys(
+        (1004, 1005),
+        "tensors, whose directions have to turn with the head; expected a scalar image: register one of the tensors' "
+        "scalar maps, and carry tensors over with antsApplyTransforms -e 2",
+    ),
+    **dict.fromkeys(
+        (1006, 1007, 2006),
+        "vectors, expected a scalar image; a displacement field is given with -t, directions must turn with the head",
+    ),
+}
+TILE = 16  # voxels along K of one tile when the order of axes changes: a line of the processor's cache
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Source:
+    """What is known of a volume besides its voxels.
+
+    Attributes:
+        grid: shape and voxel -> RAS mm.
+        path, sha256: the file and the hash of its bytes; None if it came from no file.
+        codes: NIfTI (sform, qform) codes to write back with.
+        warnings: one line for each doubt about the header.
+        zooms: voxel sizes, mm, in a header whose sform has others, which FSL does not heed; None: they agree.
+    """
+
+    grid: Grid
+    path: Path | None = None
+    sha256: str | None = None
+    codes: tuple[int, int] = CODES_NOT_KNOWN
+    warnings: tuple[str, ...] = ()
+    zooms: tuple[float, float, float] | None = None
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Volume(Source):
+    """Voxels and where they are.
+
+    Attributes:
+        data: (I, J, K), C-contiguous; float32 from `read_volume`, an integer type from `read_labels`. A series, from
+            `read_series`, is (I, J, K, N), first axis fastest.
+        step: of a series, from one volume to the next and its unit, such as (2.5, "sec").
+        remarks: what else its header says of the numbers; None: nothing.
+    """
+
+    data: Array
+    step: tuple[float, str] | None = None
+    remarks: Remarks | None = None
+
+    @property
+    def source(self) -> Source:
+        """The same without the voxels, which are large."""
+        return Source(**{field.name: getattr(self, field.name) for field in fields(Source)})
+
+
+def scan_name(path: str | PathLike | None) -> str:
+    """A file's name without what tells its type; "scan" where there is no file."""
+    name = Path(path).name if path else "scan"
+    suffix = next((suffix for suffix in SUFFIXES if name.lower().endswith(suffix)), "")
+    return name[: len(name) - len(suffix)]
+
+
+def read_volume(path: str | PathLike, argument: str, nan: float | None = None) -> Volume:
+    """Read a scalar volume, scaled as its header says, as float32.
+
+    NIfTI (.nii, .nii.gz) and MGH (.mgh, .mgz); any integer or float type, orientation and obliqueness. Sizes of one
+    after the third are dropped.
+
+    Args:
+        path: the file.
+        argument: what to call it in messages, such as ``--fixed``.
+        nan: the number that NaN stands for; None: there may be no NaN.
+
+    Raises:
+        InputError: missing, unreadable or truncated file; other dimensions, complex or colour voxels; NaN or Inf;
+            all voxels equal; an affine that is singular or not finite.
+    """
+    volume = _read(path, argument, partial(_scaled, nan=nan))
+    if volume.data.min() == volume.data.max():
+        value = volume.data.flat[0]
+        raise InputError(f"{argument}: every voxel of {path} is {value:g}, expected an image with contrast")
+    if looks_like_labels(volume.data):
+        doubt = f"{volume.path.name}: looks like a label map; expected a scan's intensities"
+        return replace(volume, warnings=(*volume.warnings, doubt))
+    return volume
+
+
+def read_labels(path: str | PathLike, argument: str, lowest: int | None = None) -> Volume:
+    """Read a label map in the smallest of uint8, int16, uint16 and int32 that holds it.
+
+    Args and errors as for `read_volume`; float files pass if their values are whole, a constant map is allowed, and
+    values below `lowest` are refused.
+    """
+    volume = _read(path, argument, _whole)
+    if lowest is not None and (found := volume.data.min()) < lowest:
+        raise InputError(f"{argument}: {path} holds {found}, expected {lowest} and above")
+    return volume
+
+
+def read_series(path: str | PathLike, argument: str, nan: float | None = None) -> Volume:
+    """Read a scalar volume, or a 4-D series of them, scaled as its header says, as float32.
+
+    Args and errors as for `read_volume`, but an image without contrast is allowed.
+    """
+    return _read(path, argument, partial(_scaled, nan=nan), series=True)
+
+
+def read_source(path: str | PathLike, argument: str) -> Source:
+    """Where a volume or the volumes of a series lie, without the voxels.
+
+    Raises:
+        InputError: as for `read_volume`, as far as a header can tell.
+    """
+    path = Path(path)
+    header = read_header(path, argument)
+    name = f"{argument}: {path}"
+    grid = grid_of(header, name, _checked_shape(header, name, series=True)[:3])
+    with explained(argument):
+        return Source(grid=grid, path=path, sha256=sha256_of_file(path), **_facts(header, path))
+
+
+def _check_memory(header: Header, name: str) -> None:
+    """Refuses, by its header, an image that memory cannot hold: as it is stored and as it is used."""
+    count = math.prod(header.shape)
+    subject = f"{name}: an image of {count / 1e6:.3g} million voxels"
+    require_memory(header.bytes + 4 * count, subject, "give a coarser or a smaller copy")
+
+
+def grid_of(header: Header, name: str, shape: tuple[int, ...] | None = None) -> Grid:
+    """Where the voxels of a header's image are.
+
+    Args:
+        header: of an image, a field or a series.
+        name: argument and file, for messages.
+        shape: of the grid; None: the header's first three sizes.
+
+    Raises:
+        InputError: a place that no scan has, see `Grid`.
+    """
+    try:
+        return Grid(header.shape[:3] if shape is None else shape, header.affine)
+    except InputError as error:
+        raise InputError(f"{name}: {str(error).replace('grid affine', 'voxel-to-world affine')}") from None
+
+
+def write_volume(
+    path: str | PathLike,
+    data: Array,
+    grid: Grid,
+    codes: tuple[int, int] = CODES_NOT_KNOWN,
+    dtype: type | None = None,
+    pool: Executor | None = None,
+    slope: float = 1.0,
+    step: tuple[float, str] | None = None,
+    remarks: Remarks | None = None,
+) -> None:
+    """Write a NIfTI volume, whole or not at all. Fastest for data in the file's order, first axis fastest.
+
+    The sform is always set, the qform when the axes are orthogonal enough for its quaternion; a code of 0 is replaced
+    by the other's, or by scanner (1).
+
+    Args:
+        path: ends in .nii or .nii.gz.
+        data: (I, J, K) or, with trailing axes, (I, J, K, ...).
+        grid: of the first three axes.
+        codes: (sform, qform) codes, `Volume.codes` of the image whose space this is.
+        dtype: type on disk; None keeps the data's (bool, 64-bit and half types become uint8, int32 and float32).
+        pool: compresses; None: threads of its own.
+        slope: what readers multiply the stored numbers, which are `data`, by.
+        step: of a series, `Volume.step`.
+        remarks: `Volume.remarks`.
+
+    Raises:
+        InputError: for another suffix, another shape than the grid's, or integers beyond the type.
+    """
+    write_nifti(path, data, grid, codes, dtype, pool=pool, slope=slope, step=step, remarks=remarks)
+
+
+def write_nifti(
+    path: str | PathLike,
+    data: Array,
+    grid: Grid,
+    codes: tuple[int, int] = CODES_NOT_KNOWN,
+    dtype: type | None = None,
+    intent: str | int = "none",
+    planes: Planes | None = None,
+    pool: Executor | None = None,
+    slope: float = 1.0,
+    comment: str = "",
+    step: tuple[float, str] | None = None,
+    remarks: Remarks | None = None,
+) -> None:
+    """`write_volume` with a NIfTI intent (name or code), such as ``"vector"`` for data (I, J, K, 1, 3).
+
+    `planes`, see `pieces`, changes the data as they are written; `comment` is kept in an extension of the header.
+    """
+    path = Path(path)
+    if not path.name.lower().endswith((".nii", ".nii.gz")):
+        raise InputError(f"{path}: cannot be written, expected a name that ends in .nii or .nii.gz")
+    if data.shape[:3] != grid.shape:
+        raise InputError(f"{path}: got data of shape {data.shape} for a grid of {grid.shape}")
+    data = storable(data, dtype, path)
+    content = pieces(nifti_header(data, grid, codes, intent, slope, comment, step, remarks), data, planes)
+    with atomic_path(path) as temporary, open(temporary, "wb") as stream:
+        if path.name.lower().endswith(".gz"):
+            write_gzip(stream, content, pool)
+        else:
+            stream.writelines(piece() for piece in content)
+
+
+def _read(
+    path: str | PathLike, argument: str, convert: Callable[[Header, Array, str], Array], series: bool = False
+) -> Volume:
+    path, name = Path(path), f"{argument}: {path}"
+    with open_image(path, argument) as image:
+        shape = _checked_shape(image.header, name, series)
+        grid = grid_of(image.header, name, shape[:3])
+        _check_memory(image.header, name)
+        stored = image.voxels().reshape(shape, order="F")
+    with np.errstate(invalid="ignore", over="ignore"):
+        data = convert(image.header, stored, name)
+    step = image.header.step if len(shape) == 4 else None
+    known = {"path": path, "sha256": image.sha256, "remarks": image.header.remarks, **_facts(image.header, path)}
+    return Volume(data=data, step=step, grid=grid, **known)
+
+
+def rescaled(header: Header, stored: Array, dtype: type) -> Array:
+    """The numbers that stored ones (..., N) stand for, computed in double precision, first axis fastest.
+
+    Where nothing is to be computed they are a view of `stored`.
+    """
+    with np.errstate(invalid="ignore", over="ignore"):  # numbers that become infinite are refused by who asks
+        if header.unscaled:
+            return np.asfortranarray(stored, dtype)
+        result = np.empty(stored.shape, dtype, order="F")
+        for n in range(stored.shape[-1]):
+            result[..., n] = np.multiply(stored[..., n], header.slope, dtype=np.float64) + header.inter
+        return result
+
+
+def _facts(header: Header, path: Path) -> dict:
+    """What a header says besides shape and affine."""
+    warnings = tuple(f"{path.name}: {line}" for line in header.doubts)
+    return {"codes": header.codes, "warnings": warnings, "zooms": header.other_zooms}
+
+
+def _checked_shape(header: Header, name: str, series: bool = False) -> tuple[int, ...]:
+    """(I, J, K), or of a series, where one is allowed, (I, J, K, N)."""
+    shape, dtype = header.shape, header.dtype
+    if dtype.fields:
+        raise InputError(f"{name} holds colour voxels ({dtype}), expected one number per voxel")
+    if dtype.kind == "c":
+        raise InputError(f"{name} holds complex voxels, expected real ones; take the magnitude first")
+    if dtype.kind not in "iuf" or dtype.itemsize > 8:
+        raise InputError(f"{name} holds voxels of type {dtype}, expected integers or floats of 64 bits at most")
+    if any(size > 1 for size in shape[3:]) and header.intent in NOT_SCALAR:
+        raise InputError(f"{name} holds {NOT_SCALAR[header.intent]}")
+    if any(size > 1 for size in shape[4 if series else 3 :]):
+        volumes, wanted = int(np.prod(shape[3:])), "one volume or a 4-D series" if series else "one"
+        raise InputError(f"{name} holds {volumes} volumes {shape}, expected {wanted}; extract one first")
+    if len(shape) < 3 or min(shape[:3]) < 2:
+        raise InputError(f"{name} is a slice of shape {shape}, expected a volume of two or more slices")
+    return shape[:4] if series and shape[3:4] > (1,) else shape[:3]
+
+
+def _scaled(header: Header, stored: Array, name: str, nan: float | None = None) -> Array:
+    if stored.ndim == 4:
+        data = rescaled(header, stored, np.float32)
+    else:
+        data = stored if header.unscaled else rescaled(header, stored, np.float32)
+        data = _last_axis_fastest(data, np.float32)
+    if nan is not None:
+        require_single(nan, "--nan")
+        data[np.isnan(data)] = nan  # a copy of what was read, where there are floats
+    if not np.isfinite(data.sum(dtype=np.float64)):
+        _refuse_non_finite(data, name)
+    return data
+
+
+def _whole(header: Header, stored: Array, name: str) -> Array:
+    data = stored if header.unscaled else rescaled(header, stored, np.float64)
+    if data.dtype.kind == "f":
+        data = _whole_numbers(data, name)
+    low, high = data.min(), data.max()
+    for dtype in LABEL_TYPES:
+        if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
+            return _last_axis_fastest(data, dtype)
+    raise InputError(f"{name} has labels from {low} to {high}, expected values that fit 32 bits")
+
+
+def _whole_numbers(data: Array, name: str) -> Array:
+    """Floats as int32, or as whole floats where some do not fit."""
+    whole = data.astype(np.int32)
+    if np.array_equal(whole, data):
+        return whole
+    _refuse_non_finite(data, name)
+    whole = np.rint(data)
+    if (count := int(np.count_nonzero(np.abs(data - whole) > WHOLE))) > 0:
+        raise InputError(f"{name} has {count} voxels that are no whole number, expected a label map")
+    return whole
+
+
+def _last_axis_fastest(data: Array, dtype: type) -> Array:
+    """A C-contiguous copy in another type; tile by tile, because memory is read and written across each other."""
+    result = np.empty(data.shape, dtype)
+    for start in range(0, data.shape[2], TILE):
+        result[:, :, start : start + TILE] = data[:, :, start : start + TILE]
+    return result
+
+
+def _refuse_non_finite(data: Array, name: str) -> None:
+    missing, count = int(np.count_nonzero(np.isnan(data))), data.size - int(np.count_nonzero(np.isfinite(data)))
+    if count:
+        found, taken = ("NaN or infinite", "") if count > missing else ("NaN", " (register, prepare, apply: --nan 0)")
+        raise InputError(f"{name} has {count} voxels that are {found}; set them to numbers of single precision{taken}")

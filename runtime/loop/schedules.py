@@ -1,0 +1,255 @@
+"""When a level of the loop stops: schedules and their rules as data, made from what users write."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from runtime.errors import InputError
+
+LEVELS = (4, 3, 2, 1)
+ON_STOP = ("keep", "revert")
+DEFAULT_LIMIT = 10
+LARGEST_LIMIT = 100
+# What a rule takes for its thresholds where nothing else is said, by what it watches. 0.005 is the paper's delta for
+# NCC, and local NCC is on the same scale. With 0.0005 the mean squared error of images in [0, 1] stops about where NCC
+# does (docs/measurements). The others are ours (docs/decisions/0012-stop-rules.md).
+DEFAULT_DELTA = {"ncc": 0.005, "lncc": 0.005, "mse": 0.0005}
+DEFAULT_STABILITY = {"ncc": 0.02, "lncc": 0.02, "mse": 0.002}
+DEFAULT_WORTH = {"ncc": 0.01, "lncc": 0.03, "mse": 0.001}
+# Multiplications of one iteration, as shares of one at level 1, for the paper's estimators with two residual blocks:
+# 4656, 4656, 3632 and 920 times 27 a voxel at levels 4 to 1, of which there are 512, 64, 8 and 1 times fewer. They are
+# used for other numbers of blocks too: with none to four, level 3 has 0.07 to 0.10, and the others change less.
+WORK = {4: 0.01, 3: 0.08, 2: 0.5, 1: 1.0}
+
+
+@dataclass(frozen=True)
+class LevelRule:
+    """When a level stops: the stop rule as data.
+
+    Attributes:
+        limit: most iterations the level runs.
+        delta: smallest improvement of the similarity with which the level goes on; None: no test, `limit` are run.
+        keep_failing: whether the candidate that fails the test becomes the level's flow (released code) or is undone.
+        first_untested: whether the first candidate is accepted without a test (released code, coarsest level).
+        stability: change of the similarity, up or down, that an iteration must not exceed before improvements are
+            tested at all; every candidate up to that one is kept. None: they are tested from the first on.
+    """
+
+    limit: int
+    delta: float | None = None
+    keep_failing: bool = False
+    first_untested: bool = False
+    stability: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.limit <= LARGEST_LIMIT:
+            raise InputError(f"--schedule, --max-iterations: got {self.limit}, expected 0 to {LARGEST_LIMIT}")
+        if self.delta is not None and not 0 <= self.delta < math.inf:
+            raise InputError(f"--delta: got {self.delta}, expected 0 or more (fixed iterations: --schedule a,b,c,d)")
+        if self.stability is not None and not 0 <= self.stability < math.inf:
+            raise InputError(f"--stability: got {self.stability}, expected 0 or more")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How often each level runs: one rule per level, and how often the whole network is run from outside.
+
+    Attributes:
+        name: as the user writes it ("iterstop", "tci", "1,2,2,2", "cascade:3").
+        rules: level -> rule.
+        passes: runs of all levels, each on the image warped so far, flows composed (1: the levels run once).
+    """
+
+    name: str
+    rules: Mapping[int, LevelRule]
+    passes: int = 1
+
+    def __post_init__(self) -> None:
+        if set(self.rules) != set(LEVELS):
+            raise InputError(f"--schedule: got rules for levels {sorted(self.rules)}, expected {sorted(LEVELS)}")
+        if not 1 <= self.passes <= LARGEST_LIMIT:
+            raise InputError(f"--schedule cascade: got {self.passes} passes, expected 1 to {LARGEST_LIMIT}")
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "passes": self.passes,
+            "levels": {str(level): dict(vars(self.rules[level])) for level in LEVELS},
+        }
+
+
+def iterstop_schedule(
+    similarity: str = "ncc",
+    delta: float | tuple[float, ...] | None = None,
+    limit: int | tuple[int, ...] = DEFAULT_LIMIT,
+    on_stop: str = "keep",
+) -> Schedule:
+    """IterStop. Values given as one number hold for every level, as four for levels 4 to 1.
+
+    ``keep`` is the released code: at levels 3, 2, 1 a failing candidate is kept; at level 4 the first iteration is
+    always kept and a later failing one undone. ``revert`` is Algorithm 1 as printed: a failing candidate is undone.
+
+    Raises:
+        InputError: an unknown `on_stop` or `similarity`, a limit below 1, or neither one nor four values.
+    """
+    if on_stop not in ON_STOP:
+        raise InputError(f"--on-stop: got {on_stop!r}, expected one of {', '.join(ON_STOP)}")
+    deltas = _thresholds("--delta", delta, DEFAULT_DELTA, similarity)
+    limits, keep = _limits(limit), on_stop == "keep"
+    rules = {
+        level: LevelRule(
+            limit=limits[level],
+            delta=deltas[level],
+            keep_failing=keep and level != LEVELS[0],
+            first_untested=keep and level == LEVELS[0],
+        )
+        for level in LEVELS
+    }
+    return Schedule("iterstop", rules)
+
+
+def tci_schedule(
+    similarity: str = "ncc",
+    delta: float | tuple[float, ...] | None = None,
+    limit: int | tuple[int, ...] = DEFAULT_LIMIT,
+    stability: float | tuple[float, ...] | None = None,
+) -> Schedule:
+    """Threshold-controlled iteration in two stages, after Wu et al., arXiv 2510.07666 (TCIP, iPEAR).
+
+    From the paper: a level first waits until the registration is stable; only then is convergence asked for, and ends
+    it; both are judged by NCC against thresholds. Its formulas were not at hand. Our reading: an iteration is stable
+    when it changes the similarity by at most `stability`, up or down; from the next one on, an improvement below
+    `delta` ends the level; every candidate is kept. The thresholds are ours as well.
+
+    Raises:
+        InputError: as for `iterstop_schedule`.
+    """
+    stabilities = _thresholds("--stability", stability, DEFAULT_STABILITY, similarity)
+    deltas = _thresholds("--delta", delta, DEFAULT_DELTA, similarity)
+    limits = _limits(limit)
+    rules = {
+        level: LevelRule(limits[level], deltas[level], keep_failing=True, stability=stabilities[level])
+        for level in LEVELS
+    }
+    return Schedule("tci", rules)
+
+
+def thrift_schedule(
+    similarity: str = "ncc", delta: float | None = None, limit: int | tuple[int, ...] = DEFAULT_LIMIT
+) -> Schedule:
+    """An iteration has to be worth its work: delta, for one at level 1, shrinks at coarser levels with its square root.
+
+    So cheap coarse iterations go on for smaller improvements, and dear ones at full size stop early. Every candidate is
+    kept: its work is done. The square root lies between one delta for all levels and one in proportion to the work,
+    which runs level 3 on where only NCC gains from it.
+
+    Args:
+        delta: improvement that an iteration at level 1 must bring to be followed by another.
+
+    Raises:
+        InputError: as for `iterstop_schedule`, and four deltas.
+    """
+    worth = _thresholds("--delta", delta, DEFAULT_WORTH, similarity)
+    if len(set(worth.values())) > 1:
+        raise InputError(
+            f"--delta: got {tuple(worth.values())}, but --schedule thrift takes one value, that of level 1; "
+            "four go with --schedule iterstop"
+        )
+    limits = _limits(limit)
+    rules = {
+        level: LevelRule(limits[level], math.sqrt(WORK[level]) * worth[level], keep_failing=True) for level in LEVELS
+    }
+    return Schedule("thrift", rules)
+
+
+def fixed_schedule(counts: tuple[int, ...]) -> Schedule:
+    """A fixed number of iterations (a, b, c, d) at levels 4 to 1; (1, 1, 1, 1) is RP-Net."""
+    if len(counts) != len(LEVELS):
+        raise InputError(f"--schedule: got {len(counts)} counts, expected {len(LEVELS)}, for levels 4,3,2,1")
+    rules = {level: LevelRule(limit=count) for level, count in zip(LEVELS, counts, strict=True)}
+    return Schedule(",".join(map(str, counts)), rules)
+
+
+def cascade_schedule(passes: int) -> Schedule:
+    """RP-Net run `passes` times from outside, each time on the image warped so far."""
+    return replace(fixed_schedule((1, 1, 1, 1)), name=f"cascade:{passes}", passes=passes)
+
+
+@dataclass(frozen=True)
+class StopRule:
+    """A stop rule by name.
+
+    Attributes:
+        build: makes the schedule; its arguments are `similarity`, `limit` and those below.
+        thresholds: argument -> default, by similarity.
+        on_stop: whether what becomes of a failing candidate can be chosen.
+    """
+
+    build: Callable[..., Schedule]
+    thresholds: Mapping[str, Mapping[str, float]]
+    on_stop: bool = False
+
+    @property
+    def takes(self) -> tuple[str, ...]:
+        """Names of the arguments beside `similarity`."""
+        return ("limit", *self.thresholds, *(("on_stop",) if self.on_stop else ()))
+
+
+STOP_RULES = {
+    "iterstop": StopRule(iterstop_schedule, {"delta": DEFAULT_DELTA}, on_stop=True),
+    "tci": StopRule(tci_schedule, {"delta": DEFAULT_DELTA, "stability": DEFAULT_STABILITY}),
+    "thrift": StopRule(thrift_schedule, {"delta": DEFAULT_WORTH}),
+}
+
+
+def stop_rule(text: str) -> StopRule | None:
+    """The stop rule that a schedule's text names; None for counts and cascades."""
+    return STOP_RULES.get(text.strip().lower())
+
+
+def parse_schedule(text: str, **options: Any) -> Schedule:
+    """A stop rule's name with its `options` (see `STOP_RULES`; those it does not take are left), counts or a cascade.
+
+    Raises:
+        InputError: the text is none of ``iterstop``, ``tci``, ``thrift``, ``a,b,c,d``, ``cascade:t``, or its numbers
+            and options make no sense.
+    """
+    name = text.strip().lower()
+    if rule := stop_rule(name):
+        return rule.build(**{key: options[key] for key in ("similarity", *rule.takes) if key in options})
+    try:
+        if name.startswith("cascade:"):
+            return cascade_schedule(int(name.removeprefix("cascade:")))
+        return fixed_schedule(tuple(int(part) for part in name.split(",")))
+    except InputError:
+        raise
+    except ValueError:
+        raise InputError(
+            f"--schedule: got {text!r}, expected {', '.join(STOP_RULES)}, four counts such as 1,2,2,2, or cascade:3"
+        ) from None
+
+
+def _thresholds(
+    name: str, value: float | tuple[float, ...] | None, default: Mapping[str, float], similarity: str
+) -> dict[int, float]:
+    if similarity not in default:
+        raise InputError(f"--similarity: got {similarity!r}, expected one of {', '.join(default)}")
+    return _per_level(name, default[similarity] if value is None else value)
+
+
+def _limits(limit: int | tuple[int, ...]) -> dict[int, int]:
+    limits = _per_level("--max-iterations", limit)
+    if min(limits.values()) < 1:
+        raise InputError(f"--max-iterations: got {min(limits.values())}, expected at least 1")
+    return limits
+
+
+def _per_level(name: str, value: Any) -> dict[int, Any]:
+    """One value for all levels or four, for levels 4 to 1, as level -> value."""
+    values = tuple(value) if isinstance(value, tuple | list) else (value,)
+    if len(values) == 1:
+        values *= len(LEVELS)
+    if len(values) != len(LEVELS):
+        raise InputError(f"{name}: got {len(values)} values, expected one or four (levels 4,3,2,1)")
+    return dict(zip(LEVELS, values, strict=True))

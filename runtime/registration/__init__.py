@@ -1,0 +1,1 @@
+"""Registration: two scans in, one result out."""

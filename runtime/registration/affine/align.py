@@ -1,0 +1,270 @@
+"""The affine start: fixed -> moving in RAS mm by correlation, coarse to fine, without any header being trusted.
+
+Centres of mass, a search over rotations, then rigid and affine steps on whole images, and last steps on the detail
+inside them (`runtime.registration.affine.detail`), which also decides. Deterministic to the bit.
+"""
+
+import itertools
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numba
+import numpy as np
+
+from runtime.errors import InputError
+from runtime.geometry.grid import Grid
+from runtime.registration.affine.detail import ALIKE, alike, climb_detail, detail
+from runtime.registration.affine.gauss_newton import AFFINE, RIGID, climb
+from runtime.registration.affine.limits import LIMITS, Limits
+from runtime.registration.affine.pyramid import Level, half, longest_edge, prepared
+from runtime.registration.affine.turns import TILTS, TURNS, described, turn_of
+
+Array = np.ndarray
+# Correlations below which headers may be turned: of details at the finest spacing, where pairs of brains have 0.2 to
+# 0.37 and turned ones 0.02 to 0.13, and of whole images at the coarsest, 0.985 to 0.993 and 0.90 to 0.974.
+DOUBTFUL = (0.16, 0.985)
+CLEARLY = 0.05  # how much more of detail a turned start has to reach
+SHIFTS = (-0.25, 0.0, 0.25)  # along S, of the longest edge: necks move the centre of mass
+REFINED = 10  # starts that get rigid steps
+EQUAL = 1e-5  # headers that are right to within this correlation stay
+KINDS = {"rigid": RIGID, "affine": AFFINE}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What one stage reached: its name, the spacing (mm) and the correlation at that spacing."""
+
+    name: str
+    spacing: float
+    similarity: float
+
+
+@dataclass(frozen=True, eq=False)
+class AffineStart:
+    """The result of `align`.
+
+    Attributes:
+        matrix: (4, 4) RAS mm, fixed -> moving.
+        similarity_before: correlation of the whole images at the finest spacing with the headers as they are.
+        similarity_after: the same with `matrix`.
+        detail_before, detail_after: the same of the details inside them; what decides where they are alike.
+        stages: what led there.
+        used: which of "headers", "centres of mass", "rigid" and "affine" is best and is `matrix`.
+        note: what to doubt about the result, if anything.
+    """
+
+    matrix: Array
+    similarity_before: float
+    similarity_after: float
+    detail_before: float
+    detail_after: float
+    stages: tuple[Stage, ...]
+    used: str
+    note: str | None = None
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether the images agree as little as two that are turned against one another."""
+        coarse = next((stage.similarity for stage in self.stages if stage.name == "affine"), 1.0)
+        return self.detail_after < DOUBTFUL[0] or coarse < DOUBTFUL[1]
+
+
+class FixedPyramid:
+    """A fixed image made ready for `align` with any number of moving ones.
+
+    Args:
+        fixed: (I, J, K) float32 in [0, 1], background at 0.
+        grid: RAS mm.
+        holes: (I, J, K) bool, where nothing is known and the image is 0; None: nowhere.
+
+    Raises:
+        InputError: if the image is constant.
+    """
+
+    def __init__(self, fixed: Array, grid: Grid, holes: Array | None = None) -> None:
+        image = prepared(fixed, grid, "fixed", holes)
+        self._edge = longest_edge(image)
+        self._levels = half(image, self._edge)
+        self._details = [detail(level, level.spacing) for level in self._levels[1:]]
+
+    def align(self, moving: Array, grid: Grid, holes: Array | None = None) -> AffineStart:
+        """As the function `align`."""
+        return self.facing(moving, grid, holes).align()
+
+    def facing(self, moving: Array, grid: Grid, holes: Array | None = None) -> "PairPyramid":
+        """Both images, level by level; InputError if the moving one is constant."""
+        images = half(prepared(moving, grid, "moving", holes), self._edge)
+        levels = [Level(*both) for both in zip(self._levels, images, strict=True)]
+        details = [
+            Level(fixed, detail(level.moving, level.spacing))
+            for fixed, level in zip(self._details, levels[1:], strict=True)
+        ]
+        return PairPyramid(levels, details)
+
+
+@dataclass(frozen=True, eq=False)
+class PairPyramid:
+    """A fixed and a moving image, coarse to fine.
+
+    Attributes:
+        levels: whole images.
+        details: of all levels but the coarsest.
+    """
+
+    levels: list[Level]
+    details: list[Level]
+
+    def align(self, kind: str = "auto", limits: Limits = LIMITS) -> AffineStart:
+        """As the function `align`; of the kind "rigid" or "affine" what these steps reach, whatever the headers say.
+
+        Where the insides hardly agree in the orientation that the headers give, the others are tried.
+
+        Raises:
+            InputError: no start makes the images correlate, or an affine that was asked for is beyond the limits.
+        """
+        best, error = self._attempt(kind, limits, turned=False)
+        if best is None or best.doubtful:
+            other, _ = self._attempt(kind, limits, turned=True)
+            needed = ALIKE if best is None else max(best.detail_after + CLEARLY, ALIKE)
+            best = other if other is not None and other.detail_after > needed else best
+        if best is None:
+            raise error
+        rigid = nearest_rigid(best.matrix, self.levels[-1].fixed.centre)
+        if turn := described(turn_of(rigid)):
+            note = f"the moving scan is turned by its header ({turn} in it), found by its content; check that header"
+            return replace(best, note=note if best.note is None else f"{note}; {best.note}")
+        return best
+
+    def _attempt(self, kind: str, limits: Limits, turned: bool) -> tuple[AffineStart | None, InputError | None]:
+        try:
+            return self._aligned(kind, limits, turned), None
+        except InputError as error:
+            return None, error
+
+    def _aligned(self, kind: str, limits: Limits, turned: bool) -> AffineStart:
+        """Search about the orientation of the headers, or `turned` about each of the others.
+
+        Raises:
+            InputError: see `align`.
+        """
+        whole, inside = self.levels[-1], self.details[-1]
+        candidates = {"headers": np.eye(4), "centres of mass": _centres(whole)}
+        starts = _turns(self.levels[0], candidates["centres of mass"], TURNS if turned else TILTS)
+        if not turned:
+            starts = [*candidates.values(), *starts]
+        rigid, affine, stages = _best_start(self.levels[0], limits, starts, 0 if turned else len(candidates))
+        used, note, (matrix, steps) = "affine", None, self.refined(affine, "affine")
+        if kind == "rigid":
+            used, (matrix, steps) = kind, self.refined(nearest_rigid(matrix, whole.fixed.centre), kind)
+        elif not limits.allow(matrix):
+            volume = np.linalg.det(matrix[:3, :3])
+            note = (
+                f"the affine was implausible (volume factor {volume:.3g}, expected {limits.smallest:g} to "
+                f"{limits.largest:g}, or stretch)"
+            )
+            if kind == "affine":
+                raise InputError(f"--affine: {note}; take rigid, or for children and animals a wider --volume-factor")
+            note += " and is not used; for children and animals widen --volume-factor"
+            used, (matrix, steps) = "rigid", self.refined(rigid, "rigid")
+        candidates = {**candidates, used: matrix} if kind == "auto" else {"headers": np.eye(4), used: matrix}
+        best = _best(inside if alike(inside, matrix) else whole, candidates) if kind == "auto" else used
+        before, after = (self._correlations(candidates[name]) for name in ("headers", best))
+        if not after[0] > 0:
+            raise InputError(
+                "affine start: fixed and moving do not correlate anywhere, expected two images of one body part and "
+                "contrast; give --affine a matrix, or none to use the headers"
+            )
+        return AffineStart(candidates[best], before[0], after[0], before[1], after[1], (*stages, *steps), best, note)
+
+    def _correlations(self, matrix: Array) -> tuple[float, float]:
+        """Of the whole images and of the details, at the finest spacing."""
+        return self.levels[-1].similarity(matrix), self.details[-1].similarity(matrix)
+
+    def refined(self, matrix: Array, kind: str) -> tuple[Array, list[Stage]]:
+        """Rigid or affine steps on each level, coarse to fine, then on the details."""
+        stages = []
+        for level in self.levels:
+            matrix, similarity = climb(level, matrix, KINDS[kind])
+            stages.append(Stage(kind, level.spacing, similarity))
+        matrix = climb_detail(self.details, matrix, KINDS[kind])
+        finest = self.details[-1]
+        return matrix, [*stages, Stage(f"{kind}, detail", finest.spacing, finest.similarity(matrix))]
+
+
+def align(fixed: Array, fixed_grid: Grid, moving: Array, moving_grid: Grid) -> AffineStart:
+    """Find the affine that maps fixed to moving space.
+
+    Args:
+        fixed, moving: (I, J, K) float32 in [0, 1], background at 0, each on its own grid.
+        fixed_grid, moving_grid: RAS mm.
+
+    Returns:
+        The best of headers, centres of mass, rigid and affine by correlation at the finest spacing: of the details
+        inside the images, or of whole images where the details are not alike.
+
+    Raises:
+        InputError: if an image is constant, or no start makes them correlate.
+    """
+    return FixedPyramid(fixed, fixed_grid).align(moving, moving_grid)
+
+
+def _best(level: Level, candidates: dict[str, Array]) -> str:
+    """The name of the matrix with the highest correlation; headers that are as good go first."""
+    scores = {name: level.similarity(matrix) for name, matrix in candidates.items()}
+    return max(scores, key=lambda name: scores[name] + (EQUAL if name == "headers" else 0))
+
+
+def _centres(level: Level) -> Array:
+    """Translation that brings the fixed centre of mass onto the moving one."""
+    matrix = np.eye(4)
+    matrix[:3, 3] = level.moving.centre - level.fixed.centre
+    return matrix
+
+
+def nearest_rigid(matrix: Array, centre: Array) -> Array:
+    """The rotation nearest to an affine map (4, 4), with the shift that takes `centre` (3,) where the map takes it."""
+    left, _, right = np.linalg.svd(matrix[:3, :3])
+    rigid = np.eye(4)
+    rigid[:3, :3] = left @ np.diag((1, 1, np.sign(np.linalg.det(left @ right)))) @ right
+    rigid[:3, 3] = matrix[:3, :3] @ centre + matrix[:3, 3] - rigid[:3, :3] @ centre
+    return rigid
+
+
+def _best_start(level: Level, limits: Limits, starts: list[Array], kept: int) -> tuple[Array, Array, list[Stage]]:
+    """The best of the starts, and the first `kept`, climb rigidly, then affinely.
+
+    A wrong rotation can beat the right one as long as sizes differ, so the affine decides.
+
+    Returns:
+        (rigid, affine, stages) from the start that got furthest.
+    """
+    with _one_thread_each() as pool:
+        scores = list(pool.map(level.similarity, starts))
+        order = sorted(range(len(starts)), key=lambda index: -scores[index])[:REFINED]
+        rigids = list(pool.map(lambda index: climb(level, starts[index], RIGID), sorted({*range(kept), *order})))
+        affines = list(pool.map(lambda rigid: climb(level, rigid[0], AFFINE), rigids))
+    plausible = [affine if limits.allow(affine[0]) else rigid for rigid, affine in zip(rigids, affines, strict=True)]
+    best = max(range(len(rigids)), key=lambda index: plausible[index][1])
+    reached = dict(zip(("headers", "centres of mass")[:kept], scores, strict=False))
+    reached |= {"rotation search": max(scores), "rigid": rigids[best][1], "affine": affines[best][1]}
+    return rigids[best][0], affines[best][0], [Stage(name, level.spacing, score) for name, score in reached.items()]
+
+
+def _one_thread_each() -> ThreadPoolExecutor:
+    """For work on coarse levels, too small to be shared: as many pieces at a time as threads are allowed here."""
+    return ThreadPoolExecutor(numba.get_num_threads(), initializer=numba.set_num_threads, initargs=(1,))
+
+
+def _turns(level: Level, centres: Array, turns: Iterable[Array]) -> list[Array]:
+    """`centres` after each rotation (3, 3) of fixed space about its centre of mass, at three heights."""
+    edge = float((np.array(level.fixed.grid.shape) * level.fixed.grid.spacing).max())
+    starts = []
+    for turn, shift in itertools.product(turns, SHIFTS):
+        rotation = np.eye(4)
+        rotation[:3, :3] = turn
+        rotation[:3, 3] = level.fixed.centre - turn @ level.fixed.centre
+        start = centres @ rotation
+        start[2, 3] += shift * edge
+        starts.append(start)
+    return starts

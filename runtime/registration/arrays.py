@@ -1,0 +1,163 @@
+"""The loop on two images of one grid, between what it is given and what is made of it: no files, no affine, no mm."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from runtime.backends.cuda.card import on_card
+from runtime.backends.engines import Engines
+from runtime.backends.holes import Holes
+from runtime.errors import InputError
+from runtime.geometry.smoothing import check_sigma
+from runtime.host.progress import Stages
+from runtime.images.masks import Mask, filled
+from runtime.loop import iterstop
+from runtime.loop.schedules import LEVELS, Schedule
+from runtime.registration.options import Options
+
+Array = np.ndarray
+
+
+def register_arrays(
+    engines: Engines,
+    fixed: Array,
+    moving: Array,
+    schedule: Schedule | None = None,
+    similarity: str = "ncc",
+    smooth: float = 0.0,
+    fixed_mask: Array | None = None,
+    moving_mask: Array | None = None,
+) -> iterstop.Iterations:
+    """The loop alone, on two images (I, J, K), float32 in [0, 1], on one grid whose sizes are multiples of 8.
+
+    On a card, images may lie there already, in arrays of torch, cupy, numba or pycuda (``__cuda_array_interface__`` or
+    DLPack); they are read where they are.
+
+    Args:
+        engines: from `runtime.open_engines`.
+        fixed, moving: the images.
+        schedule: None: the engine set's own, IterStop.
+        similarity: what it watches.
+        smooth: as in `runtime.Options`, 0 for none.
+        fixed_mask, moving_mask: (I, J, K) on the host, 0 where an image does not count (`runtime.images.masks`); with
+            one, both images are host arrays too.
+
+    Returns:
+        Iterations whose flow is (3, I, J, K) in voxels: a host array, or where both images came from the card's memory
+        an array there that those libraries read without a copy.
+
+    Raises:
+        InputError: shapes, intensities, a smoothing out of bounds, or a result that is not finite.
+    """
+    check_sigma(smooth)
+    check_shapes(tuple(fixed.shape), tuple(moving.shape), engines.engine_set.size_multiple)
+    schedule = schedule or Options(similarity=similarity).resolved(engines.engine_set).build_schedule()
+    holes = None, None
+    if fixed_mask is not None or moving_mask is not None:
+        fixed, moving, holes = _masked(fixed, moving, fixed_mask, moving_mask)
+    with engines.running():
+        there = on_card(fixed) and on_card(moving)
+        fixed, moving = to_device(engines, fixed, "fixed"), to_device(engines, moving, "moving")
+        side = engines.fixed_side(fixed, similarity).smoothing(smooth)
+        if not there:
+            pair = side.pair(moving, holes_of(engines, *holes))
+            return run_loop(engines, pair, moving, schedule, Stages()).found
+        found = iterstop.run(side.pair(moving), schedule)
+        _check_flow(engines, found.flow)
+        return replace(found, flow=found.flow.moveaxis(-1, 0))
+
+
+def _masked(
+    fixed: Array, moving: Array, fixed_mask: Array | None, moving_mask: Array | None
+) -> tuple[Array, Array, tuple[Array | None, Array | None]]:
+    """Both images without what does not count, holes filled from each other, and the holes."""
+    if on_card(fixed) or on_card(moving):
+        raise InputError("mask: is for images in host memory, but one lies on a card; copy both to the host")
+    images, holes = [], []
+    for name, image, mask in (("fixed", fixed, fixed_mask), ("moving", moving, moving_mask)):
+        if mask is not None and mask.shape != image.shape:
+            raise InputError(f"{name}_mask: got shape {mask.shape}, expected {image.shape}, its image's")
+        known = None if mask is None else Mask(np.asarray(mask) != 0)
+        images.append(image if known is None else known.applied(image, 0))
+        holes.append(known and known.holes)
+    return *filled(*images, *holes), tuple(holes)
+
+
+def check_shapes(fixed: tuple[int, ...], moving: tuple[int, ...], multiple: int) -> None:
+    """InputError unless both are one (I, J, K) of multiples of `multiple`."""
+    if fixed != moving or len(fixed) != 3 or any(size % multiple or size == 0 for size in fixed):
+        raise InputError(f"images: got shapes {fixed} and {moving}, expected one (I, J, K), multiples of {multiple}")
+
+
+def to_device(engines: Engines, image: Array, name: str) -> Array:
+    """An image where the engines' field operations work.
+
+    Raises:
+        InputError: it is not finite, constant, or outside [0, 1]; "fixed" or "moving", `name`, is in the line.
+    """
+    if on_card(image) and engines.networks.device == "cpu":
+        raise InputError(
+            f"{name} image: lies in a card's memory, but the engines run on the CPU ({engines.backend}); "
+            "copy it to the host, or open a backend of the card"
+        )
+    image = engines.fields.to_device(image)
+    low, high = engines.fields.extremes(image)
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise InputError(f"{name} image: has NaN or Inf, expected intensities in [0, 1]; repair it first")
+    if low == high:
+        raise InputError(
+            f"{name} image: is constant ({low:g}) where it meets the fixed image's foreground; "
+            "check that the two scans overlap (--affine auto aligns their centres)"
+        )
+    if low < 0 or high > 1:
+        raise InputError(f"{name} image: got intensities {low:g} to {high:g}, expected [0, 1]; normalise it first")
+    return image
+
+
+def holes_of(engines: Engines, fixed: Array | None, moving: Array | None) -> Holes | None:
+    """Holes (I, J, K) bool, or None, where the engines' field operations work; None where there are none."""
+    if fixed is None and moving is None:
+        return None
+    there = (None if hole is None else engines.fields.to_device(hole.astype(np.float32)) for hole in (fixed, moving))
+    return Holes(engines.fields, *there)
+
+
+@dataclass(frozen=True, eq=False)
+class Loop:
+    """The loop with its beginning and end: iterations (flow on the host), similarity before, warped image, folds."""
+
+    found: iterstop.Iterations
+    before: float
+    warped: Array
+    folded_share: float
+
+
+def run_loop(engines: Engines, pair: iterstop.Pair, moving: Array, schedule: Schedule, stage: Stages) -> Loop:
+    """Runs a schedule on an encoded pair, whose moving image is `moving`, and brings what came of it to the host.
+
+    Raises:
+        InputError: a flow or similarity that is not finite.
+    """
+    fields, finest = engines.fields, LEVELS[-1]
+    before = pair.score(finest, pair.zero(finest))
+
+    def progress(number: int, level: int, iteration: int) -> None:
+        stage.progress(_iteration_name(schedule, number, level, iteration))
+
+    with stage("iterate"):
+        found = iterstop.run(pair, schedule, progress, before)
+    with stage("finish"):
+        warped = fields.to_host(fields.warp(moving, found.flow))
+        _check_flow(engines, found.flow)
+        flow, folded_share = fields.to_host(found.flow), fields.folded_share(found.flow)
+    return Loop(replace(found, flow=flow), float(before), warped, folded_share)
+
+
+def _check_flow(engines: Engines, flow: Array) -> None:
+    if not np.isfinite(engines.fields.extremes(flow)).all():
+        raise InputError("flow: the engines gave NaN or Inf for these images; check both scans; nothing was written")
+
+
+def _iteration_name(schedule: Schedule, number: int, level: int, iteration: int) -> str:
+    name = f"level {level}, iteration {iteration}"
+    return f"pass {number}, {name}" if schedule.passes > 1 else name

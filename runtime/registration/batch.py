@@ -1,0 +1,214 @@
+"""From files to folders: one fixed scan and one or several moving ones, reading and writing beside the computation."""
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from runtime.backends.engine_set import EngineSet, load_engine_set
+from runtime.backends.engines import Engines, check_choice, open_set
+from runtime.errors import InputError
+from runtime.host.background import Job, Jobs
+from runtime.host.files.folder_lock import folder_lock
+from runtime.host.machine import cores
+from runtime.host.progress import Progress, Stages, silent
+from runtime.images.scan_list import distinct_names
+from runtime.images.volume import read_source
+from runtime.registration.options import Options
+from runtime.registration.output.folder import Outputs, check_output
+from runtime.registration.reading import Reading, ReadMoving, check_scans_fit
+from runtime.registration.scans import FixedScan, Registration
+from runtime.registration.warmup import start_kernels
+from runtime.transforms import Space, check_zooms
+
+
+@dataclass(frozen=True)
+class Task:
+    """One moving scan: the file, its label map if there is one, the folder for the result, and its mask likewise."""
+
+    moving: Path
+    labels: Path | None
+    folder: Path
+    mask: Path | None = None
+
+    @property
+    def files(self) -> tuple[Path | None, ...]:
+        """All that is read of it."""
+        return self.moving, self.labels, self.mask
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a task: a few lines on the registration, whose files are written, or what was wrong."""
+
+    task: Task
+    summary: str | None = None
+    error: InputError | None = None
+
+
+@dataclass(frozen=True)
+class EngineChoice:
+    """What to open: the arguments of `runtime.open_engines`."""
+
+    engine_dir: Path
+    backend: str = "auto"
+    threads: int | None = None
+    precision: str = "auto"
+
+    def check(self, engine_set: EngineSet) -> None:
+        """Refuses what can be refused before any work; see `runtime.backends.engines.check_choice`."""
+        check_choice(engine_set, self.backend, self.threads, self.precision)
+
+    def open(self, engine_set: EngineSet, progress: Progress = silent) -> Engines:
+        return open_set(engine_set, self.backend, self.threads, self.precision, progress)
+
+
+def plan_tasks(
+    output: Path, moving: Sequence[Path], labels: Sequence[Path] = (), masks: Sequence[Path] = ()
+) -> tuple[Task, ...]:
+    """Where each moving scan's result goes: one scan's into `output`, those of several into folders of their names.
+
+    Args:
+        output: folder.
+        moving: files; those of one name are told apart by the folders they lie in.
+        labels: label maps of the moving scans, in their order, or none.
+        masks: likewise.
+
+    Raises:
+        InputError: another number of label maps or masks than of moving scans, or one scan twice.
+    """
+    for option, what, given in (("--moving-labels", "label maps", labels), ("--moving-mask", "masks", masks)):
+        if given and len(given) != len(moving):
+            raise InputError(
+                f"{option}: got {len(given)} {what} for {len(moving)} moving scans, expected one for each, "
+                "in their order, or none"
+            )
+    names = distinct_names(moving, "--moving")
+    folders = [output] if len(moving) == 1 else [output / name for name in names]
+    nothing = [None] * len(moving)
+    return tuple(Task(*parts) for parts in zip(moving, labels or nothing, folders, masks or nothing, strict=True))
+
+
+def register_files(
+    fixed: Path,
+    tasks: Sequence[Task],
+    engines: EngineChoice,
+    options: Options | None = None,
+    overwrite: bool = False,
+    progress: Progress = silent,
+    outputs: Outputs | None = None,
+    mask: Path | None = None,
+) -> Iterator[Outcome]:
+    """Registers moving scans to one fixed scan and writes every result; what goes wrong with one leaves the others.
+
+    The files are read while the engines open, and of several scans each while the one before is registered; a result
+    is written while the next one is computed. At most one result waits in memory. For a process of its own, as the
+    command line's (`start_kernels`).
+
+    Args:
+        fixed: file.
+        tasks: from `plan_tasks`.
+        engines, options: what runs, and how.
+        overwrite: whether earlier results may be replaced.
+        progress: told the name of each stage as it begins.
+        outputs: which files to write; see `runtime.registration.output.saving.save`.
+        mask: of the fixed scan.
+
+    Yields:
+        An outcome for each task, in order, after its files are written.
+
+    Raises:
+        InputError: options, folders, engines or a fixed scan that stop every registration.
+    """
+    options = options or Options()
+    link = options.start.link
+    affine = [] if link is None else [link.path]
+    inputs = [*affine, mask, *(path for task in tasks for path in task.files)]
+    with ExitStack() as stack:
+        for folder in dict.fromkeys(task.folder if len(tasks) == 1 else task.folder.parent for task in tasks):
+            stack.enter_context(folder_lock(folder))
+        for task in tasks:
+            check_output(task.folder, overwrite, fixed, task.moving, inputs)
+        yield from _register_files(fixed, tasks, engines, options, overwrite, progress, outputs, mask)
+
+
+def _register_files(
+    fixed: Path,
+    tasks: Sequence[Task],
+    engines: EngineChoice,
+    options: Options,
+    overwrite: bool,
+    progress: Progress,
+    outputs: Outputs | None,
+    mask: Path | None,
+) -> Iterator[Outcome]:
+    """`register_files` with the output folders checked and held."""
+    engine_set = load_engine_set(engines.engine_dir)
+    engines.check(engine_set)
+    options = options.resolved(engine_set)
+    options.build_schedule(), options.start
+    if outputs and "fsl" in outputs.conventions:
+        for path, argument in ((fixed, "--fixed"), *((task.moving, "--moving") for task in tasks)):
+            check_zooms(Space.of(read_source(path, argument)))
+    with Jobs(engines.threads or cores()) as jobs:
+        reading = Reading(jobs, options.rule(engine_set), options.nan)
+        check_scans_fit(fixed, *(task.moving for task in tasks if len(tasks) == 1))
+        scan, first = reading.scan(fixed, "--fixed", mask), reading.moving(*tasks[0].files)
+        start_kernels(Stages(progress), alone=True)
+        progress("open engines")
+        with engines.open(engine_set, progress) as opened:
+            onto = FixedScan(scan, opened, options, progress)
+            write = functools.partial(_written, overwrite=overwrite, outputs=outputs, locked=len(tasks) == 1)
+            yield from _each(onto, _ahead(reading, first, tasks), jobs, write, progress)
+
+
+def _ahead(reading: Reading, first: ReadMoving, tasks: Sequence[Task]) -> Iterator[tuple[Task, ReadMoving, bool]]:
+    """Each task, its scan, and whether it is the last; as a scan is given, its successor begins to be read."""
+    scan = first
+    for task, following in zip(tasks, (*tasks[1:], None), strict=True):
+        here, scan = scan, following and reading.moving(*following.files)
+        yield task, here, following is None
+
+
+def _each(
+    onto: FixedScan,
+    scans: Iterable[tuple[Task, ReadMoving, bool]],
+    jobs: Jobs,
+    write: Callable[[Task, Registration | InputError], Outcome],
+    progress: Progress,
+) -> Iterator[Outcome]:
+    """Registers one scan after the other; the result before is written meanwhile."""
+    writing: Job[Outcome] | None = None
+    for number, (task, scan, last) in enumerate(scans, start=1):
+        if number > 1 or not last:
+            progress(f"scan {number}: {task.moving.name}")
+        result = _registered(onto, scan, progress, last)
+        if writing:
+            yield writing.take()
+        if last or not jobs.beside:
+            progress("write")
+        writing = jobs.start(write, task, result)
+        del result, scan  # nothing but the writing holds them
+        if last or not jobs.beside:
+            yield writing.take()
+            writing = None
+
+
+def _registered(onto: FixedScan, scan: ReadMoving, progress: Progress, last: bool) -> Registration | InputError:
+    try:
+        return onto.register_read(scan, progress, last)
+    except InputError as error:
+        return error
+
+
+def _written(
+    task: Task, result: Registration | InputError, overwrite: bool, outputs: Outputs | None, locked: bool
+) -> Outcome:
+    if isinstance(result, InputError):
+        return Outcome(task, error=result)
+    try:
+        result.save(task.folder, overwrite, outputs=outputs, locked=locked)
+    except InputError as error:
+        return Outcome(task, error=error)
+    return Outcome(task, summary=result.summary(inverse=outputs is None or outputs.both))

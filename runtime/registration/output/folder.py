@@ -1,0 +1,132 @@
+"""What a registration leaves in its folder: which files, and whether they may be written there."""
+
+import contextlib
+import errno
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from runtime.errors import InputError, explained, first_line, refused
+from runtime.host.files.plain_json import read_record
+from runtime.images.volume import scan_name
+from runtime.transforms import CONVENTIONS, file_name
+
+WARPED, WARPED_FIXED, LABELS = "warped.nii.gz", "warped_fixed.nii.gz", "warped_labels.nii.gz"
+AFFINE, JACOBIAN = "affine.txt", "jacobian.nii.gz"
+PREVIEW, REPORT = "preview.png", "report.json"
+REPORT_FORMAT = "rpnet-registration"
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Which files to write.
+
+    Attributes:
+        conventions: of the transforms, names of `runtime.transforms.CONVENTIONS`; one file a direction.
+        both: whether what goes from the moving to the fixed scan is written too: the inverse transform and the fixed
+            scan on the moving grid.
+
+    Raises:
+        InputError: a convention that is not known, or none.
+    """
+
+    conventions: tuple[str, ...] = ("itk",)
+    both: bool = True
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.conventions if name not in CONVENTIONS]
+        if unknown or not self.conventions:
+            got = repr(unknown[0]) if unknown else "nothing"
+            raise InputError(f"--write: got {got}, expected one or several of {', '.join(CONVENTIONS)}, with commas")
+
+    def transforms(self, fixed: str, moving: str) -> dict[str, tuple[str, bool]]:
+        """File name -> (convention, whether it is the inverse), for scans of these names."""
+        if fixed.casefold() == moving.casefold():
+            fixed, moving = "fixed", "moving"
+        directions = (False, True) if self.both else (False,)
+        return {
+            file_name(convention, inverse, fixed, moving): (convention, inverse)
+            for inverse in directions
+            for convention in dict.fromkeys(self.conventions)
+        }
+
+    def names(self, fixed: str, moving: str, labels: bool) -> tuple[str, ...]:
+        """The files of a result, the report last: where it stands, the others do."""
+        images = (WARPED, *((LABELS,) if labels else ()), *((WARPED_FIXED,) if self.both else ()))
+        return (*images, *self.transforms(fixed, moving), AFFINE, JACOBIAN, PREVIEW, REPORT)
+
+
+EVERYTHING = Outputs(CONVENTIONS)
+
+
+@explained("--output")
+def check_output(
+    folder: Path,
+    overwrite: bool,
+    fixed: Path | str | None = None,
+    moving: Path | str | None = None,
+    inputs: Iterable[Path | str | None] = (),
+) -> None:
+    """Before any work: the folder can be written, no input would be replaced, and nothing else unasked.
+
+    A folder that has to be made for the trial is removed again.
+
+    Args:
+        folder: for the result.
+        overwrite: whether an earlier result may be replaced.
+        fixed, moving: the scans, which some files are named after.
+        inputs: files that must stay.
+
+    Raises:
+        InputError: the folder cannot be written, or holds an earlier result and `overwrite` is False.
+    """
+    _check_writable(folder)
+    names = earlier_names(folder, fixed, moving)
+    replaced = {(folder / name).resolve() for name in names}
+    for path in (fixed, moving, *inputs):
+        if path is not None and Path(path).resolve() in replaced:
+            raise InputError(f"--output: would replace the input {path}; choose another folder")
+    there = [name for name in names if _is_there(folder / name)]
+    if odd := [name for name in there if not (folder / name).is_file()]:
+        raise InputError(f"--output: {folder / odd[0]} is no file and cannot be replaced; choose another folder")
+    if there and not overwrite:
+        raise InputError(f"--output: {folder} already holds {', '.join(there)}; add --overwrite or choose another")
+
+
+def earlier_names(folder: Path, fixed: Path | str | None, moving: Path | str | None) -> tuple[str, ...]:
+    """Names of the files that an earlier result in this folder may consist of."""
+    ours = EVERYTHING.names(scan_name(fixed), scan_name(moving), labels=True)
+    return tuple(dict.fromkeys((*ours, *_reported(folder / REPORT))))
+
+
+def _reported(report: Path) -> tuple[str, ...]:
+    """The files that an earlier report of ours lists, which may be named after other scans."""
+    names = read_record(report, REPORT_FORMAT).get("outputs", ())
+    names = names if isinstance(names, list) else ()
+    return tuple(name for name in names if isinstance(name, str) and Path(name).name == name)
+
+
+def _is_there(path: Path) -> bool:
+    """Also of a name too long for the system, which nothing can have: it is of a scan that is not there either."""
+    try:
+        return path.exists()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return False
+        raise
+
+
+def _check_writable(folder: Path) -> None:
+    missing = [place for place in (folder, *folder.absolute().parents) if not place.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        reason = error.strerror or first_line(error)
+        raise refused(f"--output: cannot write to {folder} ({reason}); choose another folder", error) from None
+    finally:
+        for place in missing:
+            with contextlib.suppress(OSError):
+                place.rmdir()

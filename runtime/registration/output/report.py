@@ -1,0 +1,133 @@
+"""What is told about a registration: the report, which a program reads, and the summary, which a person does."""
+
+import datetime
+import platform
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from runtime import __version__
+from runtime.host.files.hashes import sha256_of_facts
+from runtime.host.machine import installed_versions, peak_bytes
+from runtime.images.volume import Source
+from runtime.registration.output.folder import REPORT_FORMAT
+from runtime.registration.result import RegistrationData
+
+VERSION = 2
+PACKAGES = ("numpy", "nibabel", "numba", "llvmlite", "onnx", "openvino", "onnxruntime", "pillow")
+PACKAGES += ("onnxruntime-gpu", "tensorrt-rtx", "tensorrt", "cuda-python", "pycuda", "nvidia-cuda-nvrtc")
+
+
+@dataclass(frozen=True)
+class WrittenTransform:
+    """A transform's file.
+
+    Attributes:
+        name: of the file.
+        convention: whose it is.
+        start, end: names of the scans; points of the first one are taken into the second.
+        error_mm: largest distance, over random points, between the transform and what was read back from the file.
+    """
+
+    name: str
+    convention: str
+    start: str
+    end: str
+    error_mm: float
+
+    def as_dict(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key != "name"}
+
+
+def report(
+    result: RegistrationData,
+    seconds: dict[str, float],
+    files: Iterable[str],
+    written: Iterable[WrittenTransform],
+    inverse: bool,
+) -> dict[str, Any]:
+    """Everything a reader needs to trust or repeat the result, for `runtime.host.files.plain_json.as_json`.
+
+    Args:
+        result: the registration.
+        seconds: by stage, writing included.
+        files: names of those of the result.
+        written: its transforms, as written and read back.
+        inverse: whether what goes the other way is among them.
+    """
+    return {
+        "format": REPORT_FORMAT,
+        "version": VERSION,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "inputs": {name: _describe(source) for name, source in result.sources.items()},
+        "options": vars(result.options),
+        "options_sha256": sha256_of_facts(vars(result.options)),
+        "schedule": result.schedule.as_dict(),
+        "engine": result.engine,
+        "affine": {"convention": "RAS mm, fixed to moving", **result.affine_start},
+        "working_grid": {"shape": result.transform.grid.shape, "affine": result.transform.grid.affine},
+        "iterations": {
+            "counts": result.iterations.counts,
+            "similarity": result.options.similarity,
+            "similarity_after_affine": result.similarity_before,
+            "similarity_after": result.iterations.similarity,
+            "passes": [[trace.as_dict() for trace in traces] for traces in result.iterations.passes],
+        },
+        "folded_share": result.folded_share,
+        "jacobian": result.volume_change,
+        "inverse": result.inverse_quality if inverse else None,
+        "transforms": {transform.name: transform.as_dict() for transform in written},
+        "warnings": result.warnings,
+        "displacement_mm_affine_included": result.displacement_mm,
+        "seconds": {**seconds, "total": sum(seconds.values())},
+        "peak_memory_bytes": peak_bytes(),
+        "outputs": tuple(files),
+        "versions": versions(),
+    }
+
+
+def summary(result: RegistrationData, inverse: bool = False) -> str:
+    """A few lines for people: what ran, how alike the images became, what the field and its inverse look like."""
+    found, engine = result.iterations, result.engine
+    counts = " + ".join("(" + ", ".join(map(str, passed)) + ")" for passed in found.counts)
+    smooth = f"smooth {result.options.smooth:g}" if result.options.smooth else None
+    rule = ", ".join(word for word in (result.schedule.name, result.options.on_stop, smooth) if word)
+    length = result.displacement_mm
+    lines = [
+        f"engine      {engine['backend']} ({engine['library']}, {engine['device']}, {engine['precision']}, "
+        f"{engine['threads']} threads; {engine['reason']})",
+        f"iterations  {counts} at levels 4, 3, 2, 1 ({rule})",
+        f"similarity  {result.options.similarity} {result.similarity_before:.4f} after the affine, "
+        f"{found.similarity:.4f} after registration",
+        f"field       mean {length['mean']:.1f} mm, largest {length['max']:.1f} mm, affine included; "
+        f"folded voxels {100 * result.folded_share:.3f} %",
+    ]
+    if inverse:
+        quality = result.inverse_quality
+        solved, sampled = (quality["consistency_mm"][kind] for kind in ("solved", "sampled"))
+        lines.append(
+            f"inverse     there and back within {solved['percentile_95']:.3f} mm for 95 % of the points, by its file "
+            f"{sampled['percentile_95']:.2f} mm; undefined at {100 * quality['unresolved_share']:.3f} % of the voxels"
+        )
+    lines += [
+        f"time        {sum(result.seconds.values()):.1f} s before writing, of which the loop "
+        f"{result.seconds['iterate']:.1f} s",
+    ]
+    lines += [f"warning     {warning}" for warning in result.warnings]
+    return "\n".join(lines)
+
+
+def versions() -> dict[str, str]:
+    """Python, the platform, and the libraries that ran."""
+    ours = {"rpnet": __version__, "python": platform.python_version(), "platform": platform.platform()}
+    return {**ours, **installed_versions(PACKAGES)}
+
+
+def _describe(source: Source) -> dict[str, Any]:
+    return {
+        "path": str(source.path) if source.path else None,
+        "sha256": source.sha256,
+        "shape": source.grid.shape,
+        "spacing_mm": source.grid.spacing,
+        "affine": source.grid.affine,
+    }

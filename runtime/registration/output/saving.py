@@ -1,0 +1,150 @@
+"""Writes a registration into its folder: images, transforms, report and picture, all of them or none."""
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+from runtime.geometry.transform import AffineTransform, Transform
+from runtime.host.files.folder_lock import folder_lock
+from runtime.host.files.output_path import writing
+from runtime.host.files.plain_json import as_json
+from runtime.host.files.whole_files import write_text
+from runtime.host.files.whole_folder import whole_result
+from runtime.host.progress import Progress, silent
+from runtime.images.volume import Source, scan_name, write_volume
+from runtime.registration.output.folder import (
+    AFFINE,
+    JACOBIAN,
+    LABELS,
+    PREVIEW,
+    REPORT,
+    WARPED,
+    WARPED_FIXED,
+    Outputs,
+    check_output,
+    earlier_names,
+)
+from runtime.registration.output.report import WrittenTransform, report
+from runtime.registration.result import RegistrationData
+from runtime.transforms import Space, write_verified
+
+
+def save(
+    result: RegistrationData,
+    folder: Path,
+    overwrite: bool = False,
+    progress: Progress = silent,
+    outputs: Outputs | None = None,
+    locked: bool = False,
+) -> None:
+    """Writes a result; the report is the last file, so that it only stands beside complete results.
+
+    All files are written beside an earlier result before one of that is touched.
+
+    Args:
+        result: from `runtime.register`.
+        folder: made if it is not there.
+        overwrite: whether an earlier result may be replaced.
+        progress: told the name of each stage as it begins.
+        outputs: which files; None: both directions, transforms as ITK and ANTs read them.
+        locked: whether the caller holds the folder's lock (`runtime.host.files.folder_lock`).
+
+    Raises:
+        InputError: see `runtime.registration.output.folder.check_output`; a disk that refuses (full, read-only); a
+            transform that was not read back as it was written; another run that holds the folder.
+    """
+    outputs = outputs or Outputs()
+    paths = result.fixed.path, result.moving.path
+    with nullcontext() if locked else folder_lock(folder):
+        check_output(folder, overwrite, *paths, [source.path for source in result.sources.values()])
+        progress("write")
+        start = time.perf_counter()
+        names = outputs.names(*map(scan_name, paths), labels=result.labels is not None)
+        with writing(f"to {folder}"), whole_result(folder, earlier_names(folder, *paths), last=REPORT) as stage:
+            written = _write_side_by_side(result, stage, outputs)
+            seconds = {**result.seconds, "write": time.perf_counter() - start}
+            write_text(stage / REPORT, as_json(report(result, seconds, names, written, outputs.both)))
+
+
+def _write_side_by_side(result: RegistrationData, folder: Path, outputs: Outputs) -> list[WrittenTransform]:
+    """Every file but the report. Threads of `files` and `fields` check, sum, wait; those of `pool` compress and draw.
+
+    What lies on the fixed grid is written while the inverse is computed.
+    """
+    from runtime.host.kernels import on_threads
+    from runtime.images.preview import write_preview
+
+    threads, images = result.engine["threads"], result.working
+    ncc = (result.similarity_before, result.iterations.similarity) if result.options.similarity == "ncc" else None
+    with ExitStack() as stack:
+        pool, files, fields = (stack.enter_context(_dropping(ThreadPoolExecutor(count))) for count in (threads, 3, 1))
+        stack.enter_context(on_threads(threads))
+        writer = _Writer(result, folder, outputs, pool, files, fields)
+        jobs = [
+            pool.submit(write_preview, folder / PREVIEW, *vars(images).values(), result.iterations.flow, ncc),
+            *writer.transforms(inverse=False),
+            writer.volume(WARPED, result.warped, result.fixed),
+            writer.affine(),
+            pool.submit(lambda: result.displacement_mm),  # for the report
+        ]
+        if result.warped_labels is not None:
+            jobs.append(writer.volume(LABELS, result.warped_labels, result.fixed))
+        jobs.append(writer.volume(JACOBIAN, result.jacobian, result.fixed))
+        if outputs.both:
+            jobs += writer.transforms(inverse=True)
+            jobs.append(writer.volume(WARPED_FIXED, result.warped_fixed, result.moving))
+        done = [job.result() for job in jobs]
+    return [value for value in done if isinstance(value, WrittenTransform)]
+
+
+@contextmanager
+def _dropping(pool: ThreadPoolExecutor) -> Iterator[Executor]:
+    """A pool that, after an error or Ctrl-C, begins nothing more."""
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(cancel_futures=True)
+        raise
+    pool.shutdown()
+
+
+@dataclass(frozen=True)
+class _Writer:
+    """Sends files of a result on their way: fields, which are large, one after the other."""
+
+    result: RegistrationData
+    folder: Path
+    outputs: Outputs
+    pool: Executor
+    files: Executor
+    fields: Executor
+
+    def volume(self, name: str, data, where: Source) -> Future:
+        return self.files.submit(write_volume, self.folder / name, data, where.grid, where.codes, pool=self.pool)
+
+    def affine(self) -> Future:
+        """The affine start alone, as our own text."""
+        transform = AffineTransform(self.result.transform.affine)
+        return self.files.submit(self._transform, AFFINE, "ras", transform, None, self.result.fixed, self.result.moving)
+
+    def transforms(self, inverse: bool) -> list[Future]:
+        """The files of one direction, each read back and compared."""
+        fixed, moving = self.result.fixed, self.result.moving
+        names = self.outputs.transforms(scan_name(fixed.path), scan_name(moving.path))
+        chosen = [(name, convention) for name, (convention, inverted) in names.items() if inverted == inverse]
+        forward = self.result.transform
+        if inverse:
+            what = forward.inverse(), self.result.inversion.displacement, moving, fixed
+        else:
+            what = forward, self.result.displacement, fixed, moving
+        return [self.fields.submit(self._transform, *one, *what) for one in chosen]
+
+    def _transform(
+        self, name: str, convention: str, transform: Transform, displacement, start: Source, end: Source
+    ) -> WrittenTransform:
+        sides = Space.of(start), Space.of(end)
+        error = write_verified(self.folder / name, transform, convention, *sides, start.codes, self.pool, displacement)
+        return WrittenTransform(name, convention, sides[0].name, sides[1].name, error)

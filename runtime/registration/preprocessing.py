@@ -1,0 +1,191 @@
+"""From scans to two images the network can take: intensities, working grid, affine start, resampling."""
+
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from runtime.backends.engine_set import EngineSet
+from runtime.geometry.grid import Grid, plan_working_grid
+from runtime.host.machine import check_fits
+from runtime.host.progress import Stages
+from runtime.images.intensity import FOREGROUND, Rule
+from runtime.images.masks import Mask, filled
+from runtime.images.volume import Source, Volume
+from runtime.registration.affine.choice import AffineChoice
+
+Array = np.ndarray
+AUTO = AffineChoice("auto")
+LEAST_PART = 1e-3  # of a hole, in a voxel that is interpolated from it
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A pair ready for the network.
+
+    Attributes:
+        fixed, moving: (I, J, K) float32 in [0, 1] on `grid`, moving after the affine.
+        grid: the working grid.
+        affine: (4, 4) RAS mm, fixed -> moving.
+        affine_start: facts on how the affine was found, plain types.
+        holes: (I, J, K) bool on `grid`, where nothing is known of fixed and of moving; each None: nowhere. There both
+            images hold what the other one has, 0 where neither is known.
+    """
+
+    fixed: Array
+    moving: Array
+    grid: Grid
+    affine: Array
+    affine_start: dict[str, Any]
+    holes: tuple[Array | None, Array | None] = (None, None)
+
+
+@dataclass(frozen=True)
+class Normalised:
+    """A scan whose intensities are in [0, 1].
+
+    Attributes:
+        image: (I, J, K) float32 on `grid`.
+        grid: the scan's.
+        below_zero: share of the scan's voxels whose intensity was below 0.
+        source: what is known of the scan besides its voxels.
+        mask: where the scan counts; the image is 0 elsewhere. None: everywhere.
+    """
+
+    image: Array
+    grid: Grid
+    below_zero: float
+    source: Source
+    mask: Mask | None = None
+
+    @property
+    def holes(self) -> Array | None:
+        """(I, J, K) bool, where nothing is known of the scan; None: nowhere."""
+        return self.mask and self.mask.holes
+
+
+def normalised(volume: Volume, rule: Rule, argument: str, mask: Mask | None = None) -> Normalised:
+    """Applies the rule to what counts; InputError, which calls the scan `argument`, where that leaves no contrast."""
+    data = volume.data if mask is None else mask.applied(volume.data, rule.background(volume.data))
+    below_zero = float(np.count_nonzero(data < 0) / data.size)
+    return Normalised(rule.normalise(data, argument), volume.grid, below_zero, volume.source, mask)
+
+
+class PreparedFixed:
+    """A fixed scan made ready once, for any number of moving ones. NumPy alone until `on_grid` or `meet` is asked for.
+
+    Attributes:
+        grid: the working grid: the fixed foreground and a margin, as the network takes it.
+
+    Args:
+        fixed: from `normalised`.
+        engine_set: says which spacing and sizes the network takes.
+        rule: tells the foreground.
+
+    Raises:
+        InputError: there is no foreground, or its working grid does not fit into memory.
+    """
+
+    def __init__(self, fixed: Normalised, engine_set: EngineSet, rule: Rule) -> None:
+        foreground = rule.foreground(fixed.image)
+        if fixed.holes is not None:
+            foreground = foreground | fixed.holes
+        self.grid = plan_working_grid(fixed.grid, foreground, engine_set.spacing, engine_set.size_multiple)
+        check_fits(self.grid.shape, fixed.image.size, 0)
+        self._fixed: Normalised | None = fixed
+        self._voxels, self._source = fixed.image.size, fixed.source
+
+    @cached_property
+    def on_grid(self) -> Array:
+        """The fixed image on the working grid, (I, J, K) float32 in [0, 1]."""
+        from runtime.images.resampling.resample import resample
+
+        image = resample(self._fixed.image, self._fixed.grid, self.grid)
+        return np.clip(image, 0, 1, out=image)
+
+    @cached_property
+    def holes(self) -> Array | None:
+        """(I, J, K) bool on the working grid, where nothing is known of the fixed scan; None: nowhere."""
+        return _holes_on(self.grid, self._fixed)
+
+    @cached_property
+    def pyramid(self):
+        """What the affine start sees of it; a `runtime.registration.affine.align.FixedPyramid`."""
+        from runtime.registration.affine.align import FixedPyramid
+
+        return FixedPyramid(self._fixed.image, self._fixed.grid, self._fixed.holes)
+
+    def condense(self) -> None:
+        """Keeps the image on the working grid, and the pyramid if it was asked for, instead of the whole image."""
+        _ = self.on_grid, self.holes
+        self._fixed = None
+
+    def meet(
+        self, moving: Normalised, start: AffineChoice = AUTO, stage: Stages | None = None, again: bool = False
+    ) -> Prepared:
+        """The pair on the working grid.
+
+        Args:
+            moving: from `normalised`.
+            start: how the affine is found, or where it stands.
+            stage: told the stages and their seconds.
+            again: whether the fixed image's features are held already, so that less memory is needed.
+
+        Raises:
+            InputError: constant or empty images, no overlap, too little memory.
+        """
+        from runtime.images.resampling.resample import resample
+
+        stage = stage or Stages()
+        check_fits(self.grid.shape, self._voxels, moving.image.size, again)
+        with stage("affine"):
+            matrix, facts = self._affine_start(start, moving)
+        with stage("resample"):
+            image = resample(moving.image, moving.grid, self.grid, physical=matrix)
+            np.clip(image, 0, 1, out=image)
+            holes = self.holes, _holes_on(self.grid, moving, matrix)
+            return Prepared(*filled(self.on_grid, image, *holes), self.grid, matrix, facts, holes)
+
+    def _affine_start(self, start: AffineChoice, moving: Normalised) -> tuple[Array, dict]:
+        if not start.found:
+            return start.given(self._source, moving.source, self._foreground_places())
+        found = self.pyramid.facing(moving.image, moving.grid, moving.holes).align(start.kind, start.limits)
+        return np.array(found.matrix), {"found": True, **asdict(found)}
+
+    def _foreground_places(self) -> Array:
+        """(N, 3) RAS mm."""
+        return self.grid.to_physical(np.argwhere(self.on_grid > FOREGROUND).astype(np.float64))
+
+
+def _holes_on(grid: Grid, scan: Normalised, matrix: Array | None = None) -> Array | None:
+    """A scan's holes on a grid, with every voxel into which the least part of one is interpolated."""
+    from runtime.images.resampling.resample import resample
+
+    if scan.holes is None:
+        return None
+    holes = resample(scan.holes.astype(np.float32), scan.grid, grid, physical=matrix) > LEAST_PART
+    return holes if holes.any() else None
+
+
+def prepare(
+    fixed: Volume,
+    moving: Volume,
+    engine_set: EngineSet,
+    rule: Rule,
+    start: AffineChoice = AUTO,
+    stage: Stages | None = None,
+) -> Prepared:
+    """Intensities to [0, 1], the working grid, the affine start, and both images on that grid.
+
+    Args:
+        fixed, moving: as read, intensities as in the file.
+        engine_set: says which spacing and sizes the network takes.
+        rule: intensities to [0, 1].
+        start, stage and errors: as in `PreparedFixed.meet`.
+    """
+    stage = stage or Stages()
+    with stage("normalise"):
+        images = normalised(fixed, rule, "--fixed"), normalised(moving, rule, "--moving")
+        ready = PreparedFixed(images[0], engine_set, rule)
+    return ready.meet(images[1], start, stage)

@@ -1,0 +1,86 @@
+"""Scans being read beside the caller, with what can be done to them before an engine is needed."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from runtime.host.background import Job, Jobs
+from runtime.host.machine import check_fits
+from runtime.images.formats.image_file import read_header
+from runtime.images.intensity import Rule
+from runtime.images.label_place import label_place_doubts
+from runtime.images.masks import mask_of, read_mask
+from runtime.images.volume import Source, Volume, read_labels, read_volume
+from runtime.registration.preprocessing import Normalised, normalised
+
+Scan = Path | str | Volume
+
+
+@dataclass(frozen=True, eq=False)
+class ReadScan:
+    """A scan as read and as the network will see its intensities, and its mask's file, if it has one."""
+
+    volume: Volume
+    normalised: Normalised
+    mask: Source | None = None
+
+
+class Reading:
+    """Reads scans beside the caller, and normalises them, which needs no engine either."""
+
+    def __init__(self, jobs: Jobs, rule: Rule, nan: float | None = None) -> None:
+        self._jobs, self._rule, self._nan = jobs, rule, nan
+
+    def scan(self, source: Scan, argument: str, mask: Scan | None = None) -> Job[ReadScan]:
+        return self._jobs.start(read_scan, source, argument, self._rule, mask, self._nan)
+
+    def moving(self, moving: Scan, labels: Scan | None, mask: Scan | None = None) -> "ReadMoving":
+        scan = self.scan(moving, "--moving", mask)
+        return ReadMoving(scan, None if labels is None else self._jobs.start(_read_labels, labels))
+
+
+@dataclass(frozen=True)
+class ReadMoving:
+    """A moving scan and its labels, being read."""
+
+    scan: Job[ReadScan]
+    labels: Job[Volume] | None
+
+    def take(self) -> tuple[ReadScan, Volume | None]:
+        """Waits for both; InputError for what could not be read, or labels that lie elsewhere."""
+        scan = self.scan.take()
+        labels = None if self.labels is None else self.labels.take()
+        if labels is not None:
+            name = f"--moving-labels: {labels.path or 'the label map'}"
+            label_place_doubts(labels.grid, scan.volume.grid, name, "the moving scan")
+        return scan, labels
+
+
+def read_scan(source: Scan, argument: str, rule: Rule, mask: Scan | None = None, nan: float | None = None) -> ReadScan:
+    """Reads a scan and its mask, unless they are read already, and normalises it; messages call it `argument`."""
+    volume = source if isinstance(source, Volume) else read_volume(Path(source), argument, nan)
+    if mask is None:
+        return ReadScan(volume, normalised(volume, rule, argument))
+    name = f"{argument}-mask"
+    read = read_mask(mask, name)
+    path = read.path or "the mask"
+    label_place_doubts(read.grid, volume.grid, f"{name}: {path}", f"the {argument.strip('-')} scan", "mask")
+    return ReadScan(volume, normalised(volume, rule, argument, mask_of(read, volume.grid, name)), read.source)
+
+
+def _read_labels(source: Scan) -> Volume:
+    return source if isinstance(source, Volume) else read_labels(Path(source), "--moving-labels")
+
+
+def check_scans_fit(fixed: Scan, *moving: Scan) -> None:
+    """Refuses scans that memory cannot hold together, by their headers, before a voxel is read.
+
+    Raises:
+        InputError: too little memory, or a header that cannot be read.
+    """
+    voxels = [_voxels(scan, name) for scan, name in ((fixed, "--fixed"), *((scan, "--moving") for scan in moving))]
+    check_fits((0, 0, 0), voxels[0], max(voxels[1:], default=0))
+
+
+def _voxels(scan: Scan, argument: str) -> int:
+    return scan.data.size if isinstance(scan, Volume) else math.prod(read_header(scan, argument).shape)

@@ -1,0 +1,222 @@
+"""What a registration gives: images, transform, every decision, and the doubts about them."""
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from runtime.geometry.flow import sample
+from runtime.geometry.grid import Grid
+from runtime.geometry.inverse import Inversion, invert_displacement, spread
+from runtime.geometry.jacobian import folded_share, jacobian_of_displacement
+from runtime.geometry.transform import AffineTransform, SpatialTransform
+from runtime.images.intensity import FOREGROUND
+from runtime.images.label_place import label_place_doubts
+from runtime.images.volume import Source, Volume
+from runtime.loop import iterstop
+from runtime.loop.schedules import Schedule
+from runtime.registration.options import Options
+
+Array = np.ndarray
+DARK_SHARE = 0.05  # of voxels below 0, from which on a scan is probably CT
+SMALL, USUAL = 24, 160  # voxels of the working grid: of a body that is too small for the network, and of a head
+UNSEEN_SHARE = 0.05  # of the fixed foreground beyond the moving scan's edges, from which on it is told
+SAMPLES = 20_000  # voxels at which the inverse is tried
+LOW_NCC = 0.6  # brains of one contrast reach 0.9 and more
+
+
+@dataclass(frozen=True, eq=False)
+class RegistrationData:
+    """What a registration gives; `runtime.registration.scans.Registration` saves it as well.
+
+    Attributes:
+        fixed_volume: the fixed scan as read; results that share it share its voxels.
+        fixed_background: its intensity where there is nothing.
+        moving: where the moving scan came from and where it lies; its voxels are not kept.
+        labels: moving labels as read, or None.
+        masks: of fixed and moving; each None: all of it counts.
+        below_zero: shares of the voxels of fixed and moving whose intensity was below 0.
+        warped: moving on the fixed grid, (I, J, K) float32, interpolated once.
+        warped_labels: labels on the fixed grid, or None.
+        transform: fixed -> moving in RAS mm, affine and flow.
+        displacement: (I, J, K, 3) float32, RAS mm, of the whole transform on the fixed grid.
+            This and what is warped have the order of files in memory: first axis fastest.
+        iterations: every decision of the loop.
+        working: fixed, moving (affine only) and warped on the working grid, (I, J, K) in [0, 1], for pictures.
+        similarity_before: similarity after the affine start, before any flow.
+        folded_share: share of working voxels whose Jacobian determinant is <= 0.
+        affine_start: facts on how the affine was found.
+        options, schedule: as run.
+        engine: facts on what ran.
+        seconds: by stage; of a fixed scan that serves several moving ones, its part is in the first one's.
+
+    What goes the other way (`inversion`, `warped_fixed`) is computed when it is first asked for, and kept.
+    """
+
+    fixed_volume: Volume
+    fixed_background: float
+    moving: Source
+    labels: Volume | None
+    masks: tuple[Source | None, Source | None]
+    below_zero: tuple[float, float]
+    warped: Array
+    warped_labels: Array | None
+    transform: SpatialTransform
+    displacement: Array
+    iterations: iterstop.Iterations
+    working: "WorkingImages"
+    similarity_before: float
+    folded_share: float
+    affine_start: dict[str, Any]
+    options: Options
+    schedule: Schedule
+    engine: dict[str, Any]
+    seconds: dict[str, float]
+
+    @property
+    def fixed(self) -> Source:
+        """Where the fixed scan came from and where it lies."""
+        return self.fixed_volume.source
+
+    @functools.cached_property
+    def inversion(self) -> Inversion:
+        """The inverse displacement on the moving grid, moving -> fixed in RAS mm, and how exact it is."""
+        return invert_displacement(self.transform, self.moving.grid)
+
+    @functools.cached_property
+    def warped_fixed(self) -> Array:
+        """Fixed on the moving grid, (I, J, K) float32, through the inverse displacement, interpolated once."""
+        displacement = self.inversion.displacement
+        return carried(self.fixed_volume, displacement, self.moving.grid, self.fixed_background)
+
+    @functools.cached_property
+    def jacobian(self) -> Array:
+        """Determinant of the Jacobian of the whole transform on the fixed grid, (I, J, K) float32; <= 0 is a fold."""
+        return jacobian_of_displacement(self.displacement, self.fixed.grid)
+
+    @functools.cached_property
+    def volume_change(self) -> dict[str, float]:
+        """How the whole transform changes volumes, over the fixed grid: smallest and largest determinant, folds."""
+        low, high = float(self.jacobian.min()), float(self.jacobian.max())
+        return {"min": low, "max": high, "folded_share": folded_share(self.jacobian)}
+
+    @functools.cached_property
+    def consistency_mm(self) -> dict[str, dict[str, float]]:
+        """How far inverse(forward(x)) is from x, mm, at random points of the foreground where nothing is folded.
+
+        "solved": with the inverse as `transform.inverse` finds it, point by point. "sampled": with the displacement on
+        the moving grid, between whose voxels a rough field is not known exactly.
+        """
+        rng = np.random.default_rng(0)
+        seen = rng.permutation(np.flatnonzero(self.working.fixed > 0))[:SAMPLES]
+        voxels = np.stack(np.unravel_index(seen, self.working.fixed.shape), axis=-1)
+        points = self.transform.grid.to_physical(voxels + rng.uniform(-0.5, 0.5, voxels.shape))
+        nearest = np.rint(self.fixed.grid.to_voxels(points)).astype(int).clip(0, np.array(self.fixed.grid.shape) - 1)
+        points = points[self.jacobian[tuple(nearest.T)] > 0]
+        there = self.transform.points(points)
+        sampled = there + interpolated(self.inversion.displacement, self.moving.grid, there)
+        back = {"solved": self.transform.inverse().points(there), "sampled": sampled}
+        return {name: spread(np.linalg.norm(place - points, axis=1)) for name, place in back.items()}
+
+    @property
+    def inverse_quality(self) -> dict[str, Any]:
+        """How exact the inverse is: `Inversion`'s figures, and how far there and back misses."""
+        found = {name: value for name, value in vars(self.inversion).items() if name != "displacement"}
+        return {**found, "consistency_mm": self.consistency_mm}
+
+    @property
+    def sources(self) -> dict[str, Source]:
+        """Everything that was read, by its name in the report."""
+        read = {"fixed": self.fixed, "moving": self.moving, "moving_labels": self.labels}
+        read |= dict(zip(("fixed_mask", "moving_mask"), self.masks, strict=True))
+        return {name: source for name, source in read.items() if source is not None}
+
+    @functools.cached_property
+    def displacement_mm(self) -> dict[str, float]:
+        """Length of the whole transform's displacement, affine included, over the fixed grid."""
+        x, y, z = self.displacement.T
+        return spread(np.sqrt(x * x + y * y + z * z))
+
+    @functools.cached_property
+    def _foreground(self) -> tuple[Array, Array]:
+        """Of the fixed foreground on the working grid: its extent in voxels (3,), and some of its voxels (N, 3)."""
+        voxels = np.argwhere(self.working.fixed > FOREGROUND)
+        extent = np.ptp(voxels, axis=0) + 1 if len(voxels) else np.zeros(3, int)
+        return extent, voxels[:: 1 + len(voxels) // SAMPLES].copy()  # not a view, which would keep all of them
+
+    @functools.cached_property
+    def unseen_share(self) -> float:
+        """Share of the fixed foreground that, after the affine, lies beyond the edges of the moving scan."""
+        _, places = self._foreground
+        points = AffineTransform(self.transform.affine).points(self.transform.grid.to_physical(places))
+        voxels = self.moving.grid.to_voxels(points)
+        inside = (voxels > -0.5) & (voxels < np.array(self.moving.grid.shape) - 0.5)
+        return float(1 - np.mean(inside.all(axis=1))) if len(places) else 0.0
+
+    def _doubts_of_size(self) -> Iterator[str]:
+        """Of the fixed scan: too small for the network, or not all of it shown by the moving one."""
+        extent, _ = self._foreground
+        if 0 < (longest := int(extent.max())) < SMALL:
+            size, spacing = " x ".join(map(str, extent)), np.mean(self.transform.grid.spacing)
+            yield (
+                f"the fixed scan's foreground spans only {size} voxels of the network's {spacing:.2g} mm grid, a head "
+                f"about {USUAL}; multiply the voxel sizes in both headers by {round(USUAL / longest)}, or give an "
+                "engine set that was exported with a smaller --spacing"
+            )
+        if self.unseen_share > UNSEEN_SHARE:
+            yield (
+                f"{self.unseen_share:.0%} of the fixed foreground lies outside the moving scan's view; what the "
+                "transform does there is guessed; give a --fixed-mask of what both scans show, or crop the fixed scan"
+            )
+
+    @functools.cached_property
+    def warnings(self) -> tuple[str, ...]:
+        """Doubts about the headers, the intensities and the result, one line each."""
+        lines = [line for source in self.sources.values() for line in source.warnings]
+        for name, share in zip(("fixed", "moving"), self.below_zero, strict=True):
+            if self.options.window is None and share > DARK_SHARE:
+                lines.append(f"{name}: {share:.0%} of the voxels are below 0 and count as 0; is it CT? give --window")
+        lines += self._doubts_of_size()
+        if not self.fixed.grid.orthogonal:
+            lines.append("the fixed image's axes are sheared; ITK and ANTs cannot read images or warps on such a grid")
+        if self.iterations.similarity < self.similarity_before:
+            lines.append(
+                f"the images are less alike than after the affine ({self.options.similarity} "
+                f"{self.iterations.similarity:.4f}, before {self.similarity_before:.4f}); were they aligned already?"
+            )
+        if note := self.affine_start.get("note"):
+            lines.append(f"affine start: {note}")
+        if self.options.similarity == "ncc" and self.iterations.similarity < LOW_NCC:
+            lines.append(f"the similarity is low ({self.iterations.similarity:.2f}); look at preview.png")
+        if self.labels is not None:
+            lines += label_place_doubts(self.labels.grid, self.moving.grid, "--moving-labels", "the moving scan")
+        for name, mask, scan in zip(("fixed", "moving"), self.masks, (self.fixed, self.moving), strict=True):
+            if mask is not None:
+                lines += label_place_doubts(mask.grid, scan.grid, f"--{name}-mask", f"the {name} scan", "mask")
+        if self.labels is not None and self.labels.data.any() and not self.warped_labels.any():
+            lines.append("no label falls on the fixed image")
+        return tuple(lines)
+
+
+def interpolated(displacement: Array, grid: Grid, points: Array) -> Array:
+    """A displacement (I, J, K, 3) on a grid at points (N, 3) RAS mm: trilinear, continued by its border."""
+    voxels = np.clip(grid.to_voxels(points), 0, np.array(grid.shape) - 1)
+    return sample(np.moveaxis(displacement, -1, 0), voxels.T).T
+
+
+def carried(volume: Volume, displacement: Array, grid: Grid, outside: float, order: str = "linear") -> Array:
+    """A volume through a displacement (I, J, K, 3) on a grid, as `resample_through` does it."""
+    from runtime.images.resampling.resample import resample_through
+
+    return resample_through(volume.data, volume.grid, displacement, grid, order, outside)
+
+
+@dataclass(frozen=True, eq=False)
+class WorkingImages:
+    """The images the network saw, (I, J, K) float32 in [0, 1] on one grid, and the warped moving image."""
+
+    fixed: Array
+    moving: Array
+    warped: Array

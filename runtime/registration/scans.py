@@ -1,0 +1,301 @@
+"""From two scans to one aligned scan: reading, affine initialisation, the pair the loop runs on, and its result."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from runtime.backends.engines import Engines
+from runtime.backends.pair import EnginePair
+from runtime.errors import InputError
+from runtime.geometry.transform import SpatialTransform
+from runtime.host.background import Job, Jobs
+from runtime.host.memory import ARRAYS, return_freed_memory
+from runtime.host.progress import Progress, Stages, silent
+from runtime.images.intensity import Rule
+from runtime.images.volume import Source, Volume
+from runtime.loop.iterstop import Pair
+from runtime.registration.arrays import check_shapes, holes_of, run_loop, to_device
+from runtime.registration.options import Options
+from runtime.registration.output.folder import Outputs
+from runtime.registration.preprocessing import Prepared, PreparedFixed
+from runtime.registration.reading import Reading, ReadMoving, ReadScan, Scan, check_scans_fit, read_scan
+from runtime.registration.result import RegistrationData, WorkingImages, carried
+from runtime.registration.warmup import start_kernels
+
+
+class Registration(RegistrationData):
+    """What a registration gives, and how it is saved and summed up."""
+
+    def save(
+        self,
+        folder: Path | str,
+        overwrite: bool = False,
+        progress: Progress = silent,
+        outputs: Outputs | None = None,
+        locked: bool = False,
+    ) -> None:
+        """Writes images, transforms, report and picture into a folder; see `runtime.registration.output.saving`."""
+        from runtime.registration.output.saving import save
+
+        save(self, Path(folder), overwrite, progress, outputs, locked)
+
+    def summary(self, inverse: bool = False) -> str:
+        """A few lines for people; with `inverse` one on that, which is computed if it has not been."""
+        from runtime.registration.output.report import summary
+
+        return summary(self, inverse)
+
+
+@dataclass(eq=False)
+class ReadyPair:
+    """Two scans read, aligned by the affine, on one grid and encoded: any schedule can be run on them, one at a time.
+
+    Made by `FixedScan.meet`; each result is what a registration with these options alone would give, bit for bit.
+
+    Attributes:
+        engines: must stay open as long as this is used.
+        options: what it was made with, and what is run where nothing else is said.
+        rule: intensities to [0, 1].
+        fixed, moving, labels: as read.
+        masks: of fixed and moving, as far as they have one.
+        below_zero: shares of the voxels of fixed and moving whose intensity was below 0.
+        ready: both images on the working grid, and the affine.
+        pair: those, encoded; None once a registration was said to be the last.
+        seconds: by stage, until here.
+    """
+
+    engines: Engines
+    options: Options
+    rule: Rule
+    fixed: Volume
+    moving: Volume
+    labels: Volume | None
+    masks: tuple[Source | None, Source | None]
+    below_zero: tuple[float, float]
+    ready: Prepared
+    pair: EnginePair | None
+    seconds: dict[str, float]
+
+    def register(
+        self,
+        options: Options | None = None,
+        progress: Progress = silent,
+        through: Callable[[Pair], Pair] = lambda pair: pair,
+        last: bool = False,
+    ) -> Registration:
+        """Runs a schedule.
+
+        Args:
+            options: schedule, similarity, stop rule and smoothing; affine and window are the pair's. None: those it was
+                made with.
+            progress: told the name of each stage as it begins.
+            through: what the loop shall see instead of the pair; its flows must be those the pair gives.
+            last: whether no other schedule will follow: what was encoded is let go.
+
+        Raises:
+            InputError: options, a flow or similarity that is not finite, or a call after the last one.
+        """
+        if self.pair is None:
+            raise InputError("pair: its last registration was run; meet the moving scan again")
+        options = self._of_this_pair(options)
+        schedule, stage = options.build_schedule(), Stages(progress)
+        engines, ready = self.engines, self.ready
+        with engines.running():
+            pair = self.pair.watching(options.similarity).smoothing(options.smooth)
+            loop = run_loop(engines, through(pair), pair.moving, schedule, stage)
+            del pair
+            if last:
+                self.pair = None
+                engines.networks.rest()
+                ARRAYS.clear()
+            return_freed_memory()
+            with stage("apply"):
+                transform = SpatialTransform(ready.affine, loop.found.flow, ready.grid)
+                grid, labels = self.fixed.grid, self.labels
+                displacement = transform.displacement(grid)
+                background = self.rule.background(self.moving.data)
+                warped = carried(self.moving, displacement, grid, background)
+                warped_labels = None if labels is None else carried(labels, displacement, grid, 0, "nearest")
+        return Registration(
+            fixed_volume=self.fixed,
+            fixed_background=self.rule.background(self.fixed.data),
+            moving=self.moving.source,
+            labels=labels,
+            masks=self.masks,
+            below_zero=self.below_zero,
+            warped=warped,
+            warped_labels=warped_labels,
+            transform=transform,
+            displacement=displacement,
+            iterations=loop.found,
+            working=WorkingImages(ready.fixed, ready.moving, loop.warped),
+            similarity_before=loop.before,
+            folded_share=loop.folded_share,
+            affine_start=ready.affine_start,
+            options=options,
+            schedule=schedule,
+            engine=engines.as_dict(),
+            seconds=_added(self.seconds, stage.seconds),
+        )
+
+    def _of_this_pair(self, options: Options | None) -> Options:
+        if options is None:
+            return self.options
+        shared = ("affine", "convention", "nan", "volume_factor", "window")
+        own = replace(options, **{name: getattr(self.options, name) for name in shared})
+        return own.resolved(self.engines.engine_set)
+
+
+class FixedScan:
+    """A fixed scan made ready once: read, normalised, its working grid planned, its features taken.
+
+    Any number of moving scans can be registered to it, one at a time; each result is what `register` gives, bit for
+    bit::
+
+        onto = FixedScan("fixed.nii.gz", engines)
+        for scan in scans:
+            onto.register(scan).save(folder_of(scan))
+
+    Attributes:
+        options: those given, with the engine set's defaults.
+        schedule: what they ask for.
+
+    Args:
+        fixed: NIfTI or MGH file, or a volume already read; any orientation, spacing and grid.
+        engines: from `runtime.open_engines`; they must stay open as long as this is used.
+        options: see `Options`.
+        progress: told the name of each stage as it begins.
+        mask: of the fixed scan: what is 0 in it does not count (`runtime.images.masks`).
+
+    Raises:
+        InputError: options or a fixed scan that make a registration impossible, in one line.
+    """
+
+    def __init__(
+        self,
+        fixed: Scan | Job[ReadScan],
+        engines: Engines,
+        options: Options | None = None,
+        progress: Progress = silent,
+        mask: Scan | None = None,
+    ) -> None:
+        self.options = (options or Options()).resolved(engines.engine_set)
+        self.schedule = self.options.build_schedule()
+        self._engines, self._rule = engines, self.options.rule(engines.engine_set)
+        self._start = self.options.start
+        self._side, self._stage = None, Stages(progress)
+        with engines.running():
+            start_kernels(self._stage)
+        with self._stage("read"):
+            how = (self._rule, mask, self.options.nan)
+            scan = fixed.take() if isinstance(fixed, Job) else read_scan(fixed, "--fixed", *how)
+        self._volume, self._mask, self._below_zero = scan.volume, scan.mask, scan.normalised.below_zero
+        with engines.running():
+            with self._stage("normalise"):
+                self._fixed = PreparedFixed(scan.normalised, engines.engine_set, self._rule)
+            with self._stage("affine", tell=False):
+                if self._start.found:
+                    _ = self._fixed.pyramid  # made when it is first asked for
+            with self._stage("resample", tell=False):
+                self._fixed.condense()
+
+    def register(
+        self, moving: Scan, labels: Scan | None = None, progress: Progress = silent, mask: Scan | None = None
+    ) -> Registration:
+        """Registers a moving scan to this fixed one, in physical space.
+
+        Args:
+            moving: as `fixed`.
+            labels: label map in the moving scan's space, carried along by nearest neighbour.
+            progress: told the name of each stage as it begins.
+            mask: of the moving scan: what is 0 in it does not count (`runtime.images.masks`).
+
+        Raises:
+            InputError: anything about the input that makes a registration impossible, in one line.
+        """
+        return self.meet(moving, labels, progress, mask).register(progress=progress)
+
+    def meet(
+        self, moving: Scan, labels: Scan | None = None, progress: Progress = silent, mask: Scan | None = None
+    ) -> ReadyPair:
+        """Everything before the loop: both scans aligned by the affine, on one grid and encoded. As `register`."""
+        with Jobs(self._engines.threads) as jobs:
+            return self._meet(Reading(jobs, self._rule, self.options.nan).moving(moving, labels, mask), progress)
+
+    def register_read(self, moving: ReadMoving, progress: Progress = silent, last: bool = False) -> Registration:
+        """`register` for a scan that is being read; after the `last` one the features are let go."""
+        return self._meet(moving, progress, last).register(progress=progress, last=last)
+
+    def _meet(self, moving: ReadMoving, progress: Progress, last: bool = False) -> ReadyPair:
+        stage, self._stage = self._stage, Stages(progress)  # the first one's times have the fixed scan's in them
+        stage.progress = progress
+        with stage("read"):
+            scan, labels = moving.take()
+        engines = self._engines
+        with engines.running():
+            ready = self._fixed.meet(scan.normalised, self._start, stage, again=self._side is not None)
+            check_shapes(ready.fixed.shape, ready.moving.shape, engines.engine_set.size_multiple)
+            volume, below_zero = scan.volume, (self._below_zero, scan.normalised.below_zero)
+            masks = (self._mask, scan.mask)
+            del scan  # and with it the normalised image
+            return_freed_memory()  # the loop needs most
+            with stage("encode", tell=False):
+                fixed = ready.fixed
+                side = self._side or engines.fixed_side(to_device(engines, fixed, "fixed"), self.options.similarity)
+                image = to_device(engines, ready.moving, "moving")
+                holes = holes_of(engines, *ready.holes)
+            # What fills the fixed image's holes is the moving one's, so that another one needs another side.
+            self._side = None if last or ready.holes[0] is not None else side
+            with stage("encode"):
+                pair = side.pair(image, holes)
+        return ReadyPair(
+            engines=engines,
+            options=self.options,
+            rule=self._rule,
+            fixed=self._volume,
+            moving=volume,
+            labels=labels,
+            masks=masks,
+            below_zero=below_zero,
+            ready=ready,
+            pair=pair,
+            seconds=stage.seconds,
+        )
+
+
+def register(
+    fixed: Scan,
+    moving: Scan,
+    engines: Engines,
+    options: Options | None = None,
+    moving_labels: Scan | None = None,
+    progress: Progress = silent,
+    fixed_mask: Scan | None = None,
+    moving_mask: Scan | None = None,
+) -> Registration:
+    """Registers a moving scan to a fixed one, in physical space, on open engines.
+
+    Args:
+        fixed, moving: NIfTI or MGH files, or volumes already read; any orientation, spacing and grid.
+        engines: from `runtime.open_engines`.
+        options: see `Options`.
+        moving_labels: label map in the moving scan's space, carried along by nearest neighbour.
+        progress: told the name of each stage as it begins.
+        fixed_mask, moving_mask: what is 0 in them does not count (`runtime.images.masks`).
+
+    Raises:
+        InputError: anything about the input that makes a registration impossible, in one line.
+    """
+    options = (options or Options()).resolved(engines.engine_set)
+    options.build_schedule(), options.start  # errors in options come before any reading
+    with Jobs(engines.threads) as jobs:
+        reading = Reading(jobs, options.rule(engines.engine_set), options.nan)
+        check_scans_fit(fixed, moving)
+        scan = reading.scan(fixed, "--fixed", fixed_mask)
+        others = reading.moving(moving, moving_labels, moving_mask)
+        return FixedScan(scan, engines, options, progress).register_read(others, progress, last=True)
+
+
+def _added(one: dict[str, float], other: dict[str, float]) -> dict[str, float]:
+    """Seconds by stage of two parts of the work."""
+    return {name: one.get(name, 0.0) + other.get(name, 0.0) for name in {**one, **other}}

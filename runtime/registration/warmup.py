@@ -1,0 +1,219 @@
+"""Compiling the kernels: once per machine, announced, instead of half a minute of silence in some later stage.
+
+``python -m runtime.registration.warmup`` does it after an installation.
+"""
+
+import contextlib
+import gc
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from runtime.host.files.hashes import short_key
+from runtime.host.machine import cores
+from runtime.host.progress import Stages
+
+PAIR_SHAPE = (64, 64, 64)  # large enough for every kernel of the affine start's pyramid to be used
+CONVOLUTIONS = "convolutions"
+LINEAR_ALGEBRA = "scipy.linalg"
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def start_kernels(stage: Stages, alone: bool = False) -> None:
+    """Compiles what this computer has not compiled yet, announced as a stage, and starts numba.
+
+    Starting numba takes a third of a second under the interpreter's lock, at the first call of a compiled function.
+
+    Args:
+        stage: told the name of the stage, if there is one.
+        alone: this process does nothing but register. Then numba need not look for SciPy's linear algebra, which no
+            kernel here uses, and no garbage is looked for among all that is imported: both take 0.1 s. Meanwhile
+            `scipy.linalg` cannot be imported, by no thread; scans may be read, which needs no SciPy.
+    """
+    with _only_what_is_needed() if alone else contextlib.nullcontext():
+        from runtime.registration.affine.kernels import block_means
+
+        if is_cold():
+            with stage("compile for this computer (only this once, half a minute)"):
+                warm_up()
+        voxel = np.zeros((1, 1, 1), np.float32)
+        block_means(voxel, (1, 1, 1), np.empty_like(voxel))
+
+
+@contextlib.contextmanager
+def _only_what_is_needed() -> Iterator[None]:
+    hidden, looked_for = LINEAR_ALGEBRA not in sys.modules, gc.isenabled()
+    gc.disable()
+    try:
+        if hidden:
+            sys.modules[LINEAR_ALGEBRA] = None
+        yield
+    finally:
+        if hidden:
+            del sys.modules[LINEAR_ALGEBRA]
+        if looked_for:
+            gc.enable()
+        gc.freeze()
+
+
+def is_cold() -> bool:
+    """Whether the kernels, as they stand in this source, have yet to be compiled on this machine, and can be kept.
+
+    Where there is no place for them, each process compiles those it uses when it comes to them.
+    """
+    return not _stamp().is_file() and os.access(_stamp().parent, os.W_OK)
+
+
+def warm_up() -> None:
+    """Compiles every kernel a registration may need, by using each on a small pair; compiled code is kept on disk.
+
+    A second process takes half of the work, since one compiles on one core only.
+    """
+    names = _wanted()
+    half = len(names) // 2 if cores() > 1 else len(names)
+    with _helper(names[half:]):
+        for name in names[:half]:
+            STEPS[name]()
+    for name in names[half:]:  # by now they only have to be loaded
+        STEPS[name]()
+    with contextlib.suppress(OSError):
+        _stamp().touch()
+
+
+def _stamp() -> Path:
+    """Written when all is compiled; its name changes with the processor, its folder with the sources and versions."""
+    from runtime.host.compiled import code_folder
+    from runtime.host.machine import processor_features, processor_name
+
+    return code_folder() / f"complete-{short_key(processor_name(), sorted(processor_features()), _wanted())}"
+
+
+def _wanted() -> list[str]:
+    """The steps whose kernels `register` uses here unasked."""
+    from runtime.backends.registry import BACKENDS
+    from runtime.host.machine import processor_features
+
+    native = BACKENDS["native"]
+    leave_out = not native.available or native.auto_with not in processor_features()
+    return [name for name in STEPS if not (leave_out and name == CONVOLUTIONS)]
+
+
+def _warm_fields() -> None:
+    from runtime.backends.example import example_pair
+    from runtime.backends.fields.cpu import NumbaFields
+    from runtime.geometry.smoothing import RECOMMENDED_SIGMA
+    from runtime.images.similarity import SIMILARITIES
+
+    fixed, moving = example_pair((16, 16, 16))
+    fields = NumbaFields()
+    flow = fields.zero(fixed.shape)
+    for similarity in SIMILARITIES:
+        fields.scorer(fixed, similarity)(moving, flow)
+    buffer = np.empty((*fixed.shape, 2), np.float32)
+    fields.fill_fixed(buffer, fixed[..., None])
+    fields.warp_into(buffer, moving[..., None], fields.compose(flow, flow))
+    fields.folded_share(fields.upsample(flow))
+    fields.smoother(fields.halve(fixed), RECOMMENDED_SIGMA)(fields.zero((8, 8, 8)))
+
+
+def _warm_affine() -> None:
+    from runtime.backends.example import example_pair
+    from runtime.geometry.grid import Grid
+    from runtime.registration.affine.align import align
+
+    fixed, moving = example_pair(PAIR_SHAPE)
+    grid = Grid(fixed.shape, np.eye(4))
+    align(fixed, grid, moving, grid)
+
+
+def _warm_maps() -> None:
+    from runtime.geometry.grid import Grid
+    from runtime.geometry.inverse import invert_displacement
+    from runtime.geometry.jacobian import jacobian_of_displacement
+    from runtime.geometry.transform import from_displacement
+
+    grid = Grid((16, 16, 16), np.eye(4))
+    transform = from_displacement(np.zeros((*grid.shape, 3), np.float32), grid)
+    jacobian_of_displacement(transform.displacement(grid), grid)
+    transform.points(invert_displacement(transform, grid).displacement.reshape(-1, 3))
+
+
+def _warm_resampling() -> None:
+    from runtime.geometry.grid import Grid
+    from runtime.images.resampling.resample import resample, resample_through
+
+    fine, coarse = Grid((16, 16, 16), np.eye(4)), Grid((4, 4, 4), np.diag((4.0, 4.0, 4.0, 1.0)))
+    displacement = np.zeros((3, *fine.shape), np.float32).T
+    orders = (("linear", np.float32), ("cubic", np.float32), ("nearest", np.float32))
+    for order, kind in (*orders, ("nearest", np.int32), ("smooth", np.int32)):
+        image = np.zeros(fine.shape, kind)
+        resample(image, fine, coarse, order=order)
+        resample_through(image, fine, displacement, fine, order)
+
+
+def _warm_convolutions() -> None:
+    """The native backend's. Its kernels are the same for any number of channels."""
+    from runtime.backends.networks.native.kernels import pool
+    from runtime.backends.networks.native.networks import Chain, Layer
+
+    layer = Layer(np.zeros((3, 3, 3, 16, 16), np.float32), np.zeros(16, np.float32), 1.0)
+    source = np.zeros((16, 16, 16, 16), np.float32)
+    Chain([layer], source[:1, :1, :1])(source)
+    pool(source, np.empty((8, 8, 8, 16), np.float32))
+
+
+STEPS: dict[str, Callable[[], None]] = {
+    "fields": _warm_fields,
+    "affine": _warm_affine,
+    "resampling": _warm_resampling,
+    "maps": _warm_maps,
+    CONVOLUTIONS: _warm_convolutions,
+}
+
+
+@contextlib.contextmanager
+def _helper(names: list[str]):
+    """A second process that compiles for these steps meanwhile. Where there can be none, nothing is lost but time."""
+    from runtime.host.cache_folder import VARIABLE, cache_folder
+
+    quiet = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+    surroundings = os.environ | {"PYTHONPATH": str(ROOT), VARIABLE: str(cache_folder())}
+    process = None
+    if sys.executable and names:
+        command = [sys.executable, "-m", "runtime.registration.warmup", *names]
+        with contextlib.suppress(OSError):
+            process = subprocess.Popen(command, env=surroundings, cwd=ROOT, **quiet)
+    try:
+        yield
+        if process is not None:
+            process.wait()
+    finally:
+        if process is not None and process.poll() is None:
+            process.kill()
+
+
+def main(names: list[str]) -> None:
+    """Does the named steps, or says what it does and does all that is missing."""
+    from runtime.host.cache_folder import VARIABLE, cache_folder
+
+    if names:
+        for name in names:
+            STEPS[name]()
+    elif not os.access(_stamp().parent, os.W_OK) and not _stamp().is_file():
+        print(f"No folder for what is compiled can be written; set {VARIABLE} to one")
+    elif not is_cold():
+        print(f"Kernels are compiled for this computer already (in {cache_folder()})")
+    else:
+        begin = time.monotonic()
+        print("Compiling kernels for this computer, once (half a minute) ...", end=" ", flush=True)
+        warm_up()
+        print(f"{time.monotonic() - begin:.0f} s, kept in {cache_folder()}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,32 @@
+"""Transforms in the files of other tools; each convention is met here and nowhere else.
+
+    from runtime.transforms import Space, read_transform, write_transform
+
+`table` pairs formats with readers and writers; one module for each convention holds its formula and where it is from.
+"""
+
+from runtime.transforms.conventions.fsl import check_zooms
+from runtime.transforms.direction import WrongDirection, check_direction
+from runtime.transforms.files import file_name, read_transform, verify_transform, write_transform, write_verified
+from runtime.transforms.formats import CONVENTIONS, needs_start
+from runtime.transforms.link import Link, ReadLink
+from runtime.transforms.spaces import ImagesNeeded, OtherConvention, Space, TransformFile
+
+__all__ = [
+    "CONVENTIONS",
+    "ImagesNeeded",
+    "Link",
+    "OtherConvention",
+    "ReadLink",
+    "Space",
+    "TransformFile",
+    "WrongDirection",
+    "check_direction",
+    "check_zooms",
+    "file_name",
+    "needs_start",
+    "read_transform",
+    "verify_transform",
+    "write_transform",
+    "write_verified",
+]

@@ -1,0 +1,276 @@
+"""Images, label maps, series and points carried from a scan's space into a reference's, each interpolated once."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from runtime.errors import InputError, require_single
+from runtime.geometry.grid import Grid
+from runtime.geometry.transform import Chain, Transform
+from runtime.host.files.output_path import writing
+from runtime.host.machine import require_memory
+from runtime.host.progress import Progress, silent
+from runtime.images.formats.image_file import read_header
+from runtime.images.kinds import looks_like_directions, looks_like_labels
+from runtime.images.label_place import label_place_doubts
+from runtime.images.volume import Source, Volume, read_labels, read_series, read_source, write_volume
+from runtime.transforms.chain import ReadRoute, Route, read_route
+from runtime.transforms.motion import read_motion
+from runtime.transforms.operations import with_warnings
+from runtime.transforms.points.tables import read_points
+
+Array = np.ndarray
+IMAGE_ORDERS, LABEL_ORDERS = ("linear", "cubic", "nearest"), ("nearest", "smooth")
+PROBABILITY_ORDERS = ("linear", "nearest")
+MOST_PROBABLE = (1.0, 100.0)  # what probabilities add up to, at most
+EXACT = 1 << 24  # integers below it are themselves in float32; it may stand for the next one as well
+BYTES, FIELD_BYTES = 4, 24  # for a voxel: of an image, of a displacement and what it is made of
+INVERTED_MM = 0.01  # by how much a chain may miss a point from the place found for it
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What was done.
+
+    Attributes:
+        summary: for people.
+        failed: what part of it could not be done, one line; None if all could.
+    """
+
+    summary: str
+    failed: str | None = None
+
+
+def apply_image(
+    image: Path,
+    route: Route,
+    output: Path,
+    order: str = "linear",
+    outside: float = 0,
+    progress: Progress = silent,
+    nan: float | None = None,
+    motion: str | None = None,
+) -> Applied:
+    """Resamples an image, or every volume of a 4-D series, onto the route's reference.
+
+    Writes float32, but where nothing is interpolated the image's own integers; what the image's header says of its
+    numbers is kept.
+
+    Args:
+        image: in the scan's space, on any grid.
+        route: from the reference to the scan.
+        output: .nii or .nii.gz.
+        order: one of `IMAGE_ORDERS`.
+        outside: value of what lies outside the image.
+        progress: told the name of each stage as it begins.
+        nan: the number that NaN stands for; None: there may be none.
+        motion: of a series, a folder or glob of transforms: in the order of names one for each volume, from where the
+            route ends into that volume. Both are one map, so that voxels are interpolated once.
+
+    Raises:
+        InputError: in one line.
+    """
+    _check_order(order, IMAGE_ORDERS, "--image")
+    if math.isfinite(outside):  # NaN and infinity mark what lies outside
+        require_single(outside, "--outside")
+    progress("read")
+    volume = read_series(image, "--image", nan)
+    further = read_motion(motion, volume, route.convention) if motion is not None else ()
+    return _apply_volume(volume, "--image", route, output, order, outside, progress, further)
+
+
+def apply_labels(
+    labels: Path, route: Route, output: Path, order: str | None = None, progress: Progress = silent
+) -> Applied:
+    """Carries a label map along, 0 outside it; writes the smallest integer type that holds it.
+
+    A 4-D map holds one label's probability in each volume, at most 1 (or 100) in sum; it is interpolated as an image,
+    and sums stay what they are.
+
+    Args and errors as for `apply_image`; `order` is one of `LABEL_ORDERS`, None "nearest", and of a 4-D map one of
+    `PROBABILITY_ORDERS`, None "linear".
+    """
+    if math.prod(read_header(labels, "--labels").shape[3:]) > 1:
+        _check_order(order or "linear", PROBABILITY_ORDERS, "--labels of 4 dimensions")
+        progress("read")
+        volume = read_series(labels, "--labels")
+        _check_probabilities(volume)
+        return _apply_volume(volume, "--labels", route, output, order or "linear", 0, progress)
+    order = order or "nearest"
+    _check_order(order, LABEL_ORDERS, "--labels")
+    progress("read")
+    return _apply_volume(read_labels(labels, "--labels"), "--labels", route, output, order, 0, progress)
+
+
+def apply_points(
+    points: Path,
+    route: Route,
+    output: Path,
+    frame: str | None = None,
+    scan: Path | None = None,
+    progress: Progress = silent,
+) -> Applied:
+    """Carries points of the scan's space into the reference's, through the inverse of the route.
+
+    The inverse is solved for each point. Points that have none are left without coordinates.
+
+    Args:
+        points: CSV, .fcsv or .mrk.json, see `runtime.transforms.points.tables.read_points`.
+        route: from the reference to the scan, as for images.
+        output: of the kind of `points`, with its columns, in the same frame; voxels are those of the reference's grid.
+        frame: of the coordinates, see `read_points`.
+        scan: image on the grid whose voxels are meant; None: where the last file ends.
+        progress: told the name of each stage as it begins.
+
+    Raises:
+        InputError: in one line.
+    """
+    progress("read")
+    source = None if scan is None else read_source(scan, "--scan")
+    table = read_points(points, frame)
+    read = read_route(route, source)
+    target = read.require_target().grid if table.frame == "voxels" else None
+    places = table.physical(_voxel_grid(source, read) if table.frame == "voxels" else None)
+    progress("solve")
+    moved, residuals = read.pulled(places)
+    found = residuals <= INVERTED_MM
+    progress("write")
+    with writing(output):
+        table.moved(np.where(found[:, None], moved, np.nan), target).write(output)
+    outside = int(np.count_nonzero(read.outside(moved[found])))
+    summary, failed = _told_of_points(output, table.frame, residuals, found, outside)
+    return Applied(with_warnings(summary, read.doubts), failed)
+
+
+def _apply_volume(
+    volume: Volume,
+    argument: str,
+    route: Route,
+    output: Path,
+    order: str,
+    outside: float,
+    progress: Progress,
+    motion: Sequence[Transform] = (),
+) -> Applied:
+    # The hash of a label map tells nothing of the scan it belongs to; its grid does.
+    scan = volume.source if argument == "--image" else Source(grid=volume.grid)
+    read = read_route(route, scan)
+    target = read.require_target()
+    doubts = [*volume.warnings, *read.doubts, *_doubts(volume, argument, read, order)]
+    _check_memory(target.grid, 1 if volume.step is None else volume.data.shape[3])
+    progress("resample")
+    data = _resampled(volume, read, target.grid, order, outside, motion)
+    if argument == "--image":
+        data = _as_stored(volume, data, read.transform.matrix, target.grid, order)
+    progress("write")
+    with writing(output):
+        write_volume(output, data, target.grid, target.codes, step=volume.step, remarks=volume.remarks)
+    many = "" if data.ndim == 3 else f", {data.shape[3]} volumes"
+    size = " x ".join(map(str, target.grid.shape))
+    told = f"wrote {output}: {size} voxels{many}, {data.dtype}, {order}"
+    if data.min() == data.max() and volume.data.min() < volume.data.max():
+        told += f"\nwarning: nothing of {volume.path} falls on this grid; is this the right transform, and reference?"
+    return Applied(with_warnings(told, doubts))
+
+
+def _doubts(volume: Volume, argument: str, read: ReadRoute, order: str) -> Iterator[str]:
+    """What may be wrong with what is carried; InputError for labels that lie apart from where the transforms end."""
+    name = f"{argument}: {volume.path}"
+    if argument == "--labels" and read.end is not None:
+        yield from label_place_doubts(volume.grid, read.end.grid, name, "the transform's moving scan")
+    if argument == "--image" and order != "nearest" and looks_like_labels(volume.data):
+        yield f"{name} looks like a label map, whose values {order} interpolation mixes; give it as --labels"
+    if argument == "--image" and looks_like_directions(volume.data):
+        yield f"{name} looks like a map of directions, which would have to turn with the head and do not here"
+    stored = volume.remarks and volume.remarks.stored
+    if argument == "--image" and stored is not None and max(volume.data.max(), -volume.data.min()) >= EXACT:
+        yield f"{name} holds integers beyond {EXACT}, which single precision rounds; carry labels with --labels"
+
+
+def _as_stored(volume: Volume, data: Array, matrix: Array | None, target: Grid, order: str) -> Array:
+    """The result in the type the image is stored in, where that is of integers and none of them was interpolated."""
+    from runtime.images.resampling.resample import copies
+
+    stored = volume.remarks and volume.remarks.stored
+    whole = order == "nearest" or (matrix is not None and copies(volume.grid, target, matrix))
+    if stored is None or not whole or stored.itemsize > BYTES:
+        return data
+    low, high = data.min(), data.max()
+    limits = np.iinfo(stored)
+    exact = low > -EXACT and high < EXACT and (low, high) == (round(low), round(high))
+    cast = data.astype(stored) if exact and limits.min <= low and high <= limits.max else data
+    return cast if np.array_equal(cast, data) else data
+
+
+def _resampled(
+    volume: Volume, read: ReadRoute, target: Grid, order: str, outside: float, motion: Sequence[Transform] = ()
+) -> Array:
+    """All volumes through one map, a matrix where that is all there is, or each through its own as well."""
+    from runtime.images.resampling import resample
+
+    if motion:
+        result = np.empty((*target.shape, len(motion)), np.float32, order="F")
+        for n, further in enumerate(motion):
+            displacement = Chain((read.transform, further)).displacement(target)
+            there = (volume.data[..., n], volume.grid, displacement, target, order, outside)
+            result[..., n] = resample.resample_through(*there)
+        return result
+    if (matrix := read.transform.matrix) is None:
+        through = resample.resample_through if volume.data.ndim == 3 else resample.resample_series
+        return through(volume.data, volume.grid, read.displacement(), target, order, outside)
+    if volume.data.ndim == 3:
+        return resample.resample(volume.data, volume.grid, target, matrix, order, outside)
+    result = np.empty((*target.shape, volume.data.shape[3]), np.float32, order="F")
+    for n in range(volume.data.shape[3]):
+        result[..., n] = resample.resample(volume.data[..., n], volume.grid, target, matrix, order, outside)
+    return result
+
+
+def _check_memory(target: Grid, volumes: int) -> None:
+    """Refuses a result that would not fit: a series' grid is often much coarser than the reference's."""
+    size = " x ".join(map(str, target.shape))
+    needed = math.prod(target.shape) * (volumes * BYTES + FIELD_BYTES)
+    require_memory(needed, f"--reference: a result of {volumes} x {size} voxels", "give one of a coarser grid")
+
+
+def _voxel_grid(source: Source | None, read: ReadRoute) -> Grid:
+    """The grid that voxels of points to be moved are meant on."""
+    if source is not None:
+        return source.grid
+    if read.end is None:
+        raise InputError("--scan: is needed for voxels, since no -t says on which grid they are; give the points' scan")
+    return read.end.grid
+
+
+def _check_probabilities(volume: Volume) -> None:
+    low, most = volume.data.min(), float(volume.data.sum(axis=-1, dtype=np.float32).max())
+    if low < 0 or all(most > limit * 1.01 for limit in MOST_PROBABLE):
+        raise InputError(
+            f"--labels: {volume.path} has {volume.data.shape[3]} volumes from {low:g} that add up to {most:g}, "
+            "expected probabilities, which add up to 1 (or 100) at most; take one label map, or give --image"
+        )
+
+
+def _check_order(order: str, allowed: tuple[str, ...], argument: str) -> None:
+    if order not in allowed:
+        raise InputError(f"--interpolation: got {order}, expected {' or '.join(allowed)} for {argument}")
+
+
+def _told_of_points(output: Path, frame: str, residuals: Array, found: Array, outside: int) -> tuple[str, str | None]:
+    count = f"{len(residuals)} point{'s' if len(residuals) != 1 else ''}"
+    worst = residuals[found].max(initial=0)
+    missed = f"; the chain leads back to them within {worst:.1g} mm" if worst else ""
+    summary = f"wrote {output}: {count}, {frame}{missed}"
+    if outside:
+        summary += f"\nwarning: {outside} of them lie outside the field and were moved as at its border"
+    if found.all():
+        return summary, None
+    lines = ", ".join(str(number) for number in np.flatnonzero(~found)[:10] + 1)
+    more = " ..." if np.count_nonzero(~found) > 10 else ""
+    return summary, (
+        f"{np.count_nonzero(~found)} of {count} could not be inverted (the transform folds there, or they lie beyond "
+        f"it) and were left empty in {output}: number {lines}{more}"
+    )

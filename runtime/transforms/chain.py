@@ -1,0 +1,227 @@
+"""Transform files one after the other, from a reference to a scan, as ``-t FILE[,inverse]`` lists them."""
+
+import contextlib
+import functools
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from runtime.errors import InputError
+from runtime.geometry.grid import Grid
+from runtime.geometry.transform import AffineTransform, Chain, NumericalInverse, Transform
+from runtime.images.formats.image_file import read_header
+from runtime.images.formats.nifti_bytes import CODES_NOT_KNOWN
+from runtime.images.volume import Source, read_source
+from runtime.transforms import (
+    ImagesNeeded,
+    Link,
+    OtherConvention,
+    ReadLink,
+    Space,
+    TransformFile,
+    check_direction,
+    check_zooms,
+    read_transform,
+)
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class Route:
+    """The way from a reference to a scan, as a command is told it.
+
+    Attributes:
+        links: transform files, the reference's side first.
+        convention: of files that do not say theirs.
+        fixed, moving: images where the chain starts and ends, for files that do not say it. Where the first and the
+            last link are inverted it is the other way round, so that an inverted file keeps its images.
+        reference: image on the grid that the result shall lie on; None: where the first file starts.
+    """
+
+    links: tuple[Link, ...]
+    convention: str = "auto"
+    fixed: Path | None = None
+    moving: Path | None = None
+    reference: Path | None = None
+
+    @property
+    def turned(self) -> bool:
+        """Whether it leads from the moving image to the fixed one."""
+        return bool(self.links) and self.links[0].inverse and self.links[-1].inverse
+
+    @property
+    def inputs(self) -> tuple[Path | None, ...]:
+        """Every file it names."""
+        return (*(link.path for link in self.links), self.fixed, self.moving, self.reference)
+
+
+@dataclass(frozen=True, eq=False)
+class ReadRoute:
+    """A route whose files are read.
+
+    Attributes:
+        links: the reference's side first.
+        reference: the image that was given as reference, or None.
+    """
+
+    links: tuple[ReadLink, ...]
+    reference: Source | None
+
+    @functools.cached_property
+    def transform(self) -> Transform:
+        """From the reference's space into the scan's, in as few parts as can be."""
+        chain = Chain(tuple(link.transform for link in self.links) or (AffineTransform(np.eye(4)),))
+        return chain.merged[0] if len(chain.merged) == 1 else chain
+
+    @property
+    def start(self) -> Space | None:
+        """The side of the reference: the image that was given or, without one, what the files tell."""
+        return space_of(self.reference) or (self.links[0].start if self.links else None)
+
+    @property
+    def end(self) -> Space | None:
+        """The side of the scan, as the files tell."""
+        return self.links[-1].end if self.links else None
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What may be wrong with the headers of its files, one line each."""
+        return tuple(dict.fromkeys(doubt for link in self.links for doubt in link.file.doubts))
+
+    def require_target(self) -> Source:
+        """Where results lie: on the reference's grid, or where the first file starts; InputError if that is unknown."""
+        if self.reference or self.start:
+            return self.reference or Source(grid=self.start.grid, codes=_codes(self.links[0]))
+        why = f"{self.links[0]} does not say on which grid it starts" if self.links else "there is no -t"
+        raise InputError(f"--reference: is needed, since {why}; give an image on the grid that the result shall have")
+
+    def require_start(self) -> Space:
+        """`start`; InputError if it is unknown."""
+        return self._required(self.start, ("--fixed", "--moving"), f"{self.links[0]} does not say where it starts")
+
+    def require_end(self) -> Space:
+        """`end`; InputError if it is unknown."""
+        return self._required(self.end, ("--moving", "--fixed"), f"{self.links[-1]} does not say where it ends")
+
+    def _required(self, side: Space | None, options: tuple[str, str], why: str) -> Space:
+        """A side; `options` name it in a chain that is not turned, and in one that is."""
+        if side is None:
+            option = options[self.links[0].inverse and self.links[-1].inverse]
+            raise InputError(f"{option}: is needed, since {why}; give an image on it")
+        return side
+
+    def displacement(self) -> Array:
+        """(I, J, K, 3) RAS mm on the target: the whole chain as one map, so that voxels are interpolated once."""
+        return self.transform.displacement(self.require_target().grid)
+
+    def outside(self, points: Array) -> Array:
+        """Which points of the reference, (N, 3) RAS mm, meet a field beyond its grid, where it goes on as at the edge.
+
+        Returns:
+            (N,) bool.
+        """
+        found = np.zeros(len(points), bool)
+        for link in self.links:
+            there = link.transform.points(points)
+            if link.file.transform.matrix is None and link.file.start is not None:
+                grid = link.file.start.grid
+                voxels = grid.to_voxels(there if link.inverse else points)
+                found |= ((voxels < -0.5) | (voxels > np.array(grid.shape) - 0.5)).any(axis=1)
+            points = there
+        return found
+
+    def pulled(self, points: Array) -> tuple[Array, Array]:
+        """Points of the scan's space in the reference's, through the inverse of each part, solved for each point.
+
+        Args:
+            points: (N, 3) RAS mm.
+
+        Returns:
+            (places, residuals): (N, 3) and (N,), mm: by how much the parts miss the points from there, summed up.
+        """
+        residuals = np.zeros(len(points))
+        for link in reversed(self.transform.merged):
+            back = link.inverse()
+            if isinstance(back, NumericalInverse):
+                points, missed = back.solve(points)
+                residuals += missed
+            else:
+                points = back.points(points)
+        return points, residuals
+
+
+def read_route(route: Route, scan: Source | None = None) -> ReadRoute:
+    """Reads every file of a route, and refuses one that is gone through the wrong way round.
+
+    Args:
+        route: what to read.
+        scan: what lies at the route's end, or None where that is not known.
+
+    Raises:
+        InputError: a file that is missing, damaged, of another kind, or needs a grid that is not given.
+        WrongDirection: as far as the grids and hashes in the files tell.
+    """
+    fixed, moving, reference = (
+        None if path is None else read_source(path, f"--{name}")
+        for name, path in (("fixed", route.fixed), ("moving", route.moving), ("reference", route.reference))
+    )
+    begin, end = map(space_of, (moving, fixed) if route.turned else (fixed, moving))
+    links, last = [], len(route.links) - 1
+    for number, link in enumerate(route.links):
+        given = begin if number == 0 else None, end if number == last else None
+        at_hand = reference if number == 0 else None, scan if number == last else None
+        assumed = tuple(space or space_of(image) for space, image in zip(given, at_hand, strict=True))
+        links.append(_completed(_read(link, route, assumed), *given))
+    check_direction(links, space_of(scan), space_of(reference))
+    return ReadRoute(tuple(links), reference)
+
+
+def _read(link: Link, route: Route, sides: tuple[Space | None, Space | None]) -> ReadLink:
+    """A link between these sides, where its file does not say them."""
+    sides = sides[::-1] if link.inverse else sides
+    try:
+        file = _of_its_convention(link, route.convention, *(side and side.grid for side in sides))
+    except ImagesNeeded as error:
+        needed = " ".join(f"--{name} IMAGE" for name in error.images)
+        alone = "add" if len(route.links) == 1 else f"first convert by itself: convert -t {link.path} --convention fsl"
+        raise InputError(f"{error.reason}; {alone} {needed}") from None
+    if file.convention == "fsl":
+        check_zooms(*(side for side, its in zip(sides, (file.start, file.end), strict=True) if _taken(side, its)))
+    return ReadLink(file, link.inverse)
+
+
+def _taken(side: Space | None, own: Space | None) -> bool:
+    """Whether a file's side is the one that was assumed, since it says none itself."""
+    return side is not None and own is not None and own.grid is side.grid
+
+
+def _of_its_convention(link: Link, convention: str, *grids: Grid | None) -> TransformFile:
+    """A file of the convention that was named or, if it says that it is of another, of that one."""
+    try:
+        return read_transform(link.path, "-t", convention, *grids)
+    except OtherConvention as error:
+        with contextlib.suppress(InputError):
+            return read_transform(link.path, "-t", "auto", *grids)
+        raise error from None
+
+
+def _completed(link: ReadLink, start: Space | None, end: Space | None) -> ReadLink:
+    """A link whose sides, where its file does not say them, are those of given images."""
+    start, end = (end, start) if link.inverse else (start, end)
+    file = replace(link.file, start=link.file.start or start, end=link.file.end or end)
+    return ReadLink(file, link.inverse)
+
+
+def _codes(link: ReadLink) -> tuple[int, int]:
+    """NIfTI (sform, qform) codes to write where a link starts: a field's header has those of its fixed image."""
+    path = link.file.path
+    if link.inverse or not path.name.lower().endswith((".nii", ".nii.gz")):
+        return CODES_NOT_KNOWN
+    return read_header(path, "-t").codes
+
+
+def space_of(source: Source | None) -> Space | None:
+    """An image as one side of a transform."""
+    return None if source is None else Space.of(source)

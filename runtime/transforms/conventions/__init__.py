@@ -1,0 +1,1 @@
+"""One module for each convention of transform files; `runtime.transforms.formats` lists them."""

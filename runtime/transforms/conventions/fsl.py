@@ -1,0 +1,94 @@
+"""FSL: relative warps (``applywarp --rel -w``) and FLIRT's matrices (``-applyxfm -init``).
+
+FSL measures in mm of *scaled voxels*, one frame for each image: F v = spacing * v, and where the image's affine has a
+positive determinant the first axis is turned about, (I - 1 - i) * spacing. With W and F of both images
+
+    T(W v) = W_end F_end^-1 ( F_start v + s(v) )
+
+Shape (I, J, K, 3), intent 2006; only W_start and the shape stand in the file, so W_end has to be known.
+
+A FLIRT matrix M takes the moving (``-in``) into the fixed frame (``-ref``), T = W_end F_end^-1 M^-1 F_start W_start^-1.
+
+Source: FSL's FLIRT FAQ, "What is the format of the matrix used by FLIRT, and how does it relate to the transformation
+parameters?"; MISCMATHS, ``write_ascii_matrix``, for the blanks in its files; fslpy's documentation of
+``fsl.transform.fnirt`` and ``fsl.data.image.Nifti.getAffine``.
+"""
+
+import numpy as np
+
+from runtime.errors import InputError
+from runtime.geometry.grid import Grid
+from runtime.transforms.conventions.frames import Frame
+from runtime.transforms.spaces import Space
+
+Array = np.ndarray
+INTENT = 2006
+OTHER_INTENTS = range(2007, 2019)  # coefficients of splines and the like
+
+
+def scaled_voxels(grid: Grid) -> Array:
+    """(4, 4): F, voxel -> FSL's mm of an image."""
+    result = np.diag([*grid.spacing, 1.0])
+    if np.linalg.det(grid.affine[:3, :3]) > 0:
+        result[0, 0], result[0, 3] = -grid.spacing[0], (grid.shape[0] - 1) * grid.spacing[0]
+    return result
+
+
+def to_physical(grid: Grid) -> Array:
+    """(4, 4): W F^-1, FSL's mm -> RAS mm."""
+    return grid.affine @ np.linalg.inv(scaled_voxels(grid))
+
+
+def frame(start: Grid, end: Grid | None) -> Frame:
+    """The constants of a warp on `start`: x + W F^-1 s(v), then from one image's frame into the other's."""
+    if end is None:
+        raise InputError("end: is not known, expected the moving image's grid, whose frame FSL's warps point into")
+    begin = to_physical(start)
+    return Frame(start, begin[:3, :3], to_physical(end) @ np.linalg.inv(begin))
+
+
+def check_zooms(*spaces: Space | None) -> None:
+    """Refuse images whose header has other voxel sizes (pixdim), which FSL measures by, than their affine.
+
+    Raises:
+        InputError: in one line.
+    """
+    for space in spaces:
+        if space is not None and space.zooms:
+            sizes, own = (" x ".join(f"{size:.4g}" for size in zooms) for zooms in (space.zooms, space.grid.spacing))
+            raise InputError(
+                f"{space.name or 'an image'}: has voxels of {sizes} mm in its header (pixdim), by which FSL measures, "
+                f"but of {own} by its affine; use a copy made with apply --image IT --reference IT, where they agree"
+            )
+
+
+def flirt_matrix(affine: Array, start: Grid, end: Grid) -> Array:
+    """FLIRT's (4, 4) for an affine fixed -> moving, RAS mm."""
+    return np.linalg.inv(to_physical(start)) @ np.linalg.inv(affine) @ to_physical(end)
+
+
+def flirt_affine(matrix: Array, start: Grid, end: Grid) -> Array:
+    """The affine fixed -> moving, (4, 4) RAS mm, of a FLIRT matrix."""
+    return to_physical(end) @ np.linalg.inv(matrix) @ np.linalg.inv(to_physical(start))
+
+
+def looks_like_flirt(text: str) -> bool:
+    """Whether a matrix stands in a text as FLIRT itself writes it: two blanks after every number, the last ones too."""
+    return all(line.endswith("  ") for line in text.splitlines() if line.strip())
+
+
+def looks_absolute(numbers: Array, warp: Frame) -> bool:
+    """Whether a file seems to hold coordinates, not displacements: as such they would move voxels more alike.
+
+    Args:
+        numbers: (I, J, K, 3).
+        warp: what they mean if they are displacements.
+    """
+    lattice = [np.arange(0, size, max(size // 16, 1)) for size in warp.grid.shape]
+    voxels = np.stack(np.meshgrid(*lattice, indexing="ij"), -1).reshape(-1, 3)
+    found = numbers[tuple(voxels.T)].astype(np.float64)
+    scaled = scaled_voxels(warp.grid)
+    own = voxels @ scaled[:3, :3].T + scaled[:3, 3]
+    points = warp.grid.to_physical(voxels)
+    relative, absolute = (warp.places(voxels, numbers) - points for numbers in (found, found - own))
+    return bool(relative.var(axis=0).sum() > absolute.var(axis=0).sum())

@@ -1,0 +1,174 @@
+"""ITK's composite transforms in HDF5, ``...Composite.h5``: an affine and a displacement field, or the first alone.
+
+    T(x) = affine( x + diag(-1, -1, 1) s(v) )
+
+``/TransformGroup/0`` names the composite, 1, 2, ... its parts, of which the *last* is applied first: affine, then
+field. Of a field the fixed parameters are size, origin, spacing and direction of its grid, in LPS, and the parameters
+its vectors in mm of LPS, component fastest, then I, J, K. Outside the grid ITK takes displacements to be 0, so there
+the affine goes on alone; ours go on as at the border. Any direction is kept as it is: unlike NIfTI, these files
+hold sheared grids.
+
+Source: itk::HDF5TransformIO (also for the older spelling "Tranform"), itk::CompositeTransform,
+itk::DisplacementFieldTransform::SetFixedParameters.
+"""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from runtime.errors import InputError
+from runtime.geometry.grid import LARGEST_ENTRY, Grid
+from runtime.geometry.transform import AffineTransform, Chain, SpatialTransform, Transform
+from runtime.host.files.reading_process import Unreadable, read_elsewhere
+from runtime.host.files.whole_files import atomic_path
+from runtime.transforms.conventions.frames import LPS, TO_LPS, Frame
+from runtime.transforms.conventions.itk.affine import matrix_of, parameters_of
+from runtime.transforms.conventions.nifti_field import StoredField, check_field
+from runtime.transforms.spaces import Card, TransformFile, card_in, sides
+
+Array = np.ndarray
+MAGIC = b"\x89HDF\r\n\x1a\n"
+ATTRIBUTE = "description"  # of /TransformGroup, holds the card
+FIELD, AFFINE = "DisplacementFieldTransform", "AffineTransform"
+GRID_NUMBERS = 18  # size, origin, spacing, direction
+READER = Path(__file__).with_name("h5_reader.py")
+PLANES = 16  # of K, written at a time
+
+
+def write_composite(path: Path, transform: Transform, displacement: Array | None, card: Card) -> None:
+    """Write an affine and the displacement that goes before it, float32.
+
+    Args:
+        path: ends in .h5.
+        transform: of a `SpatialTransform` the affine is kept apart; others have none.
+        displacement: ``T(x) - x``, (I, J, K, 3) RAS mm on the start's grid; None: the transform is an affine and
+            nothing else, and so is the file.
+        card: both sides.
+    """
+    import h5py
+
+    if displacement is None:
+        affine = transform.matrix
+    else:
+        affine = transform.affine if isinstance(transform, SpatialTransform) else np.eye(4)
+    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+        group = file.create_group("TransformGroup")
+        group.attrs[ATTRIBUTE] = card.line()
+        _add(group, "CompositeTransform_double_3_3")
+        _add(group, f"{AFFINE}_double_3_3", np.zeros(3), parameters_of(affine))
+        if displacement is not None:
+            frame = _frame(card.start.grid, affine)
+            part = _add(group, f"{FIELD}_double_3_3", _grid_parameters(frame.grid))
+            _fill(part.create_dataset("TransformParameters", (displacement.size,), np.float32), frame, displacement)
+
+
+def read_composite(path: Path, argument: str) -> StoredField | TransformFile:
+    """Read a composite of affines and displacement fields, or one of these alone.
+
+    Returns:
+        The field, with the affine that follows it; as a `TransformFile` what is any other list.
+
+    Raises:
+        InputError: damaged, or with parts of other kinds.
+    """
+    name = f"{argument}: {path}"
+    contents, description = _contents(path, name)
+    card = card_in(description, name)
+    parts = [_part(*content, name, card) for content in contents]
+    links = tuple(part for part in reversed(parts) if part is not None)
+    match links:
+        case ():
+            raise InputError(f"{name} holds no transform, expected a displacement field or an affine")
+        case (StoredField() as field,):
+            return field
+        case (StoredField() as field, AffineTransform() as affine):
+            return replace(field, frame=replace(field.frame, affine=affine.matrix))
+        case (AffineTransform() as affine,):
+            return TransformFile(affine, "h5", path, card and card.start, card and card.end)
+    transforms = tuple(link.transform if isinstance(link, StoredField) else link for link in links)
+    first = links[0].start if isinstance(links[0], StoredField) else None
+    return TransformFile(Chain(transforms), "h5", path, first, None)
+
+
+def _contents(path: Path, name: str) -> tuple[list[tuple[str, Array, Array]], str]:
+    """(kind, fixed parameters, parameters) of each part, and the description, as a process of its own reads them.
+
+    Raises:
+        InputError: the file is damaged, in whatever way the HDF5 library takes that: an error, an end, or no end.
+    """
+    try:
+        head, content = read_elsewhere(READER, path)
+    except Unreadable as error:
+        raise _damaged(name, str(error)) from None
+    parts, at = [], 0
+    for part in head["parts"]:
+        fixed = np.frombuffer(content, "<f8", part["fixed"], at)
+        numbers = np.frombuffer(content, part["type"], part["parameters"], at + fixed.nbytes)
+        at += fixed.nbytes + numbers.nbytes
+        parts.append((part["kind"], fixed, numbers))
+    return parts, head["description"]
+
+
+def _damaged(name: str, reason: str) -> InputError:
+    return InputError(f"{name} cannot be read as a composite transform of ITK ({reason})")
+
+
+def _part(
+    kind: str, fixed: Array, parameters: Array, name: str, card: Card | None
+) -> StoredField | AffineTransform | None:
+    """One part of a composite; None for the entry that only names it."""
+    if kind == "CompositeTransform":
+        return None
+    if kind != FIELD:
+        return AffineTransform(matrix_of(kind, parameters, fixed, name))
+    grid = _grid(fixed, name)
+    if parameters.size != 3 * math.prod(grid.shape):
+        raise _damaged(name, f"{parameters.size} numbers do not make a field of {grid.shape}")
+    start, end = sides(card, grid)
+    with np.errstate(over="ignore"):  # infinite numbers are refused
+        numbers = parameters.astype(np.float32, copy=False).reshape(3, *grid.shape, order="F")
+    field = StoredField("h5", np.moveaxis(numbers, 0, -1), _frame(grid, np.eye(4)), start, end)
+    check_field(field, name)
+    return field
+
+
+def _frame(grid: Grid, affine: Array) -> Frame:
+    return Frame(grid, np.diag(LPS), affine)
+
+
+def _grid(fixed: Array, name: str) -> Grid:
+    if fixed.size != GRID_NUMBERS or not np.abs(fixed).max() <= LARGEST_ENTRY:
+        raise _damaged(name, f"{fixed.size} numbers do not make a grid of a field")
+    size, origin, spacing, direction = fixed[:3], fixed[3:6], fixed[6:9], fixed[9:18].reshape(3, 3)
+    lps = np.eye(4)
+    lps[:3, :3], lps[:3, 3] = direction * spacing, origin
+    try:
+        return Grid(tuple(size.astype(int)), TO_LPS @ lps)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from None
+
+
+def _grid_parameters(grid: Grid) -> Array:
+    direction = LPS[:, None] * grid.directions
+    return np.concatenate([grid.shape, LPS * grid.affine[:3, 3], grid.spacing, direction.ravel()])
+
+
+def _fill(parameters, frame: Frame, displacement: Array) -> None:
+    """Writes the numbers of a displacement, some planes at a time: their order in the file is another."""
+    numbers, (width, height, depth) = frame.numbers(displacement), frame.grid.shape
+    for k in range(0, depth, PLANES):
+        span = slice(k, min(k + PLANES, depth))
+        vectors = np.stack([numbers(component, span).T for component in range(3)], -1)
+        parameters[3 * width * height * span.start : 3 * width * height * span.stop] = vectors.ravel()
+
+
+def _add(group, kind: str, fixed: Array | None = None, parameters: Array | None = None):
+    """A part with the next number."""
+    part = group.create_group(str(len(group)))
+    part.create_dataset("TransformType", data=[kind.encode()])
+    for name, values in (("TransformFixedParameters", fixed), ("TransformParameters", parameters)):
+        if values is not None:
+            part.create_dataset(name, data=values)
+    return part

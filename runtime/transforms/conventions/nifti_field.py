@@ -1,0 +1,212 @@
+"""Displacement fields in NIfTI files: one reader and one writer for the four conventions that use them."""
+
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from runtime.errors import InputError
+from runtime.geometry.grid import FARTHEST_MM, Grid
+from runtime.geometry.transform import SpatialTransform
+from runtime.images.formats.headers import MGH_VERSION, Header
+from runtime.images.formats.image_file import open_image
+from runtime.images.formats.nifti_bytes import CODES_NOT_KNOWN
+from runtime.images.volume import grid_of, rescaled, write_nifti
+from runtime.transforms.conventions import freesurfer, fsl, learn2reg
+from runtime.transforms.conventions.frames import Frame
+from runtime.transforms.conventions.itk import field as itk_field
+from runtime.transforms.conventions.other_fields import Told, displacements, told
+from runtime.transforms.spaces import Card, ImagesNeeded, OtherConvention, Space, card_in, sides
+
+Array = np.ndarray
+LARGEST_EXTENSION = 1 << 24  # bytes before the voxels in which a card is looked for
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A convention's place in NIfTI.
+
+    Attributes:
+        frame: (grid of the start, grid of the end) -> what the numbers mean.
+        intent: NIfTI's code.
+        axes: of the array: five, (I, J, K, 1, 3), or four, (I, J, K, 3).
+    """
+
+    frame: Callable[[Grid, Grid | None], Frame]
+    intent: int
+    axes: int
+
+
+LAYOUTS = {
+    "itk": Layout(itk_field.frame, itk_field.INTENT, 5),
+    "freesurfer": Layout(freesurfer.frame, freesurfer.INTENT, 5),
+    "fsl": Layout(fsl.frame, fsl.INTENT, 4),
+    "learn2reg": Layout(learn2reg.frame, learn2reg.INTENT, 4),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class StoredField:
+    """A displacement file as it was read.
+
+    Attributes:
+        convention: whose it is.
+        numbers: (I, J, K, 3) as they are stored.
+        frame: what they mean.
+        start, end: the sides.
+        doubts: of the header, one line each.
+    """
+
+    convention: str
+    numbers: Array
+    frame: Frame
+    start: Space
+    end: Space | None
+    doubts: tuple[str, ...] = ()
+
+    @property
+    def transform(self) -> SpatialTransform:
+        return self.frame.transform(self.numbers)
+
+    def places(self, voxels: Array) -> Array:
+        """Where voxels (N, 3), integers, come to lie: RAS mm."""
+        return self.frame.places(voxels, self.numbers[tuple(voxels.T)])
+
+
+def write_field(
+    path: Path,
+    displacement: Array,
+    card: Card,
+    codes: tuple[int, int] = CODES_NOT_KNOWN,
+    pool: Executor | None = None,
+) -> None:
+    """Write ``T(x) - x`` on the start's grid as the card's convention wants it, float32.
+
+    Args:
+        path: ends in .nii or .nii.gz.
+        displacement: (I, J, K, 3) RAS mm; fastest with the first axis fastest.
+        card: convention and both sides, kept in the header's extension.
+        codes: NIfTI (sform, qform) codes of the start's image.
+        pool: compresses; None: threads of its own.
+    """
+    layout, grid = LAYOUTS[card.convention], card.start.grid
+    if card.convention == "fsl":
+        fsl.check_zooms(card.start, card.end)
+    numbers = layout.frame(grid, card.end and card.end.grid).numbers(displacement)
+    values = displacement if layout.axes == 4 else displacement[:, :, :, None]
+    write_nifti(
+        path,
+        values,
+        grid,
+        codes,
+        np.float32,
+        layout.intent,
+        planes=lambda span, index: numbers(index[-1], span),
+        pool=pool,
+        comment=card.line(),
+    )
+
+
+def read_field(path: Path, argument: str, convention: str, end: Grid | None) -> StoredField:
+    """Read a displacement file; gzip's checksum is verified.
+
+    Args:
+        path: NIfTI or MGH, compressed or not.
+        argument: what to call it in messages.
+        convention: a key of `LAYOUTS`, or "auto".
+        end: the moving image's grid, for FSL's warps that have no card.
+
+    Raises:
+        InputError: damaged, no displacement field, or of a convention that cannot be told.
+    """
+    name = f"{argument}: {path}"
+    with open_image(path, argument) as image:
+        _check_kind(image.header, path, name)
+        grid = grid_of(image.header, name)
+        stored = image.voxels()
+    header, card = image.header, card_in(image.between[:LARGEST_EXTENSION].decode(errors="replace"), name)
+    other = None if card else told(header, image.between[:LARGEST_EXTENSION], name)
+    convention = _convention(header, card, other, convention, name)
+    start, known_end = sides(card, grid)
+    ours = known_end is not None
+    if convention == "fsl":
+        fsl.check_zooms(Space(grid, name=name, zooms=header.other_zooms))
+        known_end = known_end or _end_of_warp(end, name)
+    numbers = rescaled(header, stored.reshape(*grid.shape, 3, order="F"), np.float32)
+    if other is not None and other.absolute:
+        numbers = displacements(numbers, grid)
+    frame = LAYOUTS[convention].frame(grid, known_end and known_end.grid)
+    doubts = tuple(f"{path.name}: {line}" for line in header.doubts)
+    field = StoredField(convention, numbers, frame, start, known_end, doubts)
+    check_field(field, name)
+    # Where a map changes sizes by half or more, displacements of ours look like coordinates.
+    if convention == "fsl" and not ours and fsl.looks_absolute(field.numbers, field.frame):
+        raise InputError(f"{name}: seems to hold coordinates, expected displacements; use FSL's convertwarp --relout")
+    return field
+
+
+def _axes(header: Header) -> int:
+    """Of an array of vectors: 5, (I, J, K, 1, 3), or 4, (I, J, K, 3); 0 of others."""
+    shape = header.shape
+    return 5 if len(shape) == 5 and shape[3:] == (1, 3) else 4 if len(shape) == 4 and shape[3] == 3 else 0
+
+
+def _check_kind(header: Header, path: Path, name: str) -> None:
+    """Refuse what holds no vectors, and vectors that are no displacements."""
+    what = f"{name} has shape {header.shape} and intent {header.intent}"
+    if header.intent in fsl.OTHER_INTENTS:
+        raise InputError(
+            f"{what}, coefficients of fnirt or topup, expected a displacement field; make one of them: fnirtfileutils "
+            f"--in={path.name} --ref=TARGET --out=field --withaff"
+        )
+    if header.version > MGH_VERSION:
+        raise InputError(f"{what}, a warp in FreeSurfer's own form; make one for ITK of it: mri_warp_convert --outitk")
+    if (
+        header.kind not in ("NIfTI", "MGH")
+        or not _axes(header)
+        or header.dtype.kind not in "iuf"
+        or header.dtype.itemsize > 8
+    ):
+        raise InputError(f"{what}, expected a displacement field, (I, J, K, 1, 3) or (I, J, K, 3)")
+
+
+def _convention(header: Header, card: Card | None, other: Told | None, wanted: str, name: str) -> str:
+    """Whose file it is: what was asked for, the card, the header; refused where they cannot be true or do not say."""
+    axes, intent = _axes(header), header.intent
+    possible = [key for key, layout in LAYOUTS.items() if layout.axes == axes]
+    possible = ["freesurfer"] if header.kind == "MGH" else possible
+    what = f"{name} has shape {header.shape} and intent {intent}"
+    by_intent = next((key for key in possible if intent and LAYOUTS[key].intent == intent), None)
+    said = card.convention if card else other.convention if other else by_intent
+    choice = said if wanted == "auto" else wanted
+    if choice is None:
+        hint = " (AFNI's fields are as ITK's)" if "itk" in possible else ""
+        raise InputError(f"{what}, which does not tell its convention; name it: {' or '.join(possible)}{hint}")
+    if choice not in possible or ((card or other) and choice != said):
+        of = f"which is {other.whose if other else said}'s" if said else f"as {' and '.join(possible)} have"
+        raise OtherConvention(f"{what}, {of}, not {choice}'s; name another convention, or none")
+    return choice
+
+
+def _end_of_warp(end: Grid | None, name: str) -> Space:
+    if end is None:
+        raise ImagesNeeded(f"{name}: is a warp of FSL, which needs the moving image's grid as well", "moving")
+    return Space(end)
+
+
+def check_field(field: StoredField, name: str) -> None:
+    """Refuse, in one line, numbers that are not finite or beyond measure, and grids that are no volumes."""
+    with np.errstate(invalid="ignore"):
+        total = field.numbers.sum(dtype=np.float64)
+    if not np.isfinite(total):
+        raise InputError(f"{name}: holds numbers that are NaN or infinite, expected displacements; write it again")
+    if min(field.frame.grid.shape) < 2:
+        raise InputError(f"{name}: has shape {field.frame.grid.shape}, expected 2 or more voxels along each axis")
+    most = float(np.linalg.norm(field.frame.units, 2)) * max(float(field.numbers.max()), -float(field.numbers.min()))
+    if not most <= FARTHEST_MM:
+        raise InputError(
+            f"{name}: moves by {most:.3g} mm, expected {FARTHEST_MM:.0f} mm at most; is it in another unit, or of "
+            "another convention?"
+        )

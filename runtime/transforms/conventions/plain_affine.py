@@ -1,0 +1,43 @@
+"""An affine as plain text: four rows of four numbers, RAS mm, from the fixed into the moving image's space."""
+
+from os import PathLike
+
+import numpy as np
+
+from runtime.errors import InputError, first_line
+from runtime.geometry.grid import check_affine
+from runtime.host.files.regular_files import read_bytes
+from runtime.host.files.whole_files import write_text
+from runtime.transforms.spaces import Card
+
+Array = np.ndarray
+LARGEST = 1 << 24  # bytes of a text of 16 numbers, with all its comments
+
+
+def read_affine(path: str | PathLike, argument: str) -> Array:
+    """Read a plain text file of four rows of four numbers: RAS mm, fixed -> moving.
+
+    Raises:
+        InputError: missing or unreadable file, another number of entries, not invertible.
+    """
+    content = read_bytes(path, argument, LARGEST)
+    try:
+        lines = [line for line in content.decode().splitlines() if line.split("#")[0].strip()]
+        matrix = np.loadtxt(lines, ndmin=2) if lines else np.empty((0, 0))
+    except ValueError as error:
+        raise InputError(
+            f"{argument}: {path} is no text file of four rows of four numbers ({first_line(error)})"
+        ) from None
+    check_affine(matrix, f"{argument}: {path}")
+    return matrix
+
+
+def write_affine(path: str | PathLike, matrix: Array, card: Card | None = None) -> None:
+    """Write a (4, 4) RAS mm affine, fixed -> moving, as `read_affine` reads it, without loss; a card as a comment."""
+    comment = f"# {card.line()}\n" if card else ""
+    write_text(path, "# 4x4, RAS mm, fixed to moving\n" + comment + rows(matrix))
+
+
+def rows(matrix: Array) -> str:
+    """Four lines of four numbers, without loss."""
+    return "".join(" ".join(repr(float(value)) for value in row) + "\n" for row in matrix)

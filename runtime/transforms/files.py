@@ -1,0 +1,202 @@
+"""Transforms in files: read any, write any, and make sure of what was written."""
+
+from concurrent.futures import Executor
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+
+from runtime.errors import InputError, explained
+from runtime.geometry.grid import Grid
+from runtime.geometry.transform import Transform, check_plausible
+from runtime.host.files.regular_files import require_file
+from runtime.host.files.whole_files import atomic_path
+from runtime.images.formats.nifti_bytes import CODES_NOT_KNOWN
+from runtime.transforms.conventions.foreign import foreign_transform
+from runtime.transforms.conventions.nifti_field import StoredField
+from runtime.transforms.formats import AUTO, CONVENTIONS, RAS, Read, Reading, Writing, format_of, writer_of
+from runtime.transforms.spaces import Card, OtherConvention, Space, TransformFile
+
+Array = np.ndarray
+TOLERANCE_MM = 0.01  # what is read back may differ by so much
+PLACES = 4096  # voxels that are compared
+ANYWHERE = Grid((513, 513, 513), np.eye(4) - np.outer((256, 256, 256, 0), (0, 0, 0, 1)))  # where no grid is known
+BEGINNING = 1024  # bytes that tell a format
+NAMES = {"itk": "warp.nii.gz", "freesurfer": "warp_freesurfer.nii.gz", "fsl": "warp_fsl.nii.gz", "h5": "transform.h5"}
+
+
+def read_transform(
+    path: str | PathLike,
+    argument: str = "-t",
+    convention: str = AUTO,
+    start: Grid | None = None,
+    end: Grid | None = None,
+) -> TransformFile:
+    """Read a transform of any convention.
+
+    By content: NIfTI fields of intent 1007 (itk), 1006 (freesurfer), 2006 (fsl) or with a card of ours; ITK's
+    composites in HDF5; affines as ITK's text, ANTs' .mat, FreeSurfer's .lta or our 4x4 text.
+
+    Args:
+        path: the file.
+        argument: what to call it in messages.
+        convention: "auto", one of `CONVENTIONS`, or "ras" for our own 4x4 text. It has to be named where files do not
+            tell: (I, J, K, 3) without a card or intent (fsl or learn2reg), a FLIRT matrix (fsl).
+        start, end: the fixed and the moving image's grids: FLIRT's matrices need both, FSL's warps without a card
+            the second.
+
+    Raises:
+        InputError: missing, damaged, no transform, of another convention than was named, or of one that cannot be told.
+    """
+    found = _read(Reading(Path(path), argument, convention, start, end))
+    if isinstance(found, TransformFile):
+        return found
+    return TransformFile(found.transform, found.convention, Path(path), found.start, found.end, found.doubts)
+
+
+def write_transform(
+    path: str | PathLike,
+    transform: Transform,
+    convention: str,
+    start: Space | None,
+    end: Space | None,
+    codes: tuple[int, int] = CODES_NOT_KNOWN,
+    pool: Executor | None = None,
+    displacement: Array | None = None,
+) -> None:
+    """Write a transform, whole or not at all.
+
+    Displacement fields go to .nii or .nii.gz (itk, freesurfer, fsl, learn2reg), composites to .h5 (h5). What is affine
+    may also go to .txt (ras: our 4x4 text), .txt, .tfm or .mat (itk), .mat (fsl: FLIRT) or .lta (freesurfer).
+
+    Args:
+        path: its suffix and the convention say what is written.
+        transform: from the start into the end, RAS mm.
+        convention: one of `CONVENTIONS`, or "ras".
+        start: the fixed image's side; displacements are sampled on its grid. None: not known, which text and .mat of
+            affines allow, but FLIRT's.
+        end: the moving image's; None: not known, which FSL's files need.
+        codes: NIfTI (sform, qform) codes of the fixed image.
+        pool: compresses; None: threads of its own.
+        displacement: ``T(x) - x`` on the start's grid, (I, J, K, 3) RAS mm, if it is known already.
+
+    Raises:
+        InputError: a suffix that the convention does not use, a transform that is not affine for a file that is, a
+            displacement of another shape.
+    """
+    path = Path(path)
+    write = writer_of(path, convention)
+    if displacement is not None and displacement.shape != (*start.grid.shape, 3):
+        raise InputError(f"displacement: got shape {displacement.shape}, expected {(*start.grid.shape, 3)}")
+    write(Writing(path, transform, start and Card(convention, start, end), codes, pool, displacement))
+
+
+def verify_transform(
+    path: str | PathLike,
+    convention: str,
+    transform: Transform,
+    start: Space | None,
+    end: Space | None,
+    displacement: Array | None = None,
+) -> float:
+    """Read a file that was just written with its own reader, and compare it at random voxels of the start's grid.
+
+    At voxels, because between them a field is interpolated and the transform is not. An affine whose start is not known
+    is compared in the cube of 512 mm about the origin.
+
+    Args:
+        path, convention, transform, start, end: as they were given to `write_transform`.
+        displacement: what the file was written from, to compare with in place of the transform.
+
+    Returns:
+        The largest distance between where both take a voxel, mm.
+
+    Raises:
+        InputError: if that is more than 0.01 mm.
+    """
+    grid = ANYWHERE if start is None else start.grid
+    voxels = np.random.default_rng(0).integers(0, grid.shape, (PLACES, 3))
+    points = grid.to_physical(voxels)
+    expected = transform.points(points) if displacement is None else points + displacement[tuple(voxels.T)]
+    found = _read(Reading(Path(path), "read back", convention, grid, end and end.grid))
+    places = found.places(voxels) if isinstance(found, StoredField) else found.transform.points(points)
+    error = float(np.linalg.norm(places - expected, axis=1).max())
+    if not error <= TOLERANCE_MM:
+        raise InputError(
+            f"{path}: read back it is {error:.3g} mm from what it should be, expected {TOLERANCE_MM} mm at most"
+        )
+    return error
+
+
+def write_verified(
+    path: str | PathLike,
+    transform: Transform,
+    convention: str,
+    start: Space | None,
+    end: Space | None,
+    codes: tuple[int, int] = CODES_NOT_KNOWN,
+    pool: Executor | None = None,
+    displacement: Array | None = None,
+) -> float:
+    """Write a transform that stands at its place only after it was read back and found to be the same.
+
+    Args: as for `write_transform`.
+
+    Returns:
+        As `verify_transform`, mm.
+
+    Raises:
+        InputError: as both of them; then nothing is written, and an earlier file is kept.
+    """
+    with atomic_path(path) as temporary:
+        try:
+            write_transform(temporary, transform, convention, start, end, codes, pool, displacement)
+            return verify_transform(temporary, convention, transform, start, end, displacement)
+        except InputError as error:
+            told = str(error).replace(str(temporary), str(path))
+            raise InputError(f"{told}; nothing was written") from None
+
+
+def file_name(convention: str, inverse: bool, fixed_name: str, moving_name: str) -> str:
+    """What a registration calls its transform from the fixed to the moving image, or the inverse.
+
+    Args:
+        convention: one of `CONVENTIONS`.
+        inverse: whether it goes from the moving to the fixed image.
+        fixed_name, moving_name: the scans' names without suffix, which Learn2Reg's files are named after.
+    """
+    if convention == "learn2reg":
+        return "disp_{}_{}.nii.gz".format(*((moving_name, fixed_name) if inverse else (fixed_name, moving_name)))
+    return f"inverse_{NAMES[convention]}" if inverse else NAMES[convention]
+
+
+def _read(reading: Reading) -> Read:
+    known = (AUTO, *CONVENTIONS, RAS)
+    if reading.convention not in known:
+        raise InputError(f"convention: got {reading.convention!r}, expected one of {', '.join(known)}")
+    require_file(reading.path, reading.argument)
+    with explained(reading.argument), reading.path.open("rb") as stream:
+        beginning = stream.read(BEGINNING)
+    found = format_of(reading.path, beginning)
+    require_file(reading.path, reading.argument, found.largest)
+    if not found.certain and (told := foreign_transform(reading.path, beginning)):
+        raise InputError(f"{reading.name} is {told}")
+    if reading.convention not in (AUTO, *found.conventions):
+        allowed = " or ".join(found.conventions)
+        raise OtherConvention(
+            f"{reading.name} is {found.what}, expected the convention {allowed}, got {reading.convention}"
+        )
+    with explained(reading.argument):
+        result = found.read(reading)
+    _check_plausible(result, reading.name)
+    return result
+
+
+def _check_plausible(found: Read, name: str) -> None:
+    """Refuse maps that take a body where none is: damaged, in other units, or another tool's form."""
+    if isinstance(found, StoredField):
+        check_plausible(found.frame.affine, name)
+        return
+    for link in found.transform.merged:
+        if link.matrix is not None:
+            check_plausible(link.matrix, name)

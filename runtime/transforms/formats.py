@@ -1,0 +1,251 @@
+"""The one table of transform files: which module reads and writes which, and how a file's format is told.
+
+A file's *format* follows from its first bytes; its convention from the format, the NIfTI intent, the card, or the
+caller. What is written follows from the convention and the suffix.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from runtime.errors import InputError
+from runtime.geometry.grid import Grid
+from runtime.geometry.transform import AffineTransform, Transform
+from runtime.host.files.whole_files import write_text
+from runtime.images.formats.image_file import GZIP, SUFFIXES
+from runtime.transforms.conventions import freesurfer_lta, fsl, nifti_field, plain_affine
+from runtime.transforms.conventions.itk import affine as itk_affine
+from runtime.transforms.conventions.itk import h5 as itk_h5
+from runtime.transforms.conventions.nifti_field import StoredField
+from runtime.transforms.spaces import Card, ImagesNeeded, OtherConvention, Space, TransformFile, card_in
+
+Array = np.ndarray
+Read = StoredField | TransformFile
+CONVENTIONS = ("itk", "freesurfer", "fsl", "learn2reg", "h5")
+AUTO, RAS = "auto", "ras"  # "ras": our own text of a 4x4 matrix
+NIFTI = (".nii", ".nii.gz")
+LARGEST_TEXT = 1 << 24  # bytes of a file that holds a few numbers
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a reader is asked for.
+
+    Attributes:
+        path: the file.
+        argument: what to call it in messages.
+        convention: one of `CONVENTIONS`, "ras" or "auto".
+        start, end: the fixed and the moving image's grids, for files that need them and do not say.
+    """
+
+    path: Path
+    argument: str
+    convention: str = AUTO
+    start: Grid | None = None
+    end: Grid | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.argument}: {self.path}"
+
+
+@dataclass(frozen=True, eq=False)
+class Writing:
+    """What a writer is given.
+
+    Attributes:
+        path: the file.
+        transform: from the start into the end.
+        card: convention and sides; None: the start is not known.
+        codes: NIfTI (sform, qform) codes of the start's image.
+        pool: compresses.
+        known: ``T(x) - x`` on the start's grid if somebody has it already.
+    """
+
+    path: Path
+    transform: Transform
+    card: Card | None
+    codes: tuple[int, int]
+    pool: Executor | None
+    known: Array | None
+
+    @property
+    def displacement(self) -> Array:
+        """``T(x) - x`` on the start's grid, (I, J, K, 3) RAS mm."""
+        return self.transform.displacement(self.sides.start.grid) if self.known is None else self.known
+
+    @property
+    def sides(self) -> Card:
+        """The card of a file that means nothing without the fixed image's grid."""
+        if self.card is None:
+            raise InputError(f"{self.path}: needs the fixed image's grid, which is not known; name that image")
+        return self.card
+
+    @property
+    def matrix(self) -> Array:
+        """(4, 4) RAS mm of a transform that is affine."""
+        if self.transform.matrix is None:
+            raise InputError(
+                f"{self.path}: is a file for affine transforms, got one that is none; choose .nii.gz or .h5"
+            )
+        return self.transform.matrix
+
+
+def _read_field(reading: Reading) -> Read:
+    return nifti_field.read_field(reading.path, reading.argument, reading.convention, reading.end)
+
+
+def _read_composite(reading: Reading) -> Read:
+    return itk_h5.read_composite(reading.path, reading.argument)
+
+
+def _read_lta(reading: Reading) -> Read:
+    return freesurfer_lta.read_lta(reading.path, reading.argument)
+
+
+def _read_itk_text(reading: Reading) -> Read:
+    return _affine(reading, "itk", itk_affine.read_text(reading.path, reading.argument))
+
+
+def _read_matlab(reading: Reading) -> Read:
+    return _affine(reading, "itk", itk_affine.read_matlab(reading.path, reading.argument))
+
+
+def _read_matrix(reading: Reading) -> Read:
+    """Four rows of four numbers: in RAS mm where a card or, without one, the name says so, else what is asked for."""
+    matrix = plain_affine.read_affine(reading.path, reading.argument)
+    text = reading.path.read_text(encoding="utf-8")
+    card = card_in(text, reading.name)
+    if reading.convention == "fsl" and card:
+        raise OtherConvention(
+            f"{reading.name}: is in RAS mm, as its first lines say, not FLIRT's; name no convention, or ras"
+        )
+    if reading.convention == "fsl":
+        if reading.start is None or reading.end is None:
+            raise ImagesNeeded(f"{reading.name}: is FLIRT's, which needs the grids of both images", "fixed", "moving")
+        matrix = fsl.flirt_affine(matrix, reading.start, reading.end)
+        return _affine(reading, "fsl", matrix, Space(reading.start), Space(reading.end))
+    plain = reading.path.suffix.lower() == ".txt" and not fsl.looks_like_flirt(text)
+    if reading.convention == AUTO and not card and not plain:
+        raise InputError(
+            f"{reading.name}: may be FLIRT's or in RAS mm, which look alike; name its convention: fsl or ras"
+        )
+    return _affine(reading, RAS, matrix, *((card.start, card.end) if card else (None, None)))
+
+
+def _affine(
+    reading: Reading, convention: str, matrix: Array, start: Space | None = None, end: Space | None = None
+) -> TransformFile:
+    return TransformFile(AffineTransform(matrix), convention, reading.path, start, end)
+
+
+@dataclass(frozen=True)
+class Format:
+    """A kind of file.
+
+    Attributes:
+        what: in words.
+        conventions: that use it.
+        read: its reader.
+        certain: whether its first bytes tell it beyond doubt.
+        largest: bytes of a file of it.
+    """
+
+    what: str
+    conventions: tuple[str, ...]
+    read: Callable[[Reading], Read]
+    certain: bool = False
+    largest: int | None = LARGEST_TEXT
+
+
+FIELD = Format("a NIfTI file", tuple(nifti_field.LAYOUTS), _read_field, largest=None)
+COMPOSITE = Format("a composite of ITK", ("h5", "itk"), _read_composite, certain=True, largest=None)
+LTA = Format("a linear transform of FreeSurfer", ("freesurfer",), _read_lta)
+ITK_TEXT = Format("an affine of ITK", ("itk",), _read_itk_text, certain=True)
+MATLAB = Format("an affine of ANTs", ("itk",), _read_matlab)
+MATRIX = Format("text of a matrix", (RAS, "fsl"), _read_matrix)
+
+
+def format_of(path: Path, beginning: bytes) -> Format:
+    """The format of a file that begins like this."""
+    name = path.name.lower()
+    if beginning.startswith(itk_h5.MAGIC):
+        return COMPOSITE
+    if beginning.startswith(GZIP) or name.endswith(SUFFIXES):
+        return FIELD
+    if beginning.startswith(itk_affine.BANNER[:8].encode()):
+        return ITK_TEXT
+    if name.endswith(".lta"):
+        return LTA
+    return MATLAB if b"\0" in beginning or beginning.startswith(b"MATLAB") else MATRIX
+
+
+def _write_field(writing: Writing) -> None:
+    nifti_field.write_field(writing.path, writing.displacement, writing.sides, writing.codes, writing.pool)
+
+
+def _write_composite(writing: Writing) -> None:
+    affine = writing.known is None and writing.transform.matrix is not None
+    itk_h5.write_composite(writing.path, writing.transform, None if affine else writing.displacement, writing.card)
+
+
+def _write_matrix(writing: Writing) -> None:
+    plain_affine.write_affine(writing.path, writing.matrix, writing.card)
+
+
+def _write_itk_text(writing: Writing) -> None:
+    itk_affine.write_text_file(writing.path, writing.matrix)
+
+
+def _write_matlab(writing: Writing) -> None:
+    itk_affine.write_matlab(writing.path, writing.matrix)
+
+
+def _write_flirt(writing: Writing) -> None:
+    sides = writing.sides.start, writing.sides.end
+    fsl.check_zooms(*sides)
+    write_text(writing.path, plain_affine.rows(fsl.flirt_matrix(writing.matrix, *(side.grid for side in sides))))
+
+
+def _write_lta(writing: Writing) -> None:
+    freesurfer_lta.write_lta(writing.path, writing.matrix, writing.sides.start, writing.sides.end)
+
+
+WRITERS: dict[tuple[str, str], Callable[[Writing], None]] = {  # (convention, suffix): writer
+    **{(convention, suffix): _write_field for convention in nifti_field.LAYOUTS for suffix in NIFTI},
+    ("h5", ".h5"): _write_composite,
+    (RAS, ".txt"): _write_matrix,
+    ("itk", ".txt"): _write_itk_text,
+    ("itk", ".tfm"): _write_itk_text,
+    ("itk", ".mat"): _write_matlab,
+    ("fsl", ".mat"): _write_flirt,
+    ("freesurfer", ".lta"): _write_lta,
+}
+
+
+GRIDLESS = (_write_matrix, _write_itk_text, _write_matlab)  # their files hold a map of mm to mm and nothing else
+
+
+def needs_start(path: Path, convention: str) -> bool:
+    """Whether a file of this name and convention means nothing without the fixed image's grid; errors: `writer_of`."""
+    return writer_of(path, convention) not in GRIDLESS
+
+
+def writer_of(path: Path, convention: str) -> Callable[[Writing], None]:
+    """What writes this convention to a file of this name.
+
+    Raises:
+        InputError: no such convention, or a suffix that it does not use.
+    """
+    suffixes = [suffix for key, suffix in WRITERS if key == convention]
+    if not suffixes:
+        raise InputError(f"convention: got {convention!r}, expected one of {', '.join((*CONVENTIONS, RAS))}")
+    fitting = [suffix for suffix in suffixes if path.name.lower().endswith(suffix)]
+    if not fitting:
+        raise InputError(
+            f"{path}: cannot be written as {convention}, expected a name that ends in {', '.join(suffixes)}"
+        )
+    return WRITERS[convention, fitting[0]]

@@ -1,0 +1,42 @@
+"""Motion of a series: one transform for each volume, in files of any tool whose transforms are read."""
+
+import glob
+import re
+from pathlib import Path
+
+from runtime.errors import InputError, explained
+from runtime.geometry.transform import Transform
+from runtime.images.volume import Volume
+from runtime.transforms import read_transform
+
+
+@explained("--motion")
+def read_motion(text: str, series: Volume, convention: str) -> tuple[Transform, ...]:
+    """Transforms, RAS mm, from where a chain ends into each volume of a series.
+
+    Args:
+        text: folder or glob of as many files as volumes, in the order of their names; numbers in them count as numbers.
+        series: whose grid FLIRT's matrices are meant on.
+        convention: of files that do not say theirs.
+
+    Raises:
+        InputError: no series, another number of files than of volumes, or a file that is no transform.
+    """
+    if series.step is None:
+        raise InputError(f"--motion: is for a 4-D series, but {series.path} has one volume; give its transform with -t")
+    files, volumes = _files(text), series.data.shape[3]
+    if len(files) != volumes:
+        raise InputError(f"--motion: {text} holds {len(files)} files, expected one for each of the {volumes} volumes")
+    return tuple(read_transform(path, "--motion", convention, series.grid, series.grid).transform for path in files)
+
+
+def _files(text: str) -> list[Path]:
+    """Those of a folder or glob whose names do not begin with a dot."""
+    folder = Path(text)
+    found = folder.iterdir() if folder.is_dir() else map(Path, glob.glob(text))
+    return sorted((path for path in found if path.is_file() and not path.name.startswith(".")), key=_counted)
+
+
+def _counted(path: Path) -> list[tuple[int, str]]:
+    """Sorts names by the numbers in them: MAT_2 before MAT_10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.name)]

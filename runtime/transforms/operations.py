@@ -1,0 +1,119 @@
+"""What is made of a chain of transforms: one file in any convention, its inverse, a map of its Jacobian determinant."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from runtime.geometry.jacobian import folded_share, jacobian_of_displacement, sd_log_jacobian
+from runtime.host.files.output_path import writing
+from runtime.host.progress import Progress, silent
+from runtime.images.formats.nifti_bytes import CODES_NOT_KNOWN
+from runtime.images.volume import read_source, write_volume
+from runtime.transforms import needs_start, write_verified
+from runtime.transforms.chain import Route, read_route, space_of
+
+if TYPE_CHECKING:
+    from runtime.geometry.inverse import Inversion
+
+LOWEST, HIGHEST = 1e-9, 1e9  # determinants beyond which a map of logarithms is cut off
+
+
+def write_chain(route: Route, output: Path, convention: str = "itk", progress: Progress = silent) -> str:
+    """Writes a chain as one file, which stands there only after it was read back and found to be the same.
+
+    Args:
+        route: from where the new transform starts to where it ends. A field is sampled on the grid of its reference; an
+            affine stays one where the file can hold it.
+        output: its suffix and the convention say what is written, see `runtime.transforms.write_transform`.
+        convention: one of `runtime.transforms.CONVENTIONS`, or "ras".
+        progress: told the name of each stage as it begins.
+
+    Returns:
+        A few lines for people.
+
+    Raises:
+        InputError: in one line.
+    """
+    progress("read")
+    read = read_route(route)
+    displacement, codes = None, CODES_NOT_KNOWN
+    if read.transform.matrix is None or needs_start(output, convention):
+        codes = read.require_target().codes
+    sides = read.start, read.require_end() if convention == "fsl" else read.end
+    if read.transform.matrix is None:
+        progress("compose")
+        displacement = read.displacement()
+    progress("write")
+    with writing(output):
+        error = write_verified(output, read.transform, convention, *sides, codes, displacement=displacement)
+    return with_warnings(_told(output, convention, error), read.doubts)
+
+
+def write_inverse(route: Route, output: Path, convention: str = "itk", progress: Progress = silent) -> str:
+    """Writes the inverse of a chain, on the grid where the chain ends or on the route's reference.
+
+    Args, returns and errors as for `write_chain`.
+    """
+    from runtime.geometry.inverse import invert_displacement
+
+    progress("read")
+    read = read_route(replace(route, reference=None))
+    target = None if route.reference is None else read_source(route.reference, "--reference")
+    start, codes = (read.end, CODES_NOT_KNOWN) if target is None else (space_of(target), target.codes)
+    if read.transform.matrix is None or needs_start(output, convention):
+        start = start or read.require_end()
+    back_to = read.require_start() if convention == "fsl" else read.start
+    displacement, misses = None, ""
+    if read.transform.matrix is None:
+        progress("invert")
+        found = invert_displacement(read.transform, start.grid)
+        displacement, misses = found.displacement, _told_of_inverse(found)
+    progress("write")
+    back = read.transform.inverse()
+    with writing(output):
+        error = write_verified(output, back, convention, start, back_to, codes, displacement=displacement)
+    return with_warnings(misses + _told(output, convention, error), read.doubts)
+
+
+def write_jacobian(route: Route, output: Path, log: bool = False, progress: Progress = silent) -> str:
+    """Writes the Jacobian determinant of a chain on its reference's grid, or its natural logarithm, as float32.
+
+    Args, returns and errors as for `write_chain`.
+    """
+    progress("read")
+    read = read_route(route)
+    target = read.require_target()
+    progress("compose")
+    determinant = jacobian_of_displacement(read.displacement(), target.grid)
+    progress("write")
+    written = np.log(np.clip(determinant, LOWEST, HIGHEST)) if log else determinant
+    with writing(output):
+        write_volume(output, written.astype(np.float32, copy=False), target.grid, target.codes)
+    told = (
+        f"volume      times {determinant.min():.3f} to {determinant.max():.3f} (determinants)\n"
+        f"folded      {100 * folded_share(determinant):.4f} % of the voxels\n"
+        f"SDlogJ      {sd_log_jacobian(determinant):.4f}\n"
+        f"wrote {output}: {'logarithm of the ' if log else ''}Jacobian determinant"
+    )
+    return with_warnings(told, read.doubts)
+
+
+def with_warnings(told: str, doubts: Iterable[str]) -> str:
+    """What a command says, with a line for each doubt."""
+    return "\n".join([told, *(f"warning: {doubt}" for doubt in doubts)])
+
+
+def _told(output: Path, convention: str, error: float) -> str:
+    return f"wrote {output}: {convention}; read back, it differs by {error:.1g} mm at most"
+
+
+def _told_of_inverse(found: "Inversion") -> str:
+    residual = found.residual_mm
+    return (
+        f"inverse     misses by {residual['mean']:.2g} mm on average, 95th percentile {residual['percentile_95']:.2g}, "
+        f"at most {residual['max']:.2g}\n"
+        f"unresolved  {100 * found.unresolved_share:.4f} % of the voxels, missed by more than {found.tolerance:g} mm\n"
+    )

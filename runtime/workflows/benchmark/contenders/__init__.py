@@ -1,0 +1,1 @@
+"""What is timed, and the processes it runs in."""

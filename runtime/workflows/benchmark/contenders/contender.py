@@ -1,0 +1,204 @@
+"""What is measured: contenders as they are named, and as they run once they are open."""
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from runtime.backends.engines import Engines, open_engines
+from runtime.host.progress import Progress, silent
+from runtime.loop import iterstop
+from runtime.loop.schedules import LEVELS, Schedule
+from runtime.workflows.benchmark.contenders.timing import Recorder, Span, timed
+
+Array = np.ndarray
+FINEST = LEVELS[-1]
+ENGINE_FACTS = ("backend", "library", "device", "fields", "precision", "threads")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What every contender does with a pair: a schedule, and the similarity it watches."""
+
+    schedule: Schedule
+    similarity: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """One registration of two prepared images.
+
+    Attributes:
+        flow: (3, I, J, K), voxels, on the host.
+        counts: kept iterations (a, b, c, d) of levels 4 to 1, by pass.
+        executed: iterations run, those undone included; work is counted by these.
+        similarity, folded_share: at the end.
+        seconds: ``fixed side`` (made once for any number of moving images; 0 where it was given), ``loop`` (the fixed
+            side, the moving image encoded, all iterations) and ``finish`` (warped image, folds, flow to the host);
+            of the device that does the work. Both images are in its memory before.
+        spans: every call on the way.
+    """
+
+    flow: Array
+    counts: tuple[tuple[int, ...], ...]
+    executed: tuple[tuple[int, ...], ...]
+    similarity: float
+    folded_share: float
+    seconds: dict[str, float]
+    spans: list[Span]
+
+
+class Runner(Protocol):
+    """A contender that is open; `solve` drives it.
+
+    Attributes:
+        facts: backend, library, device, fields, precision, threads, in plain types.
+        recorder: gets a span of every call.
+    """
+
+    facts: dict[str, Any]
+    recorder: Recorder
+
+    def running(self) -> contextlib.AbstractContextManager:
+        """Holds the threads asked for, and the device, while a run lasts; all below is called within."""
+
+    def upload(self, image: Array) -> Any:
+        """A host image (I, J, K), float32 in [0, 1], in the memory it is worked on."""
+
+    def fixed_side(self, fixed: Any, similarity: str) -> Any:
+        """An uploaded fixed image made ready for any number of moving ones."""
+
+    def pair(self, side: Any, moving: Any) -> tuple[iterstop.Pair, Any]:
+        """A pair with an uploaded moving image, and the similarity before any flow where it is known."""
+
+    def finish(self, flow: Any) -> tuple[Array, float]:
+        """What follows the loop of the last pair: warps its image; gives the host's flow (3, I, J, K) and its folds."""
+
+    def card_memory(self) -> dict[str, int] | None:
+        """Bytes of a card: ``peak`` held at once by arrays so far, ``used`` now by all programs; None: not on one."""
+
+
+class Contender(Protocol):
+    """A contender as it is named: it travels to the process it runs in and is opened there.
+
+    Attributes:
+        name: as a user knows it.
+        words: what it is, for the sentence "the reference is ...".
+    """
+
+    name: str
+    words: str
+
+    def open(self, tell: Progress = silent) -> Runner:
+        """Opens it; InputError where it cannot run here. `tell` is told what takes a while, now and later."""
+
+
+@dataclass(frozen=True)
+class Others:
+    """Contenders besides the engines.
+
+    Attributes:
+        rivals: timed beside them.
+        references: who defines what is right: the first of them that can be opened.
+    """
+
+    rivals: Sequence[Contender] = ()
+    references: Sequence[Contender] = ()
+
+
+def solve(runner: Runner, task: Task, moving: Array, fixed: Array | None = None, side: Any = None) -> Run:
+    """Registers `moving` to `fixed`, or to a fixed side made before. Both (I, J, K), float32 in [0, 1]."""
+    recorder, mark = runner.recorder, runner.recorder.clock.mark
+    recorder.begin(moving.shape)
+    with runner.running():
+        moving, fixed = runner.upload(moving), None if fixed is None else runner.upload(fixed)
+        start = mark()
+        side = runner.fixed_side(fixed, task.similarity) if side is None else side
+        ready = mark()
+        pair, before = runner.pair(side, moving)
+        found = iterstop.run(pair, task.schedule, start=before)
+        end = mark()
+        with recorder.span("finish"):
+            flow, folded_share = runner.finish(found.flow)
+        done = mark()
+        parts = {"fixed side": (start, ready), "loop": (start, end), "finish": (end, done)}
+        seconds = {name: recorder.clock.seconds(*marks) for name, marks in parts.items()}
+        spans = recorder.spans()
+    return Run(
+        flow,
+        found.counts,
+        tuple(tuple(len(trace.decisions) for trace in traces) for traces in found.passes),
+        found.similarity,
+        folded_share,
+        seconds,
+        spans,
+    )
+
+
+@dataclass(frozen=True)
+class EngineContender:
+    """An engine set on a backend of the runtime, at a precision."""
+
+    engine_dir: Path
+    backend: str = "auto"
+    precision: str = "auto"
+    threads: int | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.backend} {self.precision}"
+
+    @property
+    def words(self) -> str:
+        return f"the same engine set on {self.name}"
+
+    def open(self, tell: Progress = silent) -> "EngineRunner":
+        return EngineRunner(open_engines(self.engine_dir, self.backend, self.threads, self.precision, tell))
+
+
+class EngineRunner:
+    """Open engines behind the verbs that `register` uses, every call timed."""
+
+    def __init__(self, engines: Engines) -> None:
+        self.plain = engines
+        self._engines, self.recorder = timed(engines)
+        facts = engines.as_dict()
+        self.facts = {name: facts[name] for name in ENGINE_FACTS}
+
+    def running(self) -> contextlib.AbstractContextManager:
+        return self._engines.running()
+
+    def upload(self, image: Array) -> Any:
+        return self.plain.fields.to_device(image)
+
+    def fixed_side(self, fixed: Any, similarity: str) -> Any:
+        return self._engines.fixed_side(fixed, similarity)
+
+    def pair(self, side: Any, moving: Any) -> tuple[iterstop.Pair, Any]:
+        self._moving = moving
+        pair = side.pair(moving)
+        return pair, pair.score(FINEST, pair.zero(FINEST))
+
+    def finish(self, flow: Any) -> tuple[Array, float]:
+        fields = self._engines.fields
+        fields.to_host(fields.warp(self._moving, flow))
+        return fields.to_host(flow), fields.folded_share(flow)
+
+    def close(self) -> None:
+        self.plain.__exit__()
+
+    def card_memory(self) -> dict[str, int] | None:
+        device = self.recorder.clock
+        if not hasattr(device, "peak_bytes"):
+            return None
+        with self.running():
+            free, total = device.driver.memory()
+        return {"peak": device.peak_bytes, "used": total - free}
+
+    def measured_peak(self) -> float | None:
+        """GFLOP/s of a large matrix product in the engine library at this precision; None where it has no measure."""
+        measure = getattr(self.plain.networks, "measured_peak", None)
+        return float(measure(self.facts["precision"], self.facts["threads"])) if measure else None

@@ -1,0 +1,109 @@
+"""A contender at work in its own process: opened, given a pair, run and asked, one call at a time."""
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runtime.host.machine import peak_bytes
+from runtime.host.progress import Progress, silent
+from runtime.workflows.benchmark.contenders.contender import Contender, EngineRunner, Run, Runner, Task, solve
+from runtime.workflows.benchmark.machine.host import Interference
+
+Array = np.ndarray
+
+
+@dataclass
+class Session:
+    """Holds a contender and, once told to, its runner, a pair of images and a fixed side.
+
+    Attributes:
+        contender: as it is named.
+        tell: told what takes a while; its worker passes that on.
+    """
+
+    contender: Contender
+    tell: Progress = silent
+    runner: Runner | None = field(default=None, init=False)
+    images: dict[str, Array] = field(default_factory=dict, init=False)
+    side: Any = field(default=None, init=False)
+    volumes: tuple | None = field(default=None, init=False)
+
+    def open(self) -> dict[str, Any]:
+        """Opens the contender; its facts, and the seconds that took with all imports."""
+        start = time.perf_counter()
+        self.runner = self.contender.open(self.tell)
+        return {**self.runner.facts, "open_seconds": time.perf_counter() - start}
+
+    def load(self, path: Path) -> None:
+        """Takes the pair of an .npz file: arrays ``fixed`` and ``moving`` (I, J, K), float32 in [0, 1]."""
+        with np.load(path) as arrays:
+            self.images = {name: arrays[name] for name in ("fixed", "moving")}
+        self.side = None
+
+    def check(self, task: Task, flow_path: Path) -> dict[str, Any]:
+        """One run, for what it computes: writes the flow (.npy), gives the rest."""
+        run = solve(self.runner, task, **self.images)
+        np.save(flow_path, run.flow)
+        names = ("counts", "executed", "similarity", "folded_share", "seconds")
+        return {name: getattr(run, name) for name in names}
+
+    def run(self, task: Task) -> dict[str, Any]:
+        """One timed run from both images; plain types."""
+        return self._sample(task, **self.images)
+
+    def run_on_same_fixed(self, task: Task) -> dict[str, Any]:
+        """One timed run on a fixed side that is made at the first call only."""
+        if self.side is None:
+            with self.runner.running():
+                self.side = self.runner.fixed_side(self.runner.upload(self.images["fixed"]), task.similarity)
+        return self._sample(task, self.images["moving"], side=self.side)
+
+    def _sample(self, task: Task, moving: Array, **fixed: Any) -> dict[str, Any]:
+        with Interference() as interference:
+            run: Run = solve(self.runner, task, moving, **fixed)
+        return {
+            "seconds": run.seconds,
+            "processor_seconds": interference.processor_seconds,
+            "others": interference.others,
+            "executed": run.executed,
+            "spans": [tuple(span) for span in run.spans],
+        }
+
+    def close(self) -> None:
+        """Closes the runner: what its library compiled for this machine is kept for the next one."""
+        if close := getattr(self.runner, "close", None):
+            close()
+
+    def drop_fixed_side(self) -> None:
+        """Lets go of the fixed side's buffers."""
+        self.side = None
+
+    def peak_bytes(self) -> int | None:
+        """Peak memory of this process so far."""
+        return peak_bytes()
+
+    def card_memory(self) -> dict[str, int] | None:
+        """See `Runner.card_memory`."""
+        return self.runner.card_memory()
+
+    def measured_peak(self) -> float | None:
+        """GFLOP/s the runner's library reaches in matrix products; None where it has no measure."""
+        measure = getattr(self.runner, "measured_peak", None)
+        return measure() if measure else None
+
+    def register(self, fixed: Path, moving: Path, schedule: str) -> dict[str, Any]:
+        """The whole of `runtime.register` on two scans that are read already: seconds by stage and in all."""
+        from runtime.images.volume import read_volume
+        from runtime.registration.options import Options
+        from runtime.registration.scans import register
+
+        assert isinstance(self.runner, EngineRunner)
+        if self.volumes is None:
+            self.volumes = read_volume(fixed, "--fixed"), read_volume(moving, "--moving")
+        start = time.perf_counter()
+        result = register(*self.volumes, self.runner.plain, Options(schedule=schedule))
+        total = time.perf_counter() - start
+        return {"total": total, "stages": result.seconds, "working_shape": result.transform.grid.shape}

@@ -1,0 +1,207 @@
+"""Where a run's time goes: the two protocols below the loop, wrapped so that every call leaves a span.
+
+Spans carry a stage and a level, which the shape of what passes through tells. The hot code knows nothing of this.
+"""
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, Protocol
+
+from runtime.backends.engines import Engines
+
+Array = Any
+Shape = tuple[int, int, int]
+
+
+class Clock(Protocol):
+    """Tells the time where the work is done: on the host, or by events in a device's stream."""
+
+    def mark(self) -> Any:
+        """This moment in the order of the work. Must not wait for the device."""
+
+    def seconds(self, start: Any, stop: Any) -> float:
+        """Between two marks; asked for only after the run, and may wait for the device then."""
+
+
+class HostClock:
+    """Wall-clock time of the host."""
+
+    def mark(self) -> float:
+        return time.perf_counter()
+
+    def seconds(self, start: float, stop: float) -> float:
+        return stop - start
+
+
+def clock_of(fields: Any) -> Clock:
+    """The clock of the device that field operations run on: their own where they have one, else the host's."""
+    return fields.clock() if hasattr(fields, "clock") else HostClock()
+
+
+class Span(NamedTuple):
+    """One call: what it was, at which level (None: not of one level), and how long it took."""
+
+    stage: str
+    level: int | None
+    seconds: float
+
+
+class Recorder:
+    """Collects the spans of one run at a time."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self._marks: list[tuple[str, int | None, Any, Any]] = []
+        self._inside = False
+        self._size = 0
+
+    def begin(self, image_shape: Shape) -> None:
+        """Forgets the last run; the image's shape is level 1's from now on."""
+        self._marks, self._inside, self._size = [], False, image_shape[0]
+
+    def level(self, size: int) -> int:
+        """The level of an array whose first axis has `size` voxels."""
+        return (self._size // size).bit_length()
+
+    @contextlib.contextmanager
+    def span(self, stage: str, level: int | None = None) -> Iterator[None]:
+        """Times what happens inside. A span within a span is part of the outer one and leaves none of its own."""
+        if self._inside:
+            yield
+            return
+        self._inside, start = True, self.clock.mark()
+        try:
+            yield
+        finally:
+            self._marks.append((stage, level, start, self.clock.mark()))
+            self._inside = False
+
+    def call(self, stage: str, level: int | None, function: Callable, *arguments: Any) -> Any:
+        with self.span(stage, level):
+            return function(*arguments)
+
+    def spans(self) -> list[Span]:
+        """The run's spans in the order they ended."""
+        return [Span(stage, level, self.clock.seconds(*marks)) for stage, level, *marks in self._marks]
+
+
+class TimedNetworks:
+    """`runtime.backends.pair.Networks` around another one; the same results."""
+
+    def __init__(self, networks: Any, recorder: Recorder) -> None:
+        self._networks, self._recorder = networks, recorder
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._networks, name)
+
+    def features(self, image: Array) -> dict[int, Array]:
+        return self._recorder.call("encode", None, self._networks.features, image)
+
+    def estimator_input(self, level: int, shape: Shape) -> Array:
+        return self._recorder.call("fill fixed half", level, self._networks.estimator_input, level, shape)
+
+    def residual(self, level: int, buffer: Array) -> Array:
+        return self._recorder.call("estimator", level, self._networks.residual, level, buffer)
+
+    def rest(self) -> None:
+        self._networks.rest()
+
+    def close(self) -> None:
+        self._networks.close()
+
+
+class TimedFields:
+    """`runtime.backends.pair.Fields` around another one; the same results."""
+
+    def __init__(self, fields: Any, recorder: Recorder) -> None:
+        self._fields, self._recorder = fields, recorder
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._fields, name)
+
+    def _call(self, stage: str, size: int, verb: str, *arguments: Any) -> Any:
+        return self._recorder.call(stage, self._recorder.level(size), getattr(self._fields, verb), *arguments)
+
+    def threads(self) -> Any:
+        return self._fields.threads()
+
+    def zero(self, shape: Shape) -> Array:
+        return self._call("zero", shape[0], "zero", shape)
+
+    def fill_fixed(self, buffer: Array, fixed_features: Array) -> None:
+        return self._call("fill fixed half", fixed_features.shape[0], "fill_fixed", buffer, fixed_features)
+
+    def warp_into(self, buffer: Array, moving_features: Array, flow: Array) -> Array:
+        return self._call("warp", flow.shape[0], "warp_into", buffer, moving_features, flow)
+
+    def warp(self, image: Array, flow: Array) -> Array:
+        return self._call("warp image", flow.shape[0], "warp", image, flow)
+
+    def compose(self, flow: Array, residual: Array) -> Array:
+        return self._call("compose", residual.shape[0], "compose", flow, residual)
+
+    def upsample(self, flow: Array, scale: int = 2) -> Array:
+        return self._call("upsample", scale * flow.shape[0], "upsample", flow, scale)
+
+    def folded_share(self, flow: Array) -> float:
+        return self._recorder.call("folds", None, self._fields.folded_share, flow)
+
+    def extremes(self, image: Array) -> tuple[float, float]:
+        return self._recorder.call("extremes", None, self._fields.extremes, image)
+
+    def scorer(self, fixed: Array, similarity: str, *count: float) -> "TimedScorer":
+        scorer = self._recorder.call("score set-up", None, self._fields.scorer, fixed, similarity, *count)
+        return TimedScorer(scorer, self._recorder)
+
+    def without(self, image: Array, hole: Array) -> Array:
+        return self._call("score set-up", image.shape[0], "without", image, hole)
+
+    def total(self, image: Array) -> float:
+        return self._recorder.call("score set-up", None, self._fields.total, image)
+
+    def halve(self, image: Array) -> Array:
+        return self._call("smooth set-up", image.shape[0] // 2, "halve", image)
+
+    def smoother(self, fixed: Array, sigma: float) -> "TimedSmoother":
+        return TimedSmoother(self._call("smooth set-up", fixed.shape[0], "smoother", fixed, sigma), self._recorder)
+
+    def to_device(self, array: Array) -> Array:
+        return self._recorder.call("to device", None, self._fields.to_device, array)
+
+    def to_host(self, flow: Array) -> Array:
+        return self._recorder.call("to host", None, self._fields.to_host, flow)
+
+    def close(self) -> None:
+        self._fields.close()
+
+
+class TimedScorer:
+    """A scorer around another one. What it gives may be a number still to come; its span ends where the work does."""
+
+    def __init__(self, scorer: Any, recorder: Recorder) -> None:
+        self._scorer, self._recorder = scorer, recorder
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._scorer, name)
+
+    def __call__(self, moving: Array, flow: Array) -> Any:
+        return self._recorder.call("score", self._recorder.level(flow.shape[0]), self._scorer, moving, flow)
+
+
+class TimedSmoother:
+    """A smoother around another one."""
+
+    def __init__(self, smoother: Any, recorder: Recorder) -> None:
+        self._smoother, self._recorder = smoother, recorder
+
+    def __call__(self, residual: Array) -> Array:
+        return self._recorder.call("smooth", self._recorder.level(residual.shape[0]), self._smoother, residual)
+
+
+def timed(engines: Engines) -> tuple[Engines, Recorder]:
+    """The same engines with both halves wrapped, and what records their calls."""
+    recorder = Recorder(clock_of(engines.fields))
+    networks, fields = TimedNetworks(engines.networks, recorder), TimedFields(engines.fields, recorder)
+    return dataclasses.replace(engines, networks=networks, fields=fields), recorder

@@ -1,0 +1,1 @@
+"""Facts about the computer that a benchmark ran on."""

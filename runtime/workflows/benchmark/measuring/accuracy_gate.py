@@ -1,0 +1,64 @@
+"""The accuracy gate: nobody's speed is told who does not compute the reference's flow."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runtime.backends.tolerance import TOLERANCES, flow_difference
+from runtime.errors import InputError
+from runtime.workflows.benchmark.contenders.contender import Task
+from runtime.workflows.benchmark.contenders.process import Worker
+
+
+class GateError(InputError):
+    """A contender is too far from the reference; nothing is timed."""
+
+
+def check_all(
+    reference: Worker, contenders: list[tuple[Worker, str]], task: Task, spacing: float, folder: Path
+) -> list[dict[str, Any]]:
+    """Each contender's result beside the reference's; all have been given the same images.
+
+    Args:
+        reference: who is right, open.
+        contenders: open workers and their precisions; the reference may be among them and is run once.
+        spacing: mm a voxel.
+        folder: for flows, which are removed again.
+
+    Returns:
+        One row for the reference, then one for each contender.
+
+    Raises:
+        GateError: the first contender that fails.
+    """
+    path = folder / "reference.npy"
+    expected = reference.call("check", task, path)
+    rows = [{"name": reference.name, "reference": True, **_facts(expected)}]
+    for worker, precision in contenders:
+        if worker is reference:
+            continue
+        found = worker.call("check", task, folder / "flow.npy")
+        difference = flow_difference(np.load(folder / "flow.npy"), np.load(path))
+        rows.append(_row(worker.name, precision, found, expected, difference, spacing))
+        if reason := TOLERANCES[precision].refusal(rows[-1]):
+            raise GateError(f"benchmark: {worker.name} is not timed: {reason}, from {reference.name}")
+    return rows
+
+
+def _row(name: str, precision: str, found: dict, expected: dict, voxels: dict[str, float], spacing: float) -> dict:
+    return {
+        "name": name,
+        "reference": False,
+        "precision": precision,
+        "tolerance": vars(TOLERANCES[precision]),
+        "voxels": voxels,
+        "mm": {key: value * spacing for key, value in voxels.items()},
+        "counts_equal": found["counts"] == expected["counts"],
+        "expected_counts": expected["counts"],
+        **_facts(found),
+    }
+
+
+def _facts(found: dict[str, Any]) -> dict[str, Any]:
+    return {name: found[name] for name in ("counts", "executed", "similarity", "folded_share")}

@@ -1,0 +1,135 @@
+"""Speed: contenders take turns, run by run, and what their runs say is worked out once."""
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+from runtime.workflows.benchmark.contenders.contender import Task
+from runtime.workflows.benchmark.contenders.process import Worker
+from runtime.workflows.benchmark.measuring.statistics import BUSY_SHARE, TRUSTED_SPREAD, ratios, spread, summary
+
+Progress = Callable[[str], None]
+Samples = dict[str, list[dict[str, Any]]]
+# What a stage is in the account of a run's time; what is in none of them is the loop's own bookkeeping.
+FIELD_STAGES = ("warp", "compose", "upsample", "score", "score set-up", "fill fixed half", "zero", "warp image")
+FIELD_STAGES += ("smooth", "smooth set-up")
+OUTSIDE_LOOP = ("finish",)
+
+
+def take_turns(
+    workers: list[Worker],
+    method: str,
+    task: Task,
+    runs: int,
+    warmup: int,
+    progress: Progress,
+    between: Callable[[], None] = lambda: None,
+) -> Samples:
+    """Samples by contender: A B C A B C ..., after as many untimed rounds as `warmup` says; `between` timed rounds."""
+    samples: Samples = {worker.name: [] for worker in workers}
+    for number in range(-warmup, runs):
+        for worker in workers:
+            progress(f"{round_name(number, runs)}: {worker.name}")
+            sample = worker.call(method, task)
+            if number >= 0:
+                samples[worker.name].append(sample)
+        if number >= 0:
+            between()
+    return samples
+
+
+def round_name(number: int, runs: int) -> str:
+    """A round for people; those below 0 warm up."""
+    return f"round {number + 1} of {runs}" if number >= 0 else "round to warm up"
+
+
+def seconds(samples: list[dict[str, Any]], part: str) -> list[float]:
+    """Of one part of every run: ``loop``, ``finish`` or ``fixed side``."""
+    return [sample["seconds"][part] for sample in samples]
+
+
+def stage_rows(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row for each stage and level: calls a run, seconds a call, and its share of the loop and finish together."""
+    calls: dict[tuple[str, int | None], list[float]] = defaultdict(list)
+    for sample in samples:
+        for stage, level, duration in sample["spans"]:
+            calls[stage, level].append(duration)
+    whole = sum(seconds(samples, "loop")) + sum(seconds(samples, "finish"))
+    rows = [
+        {
+            "stage": stage,
+            "level": level,
+            "calls": len(durations) / len(samples),
+            "seconds": summary(durations),
+            "share": sum(durations) / whole,
+        }
+        for (stage, level), durations in calls.items()
+    ]
+    return sorted(rows, key=lambda row: -row["share"])
+
+
+def speed(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the runs of one contender come to: loop, finish, stages, and whether they can be trusted."""
+    found = {part.replace(" ", "_"): summary(seconds(samples, part)) for part in ("loop", "finish", "fixed side")}
+    return {**found, "stages": stage_rows(samples), "spread": spread(seconds(samples, "loop")), "samples": samples}
+
+
+def account(samples: list[dict[str, Any]], gflop: dict[str, float], peak: float | None) -> dict[str, Any]:
+    """Where the loop's time goes, seconds a run (means), and how near to the floor it comes.
+
+    Args:
+        samples: runs of one contender.
+        gflop: the work of one run, ``encode``, ``estimator`` and ``total``.
+        peak: GFLOP/s its device reaches in matrix products at this precision; None: not measured.
+
+    Returns:
+        ``loop``, and its parts ``estimator``, ``encode``, ``fields`` and ``overhead`` (what is in no span: on a card
+        its idle time, at decisions or where the host sends too slowly), which add up to it; the
+        ``floor`` of each engine part (its work at the peak); ``gflops`` reached, over the whole loop and while an
+        estimator runs; the loop's share of the peak, on average and in the fastest run.
+    """
+    loop = sum(seconds(samples, "loop")) / len(samples)
+    parts = {
+        "estimator": _mean(samples, ("estimator",)),
+        "encode": _mean(samples, ("encode",)),
+        "fields": _mean(samples, FIELD_STAGES),
+    }
+    found = {
+        "loop": loop,
+        **parts,
+        "overhead": loop - sum(parts.values()),
+        "gflop": gflop,
+        "gflops": gflop["total"] / loop,
+        "estimator_gflops": gflop["estimator"] / parts["estimator"] if parts["estimator"] else None,
+        "peak_gflops": peak,
+    }
+    if peak:
+        found["floor"] = {name: gflop[name] / peak for name in ("estimator", "encode", "total")}
+        found["share_of_peak"] = found["gflops"] / peak
+        found["share_of_peak_fastest"] = gflop["total"] / min(seconds(samples, "loop")) / peak
+    return found
+
+
+def _mean(samples: list[dict[str, Any]], stages: tuple[str, ...]) -> float:
+    return sum(span[2] for sample in samples for span in sample["spans"] if span[0] in stages) / len(samples)
+
+
+def against(samples: Samples, rival: str) -> dict[str, dict[str, float]]:
+    """How many times faster than the rival every other contender is, round by round."""
+    slow = seconds(samples[rival], "loop")
+    return {name: ratios(slow, seconds(own, "loop")) for name, own in samples.items() if name != rival}
+
+
+def doubts(name: str, samples: list[dict[str, Any]], found: dict[str, Any] | None = None) -> list[str]:
+    """Why the runs of a contender, or the account of them, should not be trusted, one line each."""
+    lines, wide = [], spread(seconds(samples, "loop"))
+    if wide > TRUSTED_SPREAD:
+        lines.append(
+            f"{name}: runs spread by {wide:.0%} ((p90 - min) / median of the loop), trusted up to {TRUSTED_SPREAD:.0%}"
+        )
+    others = [sample["others"] for sample in samples if sample["others"] is not None]
+    if others and (taken := sum(others) / len(others)) > BUSY_SHARE:
+        lines.append(f"{name}: others used {taken:.0%} of the machine's processor time while it ran")
+    if found and found.get("share_of_peak_fastest", 0) > 1:
+        lines.append(f"{name}: its fastest run is above the measured peak, which was disturbed or is not its limit")
+    return lines

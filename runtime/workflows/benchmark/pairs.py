@@ -1,0 +1,82 @@
+"""The pairs a benchmark runs on: two scans prepared as `register` does, or a generated pair, as arrays and as files."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from runtime.backends.engine_set import load_engine_set
+from runtime.geometry.grid import Grid, fit_to
+
+Shape = tuple[int, int, int]
+INTENSITIES = 1000  # of a generated pair written as integer scans
+
+
+@dataclass(frozen=True)
+class GeneratedPair:
+    """A body of soft blobs and the same deformed; see `runtime.backends.example`."""
+
+    shape: Shape
+
+    @property
+    def words(self) -> str:
+        return f"a generated pair {_by(self.shape)}"
+
+    def make(self, path: Path) -> Shape:
+        """Writes ``fixed`` and ``moving`` (I, J, K), float32 in [0, 1], to an .npz file; their shape."""
+        from runtime.backends.example import example_pair
+
+        fixed, moving = example_pair(self.shape)
+        np.savez(path, fixed=fixed, moving=moving)
+        return self.shape
+
+    def scans(self, arrays: Path, folder: Path) -> tuple[Path, Path]:
+        """The pair as two scans of 1 mm voxels in a folder."""
+        from runtime.images.volume import write_volume
+
+        paths = folder / "fixed.nii.gz", folder / "moving.nii.gz"
+        with np.load(arrays) as pair:
+            for name, path in zip(("fixed", "moving"), paths, strict=True):
+                image = np.rint(INTENSITIES * pair[name])
+                write_volume(path, image, Grid(self.shape, np.eye(4)), dtype=np.int16)
+        return paths
+
+
+@dataclass(frozen=True)
+class ScanPair:
+    """Two scans on the working grid, after the affine start."""
+
+    fixed: Path
+    moving: Path
+    engine_dir: Path
+    crop_to: Shape | None = None
+
+    @property
+    def words(self) -> str:
+        cropped = f", cropped or padded to {_by(self.crop_to)}" if self.crop_to else ""
+        return f"{self.fixed.name} and {self.moving.name}{cropped}"
+
+    def make(self, path: Path) -> Shape:
+        """As for a generated pair.
+
+        Raises:
+            InputError: the scans cannot be registered.
+        """
+        from runtime.images.intensity import rule_from_dict
+        from runtime.images.volume import read_volume
+        from runtime.registration.preprocessing import prepare
+
+        engine_set = load_engine_set(self.engine_dir)
+        scans = read_volume(self.fixed, "--fixed"), read_volume(self.moving, "--moving")
+        ready = prepare(*scans, engine_set, rule_from_dict(engine_set.intensity))
+        shape = self.crop_to or ready.grid.shape
+        np.savez(path, fixed=fit_to(ready.fixed, shape), moving=fit_to(ready.moving, shape))
+        return shape
+
+    def scans(self, arrays: Path, folder: Path) -> tuple[Path, Path]:
+        """The two files themselves, whole."""
+        return self.fixed, self.moving
+
+
+def _by(shape: Shape) -> str:
+    return "x".join(map(str, shape))

@@ -1,0 +1,1 @@
+"""A sample pair with a known answer."""

@@ -1,0 +1,87 @@
+"""Engine sets that are compared: their names in tables, their sizes, and those made of checkpoints."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from runtime.backends.engine_set import MANIFEST, EngineSet, load_engine_set
+from runtime.errors import InputError
+from runtime.host.files.hashes import sha256_of_file
+from runtime.host.progress import Progress
+from runtime.loop.schedules import LEVELS
+from runtime.workflows.evaluation.options import EvaluateOptions, Export
+
+EXPORTED = "engines"  # folder of sets made of checkpoints, beside the results: run again, they are there
+KERNEL = 27  # weights of a 3x3x3 convolution for one channel in and one out
+
+
+@dataclass(frozen=True)
+class NamedSet:
+    """An engine set and what tables call it; the name of the only one is empty."""
+
+    name: str
+    engine_set: EngineSet
+
+    def facts(self) -> dict[str, Any]:
+        """What tables and readers need to know of it."""
+        return {
+            "name": self.name,
+            "engine_dir": str(self.engine_set.folder),
+            "engines": dict(self.engine_set.hashes),
+            "res_blocks": int(self.engine_set.manifest["network"]["res_blocks"]),
+            "parameters": parameters(self.engine_set),
+        }
+
+
+def open_sets(options: EvaluateOptions, export: Export | None, progress: Progress) -> tuple[NamedSet, ...]:
+    """The sets of all folders and checkpoints, checked; checkpoints are exported where that has not been done.
+
+    Raises:
+        InputError: a set or checkpoint that cannot be used, or checkpoints where nothing can export them.
+    """
+    folders = [*options.engine_dirs]
+    for checkpoint in options.checkpoints:
+        folders.append(_exported(checkpoint, options.output / EXPORTED, export, progress))
+    names = _names([*options.engine_dirs, *options.checkpoints])
+    return tuple(NamedSet(name, load_engine_set(folder)) for name, folder in zip(names, folders, strict=True))
+
+
+def _exported(checkpoint: Path, folder: Path, export: Export | None, progress: Progress) -> Path:
+    place = folder / f"{checkpoint.stem}.{sha256_of_file(checkpoint)[:8]}"
+    if (place / MANIFEST).is_file():
+        return place
+    if export is None:
+        raise InputError(f"--checkpoint: {checkpoint} cannot be exported from here; give --engine-dir of its set")
+    progress(f"export {checkpoint}")
+    export(checkpoint, place)
+    return place
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """What tells paths apart: their last names, or as much more of them as that takes."""
+    if len(paths) == 1:
+        return [""]
+    parts = [path.absolute().with_suffix("").parts for path in paths]
+    for depth in range(1, 1 + max(map(len, parts))):
+        names = ["/".join(part[-depth:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    raise InputError("--engine-dir, --checkpoint: one is given twice; give each once")
+
+
+def parameters(engine_set: EngineSet) -> int:
+    """Weights and biases of the network that a set holds, from the shape its manifest states."""
+    channels, blocks = engine_set.channels, int(engine_set.manifest["network"]["res_blocks"])
+    finest_first = [1, *(channels[level] for level in reversed(LEVELS))]
+    total = sum(_convolution(a, b) for a, b in pairwise(finest_first))
+    for level in LEVELS:
+        width = 2 * channels[1] if level == 1 else 4 * channels[1]
+        total += _convolution(2 * channels[level], width) + blocks * _convolution(width, width)
+        total += _convolution(width, width // 2) + _convolution(width // 2, 3)
+    return total
+
+
+def _convolution(before: int, after: int) -> int:
+    return (KERNEL * before + 1) * after

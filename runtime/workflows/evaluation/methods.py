@@ -1,0 +1,210 @@
+"""Which ways to register are compared: schedules, thresholds and stop rules of the command line, and the paper's."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+
+from runtime.backends.engine_set import EngineSet
+from runtime.loop.schedules import ON_STOP, STOP_RULES, StopRule, stop_rule
+from runtime.registration.options import STOP_OPTIONS, Options, ignored
+
+BEFORE, TRANSFORM = "before", "transform"  # the affine start alone; another tool's transform
+PLACEHOLDER = "t"
+NO_ITERATION, RP_NET, ITERSTOP = "0,0,0,0", "1,1,1,1", "iterstop"
+SWEPT = {"on_stop": "on_stops", "stability": "stabilities", "delta": "deltas"}  # option of stop rules -> its choices
+# Families of the paper's Figure 5, and the thresholds of its Table 3.
+FAMILIES = ("t,1,1,1", "1,t,1,1", "1,1,t,1", "1,1,1,t", "t,t,t,t", "cascade:t")
+PAPER_DELTAS = (0.01, 0.005, 0.001, 0.0005)
+PAPER_TIMES = tuple(range(1, 11))
+Place = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to register.
+
+    Attributes:
+        name: what tables call it; unlike any other's on the same engine set.
+        options: resolved; None of another tool's transform.
+        places: the families of counts it belongs to, and its t in each.
+        engines: name of the engine set, where several are compared.
+    """
+
+    name: str
+    options: Options | None = None
+    places: tuple[Place, ...] = ()
+    engines: str = ""
+
+    @property
+    def title(self) -> str:
+        """Name and engine set, unlike any other method's."""
+        return f"{self.engines}: {self.name}" if self.engines else self.name
+
+    @property
+    def schedule(self) -> str:
+        """As `register` takes it; empty of another tool's transform."""
+        return self.options.schedule if self.options else ""
+
+    @property
+    def stops(self) -> bool:
+        """Whether a stop rule ends its levels, rather than a count."""
+        return stop_rule(self.schedule) is not None
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What the command line asks for; every combination that makes sense is a method.
+
+    Attributes:
+        schedules: as `register` takes them; a `t` stands for each of `times`.
+        deltas: thresholds of stop rules; none: the engine set's, or the rule's.
+        stabilities: of tci, likewise.
+        on_stops: "keep", "revert", of iterstop; none: the engine set's.
+        similarities: what stop rules watch; none: the engine set's.
+        max_iterations: per level, one value or four; None: the engine set's.
+        smooths: smoothings of residual flows, voxels, each with every schedule that iterates; none: no smoothing.
+        times: what `t` in a schedule stands for.
+        paper: everything of the paper's Tables 1 and 3 and Figure 5, and every stop rule, beside the rest.
+    """
+
+    schedules: tuple[str, ...] = ()
+    deltas: tuple[float, ...] = ()
+    stabilities: tuple[float, ...] = ()
+    on_stops: tuple[str, ...] = ()
+    similarities: tuple[str, ...] = ()
+    max_iterations: tuple[int, ...] | None = None
+    smooths: tuple[float, ...] = ()
+    times: tuple[int, ...] = PAPER_TIMES
+    paper: bool = False
+
+
+def methods(choices: Choices, engine_set: EngineSet, engines: str = "") -> tuple[Method, ...]:
+    """The affine start alone, then the methods that choices ask for on an engine set, each once.
+
+    Args:
+        choices: see there; without schedules and `paper` it is RP-Net and the engine set's own stop rule.
+        engine_set: says what is not chosen.
+        engines: name of the set where several are compared.
+
+    Raises:
+        InputError: options that no schedule can use or that cannot be meant.
+    """
+    found: dict[Options, Method] = {}
+    for options, place in ((Options(schedule=NO_ITERATION), None), *_asked_for(choices)):
+        options = options.resolved(engine_set)
+        options.build_schedule()
+        method = found.setdefault(options, Method(_name(options, engine_set), options, engines=engines))
+        if place is not None and place not in method.places:
+            found[options] = replace(method, places=(*method.places, place))
+    return tuple(found.values())
+
+
+def _asked_for(choices: Choices) -> Iterator[tuple[Options, Place | None]]:
+    """Every schedule with every smoothing, and the place of those that belong to a family."""
+    for options, place in _scheduled(choices):
+        for sigma in choices.smooths or (0.0,):
+            smooth = 0.0 if options.schedule == NO_ITERATION else sigma
+            yield replace(options, smooth=smooth), place and (_smoothed(place[0], sigma), place[1])
+
+
+def _smoothed(name: str, sigma: float) -> str:
+    """A schedule's or family's name with its smoothing."""
+    return f"{name} smooth {sigma:g}" if sigma else name
+
+
+def _scheduled(choices: Choices) -> Iterator[tuple[Options, Place | None]]:
+    schedules = [_tidy(schedule) for schedule in choices.schedules]
+    if not schedules and not choices.paper:
+        schedules = [RP_NET, ITERSTOP]
+    rules = [*filter(stop_rule, schedules), *(STOP_RULES if choices.paper else ())]
+    _refuse_ignored(choices, rules)
+    for schedule in schedules:
+        if is_family(schedule):
+            yield from _family(schedule, choices.times)
+        elif stop_rule(schedule):
+            yield from ((options, None) for options in _ruled(schedule, choices))
+        else:
+            yield Options(schedule=schedule), None
+    if choices.paper:
+        yield from _paper(choices)
+
+
+def _tidy(schedule: str) -> str:
+    """One way to write what means the same."""
+    return "".join(schedule.split()).lower()
+
+
+def _refuse_ignored(choices: Choices, rules: Iterable[str]) -> None:
+    """What no schedule uses is an error."""
+    used = {name for rule in rules for name in stop_rule(rule).takes}
+    for field, name in STOP_OPTIONS.items():
+        value = getattr(choices, SWEPT.get(field, field))
+        if value and name not in used:
+            raise ignored(field, value, "no schedule uses it")
+
+
+def is_family(schedule: str) -> bool:
+    """Whether a schedule holds a `t`."""
+    return PLACEHOLDER in schedule.removeprefix("cascade:").split(",")
+
+
+def _family(schedule: str, times: Iterable[int]) -> Iterator[tuple[Options, Place]]:
+    head, colon, tail = schedule.rpartition(":")
+    for t in times:
+        counts = ",".join(str(t) if part == PLACEHOLDER else part for part in tail.split(","))
+        yield Options(schedule=f"{head}{colon}{counts}"), (schedule, t)
+
+
+def _ruled(schedule: str, choices: Choices) -> Iterator[Options]:
+    """A stop rule with every combination of those choices that it takes."""
+    takes = stop_rule(schedule).takes
+    on_stops, stabilities, deltas = (
+        getattr(choices, several) if STOP_OPTIONS[field] in takes else () for field, several in SWEPT.items()
+    )
+    swept = (values or (None,) for values in (choices.similarities, on_stops, stabilities, deltas))
+    for similarity, on_stop, stability, delta in product(*swept):
+        yield Options(
+            schedule=schedule,
+            similarity=similarity,
+            delta=delta,
+            stability=stability,
+            on_stop=on_stop,
+            max_iterations=choices.max_iterations,
+        )
+
+
+def _paper(choices: Choices) -> Iterator[tuple[Options, Place | None]]:
+    yield from ((Options(schedule=schedule), None) for schedule in (RP_NET, ITERSTOP))
+    for rule in STOP_RULES:
+        of_paper = {"deltas": choices.deltas or PAPER_DELTAS, "on_stops": ON_STOP} if rule == ITERSTOP else {}
+        yield from ((options, None) for options in _ruled(rule, replace(choices, **of_paper)))
+    for schedule in FAMILIES:
+        yield from _family(schedule, choices.times)
+
+
+def _name(options: Options, engine_set: EngineSet) -> str:
+    """What tables call it: the schedule, of a stop rule what it was told, and the smoothing."""
+    if options.schedule == NO_ITERATION:
+        return BEFORE
+    rule = stop_rule(options.schedule)
+    words = [options.schedule, *(_told(rule, options, engine_set) if rule else ())]
+    return _smoothed(" ".join(words), options.smooth)
+
+
+def _told(rule: StopRule, options: Options, engine_set: EngineSet) -> Iterator[str]:
+    """What a stop rule is told, its defaults left out but for the threshold."""
+    if options.on_stop is not None:
+        yield options.on_stop
+    if options.delta is not None:
+        yield _numbers(options.delta)
+    if options.stability not in (None, rule.thresholds.get("stability", {}).get(options.similarity)):
+        yield f"stability {_numbers(options.stability)}"
+    if options.similarity != engine_set.stop["similarity"]:
+        yield options.similarity
+    if options.max_iterations not in (None, engine_set.stop["limit"]):
+        yield f"at most {_numbers(options.max_iterations)}"
+
+
+def _numbers(value: float | tuple[float, ...]) -> str:
+    values = value if isinstance(value, tuple) else (value,)
+    return ",".join(f"{number:g}" for number in values)

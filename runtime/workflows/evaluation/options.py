@@ -1,0 +1,74 @@
+"""What is evaluated, on what, and where the results go."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from runtime.errors import InputError
+from runtime.host.files.regular_files import require_file
+from runtime.registration.options import Options
+from runtime.workflows.evaluation.methods import Choices
+from runtime.workflows.evaluation.pair_list import Pair
+
+Export = Callable[[Path, Path], None]  # writes the engine set of a checkpoint into a folder
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """What to evaluate.
+
+    Attributes:
+        pairs: from `read_pairs`, or one.
+        output: folder for the results.
+        choices: which schedules and so on.
+        engine_dirs: engine sets to compare.
+        checkpoints: checkpoints to compare, exported first; beside or instead of engine sets.
+        backend, precision, threads: as for `runtime.open_engines`.
+        affine: as for `register`; the same for every pair.
+        window: likewise.
+        label_ids: labels to score where a pair does not say; None: all that both maps hold with 50 voxels or more.
+        points_in: frame of those landmark files whose columns are x,y,z; others say theirs.
+
+    Raises:
+        InputError: nothing to evaluate on or with, or what no pair can use.
+    """
+
+    pairs: tuple[Pair, ...]
+    output: Path
+    choices: Choices = field(default_factory=Choices)
+    engine_dirs: tuple[Path, ...] = ()
+    checkpoints: tuple[Path, ...] = ()
+    backend: str = "auto"
+    precision: str = "auto"
+    threads: int | None = None
+    affine: str = "auto"
+    window: tuple[float, float] | None = None
+    label_ids: tuple[int, ...] | None = None
+    points_in: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.pairs:
+            raise InputError("--pairs: lists no pair; give a CSV of pairs, or --fixed and --moving")
+        if not (self.engine_dirs or self.checkpoints):
+            raise InputError("--engine-dir: got none, expected an engine set, or --checkpoint")
+        if self.label_ids and not any(pair.fixed_labels for pair in self.pairs):
+            raise InputError("--label-ids: no pair has label maps; leave it out or give label maps of both scans")
+        if self.points_in and not any(pair.fixed_landmarks for pair in self.pairs):
+            raise InputError("--points-in: no pair has landmarks; leave it out or give landmarks of both scans")
+        for path in self.checkpoints:
+            require_file(path, "--checkpoint")
+
+    @property
+    def start(self) -> Options:
+        """What all methods share."""
+        return Options(affine=self.affine, window=self.window)
+
+    def of_a_pair(self, label_ids: tuple[int, ...] | None) -> dict[str, Any]:
+        """The choices that every score of a pair depends on, beside the files themselves; plain types."""
+        return {
+            "affine": self.affine,
+            "window": self.window and list(self.window),
+            "label_ids": label_ids and list(label_ids),
+            "points_in": self.points_in,
+        }

@@ -1,0 +1,143 @@
+"""Which pairs are scored: a CSV of images, label maps, landmarks and other tools' transforms, or one pair."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from runtime.errors import InputError, explained
+from runtime.host.files.csv_lines import by_column, read_csv
+from runtime.host.files.regular_files import require_file
+from runtime.images.volume import scan_name
+from runtime.transforms.chain import Link
+from runtime.transforms.formats import AUTO, CONVENTIONS, RAS
+
+FILES = ("fixed", "moving", "fixed_labels", "moving_labels", "fixed_landmarks", "moving_landmarks")
+FILES += ("fixed_mask", "moving_mask")
+COLUMNS = (*FILES, "name", "transform", "convention", "label_ids")
+KNOWN = (AUTO, *CONVENTIONS, RAS)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A pair and what it is scored by; what is None is not scored.
+
+    Attributes:
+        name: of its record.
+        fixed, moving: scans.
+        fixed_labels, moving_labels: label maps, both or neither.
+        fixed_landmarks, moving_landmarks: CSVs of points that correspond line by line, both or neither.
+        transform: another tool's transforms to score beside ours, a chain from the fixed to the moving scan.
+        label_ids: labels to score; None: those of the command line, or all that both maps hold.
+        convention: of those of the transform's files that do not say theirs, one of `KNOWN`.
+        fixed_mask, moving_mask: where the scans count, see `runtime.images.masks`; None: everywhere.
+    """
+
+    name: str
+    fixed: Path
+    moving: Path
+    fixed_labels: Path | None = None
+    moving_labels: Path | None = None
+    fixed_landmarks: Path | None = None
+    moving_landmarks: Path | None = None
+    transform: tuple[Link, ...] = ()
+    label_ids: tuple[int, ...] | None = None
+    convention: str = AUTO
+    fixed_mask: Path | None = None
+    moving_mask: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.convention not in KNOWN:
+            known = ", ".join(KNOWN)
+            raise InputError(f"pair {self.name}: convention is {self.convention!r}, expected one of {known}")
+        for kind in ("labels", "landmarks"):
+            if (getattr(self, f"fixed_{kind}") is None) != (getattr(self, f"moving_{kind}") is None):
+                raise InputError(f"pair {self.name}: has {kind} of one scan, expected those of both or of neither")
+        for what, file in self.files().items():
+            require_file(file, f"pair {self.name}: {what}")
+
+    def files(self) -> dict[str, Path]:
+        """Every file there is, by what it is; the links of the transform are numbered."""
+        named = {name: file for name in FILES if (file := getattr(self, name)) is not None}
+        links = {f"transform {n}": link.path for n, link in enumerate(self.transform, start=1)}
+        return {**named, **links}
+
+
+def read_pairs(path: Path) -> tuple[Pair, ...]:
+    """Pairs of a CSV with a header: fixed, moving and any other of `COLUMNS`, in upper or lower case.
+
+    Cells may be empty; paths may be relative to the CSV's folder. `transform` lists a chain as `apply` takes it, FILE
+    or FILE,inverse, divided by semicolons, and `convention` says whose its files are; `label_ids` lists numbers,
+    divided by blanks, commas or semicolons. Without `name` a pair is called after its scans.
+
+    Raises:
+        InputError: the CSV cannot be read, has an unknown or lacks a necessary column, lists nothing or a name twice,
+            or names a file that does not exist.
+    """
+    with explained("--pairs"):
+        pairs = tuple(_pair(path, line, row) for line, row in _rows(path))
+    if not pairs:
+        raise InputError(f"--pairs: {path} lists no pair; expected a line for each below the header")
+    seen: dict[str, Pair] = {}
+    for pair in pairs:
+        if (first := seen.setdefault(pair.name.casefold(), pair)) is not pair:
+            raise InputError(f"--pairs: {path} has two pairs called {first.name}; tell them apart in the column name")
+    return pairs
+
+
+def pair_name(fixed: Path, moving: Path) -> str:
+    """What a pair without a name is called."""
+    return _safe(f"{scan_name(fixed)}-{scan_name(moving)}")
+
+
+def parse_label_ids(text: str, argument: str) -> tuple[int, ...]:
+    """Label ids divided by blanks, commas or semicolons: numbers above 0, each once."""
+    try:
+        ids = tuple(int(part) for part in re.split(r"[\s,;]+", text.strip()))
+    except ValueError:
+        ids = ()
+    if not ids or min(ids) < 1 or len(set(ids)) < len(ids):
+        raise InputError(f"{argument}: got {text!r}, expected label ids above 0, each once, such as 2,3,4")
+    return ids
+
+
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """Line numbers and cells by column, of lines that are not blank."""
+    header, lines = read_csv(path, "--pairs", "fixed,moving")
+    columns = list(by_column(header, []))
+    unknown = [column for column in columns if column not in COLUMNS]
+    if unknown or not {"fixed", "moving"} <= set(columns):
+        found = ", ".join(columns) or "none"
+        others = ", ".join(COLUMNS[2:])
+        raise InputError(f"--pairs: {path} has the columns {found}; expected fixed, moving and any of {others}")
+    for line, cells in lines:
+        if any(cell.strip() for cell in cells[len(header) :]):
+            raise InputError(f"--pairs: {path} line {line} has more cells than the header; quote cells with commas")
+        yield line, by_column(header, cells)
+
+
+def _pair(path: Path, line: int, row: dict[str, str]) -> Pair:
+    for column in ("fixed", "moving"):
+        if not row[column]:
+            raise InputError(f"--pairs: {path} line {line} names no {column} scan; fill or remove it")
+    files = {name: path.parent / row[name] for name in FILES if row.get(name)}
+    links = [link.strip() for link in row.get("transform", "").split(";") if link.strip()]
+    ids = row.get("label_ids")
+    return Pair(
+        name=_safe(row.get("name") or "") or pair_name(files["fixed"], files["moving"]),
+        transform=tuple(Link.parse(str(path.parent / link)) for link in links),
+        label_ids=parse_label_ids(ids, f"--pairs: {path} line {line}, label_ids") if ids else None,
+        convention=(row.get("convention") or AUTO).lower(),
+        **files,
+    )
+
+
+def _safe(name: str) -> str:
+    """What may be a file's name."""
+    return re.sub(r"[^\w.+-]+", "_", name).strip("._")
+
+
+def label_ids_of(pair: Pair, default: Sequence[int] | None) -> tuple[int, ...] | None:
+    """Those of the pair, or of the command line; None: all that both maps hold."""
+    chosen = default if pair.label_ids is None else pair.label_ids
+    return None if chosen is None else tuple(chosen)

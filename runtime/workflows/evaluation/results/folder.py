@@ -1,0 +1,73 @@
+"""The folder of an evaluation: a record for each pair, which an interrupted or larger run goes on with."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from runtime.errors import InputError, explained
+from runtime.host.files.hashes import sha256_of_facts, sha256_of_file
+from runtime.host.files.plain_json import as_json, read_record
+from runtime.host.files.whole_files import write_text
+from runtime.transforms.formats import AUTO
+from runtime.workflows.evaluation.engine_sets import EXPORTED
+from runtime.workflows.evaluation.options import EvaluateOptions
+from runtime.workflows.evaluation.pair_list import Pair
+
+FORMAT, VERSION = "rpnet-evaluated-pair", 2
+PAIRS = "pairs"
+SCORES, TABLE, LABELS = "scores.json", "scores.csv", "labels.csv"
+MARKDOWN, BOXES, CURVES, DELTAS = "table.md", "boxes.png", "curves.png", "deltas.png"
+KEPT = ("engine_sets", "versions", "methods")  # of an earlier record of the same inputs and choices
+Record = dict[str, Any]
+
+
+class ScoresFolder:
+    """Records by name, and where everything else lies.
+
+    Args:
+        options: see there.
+
+    Raises:
+        InputError: the folder cannot be made, or an input lies where results go.
+    """
+
+    def __init__(self, options: EvaluateOptions) -> None:
+        self.path, self._options = options.output, options
+        with explained("--output"):
+            (self.path / PAIRS).mkdir(parents=True, exist_ok=True)
+        names = (PAIRS, EXPORTED, SCORES, TABLE, LABELS, MARKDOWN, BOXES, CURVES, DELTAS)
+        taken = [(self.path / name).resolve() for name in names]
+        for file in (file for pair in options.pairs for file in pair.files().values()):
+            if any(file.resolve().is_relative_to(place) for place in taken):
+                raise InputError(f"--output: the input {file} lies where results go; choose another folder")
+
+    def file(self, name: str) -> Path:
+        return self.path / PAIRS / f"{name}.json"
+
+    def begin(self, pair: Pair, label_ids: Sequence[int] | None) -> Record:
+        """A pair's record: that of an earlier run with the same inputs and choices, else a new one without methods.
+
+        Raises:
+            InputError: an input cannot be read.
+        """
+        inputs = {}
+        for what, file in pair.files().items():
+            with explained(f"pair {pair.name}"):
+                inputs[what] = {"path": str(file), "sha256": sha256_of_file(file)}
+        chain = [link.inverse for link in pair.transform]
+        hashes = {what: found["sha256"] for what, found in inputs.items()}
+        key = sha256_of_facts((VERSION, hashes, chain, self._options.of_a_pair(label_ids and tuple(label_ids))))
+        head = {"format": FORMAT, "version": VERSION, "name": pair.name, "key": key, "inputs": inputs}
+        head["choices"] = self._options.of_a_pair(label_ids)
+        if pair.convention != AUTO:
+            head["choices"]["convention"] = pair.convention  # which the given transform's scores alone depend on
+        earlier = self._earlier(pair.name)
+        kept = {name: earlier[name] for name in KEPT if name in earlier} if earlier.get("key") == key else {}
+        return {**head, "engine_sets": {}, "methods": {}, **kept}
+
+    def write(self, record: Record) -> None:
+        write_text(self.file(record["name"]), as_json(record))
+
+    def _earlier(self, name: str) -> Record:
+        record = read_record(self.file(name), FORMAT, VERSION)
+        return record if isinstance(record.get("methods"), dict) else {}

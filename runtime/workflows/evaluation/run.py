@@ -1,0 +1,191 @@
+"""A list of pairs evaluated by many methods on one or several engine sets, resumed where an earlier run ended."""
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cache
+from typing import Any
+
+from runtime.backends.engines import Engines, check_choice, open_set
+from runtime.errors import InputError, recorded
+from runtime.host.files.folder_lock import folder_lock
+from runtime.host.files.hashes import sha256_of_facts
+from runtime.host.progress import Countdown, Progress, Stages, silent
+from runtime.registration.output.report import versions
+from runtime.registration.warmup import start_kernels
+from runtime.workflows.evaluation.engine_sets import NamedSet, open_sets
+from runtime.workflows.evaluation.methods import BEFORE, TRANSFORM, Method, methods
+from runtime.workflows.evaluation.options import EvaluateOptions, Export
+from runtime.workflows.evaluation.pair_list import Pair, label_ids_of
+from runtime.workflows.evaluation.results.evaluation import Evaluation
+from runtime.workflows.evaluation.results.figures import write_pictures
+from runtime.workflows.evaluation.results.folder import PAIRS, Record, ScoresFolder
+from runtime.workflows.evaluation.results.tables import write_tables
+from runtime.workflows.evaluation.scoring.pair_scorer import PairScorer
+
+
+def evaluate(options: EvaluateOptions, progress: Progress = silent, export: Export | None = None) -> Evaluation:
+    """Scores every pair by every method, and writes records, tables and pictures into ``options.output``.
+
+    What an earlier run scored with the same files, choices and engines is kept. What goes wrong with a pair or a method
+    is recorded, and the others go on; the next run tries it again. For a process of its own (`start_kernels`).
+
+    Args:
+        options: see `EvaluateOptions`.
+        progress: told what runs, how much is done and how long the rest will take.
+        export: makes the engine set of a checkpoint; needed where there are checkpoints.
+
+    Raises:
+        InputError: options, engine sets or folders that cannot be used, or a package that is not installed.
+        Scarce: another run holds the folder.
+    """
+    if importlib.util.find_spec("matplotlib") is None:  # before all the work that it is to draw
+        raise InputError("needs the package matplotlib, which is not installed; pip install -r requirements.txt")
+    _ = options.start.start
+    with folder_lock(options.output, subfolders=[PAIRS]):
+        return _evaluate(options, progress, export)
+
+
+def _evaluate(options: EvaluateOptions, progress: Progress, export: Export | None) -> Evaluation:
+    folder = ScoresFolder(options)
+    sets = open_sets(options, export, progress)
+    plan = _Plan(options, sets)
+    start_kernels(Stages(progress))
+    records = {pair.name: folder.begin(pair, label_ids_of(pair, options.label_ids)) for pair in options.pairs}
+    told = _ResultsTold(plan.missing(records), progress)
+    for named in sets:
+        with _opened(options, named, progress) as engines:
+            for pair in options.pairs:
+                record = records[pair.name]
+                todo = plan.todo(pair, record, named)
+                if todo:
+                    _Work(options, folder, plan, told).run(pair, named, record, todo, engines())
+    for record in records.values():
+        record.setdefault("versions", versions())
+        folder.write(record)
+    evaluation = Evaluation(folder.path, plan.methods, tuple(records.values()), tuple(named.facts() for named in sets))
+    progress("draw")
+    write_tables(evaluation, options)
+    write_pictures(evaluation)
+    return evaluation
+
+
+class _Plan:
+    """Which methods run on which engine set, and what of them a record has already.
+
+    The affine start and another tool's transform belong to no set: they are scored on the first on which the pair can
+    be made ready.
+    """
+
+    def __init__(self, options: EvaluateOptions, sets: tuple[NamedSet, ...]) -> None:
+        self._options, self._sets = options, sets
+        self._before, self._by_set = {}, {}
+        for named in sets:
+            before, *self._by_set[named.name] = methods(options.choices, named.engine_set, named.name)
+            self._before[named.name] = Method(BEFORE, before.options)
+        for named in sets:
+            check_choice(named.engine_set, options.backend, options.threads, options.precision)
+
+    @property
+    def methods(self) -> tuple[Method, ...]:
+        """All there are: the affine start, another tool's transform where a pair has one, then set by set."""
+        given = [Method(TRANSFORM)] if any(pair.transform for pair in self._options.pairs) else []
+        return (self._before[self._sets[0].name], *given, *(m for found in self._by_set.values() for m in found))
+
+    def key(self, record: Record, named: NamedSet, method: Method) -> str:
+        """Of all that a method's scores of a pair depend on."""
+        engines = (self._options.backend, self._options.precision, self._options.threads, named.engine_set.hashes)
+        convention = record["choices"].get("convention") if method.name == TRANSFORM else None
+        facts = record["key"], engines, method.options and vars(method.options), *filter(None, [convention])
+        return sha256_of_facts(facts)
+
+    def todo(self, pair: Pair, record: Record, named: NamedSet) -> list[Method]:
+        """What is not in the record, or failed."""
+        failed = {trouble["engines"] for trouble in record.get("errors", ())}
+        wanted = list(self._by_set[named.name])
+        if failed.issuperset(other.name for other in self._sets[: self._sets.index(named)]):
+            wanted[:0] = [self._before[named.name], *([Method(TRANSFORM)] if pair.transform else [])]
+        return [method for method in wanted if not self._done(record, named, method)]
+
+    def later(self, pair: Pair, record: Record, named: NamedSet) -> int:
+        """How many results of a pair the sets after this one have to make."""
+        return sum(len(self.todo(pair, record, other)) for other in self._sets[self._sets.index(named) + 1 :])
+
+    def missing(self, records: dict[str, Record]) -> int:
+        """How many results are to be made."""
+        pairs = self._options.pairs
+        return sum(len(self.todo(pair, records[pair.name], named)) for pair in pairs for named in self._sets)
+
+    def _done(self, record: Record, named: NamedSet, method: Method) -> bool:
+        entry = record["methods"].get(method.title, {})
+        return "error" not in entry and entry.get("key") == self.key(record, named, method)
+
+
+class _Work:
+    """Runs what is missing of one pair on one engine set, and records it."""
+
+    def __init__(self, options: EvaluateOptions, folder: ScoresFolder, plan: _Plan, told: "_ResultsTold") -> None:
+        self._options, self._folder, self._plan, self._told = options, folder, plan, told
+
+    def run(self, pair: Pair, named: NamedSet, record: Record, todo: list[Method], engines: Engines) -> None:
+        """Adds to the record, which is written after each method, so that nothing is lost with the process."""
+        record["versions"] = versions()
+        try:
+            ids = label_ids_of(pair, self._options.label_ids)
+            start, points_in = self._options.start, self._options.points_in
+            scorer = PairScorer(pair, engines, start, ids, points_in, self._told.stage)
+        except Exception as error:  # one pair's trouble must not stop the others
+            left = len(todo) + self._plan.later(pair, record, named)
+            record.setdefault("errors", []).append({"engines": named.name, **recorded(error)})
+            self._folder.write(record)
+            self._told.skip(pair.name, left - self._plan.later(pair, record, named))
+            return
+        record["engine_sets"][named.name] = scorer.facts
+        for method in todo:
+            entry = self._entry(method, scorer)
+            entry["key"] = self._plan.key(record, named, method)
+            record["methods"][method.title] = entry
+            self._folder.write(record)
+            self._told.step(f"{pair.name}, {method.title}", entry)
+
+    @staticmethod
+    def _entry(method: Method, scorer: PairScorer) -> dict[str, Any]:
+        try:
+            if method.name == TRANSFORM:
+                return scorer.run_transform()
+            return {"options": vars(method.options), **scorer.run(method)}
+        except Exception as error:
+            return recorded(error)
+
+
+@contextmanager
+def _opened(options: EvaluateOptions, named: NamedSet, progress: Progress) -> Iterator[Callable[[], Engines]]:
+    """Gives a function that opens the set when it is first called."""
+    with ExitStack() as stack:
+
+        @cache
+        def engines() -> Engines:
+            progress(f"open engines {named.name}".rstrip())
+            choice = (options.backend, options.threads, options.precision)
+            return stack.enter_context(open_set(named.engine_set, *choice, progress=progress))
+
+        yield engines
+
+
+class _ResultsTold:
+    """Says what runs, and after each result how many are left and, going by those made, for how long."""
+
+    def __init__(self, results: int, progress: Progress) -> None:
+        self.stage, self._countdown = progress, Countdown(results)
+
+    def step(self, name: str, entry: dict[str, Any]) -> None:
+        self._countdown.step()
+        ending = "failed" if "error" in entry else f"Dice {entry['dice']:.3f}" if "dice" in entry else "done"
+        self.stage(f"{name}: {ending}; {self._rest()}")
+
+    def skip(self, name: str, results: int) -> None:
+        self._countdown.step(results, made=False)
+        self.stage(f"{name}: failed; {self._rest()}")
+
+    def _rest(self) -> str:
+        return ", ".join(filter(None, (f"{self._countdown.left} results left", self._countdown.rest())))

@@ -1,0 +1,170 @@
+"""What a pair's schedules have in common is computed once: results are remembered by how they came about.
+
+Schedules of one pair begin alike: (1, 2, 1, 1) and (1, 2, 2, 2) share five of their steps, and IterStop with a smaller
+delta goes on where a larger one ended. `RememberingPair` stands between the loop and a pair and answers from memory
+what was asked before. Each result keeps the seconds it took when it was first computed, and a schedule is charged for
+all it asks for, so that its time is what it would be alone.
+"""
+
+import functools
+import math
+import time
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any
+
+from runtime.loop import iterstop
+
+Flow = Any
+Key = tuple[Hashable, ...]
+OpenPair = Callable[[], iterstop.Pair]  # gives the pair behind a memory, which may have to be encoded first
+NUMBER_BYTES = 4  # of a float32
+LIMIT = 2 << 30  # bytes of flows that are kept
+
+
+@dataclass(frozen=True)
+class Result:
+    """A flow's number, which stands for its history, or a similarity; and the seconds it took."""
+
+    value: float
+    seconds: float
+
+
+class Memory:
+    """What has been computed of one pair of images on one engine set.
+
+    Flows are kept up to a number of bytes, and those used longest ago go first; of those that went, number and seconds
+    stay, and computing them again costs no schedule anything. Similarities are always kept.
+
+    Args:
+        limit: bytes of flows kept.
+        settle: waits for what a device still has to do with a flow; None where calls return when the work is done.
+    """
+
+    def __init__(self, limit: int = LIMIT, settle: Callable[[Flow], object] | None = None) -> None:
+        self._limit, self._settle = limit, settle
+        self._results: dict[Key, Result] = {}
+        self._flows: OrderedDict[int, Flow] = OrderedDict()
+        self._bytes = self._last = 0
+        self._numbers: dict[int, tuple[weakref.ref, int]] = {}  # by id of a flow that lives
+
+    def flow(self, key: Key, pair: OpenPair, verb: str, *arguments: Any) -> tuple[Flow, float]:
+        """The flow that a verb of the pair gives and the seconds it took, from memory where it is there."""
+        known = self._results.get(key)
+        if known is not None and (kept := self._flows.get(known.value)) is not None:
+            self._flows.move_to_end(known.value)
+            return kept, known.seconds
+        flow, seconds = _timed(getattr(pair(), verb), *arguments)
+        if self._settle is not None:
+            seconds += _timed(self._settle, flow)[1]
+        if known is None:
+            known = self._results[key] = Result(self._new_number(), seconds)
+        self._keep(flow, known.value)
+        return flow, known.seconds
+
+    def similarity(self, key: Key, pair: OpenPair, *arguments: Any) -> tuple[float, float]:
+        """What the pair's `score` gives and the seconds it took, likewise."""
+        if key not in self._results:
+            score = pair().score
+            self._results[key] = Result(*_timed(lambda: float(score(*arguments))))
+        return self._results[key].value, self._results[key].seconds
+
+    def seconds(self, key: Key, spent: float | None = None) -> float | None:
+        """What something took that is not kept itself; the first that is said counts. None where nothing was said."""
+        if spent is not None:
+            self._results.setdefault(key, Result(math.nan, spent))
+        return self._results[key].seconds if key in self._results else None
+
+    def number(self, flow: Flow) -> int:
+        """Of a flow; one that came from elsewhere gets a number of its own."""
+        reference, number = self._numbers.get(id(flow), (None, None))
+        if reference is None or reference() is not flow:
+            number = self._new_number()
+            self._call(flow, number)
+        return number
+
+    def _new_number(self) -> int:
+        self._last += 1
+        return self._last
+
+    def _call(self, flow: Flow, number: int) -> None:
+        self._numbers[id(flow)] = (weakref.ref(flow), number)
+
+    def _keep(self, flow: Flow, number: int) -> None:
+        self._call(flow, number)
+        self._flows[number] = flow
+        self._bytes += _bytes(flow)
+        while self._bytes > self._limit and len(self._flows) > 1:
+            self._bytes -= _bytes(self._flows.popitem(last=False)[1])
+
+
+def _timed(work: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
+    start = time.perf_counter()
+    return work(*arguments), time.perf_counter() - start
+
+
+def _bytes(flow: Flow) -> int:
+    return NUMBER_BYTES * math.prod(flow.shape)
+
+
+@dataclass
+class Bill:
+    """The seconds of all that one schedule asked for."""
+
+    seconds: float = 0.0
+
+
+class RememberingPair:
+    """A pair of `runtime.loop.iterstop` with a memory.
+
+    Args:
+        pair: the pair behind it.
+        memory: of this pair; shared by all that stand before it.
+        similarity: what `score` gives.
+        smooth: how `step` smooths residuals, which tells its results from others of the same flow.
+        bill: what is asked for here, and of the pairs that `warped` gives, is charged to it.
+    """
+
+    def __init__(self, pair: iterstop.Pair, memory: Memory, similarity: str, smooth: float, bill: Bill) -> None:
+        self._pair: OpenPair = lambda: pair
+        self._memory, self._similarity, self._smooth, self._bill = memory, similarity, smooth, bill
+        self._origin: tuple[int, ...] = ()
+
+    def zero(self, level: int) -> Flow:
+        return self._flow((self._origin, level), "zero", level)
+
+    def step(self, level: int, flow: Flow) -> Flow:
+        return self._flow((self._origin, level, self._smooth, self._memory.number(flow)), "step", level, flow)
+
+    def upsample(self, flow: Flow) -> Flow:
+        return self._flow((self._memory.number(flow),), "upsample", flow)
+
+    def compose(self, flow: Flow, residual: Flow) -> Flow:
+        return self._flow((self._memory.number(flow), self._memory.number(residual)), "compose", flow, residual)
+
+    def score(self, level: int, flow: Flow) -> float:
+        key = ("score", self._similarity, self._origin, self._memory.number(flow))
+        return self._charged(self._memory.similarity(key, self._pair, level, flow))
+
+    def warped(self, flow: Flow) -> "RememberingPair":
+        """The pair of the warped image, which is warped and encoded once something about it is not remembered."""
+        other = RememberingPair(self, self._memory, self._similarity, self._smooth, self._bill)
+        other._origin = (*self._origin, self._memory.number(flow))
+        known = self._memory.seconds(("warped", other._origin))
+        other._pair = functools.cache(lambda: self._encoded(flow, other._origin, known is None))
+        return self._charged((other, known or 0.0))
+
+    def _encoded(self, flow: Flow, origin: tuple[int, ...], charge: bool) -> iterstop.Pair:
+        pair, seconds = _timed(self._pair().warped, flow)
+        seconds = self._memory.seconds(("warped", origin), seconds)
+        return self._charged((pair, seconds if charge else 0.0))
+
+    def _flow(self, place: Key, verb: str, *arguments: Any) -> Flow:
+        return self._charged(self._memory.flow((verb, *place), self._pair, verb, *arguments))
+
+    def _charged(self, result: tuple[Any, float]) -> Any:
+        """The result, its seconds added."""
+        self._bill.seconds += result[1]
+        return result[0]

@@ -1,0 +1,178 @@
+"""One pair on one engine set: read, aligned and encoded once, then registered and scored by any number of methods."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runtime.backends.engines import Engines
+from runtime.errors import InputError
+from runtime.host.files.csv_lines import read_csv
+from runtime.host.machine import available_bytes
+from runtime.host.progress import Progress, silent
+from runtime.images.label_place import label_place_doubts
+from runtime.images.masks import mask_of, read_mask
+from runtime.images.volume import Volume, read_labels, read_volume
+from runtime.loop import iterstop
+from runtime.registration.options import Options
+from runtime.registration.preprocessing import normalised
+from runtime.registration.scans import FixedScan, Registration
+from runtime.transforms.chain import Route, read_route
+from runtime.transforms.points.tables import COLUMNS, PointsFile, read_points
+from runtime.workflows.evaluation.methods import BEFORE, NO_ITERATION, Method
+from runtime.workflows.evaluation.pair_list import Pair
+from runtime.workflows.evaluation.scoring.memoised_pair import LIMIT, Bill, Memory, RememberingPair
+from runtime.workflows.evaluation.scoring.scores import Judge, LabelPair, pair_labels
+
+Array = np.ndarray
+MEMORY_SHARE = 4  # a pair's memory takes no more than this part of what is free
+LOOP_STAGES = ("encode", "iterate")
+NETWORK_STAGES = (*LOOP_STAGES, "finish")  # which the affine start alone would not have
+
+
+class PairScorer:
+    """A pair made ready for any number of methods.
+
+    Args:
+        pair: files.
+        engines: open.
+        start: affine and window, which all methods share.
+        label_ids: labels to score; None: all that both maps hold.
+        points_in: frame of those landmark files whose columns, x,y,z, do not say it; see
+            `runtime.transforms.points.tables`.
+        progress: told each stage.
+
+    Raises:
+        InputError: files that cannot be read, registered or scored.
+    """
+
+    def __init__(
+        self,
+        pair: Pair,
+        engines: Engines,
+        start: Options,
+        label_ids: Sequence[int] | None = None,
+        points_in: str | None = None,
+        progress: Progress = silent,
+    ) -> None:
+        self._pair, self._engines, self._progress = pair, engines, progress
+        progress(f"{pair.name}: read")
+        self._fixed, self._moving = (read_volume(getattr(pair, side), f"--{side}") for side in ("fixed", "moving"))
+        self._labels, self._doubts = _read_labels(pair, (self._fixed, self._moving), label_ids)
+        landmarks = _read_landmarks(pair, (self._fixed, self._moving), points_in)
+        progress(f"{pair.name}: prepare")
+        onto = FixedScan(self._fixed, engines, start, mask=pair.fixed_mask)
+        self._ready = onto.meet(self._moving, mask=pair.moving_mask)
+        self._memory = Memory(_limit(), None if engines.networks.device == "cpu" else engines.fields.extremes)
+        self._before = self._register(Options(schedule=NO_ITERATION).resolved(engines.engine_set))[0]
+        self._judge = self._make_judge(start, landmarks)
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """What holds for all methods of this pair on this engine set, plain types."""
+        grid, labels = self._before.transform.grid, self._labels
+        return {
+            "labels_scored": list(labels.chosen) if labels else [],
+            "labels_absent": list(labels.absent) if labels else [],
+            "working_grid": {"shape": list(grid.shape), "affine": grid.affine.tolist()},
+            "affine": self._before.affine_start,
+            "engine": self._engines.as_dict(),
+            "warnings": [*self._before.warnings, *self._doubts],
+        }
+
+    def run(self, method: Method) -> dict[str, Any]:
+        """Registers by a method and scores the result: everything there is to say about it, plain types.
+
+        Raises:
+            InputError: this method gave no transform.
+        """
+        self._progress(f"{self._pair.name}: {method.title}")
+        result, seconds = self._register(method.options)
+        if method.name == BEFORE:
+            seconds = {stage: spent for stage, spent in seconds.items() if stage not in NETWORK_STAGES}
+        return {
+            **self._judge.score(result.transform).as_dict(),
+            "seconds": sum(seconds.values()),
+            "seconds_loop": sum(seconds.get(stage, 0.0) for stage in LOOP_STAGES),
+            "seconds_by_stage": seconds,
+            "iterations": [list(counts) for counts in result.iterations.counts],
+            "similarity": {"measure": result.options.similarity, "after": result.iterations.similarity},
+            "schedule": result.schedule.as_dict(),
+        }
+
+    def run_transform(self) -> dict[str, Any]:
+        """Scores the transform that was given with the pair."""
+        self._progress(f"{self._pair.name}: the given transform")
+        pair = self._pair
+        route = Route(pair.transform, pair.convention, reference=pair.fixed)  # from it to the scan, inverted or not
+        try:
+            read = read_route(route, self._moving.source)
+        except InputError as error:
+            if "convention" not in str(error):
+                raise
+            raise InputError(f"{error} (--convention, or the column convention of --pairs)") from None
+        return {**self._judge.score(read.transform).as_dict(), "warnings": list(read.doubts)}
+
+    def _register(self, options: Options) -> tuple[Registration, dict[str, float]]:
+        """A registration, and the seconds by stage that it alone would have taken."""
+        bill = Bill()
+
+        def remembering(pair: iterstop.Pair) -> RememberingPair:
+            return RememberingPair(pair, self._memory, options.similarity, options.smooth, bill)
+
+        result = self._ready.register(options, through=remembering)
+        return result, {**result.seconds, "iterate": bill.seconds}
+
+    def _make_judge(self, start: Options, landmarks: tuple[Array, Array] | None) -> Judge:
+        rule = start.rule(self._engines.engine_set)
+        image = self._before.working.fixed
+        mask = None if self._pair.moving_mask is None else read_mask(self._pair.moving_mask, "--moving-mask")
+        counts = mask and mask_of(mask, self._moving.grid, "--moving-mask")
+        moving = normalised(self._moving, rule, "--moving", counts)
+        return Judge(moving, image, rule.foreground(image), self._before.transform.grid, self._labels, landmarks)
+
+
+def _limit() -> int:
+    free = available_bytes()
+    return LIMIT if free is None else min(LIMIT, free // MEMORY_SHARE)
+
+
+def _read_labels(
+    pair: Pair, scans: tuple[Volume, Volume], ids: Sequence[int] | None
+) -> tuple[LabelPair | None, tuple[str, ...]]:
+    """Label maps of both scans, and what may be wrong with their headers and places."""
+    if pair.fixed_labels is None:
+        return None, ()
+    maps, doubts = [], []
+    for side, path, scan in zip(("fixed", "moving"), (pair.fixed_labels, pair.moving_labels), scans, strict=True):
+        labels = read_labels(path, f"--{side}-labels", lowest=0)
+        place = label_place_doubts(labels.grid, scan.grid, f"--{side}-labels: {path}", f"the {side} scan")
+        doubts += [*labels.warnings, *(f"{path.name}: {line}" for line in place)]
+        maps.append(labels)
+    return pair_labels(*maps, ids), tuple(doubts)
+
+
+def _read_landmarks(pair: Pair, scans: tuple[Volume, Volume], frame: str | None) -> tuple[Array, Array] | None:
+    """Points of both scans, (N, 3) RAS mm each."""
+    if pair.fixed_landmarks is None:
+        return None
+    files = ("--fixed-landmarks", pair.fixed_landmarks), ("--moving-landmarks", pair.moving_landmarks)
+    fixed, moving = (
+        _read_points(path, frame, argument).physical(scan.grid)
+        for (argument, path), scan in zip(files, scans, strict=True)
+    )
+    if len(fixed) != len(moving):
+        raise InputError(
+            f"--moving-landmarks: {pair.moving_landmarks} has {len(moving)} points, the fixed file {len(fixed)}; "
+            "expected one for one, in one order"
+        )
+    return fixed, moving
+
+
+def _read_points(path: Path, frame: str | None, argument: str) -> PointsFile:
+    """Points in the frame that the file's columns tell or, of x,y,z, which tell none, in the one that is given."""
+    names = {name.strip().casefold() for name in read_csv(path, argument, "x,y,z")[0]}
+    told = any(names.issuperset(columns) for columns, own in COLUMNS.items() if own)
+    return read_points(path, None if told else frame, argument)

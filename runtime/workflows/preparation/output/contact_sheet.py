@@ -1,0 +1,178 @@
+"""One picture of all prepared scans: three planes each, the reference's outline on them, failures first.
+
+Planes are shown as in a registration's preview: superior up, the patient's right at the left. Drawn with Pillow,
+imported when a picture is asked for.
+"""
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from runtime.host.files.whole_files import atomic_path
+from runtime.images.preview import FAINT, FOLD, INK, LINE, PANEL, PAPER, PNG_LEVEL, Plane
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+    from PIL.ImageDraw import ImageDraw
+    from PIL.ImageFont import FreeTypeFont
+
+Array = np.ndarray
+COLUMNS, MARGIN, GAP, HEADER, CAPTION = 4, 20, 18, 64, 40
+EDGE = 128  # pixels of a panel's longest side
+SPACE = 4  # pixels between the panels of a scan
+MOST = 240  # scans shown
+LINE_SHARE = 0.8  # how much of a pixel the outline covers
+ERROR, DOUBT = FOLD, (255, 158, 44)
+LETTERS = 58  # of a line in a failed scan's tile
+
+
+@dataclass(frozen=True, eq=False)
+class Tile:
+    """A scan's place in the picture.
+
+    Attributes:
+        name: of the scan.
+        similarity: with the reference; None where there is none.
+        note: the second line of the caption.
+        doubtful: whether the record holds warnings.
+        panels: three planes, each (rows, columns, 3) uint8; none of a scan that failed.
+        error: what went wrong, if anything.
+    """
+
+    name: str
+    similarity: float | None = None
+    note: str = ""
+    doubtful: bool = False
+    panels: tuple[Array, ...] = field(default=(), repr=False)
+    error: str | None = None
+
+    @property
+    def rank(self) -> tuple[bool, float]:
+        """Sorts failures first, then by similarity, the lowest first."""
+        return self.error is None, -1.0 if self.similarity is None else self.similarity
+
+
+def draw_tile(record: dict[str, Any], image: Array, outline: Array) -> Tile:
+    """A scan's tile.
+
+    Args:
+        record: of a success; see `ScanPreparer`.
+        image: (I, J, K) in [0, 1], axes closest to RAS+.
+        outline: (I, J, K) bool, the reference's foreground on the same grid.
+    """
+    before, after = (record["similarity"][name] for name in ("before", "after"))
+    note = f"similarity {_number(before)} to {_number(after)}, cropped {record['cropped_share']:.1%}"
+    panels = tuple(_panel(plane, image, outline) for plane in _planes(image.shape))
+    return Tile(record["name"], after, note, bool(record["warnings"]), panels)
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.2f}"
+
+
+def _planes(shape: tuple[int, ...]) -> tuple[Plane, ...]:
+    """Through the middle of the grid, that is, of the reference's foreground; beside it, where halves meet."""
+    i, j, k = shape
+    beside = Plane("sagittal", 0, i * 5 // 12, ("A", "P"))
+    return beside, Plane("coronal", 1, j // 2, ("R", "L")), Plane("axial", 2, k // 2, ("R", "L"))
+
+
+def _panel(plane: Plane, image: Array, outline: Array) -> Array:
+    """A plane in grey with the outline in colour, (rows, columns, 3) uint8."""
+    scale = EDGE / max(image.shape)
+    grey, inside = (_resized(plane.cut(volume), scale) for volume in (image, outline))
+    picture = np.array(PANEL) + grey[..., None] * (255 - np.array(PANEL))
+    edge = LINE_SHARE * _edges(inside > 0.5)[..., None]
+    return np.rint(picture * (1 - edge) + np.array(LINE) * edge).astype(np.uint8)
+
+
+def _resized(plane: Array, scale: float) -> Array:
+    """A picture (rows, columns) in [0, 1] at another size, means of what a pixel covers."""
+    from PIL import Image
+
+    rows, columns = (max(round(size * scale), 1) for size in plane.shape)
+    image = Image.fromarray(np.ascontiguousarray(plane, np.float32))
+    return np.clip(np.asarray(image.resize((columns, rows), Image.Resampling.BILINEAR)), 0, 1)
+
+
+def _edges(mask: Array) -> Array:
+    """The pixels of a mask (rows, columns) that touch what is outside it."""
+    padded = np.pad(mask, 1)
+    inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    return mask & ~inner
+
+
+def write_contact_sheet(path: Path, tiles: Sequence[Tile], title: str, scans: int) -> None:
+    """Writes the picture of all scans (PNG), whole or not at all.
+
+    Args:
+        path: the file.
+        tiles: those that are shown, in order; see `worst_first`.
+        title: the first line.
+        scans: how many there are.
+    """
+    picture = draw_contact_sheet(tiles, title, scans)
+    with atomic_path(path) as partial:
+        picture.save(partial, format="PNG", compress_level=PNG_LEVEL)
+
+
+def draw_contact_sheet(tiles: Sequence[Tile], title: str, scans: int) -> "Picture":
+    """The picture of `write_contact_sheet` as a Pillow image."""
+    from PIL import Image, ImageDraw
+
+    width, height = _tile_size(tiles)
+    columns, rows = min(COLUMNS, len(tiles)), -(-len(tiles) // COLUMNS)
+    size = (2 * MARGIN + columns * (width + GAP) - GAP, HEADER + rows * (height + CAPTION + GAP) + MARGIN - GAP)
+    canvas = Image.new("RGB", size, PAPER)
+    draw = ImageDraw.Draw(canvas)
+    left_out = f" {scans - len(tiles)} more are not shown." if scans > len(tiles) else ""
+    order = "Failures first, then the least similar; orange: with warnings, see records/."
+    note = f"{order} The line is the reference's outline; the patient's right is at the left.{left_out}"
+    draw.text((MARGIN, 14), title, INK, _font(16))
+    draw.text((MARGIN, 38), note, FAINT, _font(12.5))
+    for n, tile in enumerate(tiles):
+        row, column = divmod(n, COLUMNS)
+        place = (MARGIN + column * (width + GAP), HEADER + row * (height + CAPTION + GAP))
+        _place(canvas, draw, tile, place, (width, height))
+    return canvas
+
+
+def worst_first(tiles: Sequence[Tile]) -> list[Tile]:
+    """Failures, then the least similar, `MOST` at most."""
+    return sorted(tiles, key=lambda tile: (tile.rank, tile.name))[:MOST]
+
+
+def _tile_size(tiles: Sequence[Tile]) -> tuple[int, int]:
+    """Width and height of the panels of one scan; where all failed, of none."""
+    panels = next((tile.panels for tile in tiles if tile.panels), (np.zeros((EDGE, EDGE)),) * 3)
+    return sum(panel.shape[1] for panel in panels) + 2 * SPACE, max(panel.shape[0] for panel in panels)
+
+
+def _place(canvas: "Picture", draw: "ImageDraw", tile: Tile, place: tuple[int, int], size: tuple[int, int]) -> None:
+    """A tile and its caption, the tile's upper left corner at `place`."""
+    from PIL import Image
+
+    (x, y), (width, height) = place, size
+    draw.rectangle((x, y, x + width - 1, y + height - 1), PANEL)
+    left = x
+    for panel in tile.panels:
+        canvas.paste(Image.fromarray(panel), (left, y + (height - panel.shape[0]) // 2))
+        left += panel.shape[1] + SPACE
+    colour = DOUBT if tile.doubtful else INK
+    if tile.error:
+        colour = ERROR
+        draw.rectangle((x, y, x + width - 1, y + height - 1), outline=ERROR)
+        lines = textwrap.wrap(tile.error, LETTERS)[: height // 16 - 1]
+        draw.multiline_text((x + 8, y + 8), "\n".join(lines), INK, _font(12), spacing=3)
+    draw.text((x, y + height + 4), tile.name, colour, _font(13))
+    draw.text((x, y + height + 21), "failed" if tile.error else tile.note, FAINT, _font(12))
+
+
+def _font(size: float) -> "FreeTypeFont":
+    from PIL import ImageFont
+
+    return ImageFont.load_default(size)

@@ -1,0 +1,120 @@
+"""The folder of prepared scans: which file lies where, how it is written, and what is still whole of an earlier run."""
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runtime.errors import InputError, explained
+from runtime.geometry.grid import Grid
+from runtime.host.files.hashes import sha256_of_file
+from runtime.host.files.plain_json import read_record
+from runtime.host.files.whole_files import write_text
+from runtime.images.scan_list import COLUMNS, Scan
+from runtime.images.volume import write_volume
+
+Array = np.ndarray
+FORMAT, VERSION = "rpnet-prepared-scan", 1
+FOLDERS = dict(zip(COLUMNS, ("images", "labels", "masks"), strict=True))
+RECORDS, TABLE, SHEET, REFERENCE = "records", "prepared.csv", "contact_sheet.png", "reference.nii.gz"
+ONE = 1 << 14  # what is stored for an intensity of 1
+
+
+class OutputFolder:
+    """Results by name: ``images/``, ``labels/``, ``masks/`` and ``records/``, all paths in records relative to `path`.
+
+    Args:
+        path: made if need be.
+        scans: the inputs.
+        others: what else is read: the list, the reference.
+
+    No input may lie where results go: it would be overwritten, or a result taken for an input the next time.
+
+    Raises:
+        InputError: the folder cannot be made, or an input lies where results go.
+    """
+
+    def __init__(self, path: Path, scans: Sequence[Scan], others: Sequence[Path] = ()) -> None:
+        self.path = path
+        places = [(path / name).resolve() for name in (*FOLDERS.values(), RECORDS, TABLE, SHEET, REFERENCE)]
+        inputs = [*others, *(file for scan in scans for file in scan.files())]
+        for file in inputs:
+            place = file.resolve()
+            if place == path.resolve() or any(place.is_relative_to(result) for result in places):
+                raise InputError(f"--output: the input {file} lies where results go; choose another folder")
+        used = [FOLDERS[column] for column in COLUMNS if any(getattr(scan, column) for scan in scans)]
+        with explained("--output"):
+            for name in (*used, RECORDS):
+                (path / name).mkdir(parents=True, exist_ok=True)
+
+    def file(self, column: str, name: str) -> Path:
+        """Of a scan's prepared image, labels or mask."""
+        return self.path / FOLDERS[column] / f"{name}.nii.gz"
+
+    def record_file(self, name: str) -> Path:
+        return self.path / RECORDS / f"{name}.json"
+
+    def record(self, name: str) -> dict[str, Any]:
+        """What is known of a scan from an earlier run; empty where there is none of this format."""
+        return read_record(self.record_file(name), FORMAT, VERSION)
+
+    def whole(self, record: dict[str, Any]) -> bool:
+        """Whether every file of a result is there with the content it was written with."""
+        outputs = record.get("outputs", {})
+        return "image" in outputs and all(self._unchanged(**output) for output in outputs.values())
+
+    def _unchanged(self, path: str, sha256: str) -> bool:
+        try:
+            return sha256_of_file(self.path / path) == sha256
+        except OSError:
+            return False
+
+    def clear(self, name: str) -> None:
+        """Removes a scan's earlier results, its record first."""
+        for file in (self.record_file(name), *(self.file(column, name) for column in COLUMNS)):
+            file.unlink(missing_ok=True)
+
+    def output(self, column: str, name: str) -> dict[str, str]:
+        """Path and hash of a file that was written, as records have them."""
+        file = self.file(column, name)
+        return {"path": file.relative_to(self.path).as_posix(), "sha256": sha256_of_file(file)}
+
+    def write_record(self, record: dict[str, Any]) -> None:
+        write_text(self.record_file(record["name"]), json.dumps(record, indent=2) + "\n")
+
+    def write_table(self, records: Sequence[dict[str, Any]]) -> Path | None:
+        """prepared.csv of the scans that succeeded, in this order; none, and no earlier one either, without any."""
+        outputs = [record["outputs"] for record in records if "outputs" in record]
+        path = self.path / TABLE
+        if not outputs:
+            path.unlink(missing_ok=True)
+            return None
+        columns = [column for column in COLUMNS if any(column in output for output in outputs)]
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows([output.get(column, {}).get("path", "") for column in columns] for output in outputs)
+        write_text(path, text.getvalue())
+        return path
+
+
+def write_unit_image(path: Path, image: Array, grid: Grid, code: int, pool: Executor | None = None) -> None:
+    """Writes intensities in [0, 1] as int16 with a slope of 2^-14, whole or not at all.
+
+    Half precision, enough for training, is no NIfTI type, and float32 is twice the size, compressed or not, for digits
+    that no scanner measured. int16 is read by every tool, unlike uint16. A slope that is a power of two keeps 0 and 1,
+    and every multiple of 2^-14, exact in float32; the error is 3e-5 at most, an eighth of a 12-bit scan's grey level.
+
+    Args:
+        path: ends in .nii or .nii.gz.
+        image: (I, J, K) on `grid`.
+        code: NIfTI code of the space.
+        pool: compresses.
+    """
+    stored = np.rint(image * np.float32(ONE)).astype(np.int16)
+    write_volume(path, stored, grid, (code, code), pool=pool, slope=1 / ONE)

@@ -1,0 +1,112 @@
+"""Scans shared out among processes: one kernel thread pool each, no more threads than cores in all."""
+
+import contextlib
+import itertools
+import math
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from pathlib import Path
+
+from runtime.errors import InputError, Scarce, system_reason
+from runtime.host.machine import available_bytes, cores
+from runtime.host.stopping import end_with_parent
+from runtime.images.formats.image_file import read_header
+from runtime.images.scan_list import Scan
+from runtime.workflows.preparation.options import PrepareOptions
+from runtime.workflows.preparation.output.folder import OutputFolder
+from runtime.workflows.preparation.scan.preparer import Outcome, ScanPreparer
+from runtime.workflows.preparation.scan.reference import Reference
+
+# Peak memory of a process, measured: 0.5 GB for a scan of 256x256x160, 1 GB for a masked one of 488x404x224.
+ALWAYS, PER_VOXEL = 300 * 2**20, 24  # bytes
+LOOKED_AT = 20  # scans whose sizes stand for all
+
+_preparer: ScanPreparer | None = None  # of a process of the pool
+
+
+def outcomes(
+    options: PrepareOptions, reference: Reference, folder: OutputFolder, scans: Mapping[str, Scan]
+) -> Iterator[Outcome]:
+    """Prepares every scan, by name, and gives the outcomes as they come.
+
+    Raises:
+        InputError: the system allows no more than one process.
+        Scarce: it ended one.
+    """
+    jobs = options.jobs or default_jobs(tuple(scans.values()))
+    threads = max(cores() // jobs, 1)
+    pool = None if jobs == 1 else _processes(jobs, (options, reference, folder, threads), options.jobs is not None)
+    if pool is None:
+        yield from _here(ScanPreparer(options, reference, folder, cores()), scans)
+        return
+    try:
+        yield from _shared_out(pool, jobs, scans)
+    except BrokenProcessPool:
+        raise Scarce(
+            f"--jobs: one of {jobs} processes was ended by the system, probably for want of memory; run the same "
+            "command again with fewer jobs, what is done is kept"
+        ) from None
+
+
+def _processes(jobs: int, arguments: tuple, asked_for: bool) -> ProcessPoolExecutor | None:
+    """A pool of so many; where the system has no shared memory for one (/dev/shm, in containers), none or an error."""
+    try:
+        return ProcessPoolExecutor(jobs, get_context("spawn"), _begin, arguments)
+    except OSError as error:
+        if not asked_for:
+            return None
+        raise InputError(
+            f"--jobs: got {jobs}, but the system has no shared memory for more than one process "
+            f"({system_reason(error)}); make /dev/shm writable or use --jobs 1"
+        ) from None
+
+
+def _shared_out(pool: ProcessPoolExecutor, jobs: int, scans: Mapping[str, Scan]) -> Iterator[Outcome]:
+    """Each process has one scan at a time and none waits in its queue, so that Ctrl-C waits for no more than that."""
+    tasks = iter(scans.items())
+    with pool:
+        running = {pool.submit(_prepare, *task) for task in itertools.islice(tasks, jobs)}
+        while running:
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            running |= {pool.submit(_prepare, *task) for task in itertools.islice(tasks, len(done))}
+            for future in done:
+                yield future.result()
+
+
+def default_jobs(scans: Sequence[Scan]) -> int:
+    """As many as there are scans, cores, and memory for."""
+    most, memory = min(len(scans), cores()), available_bytes()
+    if most == 1 or memory is None:
+        return most
+    largest = max(_voxels(scan.image) for scan in scans[:: -(-len(scans) // LOOKED_AT)])
+    return max(1, min(most, memory // (ALWAYS + PER_VOXEL * largest)))
+
+
+def _voxels(file: Path) -> int:
+    """By the header; 0 for what cannot be read, which will be an error in its turn."""
+    with contextlib.suppress(InputError):
+        return math.prod(read_header(file, "image").shape)
+    return 0
+
+
+def _here(preparer: ScanPreparer, scans: Mapping[str, Scan]) -> Iterator[Outcome]:
+    for name, scan in scans.items():
+        yield preparer.prepare(name, scan)
+
+
+def _begin(options: PrepareOptions, reference: Reference, folder: OutputFolder, threads: int) -> None:
+    """In a new process, before its first scan. Ctrl-C is left to the process that shares the work out."""
+    import numba
+
+    global _preparer
+    end_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+    _preparer = ScanPreparer(options, reference, folder, threads)
+
+
+def _prepare(name: str, scan: Scan) -> Outcome:
+    return _preparer.prepare(name, scan)

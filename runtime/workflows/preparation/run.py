@@ -1,0 +1,64 @@
+"""A whole list of scans prepared: shared out among processes, resumed where an earlier run ended."""
+
+import time
+from pathlib import Path
+
+from runtime.host.files.folder_lock import folder_lock
+from runtime.host.progress import Progress, Stages, silent
+from runtime.images.scan_list import Scan, distinct_names, read_scan_list
+from runtime.registration.warmup import start_kernels
+from runtime.workflows.preparation.options import PrepareOptions
+from runtime.workflows.preparation.output.contact_sheet import worst_first, write_contact_sheet
+from runtime.workflows.preparation.output.folder import (
+    FOLDERS,
+    RECORDS,
+    REFERENCE,
+    SHEET,
+    OutputFolder,
+    write_unit_image,
+)
+from runtime.workflows.preparation.processes import outcomes
+from runtime.workflows.preparation.scan.reference import open_reference
+from runtime.workflows.preparation.summary import Preparation, ScansTold, sheet_title
+
+
+def prepare_scans(options: PrepareOptions, progress: Progress = silent) -> Preparation:
+    """Brings a list of native scans onto one grid, aligned with one reference, intensities in [0, 1].
+
+    Writes, into ``options.output``: ``images/``, ``labels/`` and ``masks/`` (NIfTI), ``records/`` (JSON, one for each
+    scan, failures too), ``reference.nii.gz`` on the same grid, ``prepared.csv`` of those that succeeded, for `train`,
+    and ``contact_sheet.png``. Every file appears whole or not at all. A scan whose files, reference and options are
+    those of an earlier run, and whose results are whole, is left as it is. More than one job starts new interpreters:
+    call this below ``if __name__ == "__main__"`` then.
+
+    Args:
+        options: see `PrepareOptions`.
+        progress: told what runs, how much is done and how long the rest will take.
+
+    Raises:
+        InputError: a list, reference or folder that cannot be used.
+        Scarce: a process that the system ended, or another run that holds the folder.
+    """
+    scans = read_scan_list("--data", options.data)
+    with folder_lock(options.output, subfolders=(*FOLDERS.values(), RECORDS)):
+        return _prepare_scans(options, scans, progress)
+
+
+def _prepare_scans(options: PrepareOptions, scans: tuple[Scan, ...], progress: Progress) -> Preparation:
+    start = time.perf_counter()
+    names = distinct_names([scan.image for scan in scans], "--data")
+    folder = OutputFolder(options.output, scans, [Path(text) for text in (options.data, options.reference)])
+    start_kernels(Stages(progress))
+    progress("read the reference")
+    reference = open_reference(options, scans[0])
+    write_unit_image(folder.path / REFERENCE, reference.image, reference.target, reference.code)
+    records, tiles, kept, told = {}, [], 0, ScansTold(len(scans), progress)
+    for outcome in outcomes(options, reference, folder, dict(zip(names, scans, strict=True))):
+        records[outcome.record["name"]] = outcome.record
+        tiles = worst_first([*tiles, outcome.tile])
+        kept += outcome.kept
+        told.step(outcome.record["name"], outcome.error, outcome.kept)
+    progress("draw the contact sheet")
+    in_order = tuple(records[name] for name in names)
+    write_contact_sheet(folder.path / SHEET, tiles, sheet_title(in_order, reference.name), len(scans))
+    return Preparation(folder.path, in_order, kept, folder.write_table(in_order), time.perf_counter() - start)

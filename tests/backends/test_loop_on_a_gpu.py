@@ -1,0 +1,253 @@
+"""The whole loop on a card, end to end: the same flow as on the processor, decision by decision.
+
+The card is the stand-in of tests/host_card, with the real device layer and the real kernels. The engines are run by
+ONNX Runtime's CPU provider, where a card has its CUDA provider and TensorRT. With RPNET_TEST_CARD=1 card and libraries
+are this computer's.
+"""
+
+import importlib.machinery
+import shutil
+import sys
+
+import numpy as np
+import pytest
+
+import runtime
+from runtime.backends import registry
+from runtime.backends.engine_set import load_engine_set
+from runtime.backends.engines import SHIPPED
+from runtime.backends.example import example_pair
+from runtime.errors import InputError, NotHere
+from runtime.loop import iterstop
+from runtime.loop.schedules import ON_STOP, parse_schedule
+from runtime.registration.arrays import register_arrays
+from runtime.registration.concurrent import register_many
+from tests.backends import fake_tensorrt
+from tests.backends.host_card import card
+
+SHAPE = (24, 32, 16)
+SCHEDULES = ("iterstop", "1,1,1,1", "2,0,1,3", "cascade:2")
+
+
+@pytest.fixture(scope="module", params=["cuda", "tensorrt-rtx"])
+def on_card(request, tmp_path_factory):
+    """Engines of each backend of a card, in fp32; plans are built in a copy of the set."""
+    card.open_host_device()
+    folder = shutil.copytree(SHIPPED, tmp_path_factory.mktemp("set") / "engines", dirs_exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        card.seen(patch)
+        if not card.REAL:
+            played(patch)
+        try:
+            engines = runtime.open_engines(folder, request.param, precision="fp32")
+        except NotHere as error:
+            pytest.skip(str(error))
+        with engines:
+            yield engines
+
+
+def played(patch):
+    """ONNX Runtime's CPU provider reads and writes the stand-in's memory, which is the host's."""
+    from runtime.backends.networks import onnxruntime_cuda
+
+    whole = onnxruntime_cuda.CudaOnnxRuntimeNetworks
+
+    class OnTheProcessor(whole):
+        def __init__(self, *arguments):
+            super().__init__(*arguments, provider="CPUExecutionProvider", memory="cpu")
+
+    patch.setattr(onnxruntime_cuda, whole.__name__, OnTheProcessor)
+    patch.setattr(registry, "_is_installed", lambda distribution: True)
+    library = fake_tensorrt.fake_module("tensorrt_rtx")
+    library.__spec__ = importlib.machinery.ModuleSpec("tensorrt_rtx", None)
+    patch.setitem(sys.modules, "tensorrt_rtx", library)
+
+
+@pytest.fixture(scope="module")
+def on_processor():
+    with runtime.open_engines(backend="onnxruntime") as engines:
+        yield engines
+
+
+@pytest.fixture
+def engine_set():
+    return load_engine_set(SHIPPED)
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return example_pair(SHAPE)
+
+
+def schedule(text, similarity="ncc", **options):
+    return parse_schedule(text, **({"similarity": similarity, **options} if text == "iterstop" else {}))
+
+
+@pytest.mark.parametrize("text", SCHEDULES)
+def test_the_same_flow_as_on_the_processor(on_card, on_processor, pair, text):
+    found, expected = (register_arrays(engines, *pair, schedule(text)) for engines in (on_card, on_processor))
+    assert found.counts == expected.counts
+    assert found.flow.shape == (3, *SHAPE) and isinstance(found.flow, np.ndarray)
+    np.testing.assert_allclose(found.flow, expected.flow, atol=1e-3)
+    assert found.similarity == pytest.approx(expected.similarity, abs=1e-6)
+
+
+@pytest.mark.parametrize("text", ["iterstop", "cascade:2"])
+def test_smoothed_as_on_the_processor(on_card, on_processor, pair, text):
+    found, expected = (register_arrays(side, *pair, schedule(text), smooth=1.5) for side in (on_card, on_processor))
+    assert found.counts == expected.counts
+    np.testing.assert_allclose(found.flow, expected.flow, atol=1e-3)
+    assert np.abs(found.flow - register_arrays(on_card, *pair, schedule(text)).flow).max() > 0.01
+
+
+@pytest.mark.parametrize("similarity", ["ncc", "lncc", "mse"])
+@pytest.mark.parametrize("on_stop", ON_STOP)
+def test_the_same_decisions(on_card, on_processor, pair, similarity, on_stop):
+    rule = schedule("iterstop", similarity, on_stop=on_stop)
+    found, expected = (register_arrays(engines, *pair, rule, similarity) for engines in (on_card, on_processor))
+    assert found.counts == expected.counts
+    for ours, theirs in zip(found.passes[0], expected.passes[0], strict=True):
+        assert ours.reason == theirs.reason
+        for decision, other in zip(ours.decisions, theirs.decisions, strict=True):
+            assert decision.after == pytest.approx(other.after, abs=1e-5)
+
+
+def test_again_is_the_same_bit_for_bit(on_card, pair):
+    first, again = (register_arrays(on_card, *pair, schedule("iterstop")) for _ in range(2))
+    np.testing.assert_array_equal(first.flow, again.flow)
+    assert first.similarity == again.similarity
+
+
+def test_arrays_on_the_card_stay_there(on_card, pair):
+    """A caller's arrays are read where they are, and the flow is given where they lie."""
+    device = on_card.fields.clock()
+    with device.current():
+        found = register_arrays(on_card, *(device.upload(image) for image in pair), schedule("iterstop"))
+        assert found.flow.__cuda_array_interface__["shape"] == (3, *SHAPE)
+        flow = device.download(found.flow)
+    np.testing.assert_array_equal(flow, register_arrays(on_card, *pair, schedule("iterstop")).flow)
+
+
+def test_arrays_on_a_card_are_not_for_engines_on_the_processor(on_card, on_processor, pair):
+    device = on_card.fields.clock()
+    with device.current(), pytest.raises(InputError, match="fixed image: lies in a card's memory"):
+        register_arrays(on_processor, device.upload(pair[0]), pair[1])
+
+
+def test_images_that_cannot_be_registered_are_refused(on_card, pair):
+    fixed, moving = pair
+    spoilt = moving.copy()
+    spoilt[3, 4, 5] = np.nan
+    for image, line in (
+        (spoilt, "moving image: has NaN or Inf"),
+        (np.zeros_like(moving), r"moving image: is constant \(0\)"),
+        (2 * moving, "moving image: got intensities"),
+        (moving[:-1], "images: got shapes"),
+    ):
+        with pytest.raises(InputError, match=line):
+            register_arrays(on_card, fixed, image, schedule("1,1,1,1"))
+
+
+def test_only_decisions_wait_for_the_card(on_card, pair, monkeypatch):
+    """Between the first check of the images and the download, the host waits once for each similarity it needs."""
+    driver = type(on_card.fields.clock().driver)
+    waits = {"wait": 0, "wait_for_all": 0, "synchronize": 0, "download": 0}
+
+    def counted(name, whole):
+        def wrapped(*arguments):
+            waits[name] += 1
+            return whole(*arguments)
+
+        return wrapped
+
+    for name in waits:
+        monkeypatch.setattr(driver, name, counted(name, getattr(driver, name)))
+    fields = on_card.fields
+    with on_card.running():
+        side = on_card.fixed_side(fields.to_device(pair[0]), "ncc")
+        engine_pair = side.pair(fields.to_device(pair[1]))
+        waits.update(dict.fromkeys(waits, 0))
+        found = iterstop.run(engine_pair, schedule("iterstop"))
+    assert waits["download"] == waits["synchronize"] == waits["wait_for_all"] == 0
+    assert waits["wait"] == sum(len(trace.decisions) for trace in found.passes[0])
+
+
+def test_several_pairs_in_flight_give_what_each_gives_alone(on_card, pair):
+    fixed, moving = pair
+    pairs = [(fixed, moving), (moving, fixed), (fixed, np.clip(1.1 * moving, 0, 1)), (fixed, moving)]
+    choice = {"engine_dir": on_card.engine_set.folder, "backend": on_card.backend, "precision": "fp32"}
+    found = list(register_many(iter(pairs), **choice, in_flight=2))
+    for result, images in zip(found, pairs, strict=True):
+        alone = register_arrays(on_card, *images, schedule("iterstop"))
+        np.testing.assert_array_equal(result.flow, alone.flow)
+        assert result.counts == alone.counts
+
+
+def test_a_pair_that_fails_ends_the_series(pair):
+    results = register_many([pair, (pair[0], np.zeros(SHAPE, np.float32)), pair], backend="onnxruntime")
+    assert next(results).counts
+    with pytest.raises(InputError, match="moving image: is constant"):
+        next(results)
+    with pytest.raises(InputError, match="in_flight: got 0, expected 1 to 16 pairs at a time"):
+        next(register_many([pair], in_flight=0))
+
+
+class TestChoice:
+    def test_a_card_comes_first(self, on_card):
+        """What is installed decides; `on_card` makes all count as installed."""
+        name, reason = registry.choose_backend("auto", on_card.engine_set)
+        assert registry.BACKENDS[name].card and reason.startswith("auto: ")
+
+    def test_auto_goes_on_where_a_card_cannot_be_used_and_says_why(self, on_card, monkeypatch):
+        def refuse(*arguments):
+            raise NotHere("--backend: the card is busy; wait")
+
+        monkeypatch.setattr("runtime.backends.cuda.open_device.open_device", refuse)
+        with runtime.open_engines() as engines:
+            assert not registry.BACKENDS[engines.backend].card
+            assert "the card is busy; wait" in engines.reason
+        with pytest.raises(NotHere, match="--backend: the card is busy; wait"):
+            runtime.open_engines(backend=on_card.backend)
+
+    def test_what_computes_something_else_on_the_card_is_not_taken(self, on_card, monkeypatch, tmp_path):
+        """Before a scan is given to it: a small pair, whose flow is held against the CPU's, once for a card."""
+        from runtime.backends import self_test
+        from runtime.backends.fields import cuda as fields_cuda
+
+        folder, told = on_card.engine_set.folder, []
+        monkeypatch.setattr(self_test, "cache_folder", lambda part: tmp_path)
+        with runtime.open_engines(folder, on_card.backend, precision="fp32", progress=told.append):
+            assert sum(line.startswith("try ") for line in told) == 1
+        with runtime.open_engines(folder, on_card.backend, precision="fp32", progress=told.append):
+            assert sum(line.startswith("try ") for line in told) == 1
+        (record,) = (tmp_path / "rpnet-cards").iterdir()
+        record.unlink()
+        monkeypatch.setattr(fields_cuda.CudaFields, "compose", lambda self, flow, residual: flow)
+        line = r"computes something else on .* than the CPU: its flow differs by .* voxel \(largest\), allowed 0.01"
+        with pytest.raises(NotHere, match=line):
+            runtime.open_engines(folder, on_card.backend, precision="fp32")
+        assert not list((tmp_path / "rpnet-cards").iterdir())
+
+    def test_what_goes_wrong_in_opening_is_no_reason_to_stop(self, on_card, monkeypatch):
+        """A library that cannot build a graph for this card, for instance: the same set runs elsewhere."""
+        from runtime.backends import self_test
+
+        def refuse(*arguments):
+            raise InputError("--backend: cannot build it")
+
+        monkeypatch.setattr(self_test, "try_out", refuse)
+        with runtime.open_engines(on_card.engine_set.folder) as engines:
+            assert not registry.BACKENDS[engines.backend].card and "cannot build it" in engines.reason
+
+    @pytest.mark.parametrize("name", [name for name, backend in registry.BACKENDS.items() if backend.card])
+    def test_without_a_card_it_is_refused_by_name(self, engine_set, monkeypatch, name):
+        monkeypatch.setattr(registry, "find_card", lambda: "this computer has no NVIDIA driver")
+        line = f"--backend: {name} needs an NVIDIA card, but this computer has no NVIDIA driver; use --backend auto"
+        with pytest.raises(NotHere, match=line):
+            registry.choose_backend(name, engine_set)
+
+    def test_auto_names_what_it_passed_by_once(self, engine_set, monkeypatch):
+        monkeypatch.setattr(registry, "find_card", lambda: "this computer has no NVIDIA driver")
+        name, reason = registry.choose_backend("auto", engine_set)
+        assert not registry.BACKENDS[name].card
+        assert reason.count("this computer has no NVIDIA driver") == 1 and "tensorrt" not in reason

@@ -1,0 +1,89 @@
+"""Intensity rules: what they map to 0 and 1, what they refuse, and the foreground they leave."""
+
+import json
+
+import numpy as np
+import pytest
+
+from runtime.errors import InputError
+from runtime.images.intensity import PercentileRule, WindowRule, foreground_mask, rule_from_dict
+
+
+def ramp() -> np.ndarray:
+    """1 .. 1000 in a corner of zeros."""
+    data = np.zeros((20, 20, 20), np.float32)
+    data[:10, :10, :10] = np.arange(1, 1001).reshape(10, 10, 10)
+    return data
+
+
+def test_the_percentile_is_that_of_the_foreground_alone():
+    data = ramp()
+    normalised = PercentileRule(upper=90).normalise(data)
+    top = np.percentile(np.arange(1, 1001), 90)
+    assert normalised == pytest.approx(np.clip(data / top, 0, 1), abs=1e-6)
+    assert normalised.dtype == np.float32 and normalised.min() == 0 and normalised.max() == 1
+
+
+def test_scale_does_not_matter_and_negative_values_are_background():
+    data = ramp() - 5
+    assert PercentileRule().normalise(data * 1000) == pytest.approx(PercentileRule().normalise(data), abs=1e-6)
+    assert PercentileRule().normalise(data)[-1, -1, -1] == 0
+
+
+def test_a_window_maps_its_ends_to_0_and_1():
+    data = np.linspace(-1000, 1000, 4000, dtype=np.float32).reshape(10, 20, 20)
+    expected = np.clip((data + 200) / 500, 0, 1)
+    assert WindowRule(-200, 300).normalise(data) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("rule", [PercentileRule(99.5), WindowRule(-200.0, 300.0)])
+def test_a_rule_survives_json(rule):
+    assert rule_from_dict(json.loads(json.dumps(rule.as_dict()))) == rule
+
+
+@pytest.mark.parametrize(
+    ("fields", "fault"),
+    [
+        ({"rule": "histogram"}, "expected one of percentile, window"),
+        ({"upper": 99.0}, "expected one of"),
+        ({"rule": "window", "low": 0}, "window"),
+        ({"rule": "percentile", "lower": 1}, "percentile"),
+        ({"rule": "percentile", "upper": "much"}, "much"),
+        ({"rule": "percentile", "upper": 0}, "above 0"),
+        ({"rule": "window", "low": 5, "high": 5}, "low below high"),
+    ],
+)
+def test_unknown_rules_are_refused(fields, fault):
+    with pytest.raises(InputError, match=fault):
+        rule_from_dict(fields)
+
+
+@pytest.mark.parametrize(
+    ("rule", "data", "fault"),
+    [
+        (PercentileRule(), -ramp(), "--fixed: no voxel is above 0"),
+        (PercentileRule(), np.full((4, 4, 4), 7.0, np.float32), "--fixed: every voxel is 1"),
+        (WindowRule(-200, 300), np.full((4, 4, 4), -1000.0, np.float32), "--fixed: every voxel is 0"),
+    ],
+)
+def test_images_without_contrast_are_refused(rule, data, fault):
+    with pytest.raises(InputError, match=fault):
+        rule.normalise(data, "--fixed")
+
+
+def test_the_foreground_keeps_the_object_and_drops_specks():
+    data = np.zeros((48, 40, 44), np.float32)
+    data[16:33, 10:31, 13:30] = 0.8
+    expected = data > 0
+    data[2, 2, 2] = data[45, 38, 40] = data[3, 30, 5] = 1
+    assert np.array_equal(foreground_mask(data), expected)
+    assert np.array_equal(PercentileRule().foreground(data), expected)
+
+
+def test_thin_and_tiny_objects_are_foreground_too():
+    line = np.zeros((30, 30, 30), np.float32)
+    line[15, 3:28, 15] = 1
+    assert np.array_equal(foreground_mask(line), line > 0)
+    tiny = np.zeros((7, 5, 3), np.float32)
+    tiny[2:5, 1:4, 1] = 1
+    assert np.array_equal(foreground_mask(tiny), tiny > 0)

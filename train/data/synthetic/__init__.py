@@ -1,0 +1,7 @@
+"""Pairs made on the fly: random anatomies seen through two random smooth deformations. No scan is needed."""
+
+from train.data.synthetic.pairs import GeneratedPairs
+from train.data.synthetic.population import ALIKE, POPULATIONS, VARIED, Population
+from train.data.synthetic.template import Template, load_template
+
+__all__ = ["ALIKE", "POPULATIONS", "VARIED", "GeneratedPairs", "Population", "Template", "load_template"]

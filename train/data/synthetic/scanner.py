@@ -1,0 +1,59 @@
+"""How a scanner shows a painting: resolution, contrast, shading and noise."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from train.data.randomness import Randomness
+from train.data.synthetic.levels import blur
+
+THICK_SLICES_SHARE = 0.15
+COARSE_SLICES_SHARE, COARSE_VOXELS_SHARE = 0.35, 0.2  # of scanners drawn widely
+KNOT, KNOTS = 0.25, 6  # a contrast curve's pieces: how long, how many
+MOST_NOISE, MOST_SHADING, MOST_CONTRAST = 0.07, 0.3, 0.7  # deviations: of values, and of logarithms
+
+
+def scan(random: Randomness, image: Tensor, apart: bool) -> Tensor:
+    """The image (I, J, K) as a scanner shows it; apart: as one drawn widely does."""
+    return _any(random, image) if apart else _usual(random, image)
+
+
+def _usual(random: Randomness, image: Tensor) -> Tensor:
+    """Scanners that are much alike."""
+    shape = tuple(image.shape)
+    image = blur(image, random.between(0, 0.25))
+    if random.chance(THICK_SLICES_SHARE):
+        image = blur(image, random.between(0.3, 2 / 3), (random.count(0, 2),))
+    image = image ** random.between(0.85, 1.18)
+    image = image * (1 + random.between(0, 0.1) * random.smooth(shape, random.between(35, 70)))
+    return image + random.between(0, 0.04) * random.grain(shape)
+
+
+def _any(random: Randomness, image: Tensor) -> Tensor:
+    """Scanners that differ as those of different hospitals do."""
+    shape = tuple(image.shape)
+    image = blur(image, random.between(0, 0.6))
+    if random.chance(COARSE_SLICES_SHARE):
+        image = coarsen(image, random.between(1.5, 4.5), (random.count(0, 2),))
+    elif random.chance(COARSE_VOXELS_SHARE / (1 - COARSE_SLICES_SHARE)):
+        image = coarsen(image, random.between(1.1, 2.0), (0, 1, 2))
+    image = contrast_curve(image, random.numbers.normal(0, random.between(0, MOST_CONTRAST), KNOTS))
+    image = image * torch.exp(random.between(0, MOST_SHADING) * random.smooth(shape, random.between(30, 90)))
+    return image + random.between(0, MOST_NOISE) * random.grain(shape)
+
+
+def coarsen(image: Tensor, voxels: float, axes: tuple[int, ...]) -> Tensor:
+    """Voxels or slices `voxels` times as thick along `axes`, interpolated back to the size there was."""
+    shape = tuple(image.shape)
+    fewer = tuple(max(round(size / voxels), 1) if axis in axes else size for axis, size in enumerate(shape))
+    means = F.interpolate(image[None, None], size=fewer, mode="area")
+    return F.interpolate(means, size=shape, mode="trilinear", align_corners=False)[0, 0]
+
+
+def contrast_curve(image: Tensor, slopes: Sequence[float]) -> Tensor:
+    """A rising curve through 0 and, at 1, 1: pieces of `KNOT` whose slopes are exp(`slopes`), scaled."""
+    rises = [float(rise) for rise in torch.as_tensor(slopes).exp()]
+    whole = sum(rises[: round(1 / KNOT)])
+    return sum((image / KNOT - n).clamp(0, 1) * (rise / whole) for n, rise in enumerate(rises))

@@ -1,0 +1,144 @@
+"""Anatomies of a folded grey sheet about a white core, as brains are, and how one brain or the mean of many is painted.
+
+An anatomy is described by level functions: smooth fields in voxels, positive inside, whose zero set is a border. The
+second image of a pair is painted from the same fields with small changes of its own, so that folds come and go as they
+do from one person to the next.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from train.data.randomness import Randomness
+from train.data.synthetic.defects import with_lesions, with_residue
+from train.data.synthetic.deformation import own_motion
+from train.data.synthetic.levels import Painting, blur, distance, edge
+from train.data.synthetic.population import Side
+from train.data.synthetic.structures import Structures
+
+AVERAGED, SPREAD = 5, 2.0  # brains in the mean of an anatomy; how much more they differ than two of a pair
+PLAIN_SPREAD = 0.5  # how much less a brain does from its average
+TEMPLATE_IMAGE_SHARE = 0.6  # of the averages for which there is a template
+
+
+@dataclass(frozen=True)
+class Shares:
+    """How far voxels are white matter and how far matter at all, 0 to 1, and the level function of the latter."""
+
+    white: Tensor
+    matter: Tensor
+    level: Tensor
+
+
+@dataclass(frozen=True)
+class Sheets:
+    """An anatomy of a folded grey sheet about a white core, with deep structures, in fluid. Maps are (I, J, K).
+
+    white: level function of the core, about 0.5 deep inside; steep: the slope per voxel below which it is not believed.
+    grey: level function of what is grey without being sheet, such as deep nuclei.
+    depth: voxels below the outer surface, negative outside.
+    shade: how far the core's value has gone to that of grey matter, about 0 to 1.
+    thickness: of the sheet, voxels.
+    parcels: int64, region of each voxel, 1 to `parcel_count`.
+    inclusions: level function and value of structures of noise inside the core.
+    values: of fluid, grey and white matter. contrast: (labels, 1), what is added to the value of each label.
+    stripped: whether the fluid less than `fluid_depth` below the surface is black, as skull stripping often leaves it.
+    softness: width of the borders, voxels.
+    structures: deep structures that the two images move on their own, or None.
+    template: (3, I, J, K), the blurred brain this one is made from: image, shares of grey and of white matter; or None.
+    """
+
+    white: Tensor
+    steep: float
+    grey: Tensor
+    depth: Tensor
+    shade: Tensor
+    thickness: float
+    parcels: Tensor
+    parcel_count: int
+    inclusions: tuple[tuple[Tensor, float], ...]
+    values: tuple[float, float, float]
+    contrast: Tensor
+    stripped: bool
+    fluid_depth: float
+    softness: float
+    structures: Structures | None = None
+    template: Tensor | None = None
+
+    def paint(self, random: Randomness, side: Side) -> Painting:
+        """One image: the shared anatomy with what is its own."""
+        painting = self._average(random) if side.average else self._brain(random, side)
+        if side.residue:
+            painting = with_residue(random, painting, self.depth)
+        if side.lesions:
+            painting = with_lesions(random, painting, self.depth, side.lesions)
+        if side.motion or side.ventricles:
+            ventricle = None if self.structures is None else self.structures.ventricle
+            painting = replace(painting, motion=own_motion(random, self.depth, ventricle, side))
+        return painting
+
+    def _brain(self, random: Randomness, side: Side) -> Painting:
+        """One person's brain."""
+        shares = self._shares(random, side, PLAIN_SPREAD if side.plain else 1.0)
+        painting = self._filled(random, shares, side)
+        depth = self.depth + random.between(0, 0.6) * random.smooth(tuple(self.depth.shape), random.between(6, 16))
+        return replace(painting, shown=self._shown(random, depth, shares.level))
+
+    def _average(self, random: Randomness) -> Painting:
+        """The template as it is, or else the mean of many brains, which nobody has stripped of its fluid."""
+        in_order = self.values[0] < self.values[1] < self.values[2]
+        if self.template is not None and in_order and random.chance(TEMPLATE_IMAGE_SHARE):
+            image, grey, white = self.template
+            painting = self._filled(random, Shares(white, white + grey, white), Side(average=True))
+            return replace(painting, image=image)
+        brains = [self._shares(random, Side(), SPREAD) for _ in range(AVERAGED)]
+        white, matter, level = (
+            sum(getattr(brain, name) for brain in brains) / AVERAGED for name in ("white", "matter", "level")
+        )
+        painting = self._filled(random, Shares(white, matter, level), Side(average=True))
+        return replace(painting, image=blur(blur(painting.image, 2 / 3), 2 / 3))
+
+    def _shares(self, random: Randomness, side: Side, spread: float = 1.0) -> Shares:
+        """Where one person's folds are. spread: how far they are from those of the scene."""
+        shape = tuple(self.depth.shape)
+        white = self.white + spread * random.between(0.15, 0.4) * random.smooth(shape, random.between(4, 10))
+        core = distance(white, self.steep) - side.atrophy / 2
+        uneven = random.normal(0.25) + 0.3 * random.smooth(shape, random.between(8, 20))
+        thickness = self.thickness + side.thicker + uneven
+        nuclei = 8 * (self.grey + random.between(0, 0.08) * random.smooth(shape, random.between(6, 12)))
+        if self.structures is not None:
+            core = torch.maximum(core, self.structures.capsule)
+        matter = torch.maximum(core + thickness - side.atrophy / 2, nuclei)
+        return Shares(edge(core / self.softness), edge(matter / self.softness), matter)
+
+    def _filled(self, random: Randomness, shares: Shares, side: Side) -> Painting:
+        """Values and labels of tissues, regions and structures; shown down to the surface."""
+        fluid, grey, white = (value + random.normal(0.02) for value in self.values)
+        bright = white + (grey - white) * (self.shade + side.pallor)
+        image = fluid + shares.matter * (grey - fluid) + shares.white * (bright - grey)
+        # Region times tissue: fluid 1..P, grey P+1..2P, white 2P+1..3P.
+        labels = ((shares.matter > 0.5).long() + (shares.white > 0.5).long()) * self.parcel_count + self.parcels
+        if not (side.average or side.plain):
+            image, labels = self._varied(image, labels, shares.white)
+        if self.structures is not None:
+            softness = self.softness + 2 * side.average
+            image, labels = self.structures.painted(random, image, labels, (fluid, grey, white), softness, side)
+        return Painting(image, self.depth, labels)
+
+    def _varied(self, image: Tensor, labels: Tensor, white: Tensor) -> tuple[Tensor, Tensor]:
+        """Image and labels with what regions differ by and with the inclusions."""
+        image = image + F.embedding(labels, self.contrast)[..., 0]
+        for number, (level, value) in enumerate(self.inclusions, start=1):
+            inside = edge(level * 4) * white
+            image = image + (value - image) * inside
+            labels = torch.where(inside > 0.5, 3 * self.parcel_count + number, labels)
+        return image, labels
+
+    def _shown(self, random: Randomness, depth: Tensor, matter: Tensor) -> Tensor:
+        """Positive where the image is not black: the brain, with the fluid about it or stripped of it."""
+        if not self.stripped:
+            return depth
+        deep = depth - self.fluid_depth - 2 * random.smooth(tuple(depth.shape), 20)
+        return torch.minimum(depth, torch.maximum(matter + random.between(-0.4, 0.9), deep))

@@ -1,0 +1,84 @@
+"""Deep structures of a scene: thalamus, basal ganglia, hippocampus and the ventricles, or blobs that stand for them."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from train.data.image_pair import FIRST_DEEP_LABEL
+from train.data.randomness import Randomness, Shape
+from train.data.synthetic.levels import edge
+from train.data.synthetic.places import PLACES, REACH
+from train.data.synthetic.population import Side
+
+CAPSULE = 2.0  # voxels of white matter about a structure that lies in it
+
+
+@dataclass(frozen=True)
+class Structures:
+    """levels: (N, I, J, K), voxels inside each structure's border, negative outside; the first is the ventricles.
+
+    mixes: values between those of grey (0) and white matter (1); the first is not used. enclosed: which lie in white
+    matter; about the others there is what the anatomy has there.
+    """
+
+    levels: Tensor
+    mixes: tuple[float, ...]
+    enclosed: tuple[bool, ...]
+
+    @property
+    def ventricle(self) -> Tensor:
+        return self.levels[0]
+
+    @cached_property
+    def capsule(self) -> Tensor:
+        """Level function of the white matter about the enclosed structures."""
+        inside = [level for level, enclosed in zip(self.levels, self.enclosed, strict=True) if enclosed]
+        return torch.stack(inside).amax(0) + CAPSULE
+
+    def painted(
+        self,
+        random: Randomness,
+        image: Tensor,
+        labels: Tensor,
+        values: tuple[float, float, float],
+        softness: float,
+        side: Side,
+    ) -> tuple[Tensor, Tensor]:
+        """Image and labels with the structures in them, the ventricles last.
+
+        values: of fluid, grey and white matter. softness: width of the borders, voxels. On a side that is no average
+        sizes differ by about 0.4 voxels at the border; on one apart values do, together and one by one.
+        """
+        fluid, grey, white = values
+        uneven = 0.0 if side.average else 0.3 * random.smooth(tuple(image.shape), random.between(6, 12))
+        shift = random.normal(0.12) if side.apart else 0.0
+        for number in (*range(1, len(self.levels)), 0):
+            level = self.levels[number] + uneven + (0.0 if side.average else random.normal(0.4))
+            mix = self.mixes[number] + shift + random.normal(0.1 if side.apart else 0.03)
+            value = grey + mix * (white - grey) if number else fluid
+            image = image + (value - image) * edge(level / softness)
+            labels = labels.masked_fill(level > 0, FIRST_DEEP_LABEL + number)
+        return image, labels
+
+
+def structures_of(random: Randomness, levels: Tensor) -> Structures:
+    """Those of a template. levels: of `PLACES`, (N, I, J, K), voxels."""
+    mixes = tuple(random.between(*place.mix) for place in PLACES)
+    return Structures(levels, mixes, tuple(place.enclosed for place in PLACES))
+
+
+def blobs(random: Randomness, depth: Tensor) -> Structures:
+    """Two to five blobs of noise deep inside, the first of them fluid, with values from grey to nearly white.
+
+    depth: voxels below the surface, (I, J, K).
+    """
+    shape: Shape = tuple(depth.shape)
+    levels, count = [], random.count(2, 5)
+    for _ in range(count):
+        spacing = random.between(10, 22)
+        noise = random.smooth(shape, spacing) - random.between(1.0, 1.8)
+        levels.append(torch.minimum(noise * spacing / 2, depth - 12).clamp(-REACH, REACH))
+    mixes = tuple(random.between(0, 0.95) for _ in range(count))
+    return Structures(torch.stack(levels), mixes, (False, *(True for _ in range(count - 1))))

@@ -1,0 +1,1 @@
+"""What a run logs: tables, curves and pictures."""

@@ -1,0 +1,106 @@
+"""What a training step makes smaller: the loss of a pair, one way round or both, under the flows found for it."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from train.data.image_pair import ImagePair, is_deep
+from train.loss.terms import bending, dice_loss, inverse_consistency, local_ncc, log_jacobian, smoothness
+from train.model.fields import warp
+
+COARSE_WINDOW = 5
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Means over a step's pairs, at level 1 but for `total`; None: not asked for. dice: 1 - mean soft Dice.
+
+    total: their weighted sum, in which local_ncc counts as -1, and the coarse levels' share.
+    """
+
+    total: float
+    local_ncc: float
+    smoothness: float
+    dice: float | None = None
+    bending: float | None = None
+    log_jacobian: float | None = None
+    inverse_consistency: float | None = None
+
+    @property
+    def finite(self) -> bool:
+        return math.isfinite(self.total)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Form and weights of the loss; see `FitOptions`."""
+
+    form: str
+    smooth: float
+    dice: float = 0.0
+    dice_labels: str = "all"
+    bending: float = 0.0
+    log_jacobian: float = 0.0
+    inverse_consistency: float = 0.0
+
+    def __call__(
+        self, ways: Sequence[ImagePair], flows: dict[int, Tensor], coarse: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss to descend, a mean over `ways`, and what `Losses` names of it, detached, without what has no weight.
+
+        Args:
+            ways: a pair, or a pair and the same the other way round; images and labels (I, J, K).
+            flows: of the network, by level, (ways, 3, I, J, K) at level 1.
+            coarse: weight of the coarse levels' loss.
+        """
+        moving, fixed = (torch.stack([getattr(way, side) for way in ways]) for side in ("moving", "fixed"))
+        moving, fixed, flow = moving[:, None], fixed[:, None], flows[1]
+        parts = {"local_ncc": local_ncc(fixed, warp(moving, flow), self.form), "smoothness": smoothness(flow)}
+        loss = self.smooth * parts["smoothness"] - parts["local_ncc"]
+        if coarse:
+            loss = loss + coarse * self._coarse(moving, fixed, flows)
+        for name, term in self._further_terms(ways).items():
+            if weight := getattr(self, name):
+                parts[name] = term(flow)
+                loss = loss + weight * parts[name]
+        return loss, {name: part.detach().float() for name, part in ({"total": loss} | parts).items()}
+
+    def _further_terms(self, ways: Sequence[ImagePair]) -> dict[str, Callable[[Tensor], Tensor]]:
+        """The terms that the paper does not have, of level 1's flow, by the name of their weight."""
+
+        def overlap(flow: Tensor) -> Tensor:
+            maps = [[self._compared(labels)[None] for labels in (way.fixed_labels, way.moving_labels)] for way in ways]
+            return sum(dice_loss(*labels, found) for labels, found in zip(maps, flow.split(1), strict=True)) / len(maps)
+
+        return {
+            "dice": overlap,
+            "bending": bending,
+            "log_jacobian": log_jacobian,
+            "inverse_consistency": inverse_consistency,
+        }
+
+    def _compared(self, labels: Tensor) -> Tensor:
+        """A label map (I, J, K) with 0 for what Dice leaves out."""
+        return labels if self.dice_labels == "all" else labels.where(is_deep(labels), 0)
+
+    def _coarse(self, moving: Tensor, fixed: Tensor, flows: dict[int, Tensor]) -> Tensor:
+        """Similarity and smoothness summed over levels 2, 3 and 4, on images averaged down to each level's size."""
+        total = 0.0
+        for level in (2, 3, 4):
+            moving, fixed = F.avg_pool3d(moving, 2), F.avg_pool3d(fixed, 2)
+            similarity = local_ncc(fixed, warp(moving, flows[level]), self.form, COARSE_WINDOW)
+            total = total + self.smooth * smoothness(flows[level]) - similarity
+        return total
+
+
+def halved(pair: ImagePair) -> ImagePair:
+    """A pair at half its size: images averaged, every second voxel of label maps."""
+
+    def shrink(volume: Tensor) -> Tensor:
+        return F.avg_pool3d(volume[None, None], 2)[0, 0] if volume.is_floating_point() else volume[::2, ::2, ::2]
+
+    return pair.map(shrink)

@@ -1,0 +1,1 @@
+"""RP-Net in PyTorch, its definition, its field operations and checkpoints."""

@@ -1,0 +1,42 @@
+"""Warp, upsample, compose and Jacobian determinant as training has them; `runtime.geometry.flow` defines them."""
+
+import torch
+from torch import Tensor
+
+from train.model import definition, fields_cpu
+from train.model.definition import upsample
+
+__all__ = ["compose", "determinant", "folded_share", "upsample", "warp"]
+
+
+def warp(image: Tensor, flow: Tensor, mode: str = "bilinear") -> Tensor:
+    """`train.model.definition.warp`: on a CPU, unless ``mode="nearest"``, by kernels of our own.
+
+    Args:
+        image: (N, C, I, J, K); channels-last memory spares a copy.
+        flow: (N, 3, I, J, K), voxels, component order = axis order.
+    """
+    if mode == "bilinear" and image.device.type == flow.device.type == "cpu":
+        return fields_cpu.warp(image.float(), flow.float())
+    return definition.warp(image, flow, mode)
+
+
+def compose(flow: Tensor, residual: Tensor) -> Tensor:
+    """``flow(x + residual(x)) + residual(x)``; both (N, 3, I, J, K)."""
+    return warp(flow, residual) + residual
+
+
+def determinant(flow: Tensor) -> Tensor:
+    """Jacobian determinant (I, J, K) of x + flow(x) by central differences, one-sided at the border.
+
+    flow: (1, 3, I, J, K), two or more voxels along each axis.
+    """
+    slopes = [torch.gradient(component.float()) for component in flow[0]]
+    rows = [[slope + (n == m) for m, slope in enumerate(row)] for n, row in enumerate(slopes)]
+    (a, b, c), (d, e, f), (g, h, i) = rows
+    return a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
+
+
+def folded_share(flow: Tensor) -> float:
+    """Share of voxels with a determinant <= 0 of a flow; see `determinant`."""
+    return (determinant(flow) <= 0).float().mean().item()

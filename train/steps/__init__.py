@@ -1,0 +1,1 @@
+"""Training steps: the state of a run, loading, validation, numerics, several processes."""

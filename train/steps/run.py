@@ -1,0 +1,294 @@
+"""The state of a training run: what one step changes, and what a checkpoint must hold to continue exactly."""
+
+import contextlib
+import copy
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from runtime.errors import InputError, first_line
+from train.data.image_pair import ImagePair
+from train.data.sources import open_sources
+from train.loss.objective import Losses, Objective, halved
+from train.model.checkpoint import Checkpoint, load_checkpoint
+from train.model.network import NetworkConfig, RPNet
+from train.options import FitOptions
+from train.steps.distributed import Processes
+from train.steps.loader import Batch
+from train.steps.numerics import choose_device, choose_numerics
+from train.steps.timetable import Plan, Timetable
+from train.steps.validation import Score, validate
+
+_RECIPE = (
+    "generator", "loss", "smooth", "dice", "dice_labels", "coarse", "bending", "log_jacobian", "both_directions",
+    "inverse_consistency", "iterations", "half_size", "augment", "steps", "minutes", "finish", "learning_rate",
+    "schedule", "warmup", "clip", "average", "accumulate",
+)  # fmt: skip
+
+# Mean squared gradient of a flow, from which on no image is left: neighbours are 30 voxels apart.
+EXPLODED = 1000.0
+
+
+@contextlib.contextmanager
+def sound_state(path: Path | None) -> Iterator[None]:
+    """Turn what a checkpoint's training state raises when it is not as `Run` writes it into one line."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
+        raise InputError(
+            f"resume: the training state of {path} cannot be used ({type(error).__name__}: {first_line(error)[:120]}); "
+            "start a new run from its weights with `start`"
+        ) from error
+
+
+class Run:
+    """Network, optimiser, counters and sources of a run, new, started from other weights, or restored.
+
+    Args:
+        options: what to do.
+        processes: those that do it together; None: this one alone.
+
+    Raises:
+        InputError: what `FitOptions` names cannot be used, or last.pt is of another run.
+    """
+
+    def __init__(self, options: FitOptions, processes: Processes | None = None) -> None:
+        self.options, self.processes = options, processes or Processes()
+        self.batch, self.timetable = Batch(options.accumulate, self.processes), Timetable(options)
+        self.objective = Objective(
+            options.loss, options.smooth, options.dice, options.dice_labels, options.bending, options.log_jacobian,
+            options.inverse_consistency,
+        )  # fmt: skip
+        self.step, self.seconds, self.best, self.best_by = 0, 0.0, -math.inf, None
+        self.validated = 0  # the step of the last validation
+        self.started_from: dict = {}
+        device = choose_device(options, self.processes.local_rank)
+        with sound_state(options.continues):
+            saved = self._saved(options.continues) if options.continues else None
+        self.sources = open_sources(options, device)
+        smallest = min(self.sources.shape) // (2 if options.half_size else 1)
+        self.numerics = choose_numerics(options, device, smallest)
+        torch.manual_seed(options.seed)
+        self.network = RPNet(NetworkConfig(res_blocks=options.res_blocks))
+        if options.start is not None and saved is None:
+            self._start_from(load_checkpoint(options.start))
+        self.numerics.place(self.network)
+        self.average = copy.deepcopy(self.network) if options.average else self.network
+        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=options.learning_rate)
+        self.scaler = self.numerics.scaler()
+        if saved is not None:
+            with sound_state(options.continues):
+                self._require_same_numerics(saved)
+                self._require_same_content(saved)
+                self._restore(saved)
+        self.numerics.compile(self.network)
+
+    def _start_from(self, start: Checkpoint) -> None:
+        config = self.network.config
+        if start.config.first_channels != config.first_channels or start.config.res_blocks > config.res_blocks:
+            raise InputError(f"start: {self.options.start} has {start.config}, expected {config} or fewer blocks")
+        self.network.load_state_dict(start.deepened(config.res_blocks).state)
+        self.started_from = dict(start.provenance)
+
+    def _saved(self, path: Path) -> Checkpoint:
+        saved = load_checkpoint(path)
+        if saved.training is None:
+            raise InputError(f"resume: {path} holds no training state; start a new run from it with `start`")
+        different = self.options.differences(saved.training["options"])
+        if different:
+            raise InputError(f"resume: {path} was written with other options ({', '.join(different)}); give the same")
+        batch = saved.training.get("batch", 1)
+        if batch != self.batch.size:
+            raise InputError(
+                f"resume: {path} was written with {batch} pairs a step, got accumulate {self.options.accumulate} x "
+                f"{self.processes.count} processes; make the product the same"
+            )
+        return saved
+
+    def _require_same_numerics(self, saved: Checkpoint) -> None:
+        """`auto` may choose otherwise on another computer, where the run would no longer be continued exactly."""
+        for option, chosen in self.numerics.chosen().items():
+            before = saved.training.get("chosen", saved.training["options"]).get(option, "auto")
+            # Checkpoints of earlier versions know no more than what was asked for.
+            if str(before) not in ("auto", str(chosen)):
+                raise InputError(
+                    f"resume: {self.options.continues} was written with {option} {before}, this run would "
+                    f"take {chosen}; give {option} {before}, or start a new run from it with `start`"
+                )
+
+    def _require_same_content(self, saved: Checkpoint) -> None:
+        """Compare the scans, or the template, that pairs are made of with those of the checkpoint, in their order."""
+        before = saved.training.get("content")
+        if before is None:  # a checkpoint of an earlier version, of which nothing but names is known
+            names = saved.training["options"].get("data"), saved.training["options"].get("template")
+            if names != (self.options.data, self.options.template):
+                raise InputError(f"data: got {self.options.data or self.options.template}, written with {names[0]}")
+            return
+        now = self.sources.content
+        others = [n for n, (one, other) in enumerate(zip(now, before, strict=False)) if one[1] != other[1]]
+        if others or len(now) != len(before):
+            first = others[0] if others else min(len(now), len(before))
+            found, expected = (kept[first][0] if first < len(kept) else "none" for kept in (now, before))
+            raise InputError(
+                f"data: {self.options.continues} was trained on {len(before)} volumes, got {len(now)}; number "
+                f"{first + 1} is {found}, expected {expected} as it was; give the same, or `start` a new run from it"
+            )
+
+    def _restore(self, saved: Checkpoint) -> None:
+        training = saved.training
+        self.average.load_state_dict(saved.state)
+        self.network.load_state_dict(training["weights"])
+        self.optimizer.load_state_dict(training["optimizer"])
+        self._require_moments()
+        self.scaler.load_state_dict(training.get("scaler", {}))
+        self.step, self.seconds = int(training["step"]), float(training["seconds"])
+        self.validated = int(training.get("validated", self.step))
+        same = training.get("validated_on") == self.sources.validation_digest
+        if self.options.resume and same:  # in another folder, and on other pairs, the best begins anew
+            self.best, self.best_by = float(training["best"]), saved.provenance.get("validated_by")
+        self.timetable = Timetable(self.options, training.get("finish_from", self.step))
+        self.started_from = saved.provenance.get("started_from", {})
+        torch.set_rng_state(training["torch_rng"])
+
+    def _require_moments(self) -> None:
+        """Raise ValueError where Adam's settings or moments are not those of this network and these options."""
+        usual = self.optimizer.defaults
+        for group in self.optimizer.param_groups:
+            if any(group.get(name) != value for name, value in usual.items() if name != "lr"):
+                raise ValueError("Adam's settings are others")
+        for weight in self.network.parameters():
+            moments = self.optimizer.state[weight]
+            if not isinstance(moments, dict) or (moments and not float(moments["step"]) >= 1):
+                raise ValueError(f"Adam's state is {first_line(moments)[:60]}")
+            for name in ("exp_avg", "exp_avg_sq"):
+                if moments and getattr(moments[name], "shape", None) != weight.shape:
+                    raise ValueError(f"{name} is not of the shape {tuple(weight.shape)}")
+
+    def checkpoint(self, resumable: bool) -> Checkpoint:
+        """Weights to use (the running mean, if there is one) and provenance; resumable: all that continuing needs."""
+        config, state = self.network.config, self.average.state_dict()
+        return Checkpoint(config, state, self.provenance(), self._training() if resumable else None)
+
+    def _training(self) -> dict:
+        return {
+            "step": self.step,
+            "seconds": self.seconds,
+            "best": self.best,
+            "validated": self.validated,
+            "options": self.options.as_dict(),
+            "chosen": self.numerics.chosen(),
+            "batch": self.batch.size,
+            "content": [list(volume) for volume in self.sources.content],
+            "validated_on": self.sources.validation_digest,
+            "weights": {name: tensor.detach().cpu().contiguous() for name, tensor in self.network.state_dict().items()},
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "torch_rng": torch.get_rng_state(),
+        } | ({"finish_from": self.timetable.finish_from} if self.options.finish else {})
+
+    def provenance(self) -> dict:
+        """How the weights came to be, in plain types and without anything about the machine's folders."""
+        options = self.options.as_dict()
+        recipe = {name: options[name] for name in _RECIPE}
+        recipe |= {"shape": list(self.sources.shape), "optimizer": "Adam", "batch": self.batch.size}
+        return {
+            "data": self.sources.description,
+            "recipe": recipe,
+            "steps": self.step,
+            "seconds": round(self.seconds, 1),
+            "seed": self.options.seed,
+            "device": self.numerics.device.type,
+            "processes": self.processes.count,
+            "precision": self.numerics.precision,
+            "memory_format": "channels_last_3d" if self.numerics.channels_last else "contiguous",
+            "compiled": self.numerics.compiled,
+            "versions": {"torch": str(torch.__version__), "numpy": np.__version__},
+            "validation": self.best if math.isfinite(self.best) else None,
+            "validated_by": self.best_by,
+            "licence": self.options.licence,
+            "started_from": self.started_from,
+        }
+
+    def plan(self) -> Plan:
+        """Of the next step."""
+        return self.timetable.plan(self.step, self.seconds)
+
+    def finished(self) -> bool:
+        return self.timetable.finished(self.step, self.seconds)
+
+    def train_step(self, pairs: Sequence[ImagePair]) -> Losses:
+        """One Adam step on the mean gradient of `pairs` and of those that the other processes have.
+
+        Raises:
+            InputError: the loss exploded; nothing is changed then.
+        """
+        plan = self.plan()
+        self.optimizer.zero_grad(set_to_none=True)
+        each = [self._backward(pair, plan) for pair in pairs]
+        parts = {name: sum(one[name] for one in each) for name in each[0]}
+        self.processes.add_up([*parts.values(), *(weight.grad for weight in self.network.parameters())])
+        losses = Losses(**dict(zip(parts, torch.stack([*parts.values()]).tolist(), strict=True)))
+        if not losses.finite or losses.smoothness > EXPLODED:
+            raise InputError(
+                f"learning_rate: the loss exploded at step {self.step + 1} ({losses.total:.3g}, smoothness "
+                f"{losses.smoothness:.3g}); start again with a lower learning rate, from a checkpoint before that"
+            )
+        self._descend(plan.rate)
+        return losses
+
+    def _backward(self, pair: ImagePair, plan: Plan) -> dict[str, Tensor]:
+        """Add one pair's share of the gradient; returns its share of what `Losses` names."""
+        pair = pair.map(lambda tensor: tensor.to(self.numerics.device, non_blocking=True))
+        if plan.half_size:
+            pair = halved(pair)
+        with self.numerics.autocast():
+            find = self.network.flows_both_ways if self.options.both_directions else self.network.flows
+            flows = find(pair.moving[None, None], pair.fixed[None, None], plan.counts)
+        ways = (pair, pair.swapped()) if self.options.both_directions else (pair,)
+        loss, parts = self.objective(ways, flows, plan.coarse)
+        self.scaler.scale(loss / self.batch.size).backward()
+        return {name: part / self.batch.size for name, part in parts.items()}
+
+    def _descend(self, rate: float) -> None:
+        if self.options.clip:
+            self.scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.options.clip)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.step += 1
+        if self.options.average:
+            self._update_average()
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        # A young run would otherwise carry its random start along.
+        decay = min(self.options.average, self.step / (self.step + 10))
+        for mean, new in zip(self.average.parameters(), self.network.parameters(), strict=True):
+            mean.lerp_(new, 1 - decay)
+
+    @property
+    def validation_due(self) -> bool:
+        """Return whether `validate_every` steps, or the last one, have passed since what was validated last."""
+        every = self.options.validate_every
+        return self.step > self.validated and (self.step // every > self.validated // every or self.finished())
+
+    def validate(self, show: Callable[[ImagePair, Tensor], None]) -> Score:
+        """Measure how good the network (the running mean, if there is one) is now; changes nothing."""
+        with torch.compiler.set_stance("force_eager" if self.numerics.compiled else "default"):
+            pairs, groups = self.sources.validation, self.sources.groups
+            return validate(self.average, pairs, self.numerics, self.processes, show, groups)
+
+    def keep_score(self, score: Score) -> bool:
+        """Note a score of this step; return whether none was better."""
+        self.validated, better = self.step, score.value > self.best
+        if better:
+            self.best, self.best_by = score.value, score.name
+        return better
