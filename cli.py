@@ -3,9 +3,7 @@
 Here are the commands that see more than `runtime`; the others are in `runtime.commands`.
 """
 
-import atexit
 import functools
-import gc
 import sys
 from pathlib import Path
 
@@ -22,12 +20,13 @@ from runtime.commands.terminal import (
     ENGINE_DIR,
     PATH,
     QUIET,
+    CloneTools,
     InSections,
     Numbers,
-    OneLineGroup,
     SectionOption,
     StageLine,
     one_line_errors,
+    program,
     run,
 )
 
@@ -38,27 +37,22 @@ DATA, LOSS, STEPS, COMPUTING, FILES = (
 SHARE = functools.partial(LOSS, type=float, default=0.0, show_default=True)
 
 
-@click.group(
-    cls=OneLineGroup,
-    invoke_without_command=True,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-)
-@click.pass_context
-def main(context: click.Context) -> None:
-    """Learned 3-D image registration: RP-Net and IIRP-Net (CVPR 2024) from training to deployment."""
-    context.obj = _export_quietly  # for `evaluate --checkpoint`, which cannot see the exporter
-    if context.invoked_subcommand is None:
-        click.echo(context.get_help())
-
-
-for command in COMMANDS:
-    main.add_command(command)
-
-
 def _export_quietly(checkpoint: Path, engine_dir: Path) -> None:
     from export.publish import ExportOptions, export_checkpoint
 
     export_checkpoint(checkpoint, engine_dir, ExportOptions(fp16=False))
+
+
+def _torch_contenders(options, timed: bool):
+    from export.contender import TorchContender, torch_others
+
+    if timed:
+        TorchContender(options.engine_dir, options.threads).require()
+    return functools.partial(torch_others, options.engine_dir, options.threads, timed)
+
+
+THIS_PROGRAM = sys.executable, str(Path(__file__).resolve())
+main = program(COMMANDS, CloneTools(_export_quietly, _torch_contenders, THIS_PROGRAM))
 
 
 @main.command()
@@ -242,60 +236,5 @@ def _tell_step(line: StageLine, progress) -> None:
         line(f"{progress.step} of {progress.steps} steps, {left} left  {progress.line()}")
 
 
-@main.command()
-@ENGINE_DIR
-@click.option("--fixed", type=PATH, help="Two scans instead of a generated pair, prepared as `register` does.")
-@click.option("--moving", type=PATH, help="See --fixed.")
-@click.option("--shape", type=Numbers(int, 3), help="I,J,K of the generated pair.  [default: 160,192,160]")
-@click.option("--crop-to", type=Numbers(int, 3), help="I,J,K to bring prepared scans to, about their centre.")
-@click.option("--shapes", help="Time against volume instead: shapes such as '64,64,64 96,96,96', or default.")
-@click.option("--backend", "backends", multiple=True, default=("auto",), show_default=True, help="One, several or all.")
-@click.option("--precision", "precisions", multiple=True, default=("auto",), show_default=True, help="Likewise.")
-@click.option("--against", type=click.Choice(["torch"]), help="Also time the eager PyTorch loop, on the same device.")
-@click.option("--schedule", help="As for `register`.  [default: iterstop; with --shapes 1,1,1,1]")
-@click.option("--runs", type=click.IntRange(min=1), help="Timed rounds.  [default: 10; all on a card 40]")
-@click.option("--warmup", type=click.IntRange(min=0), help="Rounds before those.  [default: 1; all on a card 3]")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads of engines and kernels.  [default: all cores]")
-@click.option("--no-files", is_flag=True, help="Leave out whole registrations from file to file.")
-@click.option("--no-start-up", is_flag=True, help="Leave out opening with nothing cached (half a minute of compiling).")
-@click.option("--json", type=PATH, help="Write everything printed and all raw samples there.")
-@click.option("--plot", type=PATH, help="Draw it: .png, .svg or .pdf (needs matplotlib).")
-@QUIET
-@one_line_errors
-def benchmark(against, shapes, backends, precisions, no_files, no_start_up, quiet, threads, **options) -> None:
-    """Show that the engines are right, then how fast they are here, and why.
-
-    Nothing is timed before each contender's flow equals the PyTorch definition's (ONNX Runtime's where torch is not
-    installed). Contenders run in processes of their own, in turn. --backend and --precision take several names,
-    comma-separated or repeated.
-
-    With an engine on a card, --against torch is PyTorch on that card: in fp32 without TF32, and with autocast to fp16
-    and channels-last memory; a PyTorch without CUDA is refused then. A card's times are its own, by events.
-    """
-    from export.contender import TorchContender, torch_others
-    from runtime.workflows.benchmark import BenchmarkOptions, parse_names, parse_shapes, run_benchmark
-
-    options = BenchmarkOptions(
-        **options,
-        threads=threads,
-        backends=parse_names(backends),
-        precisions=parse_names(precisions),
-        shapes=parse_shapes(shapes) if shapes else (),
-        files=not no_files,
-        start_up=not no_start_up,
-    )
-    if against:
-        TorchContender(options.engine_dir, threads).require()
-    with StageLine(quiet).shown() as stages:
-        run_benchmark(
-            options,
-            others=functools.partial(torch_others, options.engine_dir, threads, bool(against)),
-            command=(sys.executable, str(Path(__file__).resolve())),
-            echo=(lambda text: None) if quiet else lambda text: stages.print(f"{text}\n"),
-            progress=stages,
-        )
-
-
 if __name__ == "__main__":
-    atexit.register(gc.freeze)  # no search for garbage on the way out, 0.2 s
-    run(main)
+    run(main, "cli.py")

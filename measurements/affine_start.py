@@ -1,6 +1,6 @@
 """Scores the affine start alone on real brains: labels carried by it against those that are there.
 
-    python measurements/affine_start.py --data DIR --output table.md
+    python -m measurements.affine_start --data DIR --output table.md
 
 `--data` as in real_pairs_list.py. Groups: Mindboggle's subjects in a chain; the two brains of `pair`, both ways;
 subjects against either of those two, both ways, their cortex joined to one label a side; and subjects carried into
@@ -14,7 +14,6 @@ needs picsl-greedy (pip install picsl-greedy). `--only-kept` leaves a cell empty
 """
 
 import functools
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,8 +25,6 @@ from unittest import mock
 import click
 import nibabel
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from measurements.real_pairs_list import PAIR_LABELS, SUBJECTS
 from runtime.geometry.grid import Grid, bounding_box

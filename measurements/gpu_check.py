@@ -1,6 +1,6 @@
 """Checks everything that computes on a CUDA card, then measures it; writes gpu_check.md and gpu_check.json.
 
-    python measurements/gpu_check.py --engine-dir engines/ --output gpu_check --quick
+    python -m measurements.gpu_check --engine-dir engines/ --output gpu_check --quick
 
 On the card: all kernels against their definitions (and under compute-sanitizer where it is installed), every backend
 against the CPU, the latency table with PyTorch in turn, each kernel's share of the memory's bandwidth, and where the
@@ -15,8 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import click
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from measurements.gpu.agreement import Agreement, Scans
 from measurements.gpu.flight import flights

@@ -1,17 +1,14 @@
 """What happens to inputs that break naive readers: each file against itself, and one brain in three orientations.
 
-    python measurements/hostile_inputs.py --engine-dir engines/ --data ../shared/data
+    python -m measurements.hostile_inputs --engine-dir engines/ --data ../shared/data
 
 `--data` holds `hostile/*` and `pair/fixed_t1.nii.gz`; none of it is part of this project.
 """
 
-import sys
 from pathlib import Path
 
 import click
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import runtime
 

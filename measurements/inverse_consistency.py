@@ -1,6 +1,6 @@
 """Registers real pairs and prints how exact the inverse of each transform is, as a markdown table.
 
-    python measurements/inverse_consistency.py --data DIR --pairs pair,s3-s4
+    python -m measurements.inverse_consistency --data DIR --pairs pair,s3-s4
 
 For every voxel x of the fixed foreground (above 0) where the Jacobian determinant is positive: |inverse(forward(x)) -
 x| in mm, "solved" with the inverse found at forward(x), "on the grid" with the displacement on the moving grid that
@@ -8,14 +8,11 @@ goes into a file, interpolated there. Before it that displacement's residuals |T
 y, the share of them for which no x was found within the tolerance, and its seconds. `--data` as in real_pairs_list.py.
 """
 
-import sys
 import time
 from pathlib import Path
 
 import click
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import runtime
 from measurements.real_pairs_list import ALL, files

@@ -1,6 +1,6 @@
 """Puts a ball of one intensity into the moving scan of real pairs and registers it with and without a mask of it.
 
-    python measurements/lesion_masks.py --data DIR --pairs pair,s3-s4,s11-s12
+    python -m measurements.lesion_masks --data DIR --pairs pair,s3-s4,s11-s12
 
 The ball lies in the left hemisphere, about the labelled voxel nearest to the centre of mass of its part of the map
 (labels 1 to 39 and 1000 to 1999, as FreeSurfer counts). Dice is over
@@ -9,15 +9,12 @@ affine. What the ball did is the distance, mm, from the same pair's transform wi
 10 mm of it, and farther off, means over the fixed foreground. `--data` as in real_pairs_list.py.
 """
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import click
 import numpy as np
 from scipy.ndimage import distance_transform_edt
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import runtime
 from measurements.real_pairs_list import files
@@ -57,9 +54,7 @@ class Pair:
         self._onto = runtime.FixedScan(fixed, engines)
         self.ball = ball(self.labels, radius)
         self._sound = self._onto.register(self.moving, self.labels)
-        under = resample_through(
-            self.ball.astype(np.float32), self.moving.grid, self._sound.displacement, fixed.grid
-        )
+        under = resample_through(self.ball.astype(np.float32), self.moving.grid, self._sound.displacement, fixed.grid)
         self._distance = distance_transform_edt(under <= 0.5, sampling=fixed.grid.spacing)
 
     def row(self, what: str, intensity: float | None, masked: bool) -> list:

@@ -1,7 +1,7 @@
 """Measures what each term of the training loss and the other direction cost a step, or how hard each term pulls.
 
-    python measurements/loss_terms.py --shape 80,96,80 --rounds 7 --threads 1
-    python measurements/loss_terms.py --start runs/shipped/last.pt --iterations 2,3,2,2
+    python -m measurements.loss_terms --shape 80,96,80 --rounds 7 --threads 1
+    python -m measurements.loss_terms --start runs/shipped/last.pt --iterations 2,3,2,2
 
 With --start: value and gradient norm of each term of weight 1, means over generated pairs, by which weights are chosen.
 
@@ -10,7 +10,6 @@ process: with one thread what a step takes on a core of its own, however busy th
 """
 
 import statistics
-import sys
 import tempfile
 import time
 from dataclasses import replace
@@ -18,8 +17,6 @@ from pathlib import Path
 
 import click
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from measurements.training_speed import parsed
 from runtime.host.machine import processor_name

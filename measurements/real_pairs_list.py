@@ -1,6 +1,6 @@
 """Writes the list of real pairs for `cli.py evaluate`: two brains of a tutorial, and Mindboggle's subjects in a chain.
 
-    python measurements/real_pairs_list.py --data DIR --output pairs.csv
+    python -m measurements.real_pairs_list --data DIR --output pairs.csv
     python cli.py evaluate --pairs pairs.csv --output scores
 
 `--data` holds `pair/{fixed,moving}_{t1,labels}.nii.gz` and `mindboggle/sN_{t1,labels}.nii.gz`; none of it is part of

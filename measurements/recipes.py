@@ -1,6 +1,6 @@
 """Trains by several recipes for equally many steps from one start, in turn, and sets their ends side by side.
 
-    python measurements/recipes.py a.toml b.toml --start runs/long/last.pt --steps 400 --output runs/compared
+    python -m measurements.recipes a.toml b.toml --start runs/long/last.pt --steps 400 --output runs/compared
 
 What is compared is the last line of each log.csv: means over the validation pairs. Options in `--with` go to every run:
 `--with "--validation pairs.csv --validation-pairs 50"`. A recipe whose run is complete is not run again, one

@@ -1,6 +1,6 @@
 """Transforms through other tools and back: convention x tool x grid, worst error in mm and of the image.
 
-    python measurements/round_trips.py [--output table.md]
+    python -m measurements.round_trips [--output table.md]
 
 Known maps (shifts, rotations and scales along each axis, an affine, a smooth map that is none, a registration's
 transform) on five pairs of grids are written by us and applied by the tool, and written by the tool and applied by us.
@@ -15,8 +15,6 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from measurements.round_trip_judges import add_installed
 from runtime.host.files.whole_files import write_text

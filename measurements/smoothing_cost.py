@@ -1,13 +1,12 @@
 """Times the smoothing of residuals beside what it is added to, in turn, on images cropped or padded to one size.
 
-    python measurements/smoothing_cost.py --fixed FIXED --moving MOVING
+    python -m measurements.smoothing_cost --fixed FIXED --moving MOVING
 
 "smoothed" is every level's residual smoothed once, "made once" what all levels need of the fixed image beforehand,
 "iteration" one at level 1 without smoothing, "share" the first in the last. Medians of --runs, wall-clock; cores may be
 shared, so trust the share.
 """
 
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -16,8 +15,6 @@ from statistics import median
 
 import click
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import runtime
 from runtime.backends.engines import SHIPPED

@@ -1,6 +1,6 @@
 """Compares stop rules on real pairs, as they are and with one scan changed: Dice, folds and work, side by side.
 
-    python measurements/stop_rules.py --data DIR --pairs pair,s3-s4 --change none,skull \\
+    python -m measurements.stop_rules --data DIR --pairs pair,s3-s4 --change none,skull \\
         --rule iterstop --rule iterstop:delta=0.001
 
 A change is made to the moving scan after normalisation, on the working grid: `contrast` brings grey and white matter
@@ -12,14 +12,11 @@ measurements/real_pairs_list.py, but Dice is taken on the working grid.
 """
 
 import json
-import sys
 from pathlib import Path
 
 import click
 import numpy as np
 from scipy.ndimage import binary_dilation, binary_fill_holes, gaussian_filter
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import runtime
 from measurements.real_pairs_list import ALL, PAIR_LABELS, files

@@ -1,6 +1,6 @@
 """Measures training steps per second and peak memory, ours against the same recipe done naively, in turn, in one run.
 
-    python measurements/training_speed.py --shape 96,96,96 --rounds 7 --threads 2
+    python -m measurements.training_speed --shape 96,96,96 --rounds 7 --threads 2
 
 Ours is the step that `train` takes. The naive one is what the paper's recipe amounts to without further thought: fp32,
 contiguous memory, warps by `grid_sample`, and local NCC by convolution with a 9x9x9 box. Both train the same network
@@ -20,8 +20,6 @@ import click
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from runtime.host.machine import peak_bytes, processor_name
 from runtime.images.similarity import LNCC_EPSILON, LNCC_WINDOW

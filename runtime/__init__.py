@@ -15,14 +15,14 @@ Names are loaded when they are first used, so that importing the package costs n
 import importlib
 
 _HOME = {
-    "InputError": "runtime.errors",
-    "open_engines": "runtime.backends.engines",
-    "FixedScan": "runtime.registration.scans",
-    "Options": "runtime.registration.options",
-    "register": "runtime.registration.scans",
-    "register_arrays": "runtime.registration.arrays",
-    "register_many": "runtime.registration.concurrent",
-    "Registration": "runtime.registration.scans",
+    "InputError": ".errors",
+    "open_engines": ".backends.engines",
+    "FixedScan": ".registration.scans",
+    "Options": ".registration.options",
+    "register": ".registration.scans",
+    "register_arrays": ".registration.arrays",
+    "register_many": ".registration.concurrent",
+    "Registration": ".registration.scans",
 }
 __all__ = sorted(_HOME)
 __version__ = "0.1.0"
@@ -30,8 +30,8 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str):
     if name not in _HOME:
-        raise AttributeError(f"module 'runtime' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME[name]), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name], __name__), name)
 
 
 def __dir__() -> list[str]:

@@ -2,7 +2,7 @@
 
 import sys
 
-from runtime.registration.warmup import main
+from .registration.warmup import main
 
 if __name__ == "__main__":
     main(sys.argv[1:])

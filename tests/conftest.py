@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope="session", autouse=True)
 def hidden_card():
-    """Tests see no card, unless they ask for the stand-in of tests/host_card: `auto` is the same everywhere.
+    """Tests see no card, unless they ask for the stand-in of tests/backends/host_card: `auto` is the same everywhere.
 
     The stand-in takes the place of this computer's driver, so it is loaded before anything could load that one.
     """

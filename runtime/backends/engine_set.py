@@ -12,10 +12,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from runtime.errors import InputError, explained, first_line
-from runtime.host.files.hashes import sha256
-from runtime.images.intensity import rule_from_dict
-from runtime.loop.schedules import LEVELS, iterstop_schedule
+from ..errors import InputError, explained, first_line
+from ..host.files.hashes import sha256
+from ..images.intensity import rule_from_dict
+from ..loop.schedules import LEVELS, iterstop_schedule
 
 FORMAT = "rpnet-engine-set"
 VERSION = 2  # 1, which earlier exports wrote, has no hash of itself and is read as well

@@ -9,14 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from runtime.backends.engine_set import ENGINES, EngineSet, load_engine_set
-from runtime.backends.pair import FixedSide
-from runtime.backends.registry import GRAPHS, check_precision, choose_backend, choose_precision, open_backend
-from runtime.errors import InputError
-from runtime.host.machine import cores
-from runtime.host.progress import Progress, silent
+from ..errors import InputError
+from ..host.machine import cores
+from ..host.progress import Progress, silent
+from ..host.shipped import shipped_engines
+from .engine_set import ENGINES, EngineSet, load_engine_set
+from .pair import FixedSide
+from .registry import GRAPHS, check_precision, choose_backend, choose_precision, open_backend
 
-SHIPPED = Path(__file__).resolve().parents[2] / "engines"
+SHIPPED = shipped_engines()
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from runtime.geometry.flow import resize, upsample, warp
+from ..geometry.flow import resize, upsample, warp
 
 Array = np.ndarray
 

@@ -8,8 +8,8 @@ On the host all is float32; on a card, features are of the engines' precision, i
 import copy
 from typing import Any, Protocol, SupportsFloat
 
-from runtime.backends.holes import Holes
-from runtime.geometry.smoothing import check_sigma
+from ..geometry.smoothing import check_sigma
+from .holes import Holes
 
 Array = Any
 Shape = tuple[int, int, int]

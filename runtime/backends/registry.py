@@ -6,16 +6,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from runtime.backends.cuda.card import find_card, has_driver
-from runtime.backends.engine_set import EngineSet
-from runtime.errors import InputError, NotHere, first_line
-from runtime.host.machine import installed_versions, processor_features
+from ..errors import InputError, NotHere, first_line
+from ..host.machine import installed_versions, processor_features
+from .cuda.card import find_card, has_driver
+from .engine_set import EngineSet
 
 PRECISIONS = ("fp32", "fp16", "bf16")
 GRAPHS = {"fp32": "fp32", "fp16": "fp16", "bf16": "fp32"}  # of which precision the graphs are; some round on their own
 ARGUMENT = "--backend: "
-NUMBA_FIELDS = "runtime.backends.fields.cpu:NumbaFields"
-CUDA_FIELDS = "runtime.backends.fields.cuda:CudaFields"
+NUMBA_FIELDS = ".fields.cpu:NumbaFields"
+CUDA_FIELDS = ".fields.cuda:CudaFields"
 GPU_REQUIREMENTS = "pip install -r requirements-gpu.txt"
 
 
@@ -101,8 +101,8 @@ class Backend:
         networks, fields = self.load()
         if not self.card:
             return networks(engine_set, threads, precision), fields(threads)
-        from runtime.backends.cuda.open_device import open_device
-        from runtime.backends.self_test import try_out
+        from .cuda.open_device import open_device
+        from .self_test import try_out
 
         networks.check_card(find_card(), precision)
         device = open_device(alone)
@@ -140,7 +140,7 @@ class Backend:
 # In the order `auto` prefers them (docs/decisions/0006-cpu-backends.md, 0007-the-loop-on-a-card.md).
 BACKENDS = {
     "tensorrt-rtx": Backend(
-        networks="runtime.backends.networks.tensorrt.networks:TensorRtRtxNetworks",
+        networks=".networks.tensorrt.networks:TensorRtRtxNetworks",
         fields=CUDA_FIELDS,
         precisions=("fp16", "fp32"),
         library="tensorrt_rtx",
@@ -148,7 +148,7 @@ BACKENDS = {
         card=True,
     ),
     "tensorrt": Backend(
-        networks="runtime.backends.networks.tensorrt.networks:TensorRtNetworks",
+        networks=".networks.tensorrt.networks:TensorRtNetworks",
         fields=CUDA_FIELDS,
         precisions=("fp16", "fp32"),
         library="tensorrt",
@@ -156,7 +156,7 @@ BACKENDS = {
         card=True,
     ),
     "cuda": Backend(
-        networks="runtime.backends.networks.onnxruntime_cuda:CudaOnnxRuntimeNetworks",
+        networks=".networks.onnxruntime_cuda:CudaOnnxRuntimeNetworks",
         fields=CUDA_FIELDS,
         precisions=("fp32", "fp16"),
         library="onnxruntime",
@@ -165,7 +165,7 @@ BACKENDS = {
         distribution="onnxruntime-gpu",
     ),
     "native": Backend(
-        networks="runtime.backends.networks.native.networks:NativeNetworks",
+        networks=".networks.native.networks:NativeNetworks",
         fields=NUMBA_FIELDS,
         precisions=("fp32",),
         library="onnx",
@@ -174,14 +174,14 @@ BACKENDS = {
         channels=8,
     ),
     "openvino": Backend(
-        networks="runtime.backends.networks.openvino:OpenVinoNetworks",
+        networks=".networks.openvino:OpenVinoNetworks",
         fields=NUMBA_FIELDS,
         precisions=("fp32", "bf16"),
         library="openvino",
         install="pip install openvino",
     ),
     "onnxruntime": Backend(
-        networks="runtime.backends.networks.onnxruntime:OnnxRuntimeNetworks",
+        networks=".networks.onnxruntime:OnnxRuntimeNetworks",
         fields=NUMBA_FIELDS,
         precisions=("fp32", "fp16"),
         library="onnxruntime",
@@ -316,4 +316,4 @@ def _is_installed(distribution: str) -> bool:
 
 def _load(place: str) -> Any:
     module, _, attribute = place.partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    return getattr(importlib.import_module(module, __package__), attribute)

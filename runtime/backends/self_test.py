@@ -10,17 +10,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from runtime.backends.cuda import KERNELS
-from runtime.backends.cuda.card import find_card
-from runtime.backends.engine_set import ENGINES, EngineSet
-from runtime.backends.example import example_pair
-from runtime.backends.pair import FixedSide
-from runtime.backends.tolerance import TOLERANCES, flow_difference
-from runtime.errors import NotHere
-from runtime.host.cache_folder import cache_folder, keep, keep_latest, kept
-from runtime.host.files.hashes import short_key
-from runtime.loop import iterstop
-from runtime.loop.schedules import parse_schedule
+from ..errors import NotHere
+from ..host.cache_folder import cache_folder, keep, keep_latest, kept
+from ..host.files.hashes import short_key
+from ..loop import iterstop
+from ..loop.schedules import parse_schedule
+from .cuda import KERNELS
+from .cuda.card import find_card
+from .engine_set import ENGINES, EngineSet
+from .example import example_pair
+from .pair import FixedSide
+from .tolerance import TOLERANCES, flow_difference
 
 SHAPE = (32, 40, 48)
 SCHEDULE = "1,1,1,1"
@@ -45,8 +45,8 @@ def try_out(networks: Any, fields: Any, engine_set: EngineSet, threads: int, tel
             passed.touch()
         return
     tell(f"try {networks.library} {networks.precision} on {networks.device} (only this once)")
-    from runtime.backends.fields.cpu import NumbaFields
-    from runtime.backends.networks.onnxruntime import OnnxRuntimeNetworks
+    from .fields.cpu import NumbaFields
+    from .networks.onnxruntime import OnnxRuntimeNetworks
 
     expected = _registered(OnnxRuntimeNetworks(engine_set, threads), NumbaFields(threads))
     found = _registered(networks, fields)

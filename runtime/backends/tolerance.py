@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime.errors import InputError
+from ..errors import InputError
 
 Array = np.ndarray
 

@@ -1,10 +1,12 @@
-"""Commands of `cli.py` that need nothing but `runtime`: each parses, calls one function, prints."""
+"""Commands that need nothing but `runtime`: each parses, calls one function, prints."""
 
-from runtime.commands.build import build
-from runtime.commands.demo import demo
-from runtime.commands.evaluate import evaluate
-from runtime.commands.prepare import prepare
-from runtime.commands.register import register
-from runtime.commands.transforms import apply, compose, convert, invert, jacobian
+from .benchmark import benchmark
+from .build import build
+from .demo import demo
+from .evaluate import evaluate
+from .prepare import prepare
+from .register import register
+from .transforms import apply, compose, convert, invert, jacobian
+from .warm_up import warm_up
 
-COMMANDS = (register, apply, compose, invert, convert, jacobian, evaluate, build, prepare, demo)
+COMMANDS = (register, apply, compose, invert, convert, jacobian, evaluate, build, prepare, benchmark, demo, warm_up)

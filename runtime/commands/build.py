@@ -2,7 +2,7 @@
 
 import click
 
-from runtime.commands.terminal import ENGINE_DIR, QUIET, Numbers, one_line_errors
+from .terminal import ENGINE_DIR, QUIET, Numbers, one_line_errors
 
 
 @click.command()
@@ -28,7 +28,7 @@ def build(engine_dir, target, sms, precisions, shape, shapes, quiet) -> None:
     """
     if shape and shapes:
         raise click.UsageError("give either --shape or --shapes")
-    from runtime.backends.networks.tensorrt.build import (
+    from ..backends.networks.tensorrt.build import (
         BuildOptions,
         build_plans,
         parse_precisions,

@@ -2,7 +2,7 @@
 
 import click
 
-from runtime.commands.terminal import ENGINE_DIR, PATH, QUIET, StageLine, one_line_errors
+from .terminal import ENGINE_DIR, PATH, QUIET, StageLine, one_line_errors
 
 
 @click.command()
@@ -16,7 +16,7 @@ def demo(output, engine_dir, quiet) -> None:
     The pair is made from the MNI152 brain inside nilearn: the moving one is deformed, turned, given another contrast,
     noise and a tilted header. Prints the distance from the truth before and after, and which files to open.
     """
-    from runtime.workflows.demo.run import run_demo
+    from ..workflows.demo.run import run_demo
 
     lines = []
     with StageLine(quiet).shown() as stages:

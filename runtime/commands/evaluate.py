@@ -1,12 +1,11 @@
 """`evaluate`: scores of schedules, stop rules and engine sets on pairs with labels or landmarks.
 
-What turns a checkpoint into an engine set is the context's object, a `runtime.workflows.evaluation.options.Export`;
-without one checkpoints are refused.
+What turns a checkpoint into an engine set is of the context's object, `CloneTools`; without it checkpoints are refused.
 """
 
 import click
 
-from runtime.commands.terminal import (
+from .terminal import (
     PATH,
     QUIET,
     InSections,
@@ -16,7 +15,7 @@ from runtime.commands.terminal import (
     exit_code_of_failures,
     one_line_errors,
 )
-from runtime.commands.transforms import SUFFIXES
+from .transforms import SUFFIXES
 
 
 def _section(name: str):
@@ -100,7 +99,7 @@ class Times(click.ParamType):
 )
 @METHODS("--paper", is_flag=True, help="All of the paper's Tables 1 and 3 and Figure 5, and every stop rule.")
 @ENGINES(
-    "--engine-dir", "engine_dirs", type=PATH, multiple=True, help="May be repeated.  [default: engines/ beside cli.py]"
+    "--engine-dir", "engine_dirs", type=PATH, multiple=True, help="May be repeated.  [default: the one that ships]"
 )
 @ENGINES("--checkpoint", "checkpoints", type=PATH, multiple=True, help="Exported first; may be repeated (needs torch).")
 @ENGINES("--affine", default="auto", show_default=True, help="As for `register`, the same for every pair.")
@@ -112,7 +111,7 @@ class Times(click.ParamType):
 @QUIET
 @click.pass_obj
 @one_line_errors
-def evaluate(export, pairs, output, links, label_ids, engine_dirs, checkpoints, quiet, **given) -> None:
+def evaluate(tools, pairs, output, links, label_ids, engine_dirs, checkpoints, quiet, **given) -> None:
     """Score registrations by labels, landmarks, folds and likeness, before and after.
 
     Every pair is read, aligned and encoded once for all schedules, and what schedules have in common is computed once;
@@ -120,12 +119,12 @@ def evaluate(export, pairs, output, links, label_ids, engine_dirs, checkpoints, 
     boxes.png, curves.png, deltas.png and pairs/ (a record each). What is done already is kept if its files, options
     and engines have not changed; what fails is said, and the others go on.
     """
-    from runtime.backends.engines import SHIPPED
-    from runtime.workflows.evaluation.methods import Choices
-    from runtime.workflows.evaluation.options import EvaluateOptions
-    from runtime.workflows.evaluation.pair_list import parse_label_ids
-    from runtime.workflows.evaluation.results.tables import table
-    from runtime.workflows.evaluation.run import evaluate as run
+    from ..backends.engines import SHIPPED
+    from ..workflows.evaluation.methods import Choices
+    from ..workflows.evaluation.options import EvaluateOptions
+    from ..workflows.evaluation.pair_list import parse_label_ids
+    from ..workflows.evaluation.results.tables import table
+    from ..workflows.evaluation.run import evaluate as run
 
     names = ("fixed", "moving", "fixed_labels", "moving_labels", "fixed_landmarks", "moving_landmarks")
     single = {name: given.pop(name) for name in names}
@@ -142,7 +141,7 @@ def evaluate(export, pairs, output, links, label_ids, engine_dirs, checkpoints, 
         **given,
     )
     with StageLine(quiet).shown() as stages:
-        result = run(options, stages, export)
+        result = run(options, stages, tools and tools.export)
     for name, error in result.failures:
         click.echo(f"Error: {name}: {error}", err=True)
     if not quiet:
@@ -155,8 +154,8 @@ def evaluate(export, pairs, output, links, label_ids, engine_dirs, checkpoints, 
 
 def _pairs(path, single, links, convention):
     """Those of the CSV, or the one of the other options."""
-    from runtime.transforms.chain import Link
-    from runtime.workflows.evaluation.pair_list import Pair, pair_name, read_pairs
+    from ..transforms.chain import Link
+    from ..workflows.evaluation.pair_list import Pair, pair_name, read_pairs
 
     if (path is None) == (single["fixed"] is None) or (single["fixed"] is None) != (single["moving"] is None):
         raise click.UsageError("give either --pairs, or --fixed and --moving")

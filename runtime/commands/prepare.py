@@ -2,7 +2,7 @@
 
 import click
 
-from runtime.commands.terminal import NAN, PATH, QUIET, Numbers, StageLine, exit_code_of_failures, one_line_errors
+from .terminal import NAN, PATH, QUIET, Numbers, StageLine, exit_code_of_failures, one_line_errors
 
 
 @click.command()
@@ -44,7 +44,7 @@ def prepare(quiet, preset, **choices) -> None:
     prepared.csv for `train --data`, and contact_sheet.png, failures first, then the least similar: look at it. What is
     done already is kept if its files and options have not changed; what fails is said, and the others go on.
     """
-    from runtime.workflows.preparation import prepare_options, prepare_scans
+    from ..workflows.preparation import prepare_options, prepare_scans
 
     options = prepare_options(preset, **choices)
     with StageLine(quiet).shown() as stages:

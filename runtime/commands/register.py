@@ -2,7 +2,7 @@
 
 import click
 
-from runtime.commands.terminal import (
+from .terminal import (
     ENGINE_DIR,
     NAN,
     OVERWRITE,
@@ -133,10 +133,10 @@ def register(
     Options that are not given follow the engine set. Several moving scans share the work on the fixed one; what is
     wrong with one of them is said, and the others go on.
     """
-    from runtime.errors import is_scarcity
-    from runtime.registration.batch import EngineChoice, plan_tasks, register_files
-    from runtime.registration.options import Options
-    from runtime.registration.output.folder import Outputs
+    from ..errors import is_scarcity
+    from ..registration.batch import EngineChoice, plan_tasks, register_files
+    from ..registration.options import Options
+    from ..registration.output.folder import Outputs
 
     tasks = plan_tasks(output, moving, moving_labels, moving_mask)
     outputs = Outputs(tuple(name.strip() for name in write.split(",")), both=not forward_only)

@@ -1,16 +1,23 @@
 """What the commands have in common: options, numbers as options, progress, errors of one line, help by sections."""
 
+import atexit
 import contextlib
 import functools
+import gc
 import shutil
 import signal
 import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 
-from runtime.host.standard_streams import keep_streams_usable
-from runtime.host.stopping import Stopped, asked, exit_code, ignore_signals, raise_on_signals
+from .. import __version__
+from ..host.shipped import shipped_engines
+from ..host.standard_streams import keep_streams_usable
+from ..host.stopping import Stopped, asked, exit_code, ignore_signals, raise_on_signals
 
 TRY_LATER = 75  # the exit code of sysexits.h for what may work another time, EX_TEMPFAIL
 MEMORY_REMEDY = "close other programs, raise the limit (ulimit -v, the batch system's) or use another computer"
@@ -19,8 +26,8 @@ PATH = click.Path(path_type=Path)
 ENGINE_DIR = click.option(
     "--engine-dir",
     type=PATH,
-    default=Path(__file__).resolve().parents[2] / "engines",
-    show_default="engines/ beside cli.py",
+    default=shipped_engines(),
+    show_default="the one that ships",
     help="Folder of an engine set.",
 )
 OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace an earlier result.")
@@ -59,7 +66,7 @@ def one_line_errors(command):
 
     @functools.wraps(command)
     def wrapped(*args, **kwargs):
-        from runtime.errors import InputError, refused, system_reason
+        from ..errors import InputError, refused, system_reason
 
         try:
             return command(*args, **kwargs)
@@ -68,7 +75,7 @@ def one_line_errors(command):
         except ModuleNotFoundError as error:
             package = (error.name or "").partition(".")[0]
             raise click.ClickException(
-                f"needs the package {package}, which is not installed; pip install -r requirements.txt"
+                f"needs the package {package}, which is not installed; pip install {package}"
             ) from None
         except OSError as error:
             raise failure(refused(system_reason(error), error)) from None
@@ -86,7 +93,7 @@ def one_line_errors(command):
 
 def failure(error: Exception) -> click.ClickException:
     """What ends a command with an InputError's line."""
-    from runtime.errors import is_scarcity
+    from ..errors import is_scarcity
 
     return (TemporaryFailure if is_scarcity(error) else click.ClickException)(str(error))
 
@@ -184,11 +191,48 @@ class OneLineGroup(click.Group):
             raise
 
 
-def run(group: click.Group) -> None:
+@dataclass(frozen=True)
+class CloneTools:
+    """What commands use of `train` and `export`, which only a clone of the project has.
+
+    Attributes:
+        export: makes the engine set of a checkpoint (`runtime.workflows.evaluation.options.Export`), quietly.
+        torch_contenders: takes benchmark options, and whether PyTorch is timed too; gives `run_benchmark`'s `others`.
+        command: the words that start the clone's program.
+    """
+
+    export: Callable[[Path, Path], None]
+    torch_contenders: Callable[[Any, bool], Callable[[bool], Any]]
+    command: tuple[str, ...]
+
+
+def program(commands: Iterable[click.Command], tools: CloneTools | None = None) -> click.Group:
+    """The command line of these commands; `tools` become its context's object."""
+
+    @click.group(
+        cls=OneLineGroup,
+        invoke_without_command=True,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    )
+    @click.version_option(__version__, message="rpnet %(version)s")
+    @click.pass_context
+    def main(context: click.Context) -> None:
+        """Learned 3-D image registration: RP-Net and IIRP-Net (CVPR 2024) from training to deployment."""
+        context.obj = tools
+        if context.invoked_subcommand is None:
+            click.echo(context.get_help())
+
+    for command in commands:
+        main.add_command(command)
+    return main
+
+
+def run(group: click.Group, name: str) -> None:
     """Runs the command line as the program that this process is."""
+    atexit.register(gc.freeze)  # no search for garbage on the way out, 0.2 s
     keep_streams_usable()
     raise_on_signals()
     try:
-        group.main(prog_name="cli.py")
+        group.main(prog_name=name)
     finally:
         ignore_signals()

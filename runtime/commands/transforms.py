@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
-from runtime.commands.terminal import NAN, OVERWRITE, PATH, QUIET, StageLine, one_line_errors
+from .terminal import NAN, OVERWRITE, PATH, QUIET, StageLine, one_line_errors
 
 IMAGES = (".nii.gz", ".nii")
 SUFFIXES = {  # of the files that hold a transform; the first ones hold fields
@@ -95,8 +95,8 @@ def apply(image, labels, points, interpolation, motion, nan, outside, points_in,
     ones, which hold probabilities, as float32, points in the columns and kind they came in. Points that have no inverse
     are left empty, and the exit code is 1.
     """
-    from runtime.transforms import apply as carry
-    from runtime.transforms.points.tables import point_suffixes
+    from ..transforms import apply as carry
+    from ..transforms.points.tables import point_suffixes
 
     given = {"--image": image, "--labels": labels, "--points": points}
     if len([path for path in given.values() if path is not None]) != 1:
@@ -131,7 +131,7 @@ def compose(to, quiet, **choices) -> None:
     -t A -t B: a point of the reference goes through A, then B, as for `apply`. The result is a field on the reference's
     grid; of affines alone it may be one. It is read back and compared before it stands there.
     """
-    from runtime.transforms.operations import write_chain
+    from ..transforms.operations import write_chain
 
     _tell(write_chain, choices, SUFFIXES[to], quiet, to)
 
@@ -145,7 +145,7 @@ def invert(to, quiet, **choices) -> None:
     It lies on the grid where the transform ends, or on --reference. What it misses by, and the share of voxels for
     which there is no inverse because the transform folds, are printed. Several -t are inverted as one.
     """
-    from runtime.transforms.operations import write_inverse
+    from ..transforms.operations import write_inverse
 
     _tell(write_inverse, choices, SUFFIXES[to], quiet, to)
 
@@ -161,7 +161,7 @@ def convert(to, quiet, **choices) -> None:
     """
     if len(choices["transforms"]) > 1:
         raise click.UsageError("give one -t; compose makes one file of several")
-    from runtime.transforms.operations import write_chain
+    from ..transforms.operations import write_chain
 
     _tell(write_chain, choices, SUFFIXES[to], quiet, to)
 
@@ -175,7 +175,7 @@ def jacobian(log, quiet, **choices) -> None:
     1 where volumes stay, 2 where a mm3 of the reference is 2 mm3 of the scan, 0 and below where the chain folds. Prints
     the extremes, the share of folded voxels, and SDlogJ, the standard deviation of the others' logarithm.
     """
-    from runtime.transforms.operations import write_jacobian
+    from ..transforms.operations import write_jacobian
 
     _tell(write_jacobian, choices, IMAGES, quiet, log)
 
@@ -191,8 +191,8 @@ def _tell(write, choices: dict, suffixes: tuple[str, ...], quiet: bool, *argumen
 
 def _route(choices: dict, inputs: list, suffixes: tuple[str, ...], at_least: int = 0):
     """The chain that was asked for, after the output has been found to be fit to write."""
-    from runtime.host.files.output_path import check_output_file
-    from runtime.transforms.chain import Link, Route
+    from ..host.files.output_path import check_output_file
+    from ..transforms.chain import Link, Route
 
     if len(choices["transforms"]) < at_least:
         raise click.UsageError("give a transform: -t FILE")
@@ -210,10 +210,10 @@ def _only_for(kind: str, given: object, option: str, value: object) -> None:
 @contextlib.contextmanager
 def _working(quiet: bool):
     """Shows stages, compiling first where need be; says of a chain the wrong way round the command that is right."""
-    from runtime.errors import InputError
-    from runtime.host.progress import Stages
-    from runtime.registration.warmup import start_kernels
-    from runtime.transforms import WrongDirection
+    from ..errors import InputError
+    from ..host.progress import Stages
+    from ..registration.warmup import start_kernels
+    from ..transforms import WrongDirection
 
     with StageLine(quiet).shown() as line:
         start_kernels(Stages(line))

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from runtime.geometry.grid import Grid
-from runtime.geometry.transform import TOLERANCE_MM, NumericalInverse, SpatialTransform, Transform, slabs
+from .grid import Grid
+from .transform import TOLERANCE_MM, NumericalInverse, SpatialTransform, Transform, slabs
 
 Array = np.ndarray
 

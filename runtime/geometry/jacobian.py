@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 
-from runtime.errors import InputError
-from runtime.geometry.grid import Grid
+from ..errors import InputError
+from .grid import Grid
 
 Array = np.ndarray
 
@@ -26,7 +26,7 @@ def jacobian_of_displacement(displacement: Array, grid: Grid) -> Array:
     Raises:
         InputError: the displacement's shape is not the grid's.
     """
-    from runtime.geometry.kernels.jacobian import determinants
+    from .kernels.jacobian import determinants
 
     if displacement.shape != (*grid.shape, 3):
         raise InputError(f"displacement: got shape {displacement.shape}, expected {(*grid.shape, 3)}, its grid's")

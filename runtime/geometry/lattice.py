@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from runtime.geometry.grid import Grid
-from runtime.geometry.kernels import maps as kernels
+from .grid import Grid
+from .kernels import maps as kernels
 
 Array = np.ndarray
 FITTED = 24  # samples of a flow along each axis, from which its trend is taken

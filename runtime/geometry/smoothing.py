@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from runtime.errors import InputError
+from ..errors import InputError
 
 Array = np.ndarray
 EDGE = 0.002  # squared gradient, (intensity / voxel)^2 of images in [0, 1], that is trusted by half

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from runtime.errors import InputError
-from runtime.geometry.grid import FARTHEST_MM, Grid, check_affine
+from ..errors import InputError
+from .grid import FARTHEST_MM, Grid, check_affine
 
 if TYPE_CHECKING:
-    from runtime.geometry.lattice import Lattice
+    from .lattice import Lattice
 
 Array = np.ndarray
 TOLERANCE_MM = 1e-3  # an inverse is found where |T(x) - y| is no more
@@ -188,19 +188,19 @@ class SpatialTransform(Transform):
             raise InputError(f"flow: got shape {self.flow.shape}, expected {(3, *self.grid.shape)}, 2 or more voxels")
 
     def points(self, points: Array) -> Array:
-        from runtime.geometry.lattice import move_points
+        from .lattice import move_points
 
         return move_points(self.lattice, _checked(points))
 
     def displacement(self, target: Grid) -> Array:
-        from runtime.geometry.lattice import displacement
+        from .lattice import displacement
 
         return displacement(self.lattice, target)
 
     @functools.cached_property
     def lattice(self) -> "Lattice":
         """The flow and the maps around it as compiled code takes them; shares the flow's memory where it can."""
-        from runtime.geometry.lattice import lattice
+        from .lattice import lattice
 
         return lattice(self.flow, self.grid, self.affine)
 
@@ -250,7 +250,7 @@ class NumericalInverse(Transform):
         Returns:
             (x, residual): (N, 3) float64, and ``|forward.points(x) - y|`` (N,), mm.
         """
-        from runtime.geometry.lattice import solve_points
+        from .lattice import solve_points
 
         return solve_points(self.forward.lattice, _checked(points), AIM_MM)
 
@@ -261,7 +261,7 @@ def from_displacement(displacement: Array, grid: Grid) -> SpatialTransform:
     Raises:
         InputError: the displacement is not finite, not of the grid's shape, or has an axis of one voxel.
     """
-    from runtime.geometry.lattice import memory_order, turned
+    from .lattice import memory_order, turned
 
     if displacement.shape != (*grid.shape, 3):
         raise InputError(f"displacement: got shape {displacement.shape}, expected {(*grid.shape, 3)}")

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from runtime.host.files.whole_files import atomic_path
+from .files.whole_files import atomic_path
 
 VARIABLE = "RPNET_CACHE"
 NOWHERE = Path(os.devnull) / "rpnet"  # can neither be read nor made

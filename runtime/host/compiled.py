@@ -18,9 +18,9 @@ from pathlib import Path
 import llvmlite
 import numba
 
-from runtime.errors import InputError
-from runtime.host.cache_folder import cache_folder, keep, keep_latest, kept
-from runtime.host.stopping import held_signals
+from ..errors import InputError
+from .cache_folder import cache_folder, keep, keep_latest, kept
+from .stopping import held_signals
 
 PACKAGE = Path(__file__).resolve().parents[1]
 # A source that has kernels, or one that might: too many only means compiling again more often.

@@ -16,8 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numba
 import numpy as np
 
-from runtime.errors import InputError, first_line
-from runtime.host.compiled import compiled
+from ..errors import InputError, first_line
+from .compiled import compiled
 
 SMALL = 1 << 15  # numbers in the largest array, up to which a second thread costs more than it brings
 SHARES = 4  # per thread: a thread that is held up leaves slices to the others

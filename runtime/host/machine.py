@@ -9,9 +9,9 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from runtime.errors import InputError, Scarce
-from runtime.host import limits
-from runtime.host.memory import ARRAYS
+from ..errors import InputError, Scarce
+from . import limits
+from .memory import ARRAYS
 
 # Peak memory by part, bytes a voxel, fitted to measured registrations (docs/measurements): the loop with features of
 # both images, what remains of it afterwards, the scans as read, and displacements while they are written: both ways.

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime.errors import InputError
+from ..errors import InputError
 
 Array = np.ndarray
 FOREGROUND = 0.05  # normalised intensity above which a voxel counts as foreground

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from runtime.errors import InputError
-from runtime.geometry.grid import Grid
+from ..errors import InputError
+from ..geometry.grid import Grid
 
 
 def label_place_doubts(labels: Grid, scan: Grid, name: str, of: str, what: str = "label map") -> tuple[str, ...]:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime.errors import InputError
-from runtime.geometry.grid import Grid
-from runtime.images.volume import Volume, read_labels
+from ..errors import InputError
+from ..geometry.grid import Grid
+from .volume import Volume, read_labels
 
 Array = np.ndarray
 
@@ -54,7 +54,7 @@ def mask_of(volume: Volume, grid: Grid, argument: str) -> Mask:
     Raises:
         InputError: none or fewer than two of the scan's voxels are left.
     """
-    from runtime.images.resampling.resample import resample
+    from .resampling.resample import resample
 
     counts = resample((volume.data != 0).astype(np.uint8), volume.grid, grid, order="nearest").astype(bool)
     if not counts.any():

@@ -3,7 +3,7 @@
 import importlib.metadata
 from pathlib import Path
 
-from runtime.errors import InputError
+from ..errors import InputError
 
 NAME = "mni152"
 FILE = "nilearn/datasets/data/mni_icbm152_{}_tal_nlin_sym_09a_converted.nii.gz"

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime.geometry.flow import jacobian_determinant
-from runtime.geometry.grid import bounding_box
-from runtime.host.files.whole_files import atomic_path
-from runtime.images.intensity import foreground_mask
-from runtime.images.similarity import ncc
+from ..geometry.flow import jacobian_determinant
+from ..geometry.grid import bounding_box
+from ..host.files.whole_files import atomic_path
+from .intensity import foreground_mask
+from .similarity import ncc
 
 Array = np.ndarray
 

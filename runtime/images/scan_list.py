@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from runtime.errors import InputError, explained
-from runtime.host.files.csv_lines import by_column, read_csv
-from runtime.host.files.regular_files import require_file
-from runtime.images.volume import SUFFIXES, scan_name
+from ..errors import InputError, explained
+from ..host.files.csv_lines import by_column, read_csv
+from ..host.files.regular_files import require_file
+from .volume import SUFFIXES, scan_name
 
 COLUMNS = ("image", "labels", "mask")
 # Likely slips, which ignored would leave labels or masks out without a word.

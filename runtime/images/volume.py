@@ -10,17 +10,17 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime.errors import InputError, explained, require_single
-from runtime.geometry.grid import Grid
-from runtime.host.files.hashes import sha256_of_file
-from runtime.host.files.whole_files import atomic_path
-from runtime.host.machine import require_memory
-from runtime.images.formats.gzip_stream import write_gzip
-from runtime.images.formats.headers import Header
-from runtime.images.formats.image_file import SUFFIXES, open_image, read_header
-from runtime.images.formats.nifti_bytes import CODES_NOT_KNOWN, Planes, nifti_header, pieces, storable
-from runtime.images.formats.remarks import Remarks
-from runtime.images.kinds import looks_like_labels
+from ..errors import InputError, explained, require_single
+from ..geometry.grid import Grid
+from ..host.files.hashes import sha256_of_file
+from ..host.files.whole_files import atomic_path
+from ..host.machine import require_memory
+from .formats.gzip_stream import write_gzip
+from .formats.headers import Header
+from .formats.image_file import SUFFIXES, open_image, read_header
+from .formats.nifti_bytes import CODES_NOT_KNOWN, Planes, nifti_header, pieces, storable
+from .formats.remarks import Remarks
+from .kinds import looks_like_labels
 
 Array = np.ndarray
 WHOLE = 1e-3  # how far a label may be from a whole number: scl_slope is stored in single precision

@@ -9,8 +9,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, Protocol, SupportsFloat
 
-from runtime.errors import InputError
-from runtime.loop.schedules import LEVELS, LevelRule, Schedule
+from ..errors import InputError
+from .schedules import LEVELS, LevelRule, Schedule
 
 Flow = Any
 IMPROVEMENT, STABILITY = "improvement", "stability"

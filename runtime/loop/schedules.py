@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from runtime.errors import InputError
+from ..errors import InputError
 
 LEVELS = (4, 3, 2, 1)
 ON_STOP = ("keep", "revert")

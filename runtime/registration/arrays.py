@@ -4,16 +4,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from runtime.backends.cuda.card import on_card
-from runtime.backends.engines import Engines
-from runtime.backends.holes import Holes
-from runtime.errors import InputError
-from runtime.geometry.smoothing import check_sigma
-from runtime.host.progress import Stages
-from runtime.images.masks import Mask, filled
-from runtime.loop import iterstop
-from runtime.loop.schedules import LEVELS, Schedule
-from runtime.registration.options import Options
+from ..backends.cuda.card import on_card
+from ..backends.engines import Engines
+from ..backends.holes import Holes
+from ..errors import InputError
+from ..geometry.smoothing import check_sigma
+from ..host.progress import Stages
+from ..images.masks import Mask, filled
+from ..loop import iterstop
+from ..loop.schedules import LEVELS, Schedule
+from .options import Options
 
 Array = np.ndarray
 

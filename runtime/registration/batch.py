@@ -6,21 +6,21 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from runtime.backends.engine_set import EngineSet, load_engine_set
-from runtime.backends.engines import Engines, check_choice, open_set
-from runtime.errors import InputError
-from runtime.host.background import Job, Jobs
-from runtime.host.files.folder_lock import folder_lock
-from runtime.host.machine import cores
-from runtime.host.progress import Progress, Stages, silent
-from runtime.images.scan_list import distinct_names
-from runtime.images.volume import read_source
-from runtime.registration.options import Options
-from runtime.registration.output.folder import Outputs, check_output
-from runtime.registration.reading import Reading, ReadMoving, check_scans_fit
-from runtime.registration.scans import FixedScan, Registration
-from runtime.registration.warmup import start_kernels
-from runtime.transforms import Space, check_zooms
+from ..backends.engine_set import EngineSet, load_engine_set
+from ..backends.engines import Engines, check_choice, open_set
+from ..errors import InputError
+from ..host.background import Job, Jobs
+from ..host.files.folder_lock import folder_lock
+from ..host.machine import cores
+from ..host.progress import Progress, Stages, silent
+from ..images.scan_list import distinct_names
+from ..images.volume import read_source
+from ..transforms import Space, check_zooms
+from .options import Options
+from .output.folder import Outputs, check_output
+from .reading import Reading, ReadMoving, check_scans_fit
+from .scans import FixedScan, Registration
+from .warmup import start_kernels
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from runtime.backends.engine_set import load_engine_set
-from runtime.backends.engines import SHIPPED, Engines, open_set
-from runtime.backends.registry import BACKENDS
-from runtime.errors import InputError
-from runtime.host.progress import Progress, silent
-from runtime.loop import iterstop
-from runtime.loop.schedules import Schedule
-from runtime.registration.arrays import register_arrays
+from ..backends.engine_set import load_engine_set
+from ..backends.engines import SHIPPED, Engines, open_set
+from ..backends.registry import BACKENDS
+from ..errors import InputError
+from ..host.progress import Progress, silent
+from ..loop import iterstop
+from ..loop.schedules import Schedule
+from .arrays import register_arrays
 
 Array = np.ndarray
 

@@ -4,14 +4,14 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-from runtime.backends.engine_set import EngineSet
-from runtime.errors import InputError
-from runtime.geometry.smoothing import check_sigma
-from runtime.images.intensity import Rule, WindowRule, rule_from_dict
-from runtime.images.similarity import SIMILARITIES
-from runtime.loop import schedules
-from runtime.registration.affine.choice import AffineChoice, read_choice
-from runtime.registration.affine.limits import LIMITS, Limits
+from ..backends.engine_set import EngineSet
+from ..errors import InputError
+from ..geometry.smoothing import check_sigma
+from ..images.intensity import Rule, WindowRule, rule_from_dict
+from ..images.similarity import SIMILARITIES
+from ..loop import schedules
+from .affine.choice import AffineChoice, read_choice
+from .affine.limits import LIMITS, Limits
 
 # Options of stop rules: field -> argument of the rule.
 STOP_OPTIONS = {"delta": "delta", "stability": "stability", "max_iterations": "limit", "on_stop": "on_stop"}

@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from runtime.backends.engine_set import EngineSet
-from runtime.geometry.grid import Grid, plan_working_grid
-from runtime.host.machine import check_fits
-from runtime.host.progress import Stages
-from runtime.images.intensity import FOREGROUND, Rule
-from runtime.images.masks import Mask, filled
-from runtime.images.volume import Source, Volume
-from runtime.registration.affine.choice import AffineChoice
+from ..backends.engine_set import EngineSet
+from ..geometry.grid import Grid, plan_working_grid
+from ..host.machine import check_fits
+from ..host.progress import Stages
+from ..images.intensity import FOREGROUND, Rule
+from ..images.masks import Mask, filled
+from ..images.volume import Source, Volume
+from .affine.choice import AffineChoice
 
 Array = np.ndarray
 AUTO = AffineChoice("auto")
@@ -99,7 +99,7 @@ class PreparedFixed:
     @cached_property
     def on_grid(self) -> Array:
         """The fixed image on the working grid, (I, J, K) float32 in [0, 1]."""
-        from runtime.images.resampling.resample import resample
+        from ..images.resampling.resample import resample
 
         image = resample(self._fixed.image, self._fixed.grid, self.grid)
         return np.clip(image, 0, 1, out=image)
@@ -112,7 +112,7 @@ class PreparedFixed:
     @cached_property
     def pyramid(self):
         """What the affine start sees of it; a `runtime.registration.affine.align.FixedPyramid`."""
-        from runtime.registration.affine.align import FixedPyramid
+        from .affine.align import FixedPyramid
 
         return FixedPyramid(self._fixed.image, self._fixed.grid, self._fixed.holes)
 
@@ -135,7 +135,7 @@ class PreparedFixed:
         Raises:
             InputError: constant or empty images, no overlap, too little memory.
         """
-        from runtime.images.resampling.resample import resample
+        from ..images.resampling.resample import resample
 
         stage = stage or Stages()
         check_fits(self.grid.shape, self._voxels, moving.image.size, again)
@@ -160,7 +160,7 @@ class PreparedFixed:
 
 def _holes_on(grid: Grid, scan: Normalised, matrix: Array | None = None) -> Array | None:
     """A scan's holes on a grid, with every voxel into which the least part of one is interpolated."""
-    from runtime.images.resampling.resample import resample
+    from ..images.resampling.resample import resample
 
     if scan.holes is None:
         return None

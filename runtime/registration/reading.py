@@ -4,14 +4,14 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from runtime.host.background import Job, Jobs
-from runtime.host.machine import check_fits
-from runtime.images.formats.image_file import read_header
-from runtime.images.intensity import Rule
-from runtime.images.label_place import label_place_doubts
-from runtime.images.masks import mask_of, read_mask
-from runtime.images.volume import Source, Volume, read_labels, read_volume
-from runtime.registration.preprocessing import Normalised, normalised
+from ..host.background import Job, Jobs
+from ..host.machine import check_fits
+from ..images.formats.image_file import read_header
+from ..images.intensity import Rule
+from ..images.label_place import label_place_doubts
+from ..images.masks import mask_of, read_mask
+from ..images.volume import Source, Volume, read_labels, read_volume
+from .preprocessing import Normalised, normalised
 
 Scan = Path | str | Volume
 

@@ -7,17 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from runtime.geometry.flow import sample
-from runtime.geometry.grid import Grid
-from runtime.geometry.inverse import Inversion, invert_displacement, spread
-from runtime.geometry.jacobian import folded_share, jacobian_of_displacement
-from runtime.geometry.transform import AffineTransform, SpatialTransform
-from runtime.images.intensity import FOREGROUND
-from runtime.images.label_place import label_place_doubts
-from runtime.images.volume import Source, Volume
-from runtime.loop import iterstop
-from runtime.loop.schedules import Schedule
-from runtime.registration.options import Options
+from ..geometry.flow import sample
+from ..geometry.grid import Grid
+from ..geometry.inverse import Inversion, invert_displacement, spread
+from ..geometry.jacobian import folded_share, jacobian_of_displacement
+from ..geometry.transform import AffineTransform, SpatialTransform
+from ..images.intensity import FOREGROUND
+from ..images.label_place import label_place_doubts
+from ..images.volume import Source, Volume
+from ..loop import iterstop
+from ..loop.schedules import Schedule
+from .options import Options
 
 Array = np.ndarray
 DARK_SHARE = 0.05  # of voxels below 0, from which on a scan is probably CT
@@ -208,7 +208,7 @@ def interpolated(displacement: Array, grid: Grid, points: Array) -> Array:
 
 def carried(volume: Volume, displacement: Array, grid: Grid, outside: float, order: str = "linear") -> Array:
     """A volume through a displacement (I, J, K, 3) on a grid, as `resample_through` does it."""
-    from runtime.images.resampling.resample import resample_through
+    from ..images.resampling.resample import resample_through
 
     return resample_through(volume.data, volume.grid, displacement, grid, order, outside)
 

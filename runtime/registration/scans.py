@@ -4,23 +4,23 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from runtime.backends.engines import Engines
-from runtime.backends.pair import EnginePair
-from runtime.errors import InputError
-from runtime.geometry.transform import SpatialTransform
-from runtime.host.background import Job, Jobs
-from runtime.host.memory import ARRAYS, return_freed_memory
-from runtime.host.progress import Progress, Stages, silent
-from runtime.images.intensity import Rule
-from runtime.images.volume import Source, Volume
-from runtime.loop.iterstop import Pair
-from runtime.registration.arrays import check_shapes, holes_of, run_loop, to_device
-from runtime.registration.options import Options
-from runtime.registration.output.folder import Outputs
-from runtime.registration.preprocessing import Prepared, PreparedFixed
-from runtime.registration.reading import Reading, ReadMoving, ReadScan, Scan, check_scans_fit, read_scan
-from runtime.registration.result import RegistrationData, WorkingImages, carried
-from runtime.registration.warmup import start_kernels
+from ..backends.engines import Engines
+from ..backends.pair import EnginePair
+from ..errors import InputError
+from ..geometry.transform import SpatialTransform
+from ..host.background import Job, Jobs
+from ..host.memory import ARRAYS, return_freed_memory
+from ..host.progress import Progress, Stages, silent
+from ..images.intensity import Rule
+from ..images.volume import Source, Volume
+from ..loop.iterstop import Pair
+from .arrays import check_shapes, holes_of, run_loop, to_device
+from .options import Options
+from .output.folder import Outputs
+from .preprocessing import Prepared, PreparedFixed
+from .reading import Reading, ReadMoving, ReadScan, Scan, check_scans_fit, read_scan
+from .result import RegistrationData, WorkingImages, carried
+from .warmup import start_kernels
 
 
 class Registration(RegistrationData):
@@ -35,13 +35,13 @@ class Registration(RegistrationData):
         locked: bool = False,
     ) -> None:
         """Writes images, transforms, report and picture into a folder; see `runtime.registration.output.saving`."""
-        from runtime.registration.output.saving import save
+        from .output.saving import save
 
         save(self, Path(folder), overwrite, progress, outputs, locked)
 
     def summary(self, inverse: bool = False) -> str:
         """A few lines for people; with `inverse` one on that, which is computed if it has not been."""
-        from runtime.registration.output.report import summary
+        from .output.report import summary
 
         return summary(self, inverse)
 

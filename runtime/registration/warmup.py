@@ -1,6 +1,6 @@
 """Compiling the kernels: once per machine, announced, instead of half a minute of silence in some later stage.
 
-``python -m runtime.registration.warmup`` does it after an installation.
+``python cli.py warm-up`` does it after an installation.
 """
 
 import contextlib
@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime.host.files.hashes import short_key
-from runtime.host.machine import cores
-from runtime.host.progress import Stages
+from ..host.files.hashes import short_key
+from ..host.machine import cores
+from ..host.progress import Stages
 
 PAIR_SHAPE = (64, 64, 64)  # large enough for every kernel of the affine start's pyramid to be used
 CONVOLUTIONS = "convolutions"
@@ -36,7 +36,7 @@ def start_kernels(stage: Stages, alone: bool = False) -> None:
             `scipy.linalg` cannot be imported, by no thread; scans may be read, which needs no SciPy.
     """
     with _only_what_is_needed() if alone else contextlib.nullcontext():
-        from runtime.registration.affine.kernels import block_means
+        from .affine.kernels import block_means
 
         if is_cold():
             with stage("compile for this computer (only this once, half a minute)"):
@@ -87,16 +87,16 @@ def warm_up() -> None:
 
 def _stamp() -> Path:
     """Written when all is compiled; its name changes with the processor, its folder with the sources and versions."""
-    from runtime.host.compiled import code_folder
-    from runtime.host.machine import processor_features, processor_name
+    from ..host.compiled import code_folder
+    from ..host.machine import processor_features, processor_name
 
     return code_folder() / f"complete-{short_key(processor_name(), sorted(processor_features()), _wanted())}"
 
 
 def _wanted() -> list[str]:
     """The steps whose kernels `register` uses here unasked."""
-    from runtime.backends.registry import BACKENDS
-    from runtime.host.machine import processor_features
+    from ..backends.registry import BACKENDS
+    from ..host.machine import processor_features
 
     native = BACKENDS["native"]
     leave_out = not native.available or native.auto_with not in processor_features()
@@ -104,10 +104,10 @@ def _wanted() -> list[str]:
 
 
 def _warm_fields() -> None:
-    from runtime.backends.example import example_pair
-    from runtime.backends.fields.cpu import NumbaFields
-    from runtime.geometry.smoothing import RECOMMENDED_SIGMA
-    from runtime.images.similarity import SIMILARITIES
+    from ..backends.example import example_pair
+    from ..backends.fields.cpu import NumbaFields
+    from ..geometry.smoothing import RECOMMENDED_SIGMA
+    from ..images.similarity import SIMILARITIES
 
     fixed, moving = example_pair((16, 16, 16))
     fields = NumbaFields()
@@ -122,9 +122,9 @@ def _warm_fields() -> None:
 
 
 def _warm_affine() -> None:
-    from runtime.backends.example import example_pair
-    from runtime.geometry.grid import Grid
-    from runtime.registration.affine.align import align
+    from ..backends.example import example_pair
+    from ..geometry.grid import Grid
+    from .affine.align import align
 
     fixed, moving = example_pair(PAIR_SHAPE)
     grid = Grid(fixed.shape, np.eye(4))
@@ -132,10 +132,10 @@ def _warm_affine() -> None:
 
 
 def _warm_maps() -> None:
-    from runtime.geometry.grid import Grid
-    from runtime.geometry.inverse import invert_displacement
-    from runtime.geometry.jacobian import jacobian_of_displacement
-    from runtime.geometry.transform import from_displacement
+    from ..geometry.grid import Grid
+    from ..geometry.inverse import invert_displacement
+    from ..geometry.jacobian import jacobian_of_displacement
+    from ..geometry.transform import from_displacement
 
     grid = Grid((16, 16, 16), np.eye(4))
     transform = from_displacement(np.zeros((*grid.shape, 3), np.float32), grid)
@@ -144,8 +144,8 @@ def _warm_maps() -> None:
 
 
 def _warm_resampling() -> None:
-    from runtime.geometry.grid import Grid
-    from runtime.images.resampling.resample import resample, resample_through
+    from ..geometry.grid import Grid
+    from ..images.resampling.resample import resample, resample_through
 
     fine, coarse = Grid((16, 16, 16), np.eye(4)), Grid((4, 4, 4), np.diag((4.0, 4.0, 4.0, 1.0)))
     displacement = np.zeros((3, *fine.shape), np.float32).T
@@ -158,8 +158,8 @@ def _warm_resampling() -> None:
 
 def _warm_convolutions() -> None:
     """The native backend's. Its kernels are the same for any number of channels."""
-    from runtime.backends.networks.native.kernels import pool
-    from runtime.backends.networks.native.networks import Chain, Layer
+    from ..backends.networks.native.kernels import pool
+    from ..backends.networks.native.networks import Chain, Layer
 
     layer = Layer(np.zeros((3, 3, 3, 16, 16), np.float32), np.zeros(16, np.float32), 1.0)
     source = np.zeros((16, 16, 16, 16), np.float32)
@@ -179,13 +179,13 @@ STEPS: dict[str, Callable[[], None]] = {
 @contextlib.contextmanager
 def _helper(names: list[str]):
     """A second process that compiles for these steps meanwhile. Where there can be none, nothing is lost but time."""
-    from runtime.host.cache_folder import VARIABLE, cache_folder
+    from ..host.cache_folder import VARIABLE, cache_folder
 
     quiet = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
     surroundings = os.environ | {"PYTHONPATH": str(ROOT), VARIABLE: str(cache_folder())}
     process = None
     if sys.executable and names:
-        command = [sys.executable, "-m", "runtime.registration.warmup", *names]
+        command = [sys.executable, "-m", f"{__package__}.warmup", *names]
         with contextlib.suppress(OSError):
             process = subprocess.Popen(command, env=surroundings, cwd=ROOT, **quiet)
     try:
@@ -199,7 +199,7 @@ def _helper(names: list[str]):
 
 def main(names: list[str]) -> None:
     """Does the named steps, or says what it does and does all that is missing."""
-    from runtime.host.cache_folder import VARIABLE, cache_folder
+    from ..host.cache_folder import VARIABLE, cache_folder
 
     if names:
         for name in names:

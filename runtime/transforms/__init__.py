@@ -5,12 +5,12 @@
 `table` pairs formats with readers and writers; one module for each convention holds its formula and where it is from.
 """
 
-from runtime.transforms.conventions.fsl import check_zooms
-from runtime.transforms.direction import WrongDirection, check_direction
-from runtime.transforms.files import file_name, read_transform, verify_transform, write_transform, write_verified
-from runtime.transforms.formats import CONVENTIONS, needs_start
-from runtime.transforms.link import Link, ReadLink
-from runtime.transforms.spaces import ImagesNeeded, OtherConvention, Space, TransformFile
+from .conventions.fsl import check_zooms
+from .direction import WrongDirection, check_direction
+from .files import file_name, read_transform, verify_transform, write_transform, write_verified
+from .formats import CONVENTIONS, needs_start
+from .link import Link, ReadLink
+from .spaces import ImagesNeeded, OtherConvention, Space, TransformFile
 
 __all__ = [
     "CONVENTIONS",

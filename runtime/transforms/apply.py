@@ -7,20 +7,20 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime.errors import InputError, require_single
-from runtime.geometry.grid import Grid
-from runtime.geometry.transform import Chain, Transform
-from runtime.host.files.output_path import writing
-from runtime.host.machine import require_memory
-from runtime.host.progress import Progress, silent
-from runtime.images.formats.image_file import read_header
-from runtime.images.kinds import looks_like_directions, looks_like_labels
-from runtime.images.label_place import label_place_doubts
-from runtime.images.volume import Source, Volume, read_labels, read_series, read_source, write_volume
-from runtime.transforms.chain import ReadRoute, Route, read_route
-from runtime.transforms.motion import read_motion
-from runtime.transforms.operations import with_warnings
-from runtime.transforms.points.tables import read_points
+from ..errors import InputError, require_single
+from ..geometry.grid import Grid
+from ..geometry.transform import Chain, Transform
+from ..host.files.output_path import writing
+from ..host.machine import require_memory
+from ..host.progress import Progress, silent
+from ..images.formats.image_file import read_header
+from ..images.kinds import looks_like_directions, looks_like_labels
+from ..images.label_place import label_place_doubts
+from ..images.volume import Source, Volume, read_labels, read_series, read_source, write_volume
+from .chain import ReadRoute, Route, read_route
+from .motion import read_motion
+from .operations import with_warnings
+from .points.tables import read_points
 
 Array = np.ndarray
 IMAGE_ORDERS, LABEL_ORDERS = ("linear", "cubic", "nearest"), ("nearest", "smooth")
@@ -192,7 +192,7 @@ def _doubts(volume: Volume, argument: str, read: ReadRoute, order: str) -> Itera
 
 def _as_stored(volume: Volume, data: Array, matrix: Array | None, target: Grid, order: str) -> Array:
     """The result in the type the image is stored in, where that is of integers and none of them was interpolated."""
-    from runtime.images.resampling.resample import copies
+    from ..images.resampling.resample import copies
 
     stored = volume.remarks and volume.remarks.stored
     whole = order == "nearest" or (matrix is not None and copies(volume.grid, target, matrix))
@@ -209,7 +209,7 @@ def _resampled(
     volume: Volume, read: ReadRoute, target: Grid, order: str, outside: float, motion: Sequence[Transform] = ()
 ) -> Array:
     """All volumes through one map, a matrix where that is all there is, or each through its own as well."""
-    from runtime.images.resampling import resample
+    from ..images.resampling import resample
 
     if motion:
         result = np.empty((*target.shape, len(motion)), np.float32, order="F")

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime.errors import InputError
-from runtime.geometry.grid import Grid
-from runtime.geometry.transform import AffineTransform, Chain, NumericalInverse, Transform
-from runtime.images.formats.image_file import read_header
-from runtime.images.formats.nifti_bytes import CODES_NOT_KNOWN
-from runtime.images.volume import Source, read_source
-from runtime.transforms import (
+from ..errors import InputError
+from ..geometry.grid import Grid
+from ..geometry.transform import AffineTransform, Chain, NumericalInverse, Transform
+from ..images.formats.image_file import read_header
+from ..images.formats.nifti_bytes import CODES_NOT_KNOWN
+from ..images.volume import Source, read_source
+from . import (
     ImagesNeeded,
     Link,
     OtherConvention,

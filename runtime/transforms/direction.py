@@ -10,9 +10,9 @@ for. Nor does one of two files that are not the same, where no reference says th
 import itertools
 from collections.abc import Iterator, Sequence
 
-from runtime.errors import InputError
-from runtime.transforms.link import ReadLink
-from runtime.transforms.spaces import Space, likeness
+from ..errors import InputError
+from .link import ReadLink
+from .spaces import Space, likeness
 
 SURER = 0.5  # counts more than on a reference: the scan must lie in the chain's end, a reference may be any grid
 

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime.errors import InputError, explained
-from runtime.geometry.grid import Grid
-from runtime.geometry.transform import Transform, check_plausible
-from runtime.host.files.regular_files import require_file
-from runtime.host.files.whole_files import atomic_path
-from runtime.images.formats.nifti_bytes import CODES_NOT_KNOWN
-from runtime.transforms.conventions.foreign import foreign_transform
-from runtime.transforms.conventions.nifti_field import StoredField
-from runtime.transforms.formats import AUTO, CONVENTIONS, RAS, Read, Reading, Writing, format_of, writer_of
-from runtime.transforms.spaces import Card, OtherConvention, Space, TransformFile
+from ..errors import InputError, explained
+from ..geometry.grid import Grid
+from ..geometry.transform import Transform, check_plausible
+from ..host.files.regular_files import require_file
+from ..host.files.whole_files import atomic_path
+from ..images.formats.nifti_bytes import CODES_NOT_KNOWN
+from .conventions.foreign import foreign_transform
+from .conventions.nifti_field import StoredField
+from .formats import AUTO, CONVENTIONS, RAS, Read, Reading, Writing, format_of, writer_of
+from .spaces import Card, OtherConvention, Space, TransformFile
 
 Array = np.ndarray
 TOLERANCE_MM = 0.01  # what is read back may differ by so much

@@ -11,16 +11,16 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime.errors import InputError
-from runtime.geometry.grid import Grid
-from runtime.geometry.transform import AffineTransform, Transform
-from runtime.host.files.whole_files import write_text
-from runtime.images.formats.image_file import GZIP, SUFFIXES
-from runtime.transforms.conventions import freesurfer_lta, fsl, nifti_field, plain_affine
-from runtime.transforms.conventions.itk import affine as itk_affine
-from runtime.transforms.conventions.itk import h5 as itk_h5
-from runtime.transforms.conventions.nifti_field import StoredField
-from runtime.transforms.spaces import Card, ImagesNeeded, OtherConvention, Space, TransformFile, card_in
+from ..errors import InputError
+from ..geometry.grid import Grid
+from ..geometry.transform import AffineTransform, Transform
+from ..host.files.whole_files import write_text
+from ..images.formats.image_file import GZIP, SUFFIXES
+from .conventions import freesurfer_lta, fsl, nifti_field, plain_affine
+from .conventions.itk import affine as itk_affine
+from .conventions.itk import h5 as itk_h5
+from .conventions.nifti_field import StoredField
+from .spaces import Card, ImagesNeeded, OtherConvention, Space, TransformFile, card_in
 
 Array = np.ndarray
 Read = StoredField | TransformFile

@@ -4,8 +4,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from runtime.geometry.transform import Transform
-from runtime.transforms.spaces import Space, TransformFile
+from ..geometry.transform import Transform
+from .spaces import Space, TransformFile
 
 INVERSE = ",inverse"
 AS_ANTS = re.compile(r"\[\s*(.+?)\s*,\s*([01])\s*\]")

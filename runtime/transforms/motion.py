@@ -4,10 +4,10 @@ import glob
 import re
 from pathlib import Path
 
-from runtime.errors import InputError, explained
-from runtime.geometry.transform import Transform
-from runtime.images.volume import Volume
-from runtime.transforms import read_transform
+from ..errors import InputError, explained
+from ..geometry.transform import Transform
+from ..images.volume import Volume
+from . import read_transform
 
 
 @explained("--motion")

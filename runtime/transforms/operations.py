@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from runtime.geometry.jacobian import folded_share, jacobian_of_displacement, sd_log_jacobian
-from runtime.host.files.output_path import writing
-from runtime.host.progress import Progress, silent
-from runtime.images.formats.nifti_bytes import CODES_NOT_KNOWN
-from runtime.images.volume import read_source, write_volume
-from runtime.transforms import needs_start, write_verified
-from runtime.transforms.chain import Route, read_route, space_of
+from ..geometry.jacobian import folded_share, jacobian_of_displacement, sd_log_jacobian
+from ..host.files.output_path import writing
+from ..host.progress import Progress, silent
+from ..images.formats.nifti_bytes import CODES_NOT_KNOWN
+from ..images.volume import read_source, write_volume
+from . import needs_start, write_verified
+from .chain import Route, read_route, space_of
 
 if TYPE_CHECKING:
-    from runtime.geometry.inverse import Inversion
+    from ..geometry.inverse import Inversion
 
 LOWEST, HIGHEST = 1e-9, 1e9  # determinants beyond which a map of logarithms is cut off
 
@@ -57,7 +57,7 @@ def write_inverse(route: Route, output: Path, convention: str = "itk", progress:
 
     Args, returns and errors as for `write_chain`.
     """
-    from runtime.geometry.inverse import invert_displacement
+    from ..geometry.inverse import invert_displacement
 
     progress("read")
     read = read_route(replace(route, reference=None))

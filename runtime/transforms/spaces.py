@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from runtime.errors import InputError, first_line
-from runtime.geometry.grid import Grid
-from runtime.geometry.transform import Transform
-from runtime.images.volume import Source
+from ..errors import InputError, first_line
+from ..geometry.grid import Grid
+from ..geometry.transform import Transform
+from ..images.volume import Source
 
 MARK = "rpnet transform "  # what a card begins with
 VERSION = 1

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from runtime.host.cache_folder import keep_in_cache
+from ..host.cache_folder import keep_in_cache
 
 
 def new_figure(width: float, height: float) -> Any:

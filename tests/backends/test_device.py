@@ -1,6 +1,6 @@
 """The device layer: memory, arrays that other libraries read, and what is said when a card is not to be had.
 
-It runs on the stand-in for the CUDA driver (tests/host_card), through the same cuda-python as on a card.
+It runs on the stand-in for the CUDA driver (tests/backends/host_card), through the same cuda-python as on a card.
 """
 
 import gc

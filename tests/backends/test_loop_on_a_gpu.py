@@ -1,8 +1,8 @@
 """The whole loop on a card, end to end: the same flow as on the processor, decision by decision.
 
-The card is the stand-in of tests/host_card, with the real device layer and the real kernels. The engines are run by
-ONNX Runtime's CPU provider, where a card has its CUDA provider and TensorRT. With RPNET_TEST_CARD=1 card and libraries
-are this computer's.
+The card is the stand-in of tests/backends/host_card, with the real device layer and the real kernels. The engines are
+run by ONNX Runtime's CPU provider, where a card has its CUDA provider and TensorRT. With RPNET_TEST_CARD=1 card and
+libraries are this computer's.
 """
 
 import importlib.machinery

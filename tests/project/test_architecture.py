@@ -152,7 +152,7 @@ def test_every_room_is_on_the_list():
     entries = {
         path.stem for path in (ROOT / "runtime").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
     }
-    assert entries == {*ROOMS, "__init__", "warmup"}, "warmup forwards to its successor"
+    assert entries == {*ROOMS, "__init__", "__main__", "warmup"}, "warmup forwards to its successor"
 
 
 def test_no_folder_is_crowded():
@@ -219,7 +219,7 @@ def test_cli_imports_ours_only_inside_its_commands_but_for_what_they_have_in_com
 
 
 def test_commands_import_at_first_only_what_they_have_in_common():
-    below = (*(f"runtime.{room}" for room in ("errors", "host")), "runtime.commands")
+    below = (*(f"runtime.{room}" for room in ("errors", "host")), "runtime.commands", "runtime.__version__")
     offenders = [
         f"{shown(path)}: {name}"
         for path in modules("runtime/commands")

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from runtime.backends.cuda.card import ON_CARD
-from runtime.backends.cuda.dlpack import read_capsule
-from runtime.backends.cuda.driver import Driver
-from runtime.backends.cuda.memory import DeviceArray, Pool
-from runtime.errors import InputError, first_line
-from runtime.host.memory import ARRAYS
+from ...errors import InputError, first_line
+from ...host.memory import ARRAYS
+from .card import ON_CARD
+from .dlpack import read_capsule
+from .driver import Driver
+from .memory import DeviceArray, Pool
 
 THREADS = 256  # of a block, for every kernel
 MOST_BLOCKS = 1 << 20  # of a launch; kernels step through what is left

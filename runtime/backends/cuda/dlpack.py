@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime.errors import InputError
+from ...errors import InputError
 
 NAME, USED = b"dltensor", b"used_dltensor"
 FLOAT = 2  # DLDataTypeCode

@@ -8,7 +8,7 @@ from typing import Any
 import cuda.bindings
 from cuda.bindings import driver
 
-from runtime.errors import InputError, NotHere, first_line
+from ...errors import InputError, NotHere, first_line
 
 
 class CudaPythonDriver:

@@ -10,8 +10,8 @@ import pycuda
 import pycuda.compiler
 import pycuda.driver as driver
 
-from runtime.backends.cuda import KERNELS
-from runtime.errors import InputError, NotHere, first_line
+from ...errors import InputError, NotHere, first_line
+from . import KERNELS
 
 NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: in no order with the default stream
 # pycuda packs the arguments of a kernel from NumPy scalars.

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from runtime.backends.cuda.memory import DeviceArray
+from .memory import DeviceArray
 
 
 def layout_of(array: DeviceArray) -> tuple[np.int64, np.int64]:

@@ -12,9 +12,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from runtime.backends.cuda.dlpack import write_capsule
-from runtime.backends.cuda.driver import Driver
-from runtime.errors import NotHere
+from ...errors import NotHere
+from .dlpack import write_capsule
+from .driver import Driver
 
 ROUND = 512  # bytes; sizes asked of the driver are multiples of it
 MEGABYTE, GIGABYTE = 1e6, 1e9

@@ -5,10 +5,10 @@ from typing import Any
 
 from cuda.bindings import nvrtc
 
-from runtime.backends.cuda import KERNELS
-from runtime.errors import NotHere, first_line
-from runtime.host.cache_folder import cache_folder, keep, keep_latest, kept
-from runtime.host.files.hashes import short_key
+from ...errors import NotHere, first_line
+from ...host.cache_folder import cache_folder, keep, keep_latest, kept
+from ...host.files.hashes import short_key
+from . import KERNELS
 
 OPTIONS = ("--std=c++17", "--extra-device-vectorization", "-lineinfo")
 FOLDER, KEPT = "cuda", 8  # of the cache; cubins on disk

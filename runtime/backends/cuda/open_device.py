@@ -4,10 +4,10 @@ import importlib.util
 import os
 from collections.abc import Callable
 
-from runtime.backends.cuda.card import Card, find_card
-from runtime.backends.cuda.device import Device
-from runtime.backends.cuda.driver import Driver
-from runtime.errors import InputError, NotHere, first_line
+from ...errors import InputError, NotHere, first_line
+from .card import Card, find_card
+from .device import Device
+from .driver import Driver
 
 VARIABLE = "RPNET_CUDA_DRIVER"
 INSTALL = "pip install -r requirements-gpu.txt"
@@ -47,10 +47,10 @@ def _driver(wanted: str | None) -> Driver:
         missing = wanted or " or ".join(PACKAGES)
         raise NotHere(f"--backend: nothing to drive the card with: {missing} is missing; {INSTALL}")
     if library == "pycuda":
-        from runtime.backends.cuda.driver_pycuda import PycudaDriver
+        from .driver_pycuda import PycudaDriver
 
         return PycudaDriver()
-    from runtime.backends.cuda.driver_cuda_python import CudaPythonDriver
+    from .driver_cuda_python import CudaPythonDriver
 
     return CudaPythonDriver()
 
@@ -58,10 +58,10 @@ def _driver(wanted: str | None) -> Driver:
 def _compiler(card: Card) -> Callable[[tuple[int, int]], bytes]:
     """NVRTC, which comes with cuda-python; without that nvcc, which pycuda was built with."""
     if not _is_installed("cuda-python"):
-        from runtime.backends.cuda.driver_pycuda import compile_kernels
+        from .driver_pycuda import compile_kernels
 
         return compile_kernels
-    from runtime.backends.cuda import nvrtc
+    from . import nvrtc
 
     if (made_for := nvrtc.version())[0] > card.driver[0]:
         old, new = (".".join(map(str, version)) for version in (card.driver, made_for))

@@ -6,14 +6,14 @@ import math
 import numba
 import numpy as np
 
-from runtime.backends.fields import cpu_kernels as kernels
-from runtime.backends.fields import cpu_lncc, cpu_smoothing
-from runtime.errors import InputError
-from runtime.geometry.smoothing import gaussian_weights
-from runtime.host.kernels import on_threads
-from runtime.host.memory import ARRAYS
-from runtime.images.resampling.resample import smooth
-from runtime.images.similarity import LNCC_EPSILON, LNCC_WINDOW, OF_SUMS, SIMILARITIES
+from ...errors import InputError
+from ...geometry.smoothing import gaussian_weights
+from ...host.kernels import on_threads
+from ...host.memory import ARRAYS
+from ...images.resampling.resample import smooth
+from ...images.similarity import LNCC_EPSILON, LNCC_WINDOW, OF_SUMS, SIMILARITIES
+from . import cpu_kernels as kernels
+from . import cpu_lncc, cpu_smoothing
 
 Array = np.ndarray
 

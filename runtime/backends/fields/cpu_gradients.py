@@ -8,9 +8,9 @@ it alone: it is compiled when it is first used.
 import numpy as np
 from numba import njit
 
-from runtime.backends.fields import cpu_cells as cells
-from runtime.backends.fields.cpu_cells import locate, target
-from runtime.host.kernels import in_slices
+from ...host.kernels import in_slices
+from . import cpu_cells as cells
+from .cpu_cells import locate, target
 
 F = np.float32
 U = np.uintp  # unsigned indices spare the test for negative ones

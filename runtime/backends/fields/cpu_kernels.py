@@ -9,8 +9,8 @@ do not depend on the number of threads.
 import numpy as np
 from numba import njit
 
-from runtime.backends.fields.cpu_cells import between_3, blend_1, blend_3, blend_8, locate, sample_1, sample_3, target
-from runtime.host.kernels import in_slices
+from ...host.kernels import in_slices
+from .cpu_cells import between_3, blend_1, blend_3, blend_8, locate, sample_1, sample_3, target
 
 F = np.float32
 U = np.uintp  # unsigned indices spare the test for negative ones

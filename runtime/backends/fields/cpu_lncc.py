@@ -7,7 +7,7 @@ that leaves it. Images are float32, (I, J, K, 1) and contiguous.
 import numpy as np
 from numba import njit
 
-from runtime.host.kernels import in_slices
+from ...host.kernels import in_slices
 
 _summing = njit(error_model="numpy", fastmath={"reassoc", "contract"})  # sums in any, but always the same, order
 

@@ -9,8 +9,8 @@ threads.
 import numpy as np
 from numba import njit
 
-from runtime.geometry.smoothing import EDGE, LEAST
-from runtime.host.kernels import in_slices
+from ...geometry.smoothing import EDGE, LEAST
+from ...host.kernels import in_slices
 
 F = np.float32
 U = np.uintp  # unsigned indices spare the test for negative ones

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from runtime.backends.cuda.card import on_card
-from runtime.backends.cuda.device import THREADS, Device, Slot
-from runtime.backends.cuda.layout import is_wide, layout_of
-from runtime.backends.cuda.memory import DeviceArray
-from runtime.errors import InputError
-from runtime.geometry.smoothing import EDGE, LEAST, gaussian_weights
-from runtime.images.similarity import LNCC_EPSILON, LNCC_WINDOW, OF_SUMS, SIMILARITIES
+from ...errors import InputError
+from ...geometry.smoothing import EDGE, LEAST, gaussian_weights
+from ...images.similarity import LNCC_EPSILON, LNCC_WINDOW, OF_SUMS, SIMILARITIES
+from ..cuda.card import on_card
+from ..cuda.device import THREADS, Device, Slot
+from ..cuda.layout import is_wide, layout_of
+from ..cuda.memory import DeviceArray
 
 RUN, SEGMENT = 8, 5 * LNCC_WINDOW - (LNCC_WINDOW - 1)  # as in kernels.cu
 MOST_PARTIALS = 4096  # blocks that write partial sums; they follow from the shape alone, and with them the sums' bits

@@ -7,9 +7,9 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from runtime.backends.engine_set import EXTRACTOR, EngineSet
-from runtime.errors import InputError
-from runtime.loop.schedules import LEVELS
+from ...errors import InputError
+from ...loop.schedules import LEVELS
+from ..engine_set import EXTRACTOR, EngineSet
 
 Array = np.ndarray
 PLAIN = {

@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from runtime.backends.networks.telemetry import without_telemetry
+from .telemetry import without_telemetry
 
 with without_telemetry():
     import onnxruntime
 
-from runtime.backends.engine_set import EXTRACTOR, FEATURES, IMAGE, RESIDUAL, EngineSet, estimator_name, features_name
-from runtime.errors import InputError, NotHere, first_line
-from runtime.host.memory import ARRAYS
-from runtime.loop.schedules import LEVELS
+from ...errors import InputError, NotHere, first_line
+from ...host.memory import ARRAYS
+from ...loop.schedules import LEVELS
+from ..engine_set import EXTRACTOR, FEATURES, IMAGE, RESIDUAL, EngineSet, estimator_name, features_name
 
 Array = np.ndarray
 Shape = tuple[int, int, int]

@@ -4,12 +4,15 @@ from collections.abc import Callable
 
 import numpy as np
 
-from runtime.backends.cuda.card import Card
-from runtime.backends.cuda.device import Device
-from runtime.backends.cuda.memory import DeviceArray, out_of_memory
-from runtime.backends.engine_set import FEATURES, IMAGE, RESIDUAL, EngineSet, features_name
-from runtime.backends.fields.cuda import carry
-from runtime.backends.networks.onnxruntime import (
+from ...errors import NotHere
+from ...loop.schedules import LEVELS
+from ..cuda.card import Card
+from ..cuda.device import Device
+from ..cuda.memory import DeviceArray, out_of_memory
+from ..engine_set import FEATURES, IMAGE, RESIDUAL, EngineSet, features_name
+from ..fields.cuda import carry
+from ..registry import BACKENDS
+from .onnxruntime import (
     ELEMENTS,
     VERSION,
     open_graphs,
@@ -19,9 +22,6 @@ from runtime.backends.networks.onnxruntime import (
     why_no_provider,
     without_waiting,
 )
-from runtime.backends.registry import BACKENDS
-from runtime.errors import NotHere
-from runtime.loop.schedules import LEVELS
 
 Shape = tuple[int, ...]
 PROVIDER, MEMORY = "CUDAExecutionProvider", "cuda"

@@ -11,19 +11,19 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime.backends.networks.telemetry import without_telemetry
-from runtime.host.files.hashes import short_key
+from ...host.files.hashes import short_key
+from .telemetry import without_telemetry
 
 with without_telemetry():
     import openvino as ov
 
-from runtime.backends.engine_set import ENGINES, EXTRACTOR, RESIDUAL, EngineSet, estimator_name, features_name
-from runtime.errors import InputError, NotHere
-from runtime.host.cache_folder import cache_folder, keep, keep_latest, kept
-from runtime.host.machine import processor_features, processor_name
-from runtime.host.memory import ARRAYS
-from runtime.host.progress import fastest
-from runtime.loop.schedules import LEVELS
+from ...errors import InputError, NotHere
+from ...host.cache_folder import cache_folder, keep, keep_latest, kept
+from ...host.machine import processor_features, processor_name
+from ...host.memory import ARRAYS
+from ...host.progress import fastest
+from ...loop.schedules import LEVELS
+from ..engine_set import ENGINES, EXTRACTOR, RESIDUAL, EngineSet, estimator_name, features_name
 
 Array = np.ndarray
 Shape = tuple[int, int, int]

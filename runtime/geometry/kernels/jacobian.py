@@ -3,7 +3,7 @@
 import numpy as np
 from numba import njit
 
-from runtime.host.kernels import in_slices
+from ...host.kernels import in_slices
 
 
 @njit(forceinline=True, error_model="numpy")

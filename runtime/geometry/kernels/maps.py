@@ -6,8 +6,8 @@ A flow is (A, B, C, 3) float32, sampled trilinearly and continued by its nearest
 import numpy as np
 from numba import njit
 
-from runtime.geometry.kernels.rows import TILE, add_row, linear_row, tiles
-from runtime.host.kernels import in_slices
+from ...host.kernels import in_slices
+from .rows import TILE, add_row, linear_row, tiles
 
 BLOCK = 256  # points that one thread takes one after the other; each starts where the last one ended
 NEAR = 3.0  # lattice steps, up to which that is a better start than the flow's trend

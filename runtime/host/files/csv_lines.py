@@ -3,8 +3,8 @@
 import csv
 from pathlib import Path
 
-from runtime.errors import InputError, first_line
-from runtime.host.files.regular_files import require_file
+from ...errors import InputError, first_line
+from .regular_files import require_file
 
 LARGEST = 1 << 30  # bytes of a list
 A_CSV = "a CSV with a header such as "

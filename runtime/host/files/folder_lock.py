@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from runtime.errors import InputError, Scarce, first_line, refused
-from runtime.host.files.whole_files import lives, remove_leftovers, this_process
-from runtime.host.files.whole_folder import finish_replacements
-from runtime.host.stopping import held_signals
+from ...errors import InputError, Scarce, first_line, refused
+from ..stopping import held_signals
+from .whole_files import lives, remove_leftovers, this_process
+from .whole_folder import finish_replacements
 
 LOCK = ".rpnet-lock"
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # said by file systems without them

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from runtime.errors import InputError, first_line, refused
+from ...errors import InputError, first_line, refused
 
 
 def check_output_file(path: Path, overwrite: bool, inputs: Iterable[Path | None], suffixes: tuple[str, ...]) -> None:

@@ -4,7 +4,7 @@ import stat
 from os import PathLike
 from pathlib import Path
 
-from runtime.errors import InputError, explained
+from ...errors import InputError, explained
 
 _OTHERS = (
     (stat.S_ISDIR, "a folder"),

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 
-from runtime.host.stopping import check_asked
+from ..stopping import check_asked
 
 # The names that `temporary_name` gives: host, process, its start, and a random part.
 TEMPORARY = re.compile(r"\.(?P<stem>[^.]*)\.(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-(?P<start>\d+)-[0-9a-f]{12}(?=\.|$)")

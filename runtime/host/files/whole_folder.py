@@ -12,9 +12,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from runtime.errors import InputError
-from runtime.host.files.whole_files import TEMPORARY, sync, temporary_name, write_text
-from runtime.host.stopping import check_asked
+from ...errors import InputError
+from ..stopping import check_asked
+from .whole_files import TEMPORARY, sync, temporary_name, write_text
 
 READY, PLAN = ".complete", "plan.json"
 

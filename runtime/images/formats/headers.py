@@ -14,10 +14,10 @@ import numpy as np
 from nibabel.freesurfer.mghformat import DATA_OFFSET, MGHHeader
 from nibabel.quaternions import quat2mat
 
-from runtime.errors import InputError
-from runtime.geometry.grid import SAME_SPACING
-from runtime.images.formats.nifti_bytes import CODES_NOT_KNOWN
-from runtime.images.formats.remarks import Remarks
+from ...errors import InputError
+from ...geometry.grid import SAME_SPACING
+from .nifti_bytes import CODES_NOT_KNOWN
+from .remarks import Remarks
 
 Array = np.ndarray
 FORMS_DIFFER_MM = 0.1

@@ -19,11 +19,11 @@ from typing import BinaryIO
 
 import numpy as np
 
-from runtime.errors import InputError, Scarce, explained, first_line
-from runtime.host.files.regular_files import require_file
-from runtime.images.formats.foreign import BEGINNING, DICOM_FOLDER, foreign_image
-from runtime.images.formats.headers import Header, header_in
-from runtime.images.formats.itk_image import MARKS, ItkImage
+from ...errors import InputError, Scarce, explained, first_line
+from ...host.files.regular_files import require_file
+from .foreign import BEGINNING, DICOM_FOLDER, foreign_image
+from .headers import Header, header_in
+from .itk_image import MARKS, ItkImage
 
 Array = np.ndarray
 SUFFIXES = (".nii.gz", ".nii", ".mgz", ".mgh", ".nrrd", ".mha")

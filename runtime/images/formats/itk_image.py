@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime.errors import InputError
-from runtime.host.files.hashes import sha256_of_file
-from runtime.host.files.reading_process import Unreadable, read_elsewhere
-from runtime.images.formats.headers import Header
+from ...errors import InputError
+from ...host.files.hashes import sha256_of_file
+from ...host.files.reading_process import Unreadable, read_elsewhere
+from .headers import Header
 
 Array = np.ndarray
 READER = Path(__file__).with_name("itk_reader.py")

@@ -8,10 +8,10 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from runtime.errors import InputError
-from runtime.geometry.grid import Grid
-from runtime.images.formats.gzip_stream import Piece
-from runtime.images.formats.remarks import Remarks
+from ...errors import InputError
+from ...geometry.grid import Grid
+from .gzip_stream import Piece
+from .remarks import Remarks
 
 Array = np.ndarray
 Planes = Callable[[slice, tuple[int, ...]], Array]  # (span of K, index of the further axes) -> (I, J, k)

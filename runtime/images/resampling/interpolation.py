@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from runtime.images.resampling import interpolation_kernels as kernels
+from . import interpolation_kernels as kernels
 
 Array = np.ndarray
 Sampler = Callable[[Array, Array], None]  # places (N, 3) in voxels, values there (N,), which it fills

@@ -3,7 +3,7 @@
 import numpy as np
 from numba import njit
 
-from runtime.host.kernels import in_slices
+from ...host.kernels import in_slices
 
 BLOCK = 256  # places that one call of a kernel takes together
 COLUMNS = 256  # that are filtered side by side

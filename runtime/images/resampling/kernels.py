@@ -6,8 +6,8 @@ Results that go into files have the order of files, first axis fastest: here (K,
 import numpy as np
 from numba import njit
 
-from runtime.geometry.kernels.rows import TILE, add_row, linear_row, tiles
-from runtime.host.kernels import in_slices
+from ...geometry.kernels.rows import TILE, add_row, linear_row, tiles
+from ...host.kernels import in_slices
 
 U = np.uintp  # unsigned indices spare the test for negative ones
 

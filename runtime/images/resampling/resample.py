@@ -6,11 +6,11 @@ brings numba, and the first call compiles (the result is cached on disk).
 
 import numpy as np
 
-from runtime.errors import InputError
-from runtime.geometry.grid import Grid
-from runtime.geometry.smoothing import gaussian_weights
-from runtime.geometry.transform import slabs
-from runtime.images.resampling import kernels
+from ...errors import InputError
+from ...geometry.grid import Grid
+from ...geometry.smoothing import gaussian_weights
+from ...geometry.transform import slabs
+from . import kernels
 
 Array = np.ndarray
 ORDERS = ("linear", "nearest", "cubic", "smooth")
@@ -206,7 +206,7 @@ def _wide(
     planes: Array | None = None,
 ) -> Array:
     """The image at ``matrix [v, 1] + linear planes(v)``, slab by slab; the displacement's planes are (3, K, J, I)."""
-    from runtime.images.resampling import interpolation
+    from . import interpolation
 
     if order == "cubic":
         sampler = interpolation.spline(_antialiased(image, matrix), outside)

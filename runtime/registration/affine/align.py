@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 import numba
 import numpy as np
 
-from runtime.errors import InputError
-from runtime.geometry.grid import Grid
-from runtime.registration.affine.detail import ALIKE, alike, climb_detail, detail
-from runtime.registration.affine.gauss_newton import AFFINE, RIGID, climb
-from runtime.registration.affine.limits import LIMITS, Limits
-from runtime.registration.affine.pyramid import Level, half, longest_edge, prepared
-from runtime.registration.affine.turns import TILTS, TURNS, described, turn_of
+from ...errors import InputError
+from ...geometry.grid import Grid
+from .detail import ALIKE, alike, climb_detail, detail
+from .gauss_newton import AFFINE, RIGID, climb
+from .limits import LIMITS, Limits
+from .pyramid import Level, half, longest_edge, prepared
+from .turns import TILTS, TURNS, described, turn_of
 
 Array = np.ndarray
 # Correlations below which headers may be turned: of details at the finest spacing, where pairs of brains have 0.2 to

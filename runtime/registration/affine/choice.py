@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from runtime.errors import InputError, explained
-from runtime.geometry.transform import AffineTransform, Transform, check_plausible
-from runtime.images.volume import Source
-from runtime.registration.affine.limits import LIMITS, Limits
-from runtime.transforms import (
+from ...errors import InputError, explained
+from ...geometry.transform import AffineTransform, Transform, check_plausible
+from ...images.volume import Source
+from ...transforms import (
     ImagesNeeded,
     Link,
     ReadLink,
@@ -22,7 +21,8 @@ from runtime.transforms import (
     check_zooms,
     read_transform,
 )
-from runtime.transforms.formats import AUTO
+from ...transforms.formats import AUTO
+from .limits import LIMITS, Limits
 
 Array = np.ndarray
 NONE, FOUND = "none", ("auto", "affine", "rigid")

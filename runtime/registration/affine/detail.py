@@ -7,10 +7,10 @@ on: a step that would bring one fold onto another at the cost of everything arou
 
 import numpy as np
 
-from runtime.images.intensity import FOREGROUND
-from runtime.images.resampling.resample import resample, smooth
-from runtime.registration.affine.gauss_newton import climb
-from runtime.registration.affine.pyramid import Level, LevelImage
+from ...images.intensity import FOREGROUND
+from ...images.resampling.resample import resample, smooth
+from .gauss_newton import climb
+from .pyramid import Level, LevelImage
 
 Array = np.ndarray
 WINDOW = 1.0  # standard deviation of what counts as near, in spacings of the level

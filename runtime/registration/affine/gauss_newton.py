@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from runtime.registration.affine.kernels import MOMENTS, SUMS, normal_equations
-from runtime.registration.affine.pyramid import Level
+from .kernels import MOMENTS, SUMS, normal_equations
+from .pyramid import Level
 
 Array = np.ndarray
 STEPS = 30

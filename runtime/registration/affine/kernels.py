@@ -9,7 +9,7 @@ known there: such voxels, and those that would be interpolated from one, are ski
 import numpy as np
 from numba import njit
 
-from runtime.host.kernels import in_slices
+from ...host.kernels import in_slices
 
 MOMENTS = 6  # n, sum f, sum m, sum f^2, sum m^2, sum f m
 PAIRS = 6  # unordered pairs of gradient components

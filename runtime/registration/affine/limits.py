@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from runtime.errors import InputError
+from ...errors import InputError
 
 Array = np.ndarray
 STRETCH = (0.5, 2.0)  # singular values that go with the usual limits of the volume

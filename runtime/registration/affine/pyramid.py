@@ -10,11 +10,11 @@ from functools import cached_property
 import numba
 import numpy as np
 
-from runtime.errors import InputError
-from runtime.geometry.grid import Grid, bounding_box, closest_ras, reorient, reorient_array
-from runtime.images.intensity import FOREGROUND
-from runtime.images.resampling.resample import smooth
-from runtime.registration.affine.kernels import MOMENTS, block_means, correlation_moments
+from ...errors import InputError
+from ...geometry.grid import Grid, bounding_box, closest_ras, reorient, reorient_array
+from ...images.intensity import FOREGROUND
+from ...images.resampling.resample import smooth
+from .kernels import MOMENTS, block_means, correlation_moments
 
 Array = np.ndarray
 FINEST_SHARE = 1 / 85  # finest spacing as a share of the fixed foreground's longest edge: about 2 mm for a head

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from runtime.errors import InputError, explained, first_line, refused
-from runtime.host.files.plain_json import read_record
-from runtime.images.volume import scan_name
-from runtime.transforms import CONVENTIONS, file_name
+from ...errors import InputError, explained, first_line, refused
+from ...host.files.plain_json import read_record
+from ...images.volume import scan_name
+from ...transforms import CONVENTIONS, file_name
 
 WARPED, WARPED_FIXED, LABELS = "warped.nii.gz", "warped_fixed.nii.gz", "warped_labels.nii.gz"
 AFFINE, JACOBIAN = "affine.txt", "jacobian.nii.gz"

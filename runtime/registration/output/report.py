@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from runtime import __version__
-from runtime.host.files.hashes import sha256_of_facts
-from runtime.host.machine import installed_versions, peak_bytes
-from runtime.images.volume import Source
-from runtime.registration.output.folder import REPORT_FORMAT
-from runtime.registration.result import RegistrationData
+from ... import __version__
+from ...host.files.hashes import sha256_of_facts
+from ...host.machine import installed_versions, peak_bytes
+from ...images.volume import Source
+from ..result import RegistrationData
+from .folder import REPORT_FORMAT
 
 VERSION = 2
 PACKAGES = ("numpy", "nibabel", "numba", "llvmlite", "onnx", "openvino", "onnxruntime", "pillow")

@@ -7,15 +7,17 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from runtime.geometry.transform import AffineTransform, Transform
-from runtime.host.files.folder_lock import folder_lock
-from runtime.host.files.output_path import writing
-from runtime.host.files.plain_json import as_json
-from runtime.host.files.whole_files import write_text
-from runtime.host.files.whole_folder import whole_result
-from runtime.host.progress import Progress, silent
-from runtime.images.volume import Source, scan_name, write_volume
-from runtime.registration.output.folder import (
+from ...geometry.transform import AffineTransform, Transform
+from ...host.files.folder_lock import folder_lock
+from ...host.files.output_path import writing
+from ...host.files.plain_json import as_json
+from ...host.files.whole_files import write_text
+from ...host.files.whole_folder import whole_result
+from ...host.progress import Progress, silent
+from ...images.volume import Source, scan_name, write_volume
+from ...transforms import Space, write_verified
+from ..result import RegistrationData
+from .folder import (
     AFFINE,
     JACOBIAN,
     LABELS,
@@ -27,9 +29,7 @@ from runtime.registration.output.folder import (
     check_output,
     earlier_names,
 )
-from runtime.registration.output.report import WrittenTransform, report
-from runtime.registration.result import RegistrationData
-from runtime.transforms import Space, write_verified
+from .report import WrittenTransform, report
 
 
 def save(
@@ -74,8 +74,8 @@ def _write_side_by_side(result: RegistrationData, folder: Path, outputs: Outputs
 
     What lies on the fixed grid is written while the inverse is computed.
     """
-    from runtime.host.kernels import on_threads
-    from runtime.images.preview import write_preview
+    from ...host.kernels import on_threads
+    from ...images.preview import write_preview
 
     threads, images = result.engine["threads"], result.working
     ncc = (result.similarity_before, result.iterations.similarity) if result.options.similarity == "ncc" else None

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from runtime.images.formats.foreign import foreign_image
+from ...images.formats.foreign import foreign_image
 
 ELASTIX = re.compile(rb"^\s*\(Transform\s", re.MULTILINE)
 NITRANSFORMS = "nitransforms: linear.load('{name}', fmt='{form}').to_filename('{stem}.tfm', fmt='itk')"

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from runtime.geometry.grid import Grid
-from runtime.geometry.transform import SpatialTransform
+from ...geometry.grid import Grid
+from ...geometry.transform import SpatialTransform
 
 Array = np.ndarray
 ComponentPlanes = Callable[[int, slice], Array]  # (component, span of K) -> (I, J, k)

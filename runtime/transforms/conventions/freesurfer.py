@@ -10,8 +10,8 @@ Source: surfa, ``Warp`` in the format ``disp_ras``; itk::NiftiImageIO, ``Convert
 
 import numpy as np
 
-from runtime.geometry.grid import Grid
-from runtime.transforms.conventions.frames import Frame
+from ...geometry.grid import Grid
+from .frames import Frame
 
 INTENT = 1006
 

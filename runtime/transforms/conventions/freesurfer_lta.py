@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime.errors import InputError, first_line
-from runtime.geometry.grid import LARGEST_ENTRY, Grid, check_affine
-from runtime.geometry.transform import AffineTransform
-from runtime.host.files.whole_files import write_text
-from runtime.transforms.conventions.plain_affine import rows
-from runtime.transforms.spaces import Space, TransformFile
+from ...errors import InputError, first_line
+from ...geometry.grid import LARGEST_ENTRY, Grid, check_affine
+from ...geometry.transform import AffineTransform
+from ...host.files.whole_files import write_text
+from ..spaces import Space, TransformFile
+from .plain_affine import rows
 
 Array = np.ndarray
 VOXEL_TO_VOXEL, RAS_TO_RAS = 0, 1

@@ -16,10 +16,10 @@ parameters?"; MISCMATHS, ``write_ascii_matrix``, for the blanks in its files; fs
 
 import numpy as np
 
-from runtime.errors import InputError
-from runtime.geometry.grid import Grid
-from runtime.transforms.conventions.frames import Frame
-from runtime.transforms.spaces import Space
+from ...errors import InputError
+from ...geometry.grid import Grid
+from ..spaces import Space
+from .frames import Frame
 
 Array = np.ndarray
 INTENT = 2006

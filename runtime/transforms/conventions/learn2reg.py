@@ -12,8 +12,8 @@ Source: the challenge's evaluation script, which adds the field to an identity g
 
 import numpy as np
 
-from runtime.geometry.grid import Grid
-from runtime.transforms.conventions.frames import Frame
+from ...geometry.grid import Grid
+from .frames import Frame
 
 INTENT = 0
 

@@ -7,18 +7,18 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime.errors import InputError
-from runtime.geometry.grid import FARTHEST_MM, Grid
-from runtime.geometry.transform import SpatialTransform
-from runtime.images.formats.headers import MGH_VERSION, Header
-from runtime.images.formats.image_file import open_image
-from runtime.images.formats.nifti_bytes import CODES_NOT_KNOWN
-from runtime.images.volume import grid_of, rescaled, write_nifti
-from runtime.transforms.conventions import freesurfer, fsl, learn2reg
-from runtime.transforms.conventions.frames import Frame
-from runtime.transforms.conventions.itk import field as itk_field
-from runtime.transforms.conventions.other_fields import Told, displacements, told
-from runtime.transforms.spaces import Card, ImagesNeeded, OtherConvention, Space, card_in, sides
+from ...errors import InputError
+from ...geometry.grid import FARTHEST_MM, Grid
+from ...geometry.transform import SpatialTransform
+from ...images.formats.headers import MGH_VERSION, Header
+from ...images.formats.image_file import open_image
+from ...images.formats.nifti_bytes import CODES_NOT_KNOWN
+from ...images.volume import grid_of, rescaled, write_nifti
+from ..spaces import Card, ImagesNeeded, OtherConvention, Space, card_in, sides
+from . import freesurfer, fsl, learn2reg
+from .frames import Frame
+from .itk import field as itk_field
+from .other_fields import Told, displacements, told
 
 Array = np.ndarray
 LARGEST_EXTENSION = 1 << 24  # bytes before the voxels in which a card is looked for

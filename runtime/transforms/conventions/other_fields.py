@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from runtime.errors import InputError
-from runtime.geometry.grid import Grid
-from runtime.images.formats.headers import Header
+from ...errors import InputError
+from ...geometry.grid import Grid
+from ...images.formats.headers import Header
 
 Array = np.ndarray
 AFNI = b"<AFNI_attributes"  # its extension begins with it

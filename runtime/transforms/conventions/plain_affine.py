@@ -4,11 +4,11 @@ from os import PathLike
 
 import numpy as np
 
-from runtime.errors import InputError, first_line
-from runtime.geometry.grid import check_affine
-from runtime.host.files.regular_files import read_bytes
-from runtime.host.files.whole_files import write_text
-from runtime.transforms.spaces import Card
+from ...errors import InputError, first_line
+from ...geometry.grid import check_affine
+from ...host.files.regular_files import read_bytes
+from ...host.files.whole_files import write_text
+from ..spaces import Card
 
 Array = np.ndarray
 LARGEST = 1 << 24  # bytes of a text of 16 numbers, with all its comments

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from runtime.errors import InputError, first_line
-from runtime.geometry.grid import Grid
-from runtime.host.files.regular_files import read_bytes
-from runtime.host.files.whole_files import write_text
-from runtime.transforms.conventions.frames import LPS
+from ...errors import InputError, first_line
+from ...geometry.grid import Grid
+from ...host.files.regular_files import read_bytes
+from ...host.files.whole_files import write_text
+from ..conventions.frames import LPS
 
 Array = np.ndarray
 SYSTEMS = {"LPS": "lps", "RAS": "ras"}

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime.errors import InputError, first_line
-from runtime.geometry.grid import Grid
-from runtime.host.files.csv_lines import LARGEST, Lines, divider_in, read_csv
-from runtime.host.files.regular_files import read_bytes
-from runtime.host.files.whole_files import atomic_path
-from runtime.transforms.conventions.frames import LPS
-from runtime.transforms.points.markups import MarkupsFile, read_markups
+from ...errors import InputError, first_line
+from ...geometry.grid import Grid
+from ...host.files.csv_lines import LARGEST, Lines, divider_in, read_csv
+from ...host.files.regular_files import read_bytes
+from ...host.files.whole_files import atomic_path
+from ..conventions.frames import LPS
+from .markups import MarkupsFile, read_markups
 
 Array = np.ndarray
 FRAMES = ("ras", "lps", "voxels")

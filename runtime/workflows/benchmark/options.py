@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from runtime.backends.engines import SHIPPED
-from runtime.backends.registry import BACKENDS, PRECISIONS
-from runtime.errors import InputError
-from runtime.host.files.regular_files import require_file
+from ...backends.engines import SHIPPED
+from ...backends.registry import BACKENDS, PRECISIONS
+from ...errors import InputError
+from ...host.files.regular_files import require_file
 
 Shape = tuple[int, int, int]
 SHAPE = (160, 192, 160)  # a 1 mm brain

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime.backends.engine_set import load_engine_set
-from runtime.geometry.grid import Grid, fit_to
+from ...backends.engine_set import load_engine_set
+from ...geometry.grid import Grid, fit_to
 
 Shape = tuple[int, int, int]
 INTENSITIES = 1000  # of a generated pair written as integer scans
@@ -24,7 +24,7 @@ class GeneratedPair:
 
     def make(self, path: Path) -> Shape:
         """Writes ``fixed`` and ``moving`` (I, J, K), float32 in [0, 1], to an .npz file; their shape."""
-        from runtime.backends.example import example_pair
+        from ...backends.example import example_pair
 
         fixed, moving = example_pair(self.shape)
         np.savez(path, fixed=fixed, moving=moving)
@@ -32,7 +32,7 @@ class GeneratedPair:
 
     def scans(self, arrays: Path, folder: Path) -> tuple[Path, Path]:
         """The pair as two scans of 1 mm voxels in a folder."""
-        from runtime.images.volume import write_volume
+        from ...images.volume import write_volume
 
         paths = folder / "fixed.nii.gz", folder / "moving.nii.gz"
         with np.load(arrays) as pair:
@@ -62,9 +62,9 @@ class ScanPair:
         Raises:
             InputError: the scans cannot be registered.
         """
-        from runtime.images.intensity import rule_from_dict
-        from runtime.images.volume import read_volume
-        from runtime.registration.preprocessing import prepare
+        from ...images.intensity import rule_from_dict
+        from ...images.volume import read_volume
+        from ...registration.preprocessing import prepare
 
         engine_set = load_engine_set(self.engine_dir)
         scans = read_volume(self.fixed, "--fixed"), read_volume(self.moving, "--moving")

@@ -7,25 +7,25 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from runtime.backends.engine_set import ENGINES, EngineSet, load_engine_set
-from runtime.host.files.whole_files import write_text
-from runtime.host.machine import cores
-from runtime.host.progress import silent
-from runtime.loop.schedules import Schedule
-from runtime.registration.options import Options
-from runtime.workflows.benchmark.contenders.arithmetic import NetworkWork
-from runtime.workflows.benchmark.contenders.contender import Others, Task
-from runtime.workflows.benchmark.contenders.line_up import Field, Peaks
-from runtime.workflows.benchmark.contenders.process import call_once
-from runtime.workflows.benchmark.machine.gpu import card_doubts
-from runtime.workflows.benchmark.machine.host import machine_facts
-from runtime.workflows.benchmark.measuring.accuracy_gate import check_all
-from runtime.workflows.benchmark.measuring.end_to_end import end_to_end, start_up
-from runtime.workflows.benchmark.measuring.rounds import Progress, account, against, doubts, seconds, speed, take_turns
-from runtime.workflows.benchmark.measuring.statistics import BUSY_LOAD, line_fit, summary
-from runtime.workflows.benchmark.options import SHAPE, BenchmarkOptions, Shape
-from runtime.workflows.benchmark.pairs import GeneratedPair, ScanPair
-from runtime.workflows.benchmark.report import text as table
+from ...backends.engine_set import ENGINES, EngineSet, load_engine_set
+from ...host.files.whole_files import write_text
+from ...host.machine import cores
+from ...host.progress import silent
+from ...loop.schedules import Schedule
+from ...registration.options import Options
+from .contenders.arithmetic import NetworkWork
+from .contenders.contender import Others, Task
+from .contenders.line_up import Field, Peaks
+from .contenders.process import call_once
+from .machine.gpu import card_doubts
+from .machine.host import machine_facts
+from .measuring.accuracy_gate import check_all
+from .measuring.end_to_end import end_to_end, start_up
+from .measuring.rounds import Progress, account, against, doubts, seconds, speed, take_turns
+from .measuring.statistics import BUSY_LOAD, line_fit, summary
+from .options import SHAPE, BenchmarkOptions, Shape
+from .pairs import GeneratedPair, ScanPair
+from .report import text as table
 
 FORMAT, VERSION = "rpnet-benchmark", 1
 WHOLE_RUNS = 3  # most rounds of whole registrations, and of many moving images to one fixed
@@ -76,7 +76,7 @@ def _save(record: Record, options: BenchmarkOptions) -> None:
     if options.json:
         write_text(options.json, json.dumps(record, indent=1, default=str) + "\n")
     if options.plot:
-        from runtime.workflows.benchmark.report.plot import draw
+        from .report.plot import draw
 
         draw(record, options.plot)
 
@@ -234,7 +234,7 @@ def _schedule(options: BenchmarkOptions, engine_set: EngineSet) -> Schedule:
 
 
 def _head(options: BenchmarkOptions, engine_set: EngineSet) -> Record:
-    from runtime.registration.output.report import versions
+    from ...registration.output.report import versions
 
     schedule = _schedule(options, engine_set)
     hashes = {

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from runtime.geometry.flow import jacobian_determinant
-from runtime.geometry.grid import Grid
+from ...geometry.flow import jacobian_determinant
+from ...geometry.grid import Grid
 
 Array = np.ndarray
 

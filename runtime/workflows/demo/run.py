@@ -11,14 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime.images import overlap
-from runtime.errors import InputError
-from runtime.geometry.grid import Grid
-from runtime.images.mni152 import mni152_file
-from runtime.images.volume import Volume, read_labels, read_volume, write_volume
-from runtime.host.files.whole_files import atomic_path
-from runtime.workflows.demo.known_warp import KnownWarp, interpolate, move, random_pose, random_warp, rotation, smooth_field
-from runtime.host.progress import Progress, silent
+from ...images import overlap
+from ...errors import InputError
+from ...geometry.grid import Grid
+from ...images.mni152 import mni152_file
+from ...images.volume import Volume, read_labels, read_volume, write_volume
+from ...host.files.whole_files import atomic_path
+from .known_warp import KnownWarp, interpolate, move, random_pose, random_warp, rotation, smooth_field
+from ...host.progress import Progress, silent
 
 Array = np.ndarray
 PointMap = Callable[[Array], Array]
@@ -84,8 +84,8 @@ def run_demo(
     Raises:
         InputError: nilearn is missing, or the engine set is missing or damaged.
     """
-    from runtime.backends.engines import open_engines
-    from runtime.registration.scans import register
+    from ...backends.engines import open_engines
+    from ...registration.scans import register
 
     folder = Path(folder)
     _check_folder(folder)
@@ -201,7 +201,7 @@ def _rescan(rng: np.random.Generator, template: Volume, labels: Array, warp: Kno
 
 def _outcomes(pair: DemoPair, result) -> dict[str, Outcome]:
     """By stage, of a `runtime.Registration` of the pair."""
-    from runtime.images.resampling.resample import resample
+    from ...images.resampling.resample import resample
 
     fixed, moving = read_labels(pair.fixed_labels, "fixed labels"), result.labels
     outcomes = {}

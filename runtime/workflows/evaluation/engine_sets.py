@@ -6,12 +6,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from runtime.backends.engine_set import MANIFEST, EngineSet, load_engine_set
-from runtime.errors import InputError
-from runtime.host.files.hashes import sha256_of_file
-from runtime.host.progress import Progress
-from runtime.loop.schedules import LEVELS
-from runtime.workflows.evaluation.options import EvaluateOptions, Export
+from ...backends.engine_set import MANIFEST, EngineSet, load_engine_set
+from ...errors import InputError
+from ...host.files.hashes import sha256_of_file
+from ...host.progress import Progress
+from ...loop.schedules import LEVELS
+from .options import EvaluateOptions, Export
 
 EXPORTED = "engines"  # folder of sets made of checkpoints, beside the results: run again, they are there
 KERNEL = 27  # weights of a 3x3x3 convolution for one channel in and one out

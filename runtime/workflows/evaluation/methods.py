@@ -4,9 +4,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 
-from runtime.backends.engine_set import EngineSet
-from runtime.loop.schedules import ON_STOP, STOP_RULES, StopRule, stop_rule
-from runtime.registration.options import STOP_OPTIONS, Options, ignored
+from ...backends.engine_set import EngineSet
+from ...loop.schedules import ON_STOP, STOP_RULES, StopRule, stop_rule
+from ...registration.options import STOP_OPTIONS, Options, ignored
 
 BEFORE, TRANSFORM = "before", "transform"  # the affine start alone; another tool's transform
 PLACEHOLDER = "t"

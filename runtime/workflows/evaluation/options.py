@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from runtime.errors import InputError
-from runtime.host.files.regular_files import require_file
-from runtime.registration.options import Options
-from runtime.workflows.evaluation.methods import Choices
-from runtime.workflows.evaluation.pair_list import Pair
+from ...errors import InputError
+from ...host.files.regular_files import require_file
+from ...registration.options import Options
+from .methods import Choices
+from .pair_list import Pair
 
 Export = Callable[[Path, Path], None]  # writes the engine set of a checkpoint into a folder
 

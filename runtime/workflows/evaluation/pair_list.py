@@ -5,12 +5,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from runtime.errors import InputError, explained
-from runtime.host.files.csv_lines import by_column, read_csv
-from runtime.host.files.regular_files import require_file
-from runtime.images.volume import scan_name
-from runtime.transforms.chain import Link
-from runtime.transforms.formats import AUTO, CONVENTIONS, RAS
+from ...errors import InputError, explained
+from ...host.files.csv_lines import by_column, read_csv
+from ...host.files.regular_files import require_file
+from ...images.volume import scan_name
+from ...transforms.chain import Link
+from ...transforms.formats import AUTO, CONVENTIONS, RAS
 
 FILES = ("fixed", "moving", "fixed_labels", "moving_labels", "fixed_landmarks", "moving_landmarks")
 FILES += ("fixed_mask", "moving_mask")

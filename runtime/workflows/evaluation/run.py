@@ -6,22 +6,22 @@ from contextlib import ExitStack, contextmanager
 from functools import cache
 from typing import Any
 
-from runtime.backends.engines import Engines, check_choice, open_set
-from runtime.errors import InputError, recorded
-from runtime.host.files.folder_lock import folder_lock
-from runtime.host.files.hashes import sha256_of_facts
-from runtime.host.progress import Countdown, Progress, Stages, silent
-from runtime.registration.output.report import versions
-from runtime.registration.warmup import start_kernels
-from runtime.workflows.evaluation.engine_sets import NamedSet, open_sets
-from runtime.workflows.evaluation.methods import BEFORE, TRANSFORM, Method, methods
-from runtime.workflows.evaluation.options import EvaluateOptions, Export
-from runtime.workflows.evaluation.pair_list import Pair, label_ids_of
-from runtime.workflows.evaluation.results.evaluation import Evaluation
-from runtime.workflows.evaluation.results.figures import write_pictures
-from runtime.workflows.evaluation.results.folder import PAIRS, Record, ScoresFolder
-from runtime.workflows.evaluation.results.tables import write_tables
-from runtime.workflows.evaluation.scoring.pair_scorer import PairScorer
+from ...backends.engines import Engines, check_choice, open_set
+from ...errors import InputError, recorded
+from ...host.files.folder_lock import folder_lock
+from ...host.files.hashes import sha256_of_facts
+from ...host.progress import Countdown, Progress, Stages, silent
+from ...registration.output.report import versions
+from ...registration.warmup import start_kernels
+from .engine_sets import NamedSet, open_sets
+from .methods import BEFORE, TRANSFORM, Method, methods
+from .options import EvaluateOptions, Export
+from .pair_list import Pair, label_ids_of
+from .results.evaluation import Evaluation
+from .results.figures import write_pictures
+from .results.folder import PAIRS, Record, ScoresFolder
+from .results.tables import write_tables
+from .scoring.pair_scorer import PairScorer
 
 
 def evaluate(options: EvaluateOptions, progress: Progress = silent, export: Export | None = None) -> Evaluation:

@@ -1,6 +1,6 @@
 """From native scans to volumes that training reads: aligned with one reference, on one grid, intensities in [0, 1]."""
 
-from runtime.workflows.preparation.options import AFFINES, PRESETS, PrepareOptions, prepare_options
-from runtime.workflows.preparation.run import Preparation, prepare_scans
+from .options import AFFINES, PRESETS, PrepareOptions, prepare_options
+from .run import Preparation, prepare_scans
 
 __all__ = ["AFFINES", "PRESETS", "Preparation", "PrepareOptions", "prepare_options", "prepare_scans"]

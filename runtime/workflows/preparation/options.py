@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from runtime.errors import InputError
-from runtime.geometry.grid import SIZE_MULTIPLE, is_network_shape
-from runtime.images.intensity import PercentileRule, Rule, WindowRule
-from runtime.images.mni152 import NAME as MNI152
+from ...errors import InputError
+from ...geometry.grid import SIZE_MULTIPLE, is_network_shape
+from ...images.intensity import PercentileRule, Rule, WindowRule
+from ...images.mni152 import NAME as MNI152
 
 Shape = tuple[int, int, int]
 FIRST = "first"

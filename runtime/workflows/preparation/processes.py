@@ -10,15 +10,15 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
 
-from runtime.errors import InputError, Scarce, system_reason
-from runtime.host.machine import available_bytes, cores
-from runtime.host.stopping import end_with_parent
-from runtime.images.formats.image_file import read_header
-from runtime.images.scan_list import Scan
-from runtime.workflows.preparation.options import PrepareOptions
-from runtime.workflows.preparation.output.folder import OutputFolder
-from runtime.workflows.preparation.scan.preparer import Outcome, ScanPreparer
-from runtime.workflows.preparation.scan.reference import Reference
+from ...errors import InputError, Scarce, system_reason
+from ...host.machine import available_bytes, cores
+from ...host.stopping import end_with_parent
+from ...images.formats.image_file import read_header
+from ...images.scan_list import Scan
+from .options import PrepareOptions
+from .output.folder import OutputFolder
+from .scan.preparer import Outcome, ScanPreparer
+from .scan.reference import Reference
 
 # Peak memory of a process, measured: 0.5 GB for a scan of 256x256x160, 1 GB for a masked one of 488x404x224.
 ALWAYS, PER_VOXEL = 300 * 2**20, 24  # bytes

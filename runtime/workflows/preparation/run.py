@@ -3,13 +3,13 @@
 import time
 from pathlib import Path
 
-from runtime.host.files.folder_lock import folder_lock
-from runtime.host.progress import Progress, Stages, silent
-from runtime.images.scan_list import Scan, distinct_names, read_scan_list
-from runtime.registration.warmup import start_kernels
-from runtime.workflows.preparation.options import PrepareOptions
-from runtime.workflows.preparation.output.contact_sheet import worst_first, write_contact_sheet
-from runtime.workflows.preparation.output.folder import (
+from ...host.files.folder_lock import folder_lock
+from ...host.progress import Progress, Stages, silent
+from ...images.scan_list import Scan, distinct_names, read_scan_list
+from ...registration.warmup import start_kernels
+from .options import PrepareOptions
+from .output.contact_sheet import worst_first, write_contact_sheet
+from .output.folder import (
     FOLDERS,
     RECORDS,
     REFERENCE,
@@ -17,9 +17,9 @@ from runtime.workflows.preparation.output.folder import (
     OutputFolder,
     write_unit_image,
 )
-from runtime.workflows.preparation.processes import outcomes
-from runtime.workflows.preparation.scan.reference import open_reference
-from runtime.workflows.preparation.summary import Preparation, ScansTold, sheet_title
+from .processes import outcomes
+from .scan.reference import open_reference
+from .summary import Preparation, ScansTold, sheet_title
 
 
 def prepare_scans(options: PrepareOptions, progress: Progress = silent) -> Preparation:

@@ -6,10 +6,10 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from runtime.host.progress import Countdown, Progress, duration
-from runtime.registration.result import LOW_NCC
-from runtime.workflows.preparation.output.folder import SHEET, TABLE
-from runtime.workflows.preparation.scan.quality import MUCH_CROPPED
+from ...host.progress import Countdown, Progress, duration
+from ...registration.result import LOW_NCC
+from .output.folder import SHEET, TABLE
+from .scan.quality import MUCH_CROPPED
 
 Record = dict[str, Any]
 SHOWN = 5  # scans with warnings in the summary

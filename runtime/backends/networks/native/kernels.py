@@ -16,8 +16,8 @@ hold one bit a voxel, a byte for each block of eight in a row.
 import numpy as np
 from numba import njit
 
-from runtime.backends.networks.native.llvm import BYTE, EIGHT, ROWS, VOXELS, block_kernel, winograd_rows
-from runtime.host.kernels import in_slices
+from ....host.kernels import in_slices
+from .llvm import BYTE, EIGHT, ROWS, VOXELS, block_kernel, winograd_rows
 
 U = np.uintp  # unsigned indices spare the test for negative ones
 PRODUCTS = 4  # of Winograd's F(2, 3), for a pair of rows

@@ -14,7 +14,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from runtime.host.machine import processor_features
+from ....host.machine import processor_features
 
 VOXELS = 8  # of a block: one byte of an activity mask
 ROWS, STEPS = 3, 3

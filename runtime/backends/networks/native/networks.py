@@ -6,15 +6,15 @@ from dataclasses import dataclass
 import numba
 import numpy as np
 
-from runtime.backends.engine_set import ENGINES, EXTRACTOR, EngineSet, estimator_name
-from runtime.backends.networks.graph_weights import Convolution, read_chain
-from runtime.backends.networks.native import kernels
-from runtime.backends.networks.native.llvm import VOXELS
-from runtime.errors import InputError
-from runtime.host.kernels import SMALL
-from runtime.host.memory import ARRAYS
-from runtime.host.progress import fastest
-from runtime.loop.schedules import LEVELS
+from ....errors import InputError
+from ....host.kernels import SMALL
+from ....host.memory import ARRAYS
+from ....host.progress import fastest
+from ....loop.schedules import LEVELS
+from ...engine_set import ENGINES, EXTRACTOR, EngineSet, estimator_name
+from ..graph_weights import Convolution, read_chain
+from . import kernels
+from .llvm import VOXELS
 
 Array = np.ndarray
 Shape = tuple[int, int, int]

@@ -5,11 +5,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from runtime.backends.cuda.card import find_card
-from runtime.backends.engine_set import EngineSet, load_engine_set
-from runtime.backends.networks.tensorrt.library import Library, open_library
-from runtime.backends.networks.tensorrt.plans import ORDINARY, PlanSpec, PlanStore, Profile, Shape, plan_specs
-from runtime.errors import InputError, NotHere
+from ....errors import InputError, NotHere
+from ...cuda.card import find_card
+from ...engine_set import EngineSet, load_engine_set
+from .library import Library, open_library
+from .plans import ORDINARY, PlanSpec, PlanStore, Profile, Shape, plan_specs
 
 MEGABYTE = 1e6
 SMALLEST = 16  # voxels, of an image's side

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runtime.backends.cuda.device import Device
-from runtime.backends.cuda.memory import out_of_memory
-from runtime.backends.engine_set import EXTRACTOR
-from runtime.backends.networks.tensorrt.open_plan import JitCache, OpenPlan, Refusal, cache_file, keep_file
-from runtime.backends.networks.tensorrt.plans import PlanSpec
-from runtime.backends.registry import BACKENDS
-from runtime.errors import InputError, NotHere, first_line
-from runtime.host.cache_folder import kept
+from ....errors import InputError, NotHere, first_line
+from ....host.cache_folder import kept
+from ...cuda.device import Device
+from ...cuda.memory import out_of_memory
+from ...engine_set import EXTRACTOR
+from ...registry import BACKENDS
+from .open_plan import JitCache, OpenPlan, Refusal, cache_file, keep_file
+from .plans import PlanSpec
 
 STEP = 8  # voxels between image sizes
 MESSAGES = 20

@@ -5,10 +5,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-from runtime.backends.cuda.card import Card
-from runtime.backends.cuda.device import Device
-from runtime.backends.cuda.memory import DeviceArray
-from runtime.backends.engine_set import (
+from ....errors import InputError, NotHere
+from ....loop.schedules import LEVELS
+from ...cuda.card import Card
+from ...cuda.device import Device
+from ...cuda.memory import DeviceArray
+from ...engine_set import (
     ENGINES,
     EXTRACTOR,
     FEATURES,
@@ -18,11 +20,9 @@ from runtime.backends.engine_set import (
     estimator_name,
     features_name,
 )
-from runtime.backends.networks.tensorrt.library import open_library
-from runtime.backends.networks.tensorrt.open_plan import JitCache, OpenPlan
-from runtime.backends.networks.tensorrt.plans import DTYPES, ORDINARY, PlanSpec, PlanStore, Profile, Shape, plan_specs
-from runtime.errors import InputError, NotHere
-from runtime.loop.schedules import LEVELS
+from .library import open_library
+from .open_plan import JitCache, OpenPlan
+from .plans import DTYPES, ORDINARY, PlanSpec, PlanStore, Profile, Shape, plan_specs
 
 
 class _Networks:

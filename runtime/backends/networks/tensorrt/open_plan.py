@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from runtime.backends.cuda.device import Device
-from runtime.backends.networks.tensorrt.plans import PlanSpec, Shape
-from runtime.errors import InputError
-from runtime.host.cache_folder import cache_folder, keep, keep_latest, kept
-from runtime.host.files.hashes import short_key
+from ....errors import InputError
+from ....host.cache_folder import cache_folder, keep, keep_latest, kept
+from ....host.files.hashes import short_key
+from ...cuda.device import Device
+from .plans import PlanSpec, Shape
 
 CACHES, MOST_CACHES = "rpnet-tensorrt", 20
 MOST_GRAPHS = 8  # captured, of one engine

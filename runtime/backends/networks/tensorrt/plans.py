@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runtime.backends.engine_set import ENGINES, EXTRACTOR, FEATURES, IMAGE, RESIDUAL, EngineSet, features_name
-from runtime.errors import InputError, system_reason
-from runtime.host.cache_folder import cache_folder, keep_latest
-from runtime.host.files.hashes import sha256
-from runtime.host.files.whole_files import write_bytes, write_text
-from runtime.loop.schedules import LEVELS
+from ....errors import InputError, system_reason
+from ....host.cache_folder import cache_folder, keep_latest
+from ....host.files.hashes import sha256
+from ....host.files.whole_files import write_bytes, write_text
+from ....loop.schedules import LEVELS
+from ...engine_set import ENGINES, EXTRACTOR, FEATURES, IMAGE, RESIDUAL, EngineSet, features_name
 
 FORMAT, VERSION = "rpnet-plans", 1
 FOLDER, LISTING, LOCK = "plans", "plans.json", "plans.lock"

@@ -20,10 +20,10 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime.errors import InputError, first_line
-from runtime.geometry.grid import LARGEST_ENTRY, check_affine
-from runtime.host.files.whole_files import write_bytes, write_text
-from runtime.transforms.conventions.frames import TO_LPS
+from ....errors import InputError, first_line
+from ....geometry.grid import LARGEST_ENTRY, check_affine
+from ....host.files.whole_files import write_bytes, write_text
+from ..frames import TO_LPS
 
 Array = np.ndarray
 BANNER = "#Insight Transform File V1.0"

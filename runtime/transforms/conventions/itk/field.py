@@ -11,8 +11,8 @@ Source: itk::DisplacementFieldTransform; itk::NiftiImageIO for intent 1007, whic
 
 import numpy as np
 
-from runtime.geometry.grid import Grid
-from runtime.transforms.conventions.frames import LPS, Frame
+from ....geometry.grid import Grid
+from ..frames import LPS, Frame
 
 INTENT = 1007
 

@@ -18,15 +18,15 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime.errors import InputError
-from runtime.geometry.grid import LARGEST_ENTRY, Grid
-from runtime.geometry.transform import AffineTransform, Chain, SpatialTransform, Transform
-from runtime.host.files.reading_process import Unreadable, read_elsewhere
-from runtime.host.files.whole_files import atomic_path
-from runtime.transforms.conventions.frames import LPS, TO_LPS, Frame
-from runtime.transforms.conventions.itk.affine import matrix_of, parameters_of
-from runtime.transforms.conventions.nifti_field import StoredField, check_field
-from runtime.transforms.spaces import Card, TransformFile, card_in, sides
+from ....errors import InputError
+from ....geometry.grid import LARGEST_ENTRY, Grid
+from ....geometry.transform import AffineTransform, Chain, SpatialTransform, Transform
+from ....host.files.reading_process import Unreadable, read_elsewhere
+from ....host.files.whole_files import atomic_path
+from ...spaces import Card, TransformFile, card_in, sides
+from ..frames import LPS, TO_LPS, Frame
+from ..nifti_field import StoredField, check_field
+from .affine import matrix_of, parameters_of
 
 Array = np.ndarray
 MAGIC = b"\x89HDF\r\n\x1a\n"

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from runtime.backends.engine_set import EngineSet
-from runtime.host.progress import fastest
+from ....backends.engine_set import EngineSet
+from ....host.progress import fastest
 
 TAPS = 27  # of a 3x3x3 convolution
 PRODUCT_SIZE = 2048  # of the matrices whose product measures the peak: 17 GFLOP, far larger than the caches

@@ -8,11 +8,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from runtime.backends.engines import Engines, open_engines
-from runtime.host.progress import Progress, silent
-from runtime.loop import iterstop
-from runtime.loop.schedules import LEVELS, Schedule
-from runtime.workflows.benchmark.contenders.timing import Recorder, Span, timed
+from ....backends.engines import Engines, open_engines
+from ....host.progress import Progress, silent
+from ....loop import iterstop
+from ....loop.schedules import LEVELS, Schedule
+from .timing import Recorder, Span, timed
 
 Array = np.ndarray
 FINEST = LEVELS[-1]

@@ -5,14 +5,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from runtime.backends.registry import BACKENDS, PRECISIONS
-from runtime.errors import InputError
-from runtime.host.progress import Progress, silent
-from runtime.workflows.benchmark.contenders.arithmetic import MatrixProduct
-from runtime.workflows.benchmark.contenders.contender import Contender, EngineContender, Others
-from runtime.workflows.benchmark.contenders.process import Worker
-from runtime.workflows.benchmark.contenders.session import Session
-from runtime.workflows.benchmark.options import ALL, BenchmarkOptions
+from ....backends.registry import BACKENDS, PRECISIONS
+from ....errors import InputError
+from ....host.progress import Progress, silent
+from ..options import ALL, BenchmarkOptions
+from .arithmetic import MatrixProduct
+from .contender import Contender, EngineContender, Others
+from .process import Worker
+from .session import Session
 
 REFERENCE_BACKEND = "onnxruntime"  # where the PyTorch definition is not installed
 HOST = "cpu"

@@ -7,8 +7,8 @@ import pickle
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from runtime.errors import InputError
-from runtime.host.progress import Progress, silent
+from ....errors import InputError
+from ....host.progress import Progress, silent
 
 CLOSING_SECONDS = 10.0
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from runtime.host.machine import peak_bytes
-from runtime.host.progress import Progress, silent
-from runtime.workflows.benchmark.contenders.contender import Contender, EngineRunner, Run, Runner, Task, solve
-from runtime.workflows.benchmark.machine.host import Interference
+from ....host.machine import peak_bytes
+from ....host.progress import Progress, silent
+from ..machine.host import Interference
+from .contender import Contender, EngineRunner, Run, Runner, Task, solve
 
 Array = np.ndarray
 
@@ -96,9 +96,9 @@ class Session:
 
     def register(self, fixed: Path, moving: Path, schedule: str) -> dict[str, Any]:
         """The whole of `runtime.register` on two scans that are read already: seconds by stage and in all."""
-        from runtime.images.volume import read_volume
-        from runtime.registration.options import Options
-        from runtime.registration.scans import register
+        from ....images.volume import read_volume
+        from ....registration.options import Options
+        from ....registration.scans import register
 
         assert isinstance(self.runner, EngineRunner)
         if self.volumes is None:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
-from runtime.backends.engines import Engines
+from ....backends.engines import Engines
 
 Array = Any
 Shape = tuple[int, int, int]

@@ -27,7 +27,7 @@ WORDS = ("driver_version", "persistence_mode", "compute_mode")  # all others are
 
 def card_facts() -> dict[str, Any] | None:
     """The first card's name, compute capability, memory, driver, and clocks and load now; None without a card."""
-    from runtime.backends.cuda.card import Card, find_card
+    from ....backends.cuda.card import Card, find_card
 
     card = find_card()
     return {**dataclasses.asdict(card), **smi_facts(card.bus)} if isinstance(card, Card) else None

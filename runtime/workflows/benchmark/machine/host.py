@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from runtime.host.machine import available_bytes, cores, processor_name
-from runtime.workflows.benchmark.machine.gpu import card_facts
+from ....host.machine import available_bytes, cores, processor_name
+from .gpu import card_facts
 
 # Instructions that decide how fast convolutions are, in Linux's names (x86, then Arm).
 FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "asimd", "bf16", "sve")

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from runtime.backends.tolerance import TOLERANCES, flow_difference
-from runtime.errors import InputError
-from runtime.workflows.benchmark.contenders.contender import Task
-from runtime.workflows.benchmark.contenders.process import Worker
+from ....backends.tolerance import TOLERANCES, flow_difference
+from ....errors import InputError
+from ..contenders.contender import Task
+from ..contenders.process import Worker
 
 
 class GateError(InputError):

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runtime.errors import InputError
-from runtime.host.cache_folder import VARIABLE
-from runtime.workflows.benchmark.contenders.contender import Contender, EngineContender, Task
-from runtime.workflows.benchmark.contenders.process import Worker
-from runtime.workflows.benchmark.contenders.session import Session
-from runtime.workflows.benchmark.measuring.rounds import Progress, round_name
-from runtime.workflows.benchmark.measuring.statistics import summary
+from ....errors import InputError
+from ....host.cache_folder import VARIABLE
+from ..contenders.contender import Contender, EngineContender, Task
+from ..contenders.process import Worker
+from ..contenders.session import Session
+from .rounds import Progress, round_name
+from .statistics import summary
 
 STEADY_RUNS = 2
 LOOP_STAGES = ("encode", "iterate")
@@ -125,7 +125,7 @@ class Kernels:
 
     def compile(self) -> float:
         """Seconds that took; 0 where it was done before."""
-        from runtime.registration.warmup import is_cold, warm_up
+        from ....registration.warmup import is_cold, warm_up
 
         start = time.perf_counter()
         if is_cold():

@@ -4,9 +4,9 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
-from runtime.workflows.benchmark.contenders.contender import Task
-from runtime.workflows.benchmark.contenders.process import Worker
-from runtime.workflows.benchmark.measuring.statistics import BUSY_SHARE, TRUSTED_SPREAD, ratios, spread, summary
+from ..contenders.contender import Task
+from ..contenders.process import Worker
+from .statistics import BUSY_SHARE, TRUSTED_SPREAD, ratios, spread, summary
 
 Progress = Callable[[str], None]
 Samples = dict[str, list[dict[str, Any]]]

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from runtime.host.files.whole_files import atomic_path
-from runtime.workflows.figures import new_figure
+from ....host.files.whole_files import atomic_path
+from ...figures import new_figure
 
 Record = dict[str, Any]
 SIZE = (8, 4.5)  # inches

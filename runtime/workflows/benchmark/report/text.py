@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from runtime.workflows.benchmark.machine.gpu import card_words
-from runtime.workflows.benchmark.report.cells import (
+from ..machine.gpu import card_words
+from .cells import (
     PERCENTILES,
     by,
     counts,

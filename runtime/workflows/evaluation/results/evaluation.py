@@ -7,8 +7,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from runtime.workflows.evaluation.methods import Method
-from runtime.workflows.evaluation.results.folder import BOXES, CURVES, DELTAS, MARKDOWN
+from ..methods import Method
+from .folder import BOXES, CURVES, DELTAS, MARKDOWN
 
 Record = dict[str, Any]
 # Scores of a method, in the order of tables; `iterations` besides.

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from runtime.host.files.whole_files import atomic_path
-from runtime.loop.schedules import LEVELS
-from runtime.workflows.evaluation.methods import BEFORE, Method
-from runtime.workflows.evaluation.results.evaluation import Evaluation, Spread, so_many_pairs
-from runtime.workflows.evaluation.results.folder import BOXES, CURVES, DELTAS
-from runtime.workflows.figures import new_figure
+from ....host.files.whole_files import atomic_path
+from ....loop.schedules import LEVELS
+from ...figures import new_figure
+from ..methods import BEFORE, Method
+from .evaluation import Evaluation, Spread, so_many_pairs
+from .folder import BOXES, CURVES, DELTAS
 
 INK, FAINT, BEFORE_COLOUR, AFTER_COLOUR = "#222222", "#8a8a8a", "#b9b9b9", "#0072b2"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#6a4c93", "#7f7f7f")

@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from runtime.errors import InputError, explained
-from runtime.host.files.hashes import sha256_of_facts, sha256_of_file
-from runtime.host.files.plain_json import as_json, read_record
-from runtime.host.files.whole_files import write_text
-from runtime.transforms.formats import AUTO
-from runtime.workflows.evaluation.engine_sets import EXPORTED
-from runtime.workflows.evaluation.options import EvaluateOptions
-from runtime.workflows.evaluation.pair_list import Pair
+from ....errors import InputError, explained
+from ....host.files.hashes import sha256_of_facts, sha256_of_file
+from ....host.files.plain_json import as_json, read_record
+from ....host.files.whole_files import write_text
+from ....transforms.formats import AUTO
+from ..engine_sets import EXPORTED
+from ..options import EvaluateOptions
+from ..pair_list import Pair
 
 FORMAT, VERSION = "rpnet-evaluated-pair", 2
 PAIRS = "pairs"

@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from runtime.host.files.plain_json import as_json
-from runtime.host.files.whole_files import write_text
-from runtime.loop.schedules import DEFAULT_DELTA, LEVELS
-from runtime.registration.output.report import versions
-from runtime.workflows.evaluation.methods import ITERSTOP, RP_NET, Method
-from runtime.workflows.evaluation.options import EvaluateOptions
-from runtime.workflows.evaluation.results.evaluation import FIGURES, Evaluation, so_many_pairs
-from runtime.workflows.evaluation.results.folder import LABELS, MARKDOWN, SCORES, TABLE
+from ....host.files.plain_json import as_json
+from ....host.files.whole_files import write_text
+from ....loop.schedules import DEFAULT_DELTA, LEVELS
+from ....registration.output.report import versions
+from ..methods import ITERSTOP, RP_NET, Method
+from ..options import EvaluateOptions
+from .evaluation import FIGURES, Evaluation, so_many_pairs
+from .folder import LABELS, MARKDOWN, SCORES, TABLE
 
 FORMAT, VERSION = "rpnet-evaluation", 1
 PAPER_NAMES = {RP_NET: "RP-Net", ITERSTOP: "IIRP-Net"}

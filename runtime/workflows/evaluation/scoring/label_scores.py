@@ -8,8 +8,8 @@ from statistics import fmean
 
 import numpy as np
 
-from runtime.geometry.grid import Grid
-from runtime.workflows.evaluation.scoring.surfaces import Surface, surfaces
+from ....geometry.grid import Grid
+from .surfaces import Surface, surfaces
 
 Array = np.ndarray
 COUNTED_BY_ID = 1 << 16  # where all ids are below, an array of this length counts them; only int32 maps hold others

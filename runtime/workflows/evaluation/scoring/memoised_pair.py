@@ -15,7 +15,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
-from runtime.loop import iterstop
+from ....loop import iterstop
 
 Flow = Any
 Key = tuple[Hashable, ...]

@@ -7,24 +7,24 @@ from typing import Any
 
 import numpy as np
 
-from runtime.backends.engines import Engines
-from runtime.errors import InputError
-from runtime.host.files.csv_lines import read_csv
-from runtime.host.machine import available_bytes
-from runtime.host.progress import Progress, silent
-from runtime.images.label_place import label_place_doubts
-from runtime.images.masks import mask_of, read_mask
-from runtime.images.volume import Volume, read_labels, read_volume
-from runtime.loop import iterstop
-from runtime.registration.options import Options
-from runtime.registration.preprocessing import normalised
-from runtime.registration.scans import FixedScan, Registration
-from runtime.transforms.chain import Route, read_route
-from runtime.transforms.points.tables import COLUMNS, PointsFile, read_points
-from runtime.workflows.evaluation.methods import BEFORE, NO_ITERATION, Method
-from runtime.workflows.evaluation.pair_list import Pair
-from runtime.workflows.evaluation.scoring.memoised_pair import LIMIT, Bill, Memory, RememberingPair
-from runtime.workflows.evaluation.scoring.scores import Judge, LabelPair, pair_labels
+from ....backends.engines import Engines
+from ....errors import InputError
+from ....host.files.csv_lines import read_csv
+from ....host.machine import available_bytes
+from ....host.progress import Progress, silent
+from ....images.label_place import label_place_doubts
+from ....images.masks import mask_of, read_mask
+from ....images.volume import Volume, read_labels, read_volume
+from ....loop import iterstop
+from ....registration.options import Options
+from ....registration.preprocessing import normalised
+from ....registration.scans import FixedScan, Registration
+from ....transforms.chain import Route, read_route
+from ....transforms.points.tables import COLUMNS, PointsFile, read_points
+from ..methods import BEFORE, NO_ITERATION, Method
+from ..pair_list import Pair
+from .memoised_pair import LIMIT, Bill, Memory, RememberingPair
+from .scores import Judge, LabelPair, pair_labels
 
 Array = np.ndarray
 MEMORY_SHARE = 4  # a pair's memory takes no more than this part of what is free

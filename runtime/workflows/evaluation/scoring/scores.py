@@ -6,16 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from runtime.errors import InputError
-from runtime.geometry.grid import Grid
-from runtime.geometry.jacobian import folded_share, jacobian_of_displacement, sd_log_jacobian
-from runtime.geometry.transform import Transform
-from runtime.images.overlap import SMALLEST_LABEL, common_labels
-from runtime.images.resampling.resample import resample_through
-from runtime.images.similarity import ncc, negative_mse
-from runtime.images.volume import Volume
-from runtime.registration.preprocessing import Normalised
-from runtime.workflows.evaluation.scoring.label_scores import FixedLabels, LabelScores
+from ....errors import InputError
+from ....geometry.grid import Grid
+from ....geometry.jacobian import folded_share, jacobian_of_displacement, sd_log_jacobian
+from ....geometry.transform import Transform
+from ....images.overlap import SMALLEST_LABEL, common_labels
+from ....images.resampling.resample import resample_through
+from ....images.similarity import ncc, negative_mse
+from ....images.volume import Volume
+from ....registration.preprocessing import Normalised
+from .label_scores import FixedLabels, LabelScores
 
 Array = np.ndarray
 

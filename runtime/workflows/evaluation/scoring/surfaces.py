@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.spatial import cKDTree
 
-from runtime.geometry.grid import Grid, bounding_box
+from ....geometry.grid import Grid, bounding_box
 
 Array = np.ndarray
 PERCENTILE = 95

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from runtime.host.files.whole_files import atomic_path
-from runtime.images.preview import FAINT, FOLD, INK, LINE, PANEL, PAPER, PNG_LEVEL, Plane
+from ....host.files.whole_files import atomic_path
+from ....images.preview import FAINT, FOLD, INK, LINE, PANEL, PAPER, PNG_LEVEL, Plane
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from runtime.errors import InputError, explained
-from runtime.geometry.grid import Grid
-from runtime.host.files.hashes import sha256_of_file
-from runtime.host.files.plain_json import read_record
-from runtime.host.files.whole_files import write_text
-from runtime.images.scan_list import COLUMNS, Scan
-from runtime.images.volume import write_volume
+from ....errors import InputError, explained
+from ....geometry.grid import Grid
+from ....host.files.hashes import sha256_of_file
+from ....host.files.plain_json import read_record
+from ....host.files.whole_files import write_text
+from ....images.scan_list import COLUMNS, Scan
+from ....images.volume import write_volume
 
 Array = np.ndarray
 FORMAT, VERSION = "rpnet-prepared-scan", 1

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from runtime.errors import InputError
-from runtime.geometry.grid import Grid
-from runtime.registration.affine.align import AffineStart, FixedPyramid, nearest_rigid
-from runtime.registration.affine.pyramid import prepared
+from ....errors import InputError
+from ....geometry.grid import Grid
+from ....registration.affine.align import AffineStart, FixedPyramid, nearest_rigid
+from ....registration.affine.pyramid import prepared
 
 Array = np.ndarray
 

@@ -4,14 +4,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from runtime.errors import InputError
-from runtime.geometry.grid import Grid
-from runtime.images.intensity import PercentileRule, Rule
-from runtime.images.label_place import label_place_doubts
-from runtime.images.resampling.resample import resample
-from runtime.images.scan_list import Scan
-from runtime.images.volume import Volume, read_labels, read_volume
-from runtime.registration.result import DARK_SHARE
+from ....errors import InputError
+from ....geometry.grid import Grid
+from ....images.intensity import PercentileRule, Rule
+from ....images.label_place import label_place_doubts
+from ....images.resampling.resample import resample
+from ....images.scan_list import Scan
+from ....images.volume import Volume, read_labels, read_volume
+from ....registration.result import DARK_SHARE
 
 Array = np.ndarray
 

@@ -7,21 +7,21 @@ from typing import Any
 
 import numpy as np
 
-from runtime import __version__
-from runtime.errors import recorded
-from runtime.host.files.hashes import sha256_of_facts, sha256_of_file
-from runtime.host.machine import installed_versions
-from runtime.host.progress import Stages
-from runtime.images.resampling.resample import resample
-from runtime.images.scan_list import COLUMNS, Scan
-from runtime.images.volume import read_volume, write_volume
-from runtime.workflows.preparation.options import PrepareOptions
-from runtime.workflows.preparation.output.contact_sheet import Tile, draw_tile
-from runtime.workflows.preparation.output.folder import FORMAT, VERSION, OutputFolder, write_unit_image
-from runtime.workflows.preparation.scan.alignment import Alignment
-from runtime.workflows.preparation.scan.native_scan import NativeScan, on_target, read_native
-from runtime.workflows.preparation.scan.quality import cropped_share, doubts, label_facts, likeness
-from runtime.workflows.preparation.scan.reference import Reference
+from .... import __version__
+from ....errors import recorded
+from ....host.files.hashes import sha256_of_facts, sha256_of_file
+from ....host.machine import installed_versions
+from ....host.progress import Stages
+from ....images.resampling.resample import resample
+from ....images.scan_list import COLUMNS, Scan
+from ....images.volume import read_volume, write_volume
+from ..options import PrepareOptions
+from ..output.contact_sheet import Tile, draw_tile
+from ..output.folder import FORMAT, VERSION, OutputFolder, write_unit_image
+from .alignment import Alignment
+from .native_scan import NativeScan, on_target, read_native
+from .quality import cropped_share, doubts, label_facts, likeness
+from .reference import Reference
 
 Array = np.ndarray
 Record = dict[str, Any]

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from runtime.geometry.grid import Grid
-from runtime.images.similarity import ncc
-from runtime.registration.result import LOW_NCC
+from ....geometry.grid import Grid
+from ....images.similarity import ncc
+from ....registration.result import LOW_NCC
 
 Array = np.ndarray
 MUCH_CROPPED = 0.01  # share of the foreground outside the grid, from which on it is worth a warning

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime.errors import InputError
-from runtime.geometry.grid import Grid, plan_working_grid
-from runtime.images.mni152 import NAME as MNI152
-from runtime.images.mni152 import mni152_file
-from runtime.images.scan_list import Scan
-from runtime.workflows.preparation.options import FIRST, PrepareOptions, Shape
-from runtime.workflows.preparation.scan.alignment import Aligner
-from runtime.workflows.preparation.scan.native_scan import on_target, read_native
+from ....errors import InputError
+from ....geometry.grid import Grid, plan_working_grid
+from ....images.mni152 import NAME as MNI152
+from ....images.mni152 import mni152_file
+from ....images.scan_list import Scan
+from ..options import FIRST, PrepareOptions, Shape
+from .alignment import Aligner
+from .native_scan import on_target, read_native
 
 Array = np.ndarray
 ALIGNED, MNI = 2, 4  # NIfTI codes: coordinates of some other scan, and of the MNI152 template

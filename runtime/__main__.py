@@ -1,0 +1,16 @@
+"""The installed command line, `rpnet` or `python -m rpnet`: all commands but those that train and export."""
+
+from .host.stopping import end_on_signals
+
+
+def main() -> None:
+    """Run the command line."""
+    end_on_signals()  # until `run` takes over: importing the rest takes a moment
+    from .commands import COMMANDS
+    from .commands.terminal import program, run
+
+    run(program(COMMANDS), "rpnet")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""`benchmark`: the accuracy gate, then latency and memory."""
+
+import sys
+
+import click
+
+from .terminal import ENGINE_DIR, PATH, QUIET, Numbers, StageLine, one_line_errors
+
+INSTALLED = (sys.executable, "-m", __package__.partition(".")[0])  # the words that start the installed program
+
+
+@click.command()
+@ENGINE_DIR
+@click.option("--fixed", type=PATH, help="Two scans instead of a generated pair, prepared as `register` does.")
+@click.option("--moving", type=PATH, help="See --fixed.")
+@click.option("--shape", type=Numbers(int, 3), help="I,J,K of the generated pair.  [default: 160,192,160]")
+@click.option("--crop-to", type=Numbers(int, 3), help="I,J,K to bring prepared scans to, about their centre.")
+@click.option("--shapes", help="Time against volume instead: shapes such as '64,64,64 96,96,96', or default.")
+@click.option("--backend", "backends", multiple=True, default=("auto",), show_default=True, help="One, several or all.")
+@click.option("--precision", "precisions", multiple=True, default=("auto",), show_default=True, help="Likewise.")
+@click.option("--against", type=click.Choice(["torch"]), help="Also time the eager PyTorch loop, on the same device.")
+@click.option("--schedule", help="As for `register`.  [default: iterstop; with --shapes 1,1,1,1]")
+@click.option("--runs", type=click.IntRange(min=1), help="Timed rounds.  [default: 10; all on a card 40]")
+@click.option("--warmup", type=click.IntRange(min=0), help="Rounds before those.  [default: 1; all on a card 3]")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads of engines and kernels.  [default: all cores]")
+@click.option("--no-files", is_flag=True, help="Leave out whole registrations from file to file.")
+@click.option("--no-start-up", is_flag=True, help="Leave out opening with nothing cached (half a minute of compiling).")
+@click.option("--json", type=PATH, help="Write everything printed and all raw samples there.")
+@click.option("--plot", type=PATH, help="Draw it: .png, .svg or .pdf (needs matplotlib).")
+@QUIET
+@click.pass_obj
+@one_line_errors
+def benchmark(tools, against, shapes, backends, precisions, no_files, no_start_up, quiet, threads, **options) -> None:
+    """Show that the engines are right, then how fast they are here, and why.
+
+    Nothing is timed before each contender's flow equals the PyTorch definition's (ONNX Runtime's where torch is not
+    installed). Contenders run in processes of their own, in turn. --backend and --precision take several names,
+    comma-separated or repeated.
+
+    With an engine on a card, --against torch is PyTorch on that card: in fp32 without TF32, and with autocast to fp16
+    and channels-last memory; a PyTorch without CUDA is refused then. A card's times are its own, by events.
+    """
+    from ..workflows.benchmark import BenchmarkOptions, parse_names, parse_shapes, run_benchmark
+
+    options = BenchmarkOptions(
+        **options,
+        threads=threads,
+        backends=parse_names(backends),
+        precisions=parse_names(precisions),
+        shapes=parse_shapes(shapes) if shapes else (),
+        files=not no_files,
+        start_up=not no_start_up,
+    )
+    if against and tools is None:
+        raise click.UsageError("--against torch needs a clone of the project: python cli.py benchmark")
+    others = {"others": tools.torch_contenders(options, bool(against))} if tools else {}
+    with StageLine(quiet).shown() as stages:
+        run_benchmark(
+            options,
+            **others,
+            command=tools.command if tools else INSTALLED,
+            echo=(lambda text: None) if quiet else lambda text: stages.print(f"{text}\n"),
+            progress=stages,
+        )
