@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runtime.backends.engine_set import load_engine_set
-from runtime.errors import InputError, NotHere
+from runtime.errors import InputError, NotAvailableError
 from runtime.host.machine import cores
 from runtime.host.progress import Progress, silent
 from runtime.workflows.benchmark.contenders.contender import Others
@@ -67,7 +67,7 @@ class TorchContender:
     def open(self, tell: Progress = silent) -> "TorchRunner":
         """
         Raises:
-            NotHere: PyTorch sees no CUDA device where one is wanted.
+            NotAvailableError: PyTorch sees no CUDA device where one is wanted.
         """
         return TorchRunner(self)
 
@@ -173,7 +173,7 @@ def _prepare_cuda() -> None:
 
     if not torch.cuda.is_available():
         built = f"was built for CUDA {torch.version.cuda}" if torch.version.cuda else "was built without CUDA"
-        raise NotHere(
+        raise NotAvailableError(
             f"--against: torch {torch.__version__} sees no card ({built}), and the engines run on one; "
             "install a PyTorch for CUDA (pytorch.org), or leave --against out"
         )

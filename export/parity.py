@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from runtime.backends.engines import Engines
+from runtime.backends.engines import OpenEngines
 from runtime.backends.tolerance import TOLERANCES, Tolerance, flow_difference
 from runtime.errors import InputError
 from runtime.geometry.grid import SIZE_MULTIPLE
@@ -106,7 +106,7 @@ class Parity:
 
 def check_parity(
     network: RPNet,
-    engines: Engines,
+    engines: OpenEngines,
     pair: tuple[Array, Array],
     images: str,
     echo: Callable[[str], None] = lambda line: None,
@@ -143,12 +143,12 @@ def check_parity(
     return Parity(engines.precision, fixed.shape, images, graphs, tuple(loops))
 
 
-def _refused(engines: Engines, reason: str) -> ParityError:
+def _refused(engines: OpenEngines, reason: str) -> ParityError:
     remedy = "" if engines.precision == "fp32" else "; fp32 alone can be exported with --no-fp16"
     return ParityError(f"parity: {engines.precision}: {reason}; nothing was published{remedy}")
 
 
-def _gate_schedules(engines: Engines):
+def _gate_schedules(engines: OpenEngines):
     for text in GATE_SCHEDULES:
         yield text, parse_schedule(text)
     stop = engines.engine_set.stop
@@ -173,7 +173,7 @@ def _loop_parity(name, network, engines, fixed, moving, schedule) -> LoopParity:
     )
 
 
-def _graph_parities(network: RPNet, engines: Engines):
+def _graph_parities(network: RPNet, engines: OpenEngines):
     """Two sizes, so that a graph with a frozen size cannot pass."""
     generator = torch.Generator().manual_seed(0)
     for n in (2, 3):

@@ -27,7 +27,6 @@ from runtime.backends.engine_set import (
     load_engine_set,
     sealed,
 )
-from runtime.backends.engines import open_engines
 from runtime.backends.example import example_pair
 from runtime.errors import InputError
 from runtime.geometry.grid import SIZE_MULTIPLE, fit_to
@@ -38,6 +37,7 @@ from runtime.host.files.whole_files import sync, temporary_name
 from runtime.images.intensity import PercentileRule, Rule, WindowRule
 from runtime.images.volume import read_volume
 from runtime.loop.schedules import DEFAULT_DELTA, DEFAULT_LIMIT
+from runtime.registration.engines import open_engines
 from runtime.registration.preprocessing import prepare
 from train.model.checkpoint import Checkpoint, load_checkpoint
 from train.model.network import LEVELS
@@ -113,7 +113,7 @@ def export_checkpoint(
     Raises:
         InputError: the checkpoint or the gate's scans cannot be read, fp16 cannot hold the weights, the folder cannot
             be written.
-        Scarce: another run holds the folder.
+        ScarceError: another run holds the folder.
         ParityError: the gate failed.
     """
     checkpoint = load_checkpoint(checkpoint_path)

@@ -1,38 +1,52 @@
-"""The torch-free runtime: engines in, one aligned scan out.
+"""Learned 3-D medical image registration: RP-Net and IIRP-Net, without PyTorch.
 
-    import runtime
+    import rpnet as runtime  # where it is installed; `import runtime` in a clone
 
-    with runtime.open_engines("engines/") as engines:
-        result = runtime.register("fixed.nii.gz", "moving.nii.gz", engines)
+    with runtime.open_engines() as engines:
+        result = engines.register("fixed.nii.gz", "moving.nii.gz")
         result.save("aligned/")
 
-One fixed scan that serves several moving ones is a `FixedScan`; `register_arrays` and `register_many` take images that
-are prepared already, also in a card's memory.
+`Engines.prepare_fixed` serves many moving scans with one fixed scan, `Engines.register_pairs` a list of pairs,
+`Engines.register_arrays` images that are prepared already, also in a GPU's memory.
 
-Names are loaded when they are first used, so that importing the package costs next to nothing.
+Names are loaded when they are first used, so that importing the package costs next to nothing; `__init__.pyi` lists
+them for editors and type checkers.
 """
 
 import importlib
 
 _HOME = {
-    "InputError": ".errors",
-    "open_engines": ".backends.engines",
-    "FixedScan": ".registration.scans",
-    "Options": ".registration.options",
-    "register": ".registration.scans",
-    "register_arrays": ".registration.arrays",
-    "register_many": ".registration.concurrent",
-    "Registration": ".registration.scans",
+    "errors": ("InputError", "NotAvailableError", "ScarceError"),
+    "geometry.grid": ("Grid",),
+    "geometry.jacobian": ("folded_share", "jacobian_of_displacement", "sd_log_jacobian"),
+    "geometry.transform": ("AffineTransform", "SpatialTransform", "Transform"),
+    "images.volume": ("Source", "Volume", "read_labels", "read_volume", "write_volume"),
+    "loop.iterstop": ("Iterations",),
+    "loop.schedules": ("Schedule", "parse_schedule"),
+    "registration.arrays": ("register_arrays",),
+    "registration.concurrent": ("register_many",),
+    "registration.engines": ("Engines", "PairOutcome", "ScanPair", "open_engines"),
+    "registration.options": ("Options",),
+    "registration.output.folder": ("Outputs",),
+    "registration.scans": ("FixedScan", "ReadyPair", "Registration", "register"),
+    "transforms": ("Link", "Space", "TransformFile", "read_transform", "write_transform"),
+    "transforms.apply": ("Applied", "apply_image", "apply_labels", "apply_points"),
+    "transforms.chain": ("Route",),
+    "transforms.operations": ("compose", "invert", "jacobian"),
+    "workflows.evaluation.options": ("EvaluateOptions",),
+    "workflows.evaluation.results.evaluation": ("Evaluation",),
+    "workflows.evaluation.run": ("evaluate",),
 }
-__all__ = sorted(_HOME)
+_MODULE = {name: module for module, names in _HOME.items() for name in names}
+__all__ = sorted(_MODULE)
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str):
-    if name not in _HOME:
+    if name not in _MODULE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME[name], __name__), name)
+    return getattr(importlib.import_module(f".{_MODULE[name]}", __name__), name)
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return [*__all__, "__version__"]

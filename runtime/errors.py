@@ -22,11 +22,11 @@ class InputError(ValueError):
         super().__init__(*(" ".join(str(part).splitlines()) for part in told))
 
 
-class NotHere(InputError):
+class NotAvailableError(InputError):
     """What was asked for is sound but not to be had on this computer: a library, a driver, a card, its memory."""
 
 
-class Scarce(InputError):
+class ScarceError(InputError):
     """What was asked for is sound but cannot be had just now: memory, disk space, a folder that another run holds.
 
     The same command may work later; the command line's exit code tells it from bad input.
@@ -40,8 +40,8 @@ def require_single(value: float, argument: str) -> None:
 
 
 def is_scarcity(error: Exception) -> bool:
-    """Whether it may be gone another time: a `Scarce`, memory that ran out, a full disk or the like."""
-    return isinstance(error, Scarce | MemoryError) or (isinstance(error, OSError) and error.errno in SCARCITIES)
+    """Whether it may be gone another time: a `ScarceError`, memory that ran out, a full disk or the like."""
+    return isinstance(error, ScarceError | MemoryError) or (isinstance(error, OSError) and error.errno in SCARCITIES)
 
 
 def recorded(error: Exception) -> dict[str, Any]:
@@ -68,8 +68,8 @@ def system_reason(error: OSError) -> str:
 
 
 def refused(line: str, error: OSError) -> InputError:
-    """The exception for what the system refused: `Scarce` if it is a full disk, memory or the like."""
-    return Scarce(line) if error.errno in SCARCITIES else InputError(line)
+    """The exception for what the system refused: `ScarceError` if it is a full disk, memory or the like."""
+    return ScarceError(line) if error.errno in SCARCITIES else InputError(line)
 
 
 @contextmanager

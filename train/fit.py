@@ -21,7 +21,7 @@ from train.loss.objective import Losses
 from train.model.checkpoint import save_checkpoint
 from train.options import FitOptions
 from train.steps.distributed import is_first, joined
-from train.steps.interrupt import StopRequest, WaitEnded
+from train.steps.interrupt import StopRequest, WaitEndedError
 from train.steps.loader import feed
 from train.steps.memory import check_memory, out_of_memory
 from train.steps.numerics import choose_device
@@ -93,7 +93,7 @@ def fit(options: FitOptions, progress: Callable[[Progress], None] = lambda _: No
     Raises:
         InputError: bad options, lists or volumes, a foreign last.pt, too little memory: before the first step. A loss
             that is not finite, or memory that runs out after all.
-        Scarce: another run holds `options.output`.
+        ScarceError: another run holds `options.output`.
     """
     _check_output(options)
     if options.tensorboard:
@@ -166,7 +166,7 @@ class _Loop:
             try:
                 with self.stop.waiting():
                     given = next(pairs)
-            except WaitEnded:
+            except WaitEndedError:
                 return
             plan, losses = run.plan(), run.train_step(given)
             self._tick()
@@ -209,7 +209,7 @@ class _Loop:
         try:
             with self.stop.waiting():
                 self.score = run.validate(self._picture)
-        except WaitEnded:
+        except WaitEndedError:
             return None
         if not self.last_path.exists():
             self._save()  # a best.pt alone could neither be continued nor begun again

@@ -12,7 +12,7 @@ from measurements.gpu.part import Part
 from runtime.backends.engine_set import load_engine_set
 from runtime.backends.registry import BACKENDS
 from runtime.backends.tolerance import TOLERANCES, flow_difference
-from runtime.errors import InputError, NotHere
+from runtime.errors import InputError, NotAvailableError
 from runtime.loop.schedules import parse_schedule
 from runtime.workflows.benchmark.contenders.contender import EngineContender, Task
 from runtime.workflows.benchmark.contenders.process import Worker, call_once
@@ -52,7 +52,7 @@ class Candidate(Session):
         """``facts``, or ``not_here`` with the reason; InputError where it should open and does not."""
         try:
             return {"facts": self.open()}
-        except NotHere as error:
+        except NotAvailableError as error:
             return {"not_here": str(error)}
 
     def register_scans(self, scans: Scans, flow_path: Path) -> dict[str, Any]:

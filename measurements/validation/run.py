@@ -12,7 +12,7 @@ from measurements.validation.methods import GREEDY, Method
 from measurements.validation.scans import Couple
 from measurements.validation.scores import Scorer, inconsistency
 from measurements.validation.template import write_carried
-from runtime.backends.engines import Engines
+from runtime.backends.engines import OpenEngines
 from runtime.errors import InputError
 from runtime.geometry.transform import Transform
 from runtime.host.files.hashes import sha256_of_facts
@@ -58,7 +58,7 @@ class ReadyCouple:
         folder: of this run.
     """
 
-    def __init__(self, couple: Couple, engines: Engines, affine: str, folder: Folder) -> None:
+    def __init__(self, couple: Couple, engines: OpenEngines, affine: str, folder: Folder) -> None:
         self._couple, self._engines, self._affine, self._folder = couple, engines, affine, folder
         self._memories = {direction: Memory() for direction in DIRECTIONS}
 
@@ -71,7 +71,7 @@ class ReadyCouple:
             choice = self._affine
             if choice not in ("auto", "none"):
                 choice = str(Folder(Path(choice)).affine(self._couple, direction))
-            found[direction] = FixedScan(fixed, self._engines, Options(affine=choice)).meet(moving)
+            found[direction] = FixedScan(fixed, self._engines, Options(affine=choice)).align(moving)
             path = self._folder.affine(self._couple, direction)
             path.parent.mkdir(parents=True, exist_ok=True)
             write_affine(path, found[direction].ready.affine)
@@ -97,7 +97,7 @@ class ReadyCouple:
 def run(
     couples: list[Couple],
     methods: list[Method],
-    engines: Engines,
+    engines: OpenEngines,
     affine: str,
     folder: Folder,
     tell: Callable[[str], None],

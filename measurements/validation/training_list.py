@@ -17,12 +17,13 @@ from measurements.validation.methods import Method, parse_options
 from measurements.validation.run import Folder, ReadyCouple, key_of, run
 from measurements.validation.scans import Catalogue, Couple, Scan
 from measurements.validation.template import majority
-from runtime.backends.engines import Engines, open_engines
+from runtime.backends.engines import OpenEngines
 from runtime.commands.terminal import one_line_errors
 from runtime.geometry.grid import Grid
 from runtime.images.overlap import common_labels
 from runtime.images.resampling.resample import resample
 from runtime.images.volume import Volume, read_labels, read_volume, write_volume
+from runtime.registration.engines import open_engines
 
 COLUMNS = ("fixed", "moving", "fixed_labels", "moving_labels", "group")
 # Couples of half "a" and which way round.
@@ -40,7 +41,7 @@ CHOSEN = (
 )
 
 
-def template_labels(couples: list[Couple], engines: Engines, folder: Folder) -> Path:
+def template_labels(couples: list[Couple], engines: OpenEngines, folder: Folder) -> Path:
     """Write the vote of the subjects' labels carried onto the template by RP-Net; couples of the template group."""
     path = folder.path / "template_labels.nii.gz"
     if not path.exists():
@@ -52,7 +53,7 @@ def template_labels(couples: list[Couple], engines: Engines, folder: Folder) -> 
     return path
 
 
-def write_pair(couple: Couple, direction: str, engines: Engines, folder: Folder, template: Path) -> dict[str, str]:
+def write_pair(couple: Couple, direction: str, engines: OpenEngines, folder: Folder, template: Path) -> dict[str, str]:
     """Write the images and labels of one pair on its working grid; returns its line of the list."""
     ready = ReadyCouple(couple, engines, "auto", folder).pairs[direction].ready
     fixed, moving = (couple.one, couple.other)[:: 1 if direction == "forward" else -1]

@@ -4,8 +4,7 @@ import contextlib
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
@@ -13,15 +12,16 @@ from ..errors import InputError
 from ..host.machine import cores
 from ..host.progress import Progress, silent
 from ..host.shipped import shipped_engines
-from .engine_set import ENGINES, EngineSet, load_engine_set
+from .engine_set import ENGINES, EngineSet
 from .pair import FixedSide
 from .registry import GRAPHS, check_precision, choose_backend, choose_precision, open_backend
 
 SHIPPED = shipped_engines()
+Kind = TypeVar("Kind", bound="OpenEngines")
 
 
 @dataclass(frozen=True)
-class Engines:
+class OpenEngines:
     """An open engine set: the networks and the field operations, ready to run. A context manager.
 
     Attributes:
@@ -71,7 +71,7 @@ class Engines:
                 raise InputError("engines: closed already; open them again with open_engines")
             yield
 
-    def __enter__(self) -> "Engines":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -83,11 +83,11 @@ class Engines:
 def check_choice(
     engine_set: EngineSet, backend: str = "auto", threads: int | None = None, precision: str = "auto"
 ) -> None:
-    """Refuses what `open_engines` can refuse before anything heavy is imported.
+    """Refuse what `runtime.open_engines` can refuse before anything heavy is imported.
 
     Args:
         engine_set: what is to be opened.
-        backend, threads, precision: as for `open_engines`.
+        backend, threads, precision: as for `runtime.open_engines`.
 
     Raises:
         InputError: more threads than cores, or a backend or precision that is not to be had here.
@@ -99,28 +99,6 @@ def check_choice(
     choose_precision(name, precision, engine_set)
 
 
-def open_engines(
-    engine_dir: Path | str = SHIPPED,
-    backend: str = "auto",
-    threads: int | None = None,
-    precision: str = "auto",
-    progress: Progress = silent,
-) -> Engines:
-    """Checks an engine set and opens it.
-
-    Args:
-        engine_dir: folder with `manifest.json` and the graphs; the set that ships with the project if not given.
-        backend: "auto" or a name of `BACKENDS`.
-        threads: CPU threads for engines and kernels; None: all cores.
-        precision: "auto" or one of `PRECISIONS`.
-        progress: told what takes a while, now or when an image of another size comes: a card's engines are built.
-
-    Raises:
-        InputError: the set cannot be used, or the backend or precision is not to be had here.
-    """
-    return open_set(load_engine_set(engine_dir), backend, threads, precision, progress)
-
-
 def open_set(
     engine_set: EngineSet,
     backend: str = "auto",
@@ -128,15 +106,17 @@ def open_set(
     precision: str = "auto",
     progress: Progress = silent,
     alone: bool = True,
-) -> Engines:
-    """`open_engines` for a set that is read and checked already.
+    kind: type[Kind] = OpenEngines,
+) -> Kind:
+    """Open an engine set that is read and checked already.
 
     Args:
         engine_set: the set.
-        backend, threads, precision, progress: as there.
+        backend, threads, precision, progress: as for `runtime.open_engines`.
+        kind: what to make of it.
         alone: whether no other thread of this process works on the same card meanwhile.
     """
     check_choice(engine_set, backend, threads, precision)
     threads = threads or cores()
     name, reason, precision, halves = open_backend(backend, engine_set, threads, precision, progress, alone)
-    return Engines(engine_set, name, reason, precision, threads, *halves)
+    return kind(engine_set, name, reason, precision, threads, *halves)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import InputError, NotHere, first_line
+from ..errors import InputError, NotAvailableError, first_line
 from ..host.machine import installed_versions, processor_features
 from .cuda.card import find_card, has_driver
 from .engine_set import EngineSet
@@ -72,14 +72,14 @@ class Backend:
         """The classes of both halves, imported now.
 
         Raises:
-            NotHere: a library is installed but cannot be imported, for want of another one for instance.
+            NotAvailableError: a library is installed but cannot be imported, for want of another one for instance.
         """
         try:
             return _load(self.networks), _load(self.fields)
         except InputError:
             raise
         except Exception as error:  # a library may fail in any way where it was half updated, or finds no home folder
-            raise NotHere(
+            raise NotAvailableError(
                 f"{ARGUMENT}{self.library} or what it needs cannot be imported ({first_line(error)}), install it again"
             ) from None
 
@@ -96,7 +96,7 @@ class Backend:
             alone: whether no other thread of this process works on the card meanwhile.
 
         Raises:
-            NotHere: what it needs is not to be had on this computer.
+            NotAvailableError: what it needs is not to be had on this computer.
         """
         networks, fields = self.load()
         if not self.card:
@@ -114,7 +114,7 @@ class Backend:
             except InputError as error:
                 device.close()
                 # Whatever it is, it is the card's: the same set runs elsewhere.
-                raise NotHere(str(error)) from None
+                raise NotAvailableError(str(error)) from None
 
     def unfit(self, engine_set: EngineSet) -> str | None:
         """Why it cannot run this set; None where it can."""
@@ -218,7 +218,7 @@ def open_backend(
         found = choose_precision(chosen, precision, engine_set)
         try:
             return chosen, reason, found, BACKENDS[chosen].open(engine_set, threads, found, tell, alone)
-        except NotHere as error:
+        except NotAvailableError as error:
             if name != "auto":
                 raise
             broken[chosen] = str(error).removeprefix(ARGUMENT)
@@ -244,9 +244,9 @@ def choose_backend(
         raise InputError(f"--backend: got {name!r}, expected auto or one of {', '.join(BACKENDS)}")
     backend = BACKENDS[name]
     if backend.card and isinstance(reason := find_card(), str):
-        raise NotHere(f"--backend: {name} needs an NVIDIA card, but {reason}; use --backend auto")
+        raise NotAvailableError(f"--backend: {name} needs an NVIDIA card, but {reason}; use --backend auto")
     if not backend.available:
-        raise NotHere(f"--backend: {name} needs the package {backend.package}; {backend.install}")
+        raise NotAvailableError(f"--backend: {name} needs the package {backend.package}; {backend.install}")
     if reason := backend.unfit(engine_set):
         raise InputError(f"--backend: {name} {reason}; use --backend auto")
     return name, "asked for"

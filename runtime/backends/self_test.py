@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..errors import NotHere
+from ..errors import NotAvailableError
 from ..host.cache_folder import cache_folder, keep, keep_latest, kept
 from ..host.files.hashes import short_key
 from ..loop import iterstop
@@ -37,7 +37,7 @@ def try_out(networks: Any, fields: Any, engine_set: EngineSet, threads: int, tel
         tell: told, in a line, that it takes a moment.
 
     Raises:
-        NotHere: their flow is not the CPU's.
+        NotAvailableError: their flow is not the CPU's.
     """
     passed = _record(networks, engine_set)
     if kept(passed):
@@ -54,7 +54,7 @@ def try_out(networks: Any, fields: Any, engine_set: EngineSet, threads: int, tel
     row = {"voxels": voxels, "counts_equal": found.counts == expected.counts}
     row |= {"counts": found.counts, "expected_counts": expected.counts}
     if reason := TOLERANCES[networks.precision].refusal(row):
-        raise NotHere(
+        raise NotAvailableError(
             f"--backend: {networks.library} {networks.version} in {networks.precision} computes something else on "
             f"{networks.device} than the CPU: {reason}; update the driver and the library, or use a backend of the CPU"
         )

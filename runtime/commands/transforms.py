@@ -131,9 +131,9 @@ def compose(to, quiet, **choices) -> None:
     -t A -t B: a point of the reference goes through A, then B, as for `apply`. The result is a field on the reference's
     grid; of affines alone it may be one. It is read back and compared before it stands there.
     """
-    from ..transforms.operations import write_chain
+    from ..transforms.operations import compose
 
-    _tell(write_chain, choices, SUFFIXES[to], quiet, to)
+    _tell(compose, choices, SUFFIXES[to], quiet, to)
 
 
 @click.command()
@@ -145,9 +145,9 @@ def invert(to, quiet, **choices) -> None:
     It lies on the grid where the transform ends, or on --reference. What it misses by, and the share of voxels for
     which there is no inverse because the transform folds, are printed. Several -t are inverted as one.
     """
-    from ..transforms.operations import write_inverse
+    from ..transforms.operations import invert
 
-    _tell(write_inverse, choices, SUFFIXES[to], quiet, to)
+    _tell(invert, choices, SUFFIXES[to], quiet, to)
 
 
 @click.command()
@@ -161,9 +161,9 @@ def convert(to, quiet, **choices) -> None:
     """
     if len(choices["transforms"]) > 1:
         raise click.UsageError("give one -t; compose makes one file of several")
-    from ..transforms.operations import write_chain
+    from ..transforms.operations import compose
 
-    _tell(write_chain, choices, SUFFIXES[to], quiet, to)
+    _tell(compose, choices, SUFFIXES[to], quiet, to)
 
 
 @click.command()
@@ -175,9 +175,9 @@ def jacobian(log, quiet, **choices) -> None:
     1 where volumes stay, 2 where a mm3 of the reference is 2 mm3 of the scan, 0 and below where the chain folds. Prints
     the extremes, the share of folded voxels, and SDlogJ, the standard deviation of the others' logarithm.
     """
-    from ..transforms.operations import write_jacobian
+    from ..transforms.operations import jacobian
 
-    _tell(write_jacobian, choices, IMAGES, quiet, log)
+    _tell(jacobian, choices, IMAGES, quiet, log)
 
 
 def _tell(write, choices: dict, suffixes: tuple[str, ...], quiet: bool, *arguments) -> None:
@@ -213,13 +213,13 @@ def _working(quiet: bool):
     from ..errors import InputError
     from ..host.progress import Stages
     from ..registration.warmup import start_kernels
-    from ..transforms import WrongDirection
+    from ..transforms import DirectionError
 
     with StageLine(quiet).shown() as line:
         start_kernels(Stages(line))
         try:
             yield line
-        except WrongDirection as error:
+        except DirectionError as error:
             raise InputError(f"{error.reason}; use: {_command_with(error.better)}") from None
 
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..errors import InputError, Scarce
+from ..errors import InputError, ScarceError
 from . import limits
 from .memory import ARRAYS
 
@@ -137,11 +137,11 @@ def require_memory(needed: int, subject: str, remedy: str) -> None:
 
     Raises:
         InputError: more memory is needed than this computer has or allows.
-        Scarce: more is needed than is available just now.
+        ScarceError: more is needed than is available just now.
     """
-    never, now = (most_bytes(), "are all there are", InputError), (available_bytes(), "are available", Scarce)
+    never, now = (most_bytes(), "are all there are", InputError), (available_bytes(), "are available", ScarceError)
     for there, words, kind in (never, now):
         if there is not None and needed > there:
-            remedy += ", or close other programs" if kind is Scarce else ", or use a computer with more"
+            remedy += ", or close other programs" if kind is ScarceError else ", or use a computer with more"
             have = f"{needed / 2**30:.1f} GiB of memory, {there / 2**30:.1f} GiB {words}"
             raise kind(f"{subject} needs about {have}; {remedy}")

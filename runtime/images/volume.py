@@ -87,7 +87,7 @@ def scan_name(path: str | PathLike | None) -> str:
     return name[: len(name) - len(suffix)]
 
 
-def read_volume(path: str | PathLike, argument: str, nan: float | None = None) -> Volume:
+def read_volume(path: str | PathLike, argument: str = "image", nan: float | None = None) -> Volume:
     """Read a scalar volume, scaled as its header says, as float32.
 
     NIfTI (.nii, .nii.gz) and MGH (.mgh, .mgz); any integer or float type, orientation and obliqueness. Sizes of one
@@ -112,7 +112,7 @@ def read_volume(path: str | PathLike, argument: str, nan: float | None = None) -
     return volume
 
 
-def read_labels(path: str | PathLike, argument: str, lowest: int | None = None) -> Volume:
+def read_labels(path: str | PathLike, argument: str = "labels", lowest: int | None = None) -> Volume:
     """Read a label map in the smallest of uint8, int16, uint16 and int32 that holds it.
 
     Args and errors as for `read_volume`; float files pass if their values are whole, a constant map is allowed, and

@@ -72,6 +72,7 @@ class Schedule:
             raise InputError(f"--schedule cascade: got {self.passes} passes, expected 1 to {LARGEST_LIMIT}")
 
     def as_dict(self) -> dict[str, Any]:
+        """Return the schedule as plain types, for reports."""
         return {
             "name": self.name,
             "passes": self.passes,

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..backends.cuda.card import on_card
-from ..backends.engines import Engines
+from ..backends.engines import OpenEngines
 from ..backends.holes import Holes
 from ..errors import InputError
 from ..geometry.smoothing import check_sigma
@@ -19,7 +19,7 @@ Array = np.ndarray
 
 
 def register_arrays(
-    engines: Engines,
+    engines: OpenEngines,
     fixed: Array,
     moving: Array,
     schedule: Schedule | None = None,
@@ -89,7 +89,7 @@ def check_shapes(fixed: tuple[int, ...], moving: tuple[int, ...], multiple: int)
         raise InputError(f"images: got shapes {fixed} and {moving}, expected one (I, J, K), multiples of {multiple}")
 
 
-def to_device(engines: Engines, image: Array, name: str) -> Array:
+def to_device(engines: OpenEngines, image: Array, name: str) -> Array:
     """An image where the engines' field operations work.
 
     Raises:
@@ -114,7 +114,7 @@ def to_device(engines: Engines, image: Array, name: str) -> Array:
     return image
 
 
-def holes_of(engines: Engines, fixed: Array | None, moving: Array | None) -> Holes | None:
+def holes_of(engines: OpenEngines, fixed: Array | None, moving: Array | None) -> Holes | None:
     """Holes (I, J, K) bool, or None, where the engines' field operations work; None where there are none."""
     if fixed is None and moving is None:
         return None
@@ -132,7 +132,7 @@ class Loop:
     folded_share: float
 
 
-def run_loop(engines: Engines, pair: iterstop.Pair, moving: Array, schedule: Schedule, stage: Stages) -> Loop:
+def run_loop(engines: OpenEngines, pair: iterstop.Pair, moving: Array, schedule: Schedule, stage: Stages) -> Loop:
     """Runs a schedule on an encoded pair, whose moving image is `moving`, and brings what came of it to the host.
 
     Raises:
@@ -153,7 +153,7 @@ def run_loop(engines: Engines, pair: iterstop.Pair, moving: Array, schedule: Sch
     return Loop(replace(found, flow=flow), float(before), warped, folded_share)
 
 
-def _check_flow(engines: Engines, flow: Array) -> None:
+def _check_flow(engines: OpenEngines, flow: Array) -> None:
     if not np.isfinite(engines.fields.extremes(flow)).all():
         raise InputError("flow: the engines gave NaN or Inf for these images; check both scans; nothing was written")
 

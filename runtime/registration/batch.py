@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..backends.engine_set import EngineSet, load_engine_set
-from ..backends.engines import Engines, check_choice, open_set
+from ..backends.engines import OpenEngines, check_choice, open_set
 from ..errors import InputError
 from ..host.background import Job, Jobs
 from ..host.files.folder_lock import folder_lock
@@ -60,7 +60,7 @@ class EngineChoice:
         """Refuses what can be refused before any work; see `runtime.backends.engines.check_choice`."""
         check_choice(engine_set, self.backend, self.threads, self.precision)
 
-    def open(self, engine_set: EngineSet, progress: Progress = silent) -> Engines:
+    def open(self, engine_set: EngineSet, progress: Progress = silent) -> OpenEngines:
         return open_set(engine_set, self.backend, self.threads, self.precision, progress)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..backends.engine_set import load_engine_set
-from ..backends.engines import SHIPPED, Engines, open_set
+from ..backends.engines import SHIPPED, OpenEngines, open_set
 from ..backends.registry import BACKENDS
 from ..errors import InputError
 from ..host.progress import Progress, silent
@@ -55,7 +55,7 @@ def register_many(
     engine_set = load_engine_set(engine_dir)
     pairs, how = iter(pairs), (schedule, similarity, smooth)
 
-    def opened(alone: bool, backend: str = backend, precision: str = precision) -> Engines:
+    def opened(alone: bool, backend: str = backend, precision: str = precision) -> OpenEngines:
         return open_set(engine_set, backend, None, precision, progress, alone)
 
     with contextlib.ExitStack() as stack:
@@ -79,7 +79,7 @@ def register_many(
 class _Lane:
     """Engines and the one thread that works with them: ONNX Runtime's memory grows with every other thread."""
 
-    def __init__(self, stack: contextlib.ExitStack, opened: Callable[[], Engines]) -> None:
+    def __init__(self, stack: contextlib.ExitStack, opened: Callable[[], OpenEngines]) -> None:
         self._thread = stack.enter_context(ThreadPoolExecutor(1))
         self.engines = self._thread.submit(opened).result()
         stack.callback(lambda: self._thread.submit(self.engines.__exit__).result())

@@ -73,7 +73,7 @@ def normalised(volume: Volume, rule: Rule, argument: str, mask: Mask | None = No
 
 
 class PreparedFixed:
-    """A fixed scan made ready once, for any number of moving ones. NumPy alone until `on_grid` or `meet` is asked for.
+    """A fixed scan made ready once, for any number of moving ones. NumPy alone until `on_grid` or `align` is asked for.
 
     Attributes:
         grid: the working grid: the fixed foreground and a margin, as the network takes it.
@@ -121,7 +121,7 @@ class PreparedFixed:
         _ = self.on_grid, self.holes
         self._fixed = None
 
-    def meet(
+    def align(
         self, moving: Normalised, start: AffineChoice = AUTO, stage: Stages | None = None, again: bool = False
     ) -> Prepared:
         """The pair on the working grid.
@@ -182,10 +182,10 @@ def prepare(
         fixed, moving: as read, intensities as in the file.
         engine_set: says which spacing and sizes the network takes.
         rule: intensities to [0, 1].
-        start, stage and errors: as in `PreparedFixed.meet`.
+        start, stage and errors: as in `PreparedFixed.align`.
     """
     stage = stage or Stages()
     with stage("normalise"):
         images = normalised(fixed, rule, "--fixed"), normalised(moving, rule, "--moving")
         ready = PreparedFixed(images[0], engine_set, rule)
-    return ready.meet(images[1], start, stage)
+    return ready.align(images[1], start, stage)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..backends.engines import Engines
+from ..backends.engines import OpenEngines
 from ..backends.pair import EnginePair
 from ..errors import InputError
 from ..geometry.transform import SpatialTransform
@@ -50,7 +50,7 @@ class Registration(RegistrationData):
 class ReadyPair:
     """Two scans read, aligned by the affine, on one grid and encoded: any schedule can be run on them, one at a time.
 
-    Made by `FixedScan.meet`; each result is what a registration with these options alone would give, bit for bit.
+    Made by `FixedScan.align`; each result is what a registration with these options alone would give, bit for bit.
 
     Attributes:
         engines: must stay open as long as this is used.
@@ -64,7 +64,7 @@ class ReadyPair:
         seconds: by stage, until here.
     """
 
-    engines: Engines
+    engines: OpenEngines
     options: Options
     rule: Rule
     fixed: Volume
@@ -96,7 +96,7 @@ class ReadyPair:
             InputError: options, a flow or similarity that is not finite, or a call after the last one.
         """
         if self.pair is None:
-            raise InputError("pair: its last registration was run; meet the moving scan again")
+            raise InputError("pair: its features were released by register(last=True); call align() again")
         options = self._of_this_pair(options)
         schedule, stage = options.build_schedule(), Stages(progress)
         engines, ready = self.engines, self.ready
@@ -174,7 +174,7 @@ class FixedScan:
     def __init__(
         self,
         fixed: Scan | Job[ReadScan],
-        engines: Engines,
+        engines: OpenEngines,
         options: Options | None = None,
         progress: Progress = silent,
         mask: Scan | None = None,
@@ -213,27 +213,29 @@ class FixedScan:
         Raises:
             InputError: anything about the input that makes a registration impossible, in one line.
         """
-        return self.meet(moving, labels, progress, mask).register(progress=progress)
+        return self.align(moving, labels, progress, mask).register(progress=progress)
 
-    def meet(
+    def align(
         self, moving: Scan, labels: Scan | None = None, progress: Progress = silent, mask: Scan | None = None
     ) -> ReadyPair:
         """Everything before the loop: both scans aligned by the affine, on one grid and encoded. As `register`."""
         with Jobs(self._engines.threads) as jobs:
-            return self._meet(Reading(jobs, self._rule, self.options.nan).moving(moving, labels, mask), progress)
+            return self._align(Reading(jobs, self._rule, self.options.nan).moving(moving, labels, mask), progress)
+
+    meet = align  # its earlier name
 
     def register_read(self, moving: ReadMoving, progress: Progress = silent, last: bool = False) -> Registration:
         """`register` for a scan that is being read; after the `last` one the features are let go."""
-        return self._meet(moving, progress, last).register(progress=progress, last=last)
+        return self._align(moving, progress, last).register(progress=progress, last=last)
 
-    def _meet(self, moving: ReadMoving, progress: Progress, last: bool = False) -> ReadyPair:
+    def _align(self, moving: ReadMoving, progress: Progress, last: bool = False) -> ReadyPair:
         stage, self._stage = self._stage, Stages(progress)  # the first one's times have the fixed scan's in them
         stage.progress = progress
         with stage("read"):
             scan, labels = moving.take()
         engines = self._engines
         with engines.running():
-            ready = self._fixed.meet(scan.normalised, self._start, stage, again=self._side is not None)
+            ready = self._fixed.align(scan.normalised, self._start, stage, again=self._side is not None)
             check_shapes(ready.fixed.shape, ready.moving.shape, engines.engine_set.size_multiple)
             volume, below_zero = scan.volume, (self._below_zero, scan.normalised.below_zero)
             masks = (self._mask, scan.mask)
@@ -266,7 +268,7 @@ class FixedScan:
 def register(
     fixed: Scan,
     moving: Scan,
-    engines: Engines,
+    engines: OpenEngines,
     options: Options | None = None,
     moving_labels: Scan | None = None,
     progress: Progress = silent,

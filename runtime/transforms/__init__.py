@@ -6,21 +6,21 @@
 """
 
 from .conventions.fsl import check_zooms
-from .direction import WrongDirection, check_direction
+from .direction import DirectionError, check_direction
 from .files import file_name, read_transform, verify_transform, write_transform, write_verified
 from .formats import CONVENTIONS, needs_start
 from .link import Link, ReadLink
-from .spaces import ImagesNeeded, OtherConvention, Space, TransformFile
+from .spaces import ConventionError, ImagesNeededError, Space, TransformFile
 
 __all__ = [
     "CONVENTIONS",
-    "ImagesNeeded",
+    "ConventionError",
+    "DirectionError",
+    "ImagesNeededError",
     "Link",
-    "OtherConvention",
     "ReadLink",
     "Space",
     "TransformFile",
-    "WrongDirection",
     "check_direction",
     "check_zooms",
     "file_name",

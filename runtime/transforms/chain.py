@@ -14,9 +14,9 @@ from ..images.formats.image_file import read_header
 from ..images.formats.nifti_bytes import CODES_NOT_KNOWN
 from ..images.volume import Source, read_source
 from . import (
-    ImagesNeeded,
+    ConventionError,
+    ImagesNeededError,
     Link,
-    OtherConvention,
     ReadLink,
     Space,
     TransformFile,
@@ -161,7 +161,7 @@ def read_route(route: Route, scan: Source | None = None) -> ReadRoute:
 
     Raises:
         InputError: a file that is missing, damaged, of another kind, or needs a grid that is not given.
-        WrongDirection: as far as the grids and hashes in the files tell.
+        DirectionError: as far as the grids and hashes in the files tell.
     """
     fixed, moving, reference = (
         None if path is None else read_source(path, f"--{name}")
@@ -183,7 +183,7 @@ def _read(link: Link, route: Route, sides: tuple[Space | None, Space | None]) ->
     sides = sides[::-1] if link.inverse else sides
     try:
         file = _of_its_convention(link, route.convention, *(side and side.grid for side in sides))
-    except ImagesNeeded as error:
+    except ImagesNeededError as error:
         needed = " ".join(f"--{name} IMAGE" for name in error.images)
         alone = "add" if len(route.links) == 1 else f"first convert by itself: convert -t {link.path} --convention fsl"
         raise InputError(f"{error.reason}; {alone} {needed}") from None
@@ -201,7 +201,7 @@ def _of_its_convention(link: Link, convention: str, *grids: Grid | None) -> Tran
     """A file of the convention that was named or, if it says that it is of another, of that one."""
     try:
         return read_transform(link.path, "-t", convention, *grids)
-    except OtherConvention as error:
+    except ConventionError as error:
         with contextlib.suppress(InputError):
             return read_transform(link.path, "-t", "auto", *grids)
         raise error from None

@@ -17,7 +17,7 @@ from .spaces import Space, likeness
 SURER = 0.5  # counts more than on a reference: the scan must lie in the chain's end, a reference may be any grid
 
 
-class WrongDirection(InputError):
+class DirectionError(InputError):
     """A chain that is the wrong way round.
 
     Attributes:
@@ -39,7 +39,7 @@ def check_direction(links: Sequence[ReadLink], scan: Space | None, reference: Sp
         reference: where the result is wanted; None: not known.
 
     Raises:
-        WrongDirection: with the arrangement that fits.
+        DirectionError: with the arrangement that fits.
     """
     if not links:
         return
@@ -50,7 +50,7 @@ def check_direction(links: Sequence[ReadLink], scan: Space | None, reference: Sp
     scores = [_score(other, scan, reference)[0] for other in others]
     found, better = max(zip(scores, others, strict=True), key=lambda pair: pair[0], default=(given, links))
     if found > given:
-        raise WrongDirection(_reason(links, better), better)
+        raise DirectionError(_reason(links, better), better)
 
 
 def _likely(other: Sequence[ReadLink], links: Sequence[ReadLink], scan: Space | None) -> bool:

@@ -15,7 +15,7 @@ from ..images.formats.nifti_bytes import CODES_NOT_KNOWN
 from .conventions.foreign import foreign_transform
 from .conventions.nifti_field import StoredField
 from .formats import AUTO, CONVENTIONS, RAS, Read, Reading, Writing, format_of, writer_of
-from .spaces import Card, OtherConvention, Space, TransformFile
+from .spaces import Card, ConventionError, Space, TransformFile
 
 Array = np.ndarray
 TOLERANCE_MM = 0.01  # what is read back may differ by so much
@@ -183,7 +183,7 @@ def _read(reading: Reading) -> Read:
         raise InputError(f"{reading.name} is {told}")
     if reading.convention not in (AUTO, *found.conventions):
         allowed = " or ".join(found.conventions)
-        raise OtherConvention(
+        raise ConventionError(
             f"{reading.name} is {found.what}, expected the convention {allowed}, got {reading.convention}"
         )
     with explained(reading.argument):

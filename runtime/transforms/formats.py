@@ -20,7 +20,7 @@ from .conventions import freesurfer_lta, fsl, nifti_field, plain_affine
 from .conventions.itk import affine as itk_affine
 from .conventions.itk import h5 as itk_h5
 from .conventions.nifti_field import StoredField
-from .spaces import Card, ImagesNeeded, OtherConvention, Space, TransformFile, card_in
+from .spaces import Card, ConventionError, ImagesNeededError, Space, TransformFile, card_in
 
 Array = np.ndarray
 Read = StoredField | TransformFile
@@ -120,12 +120,14 @@ def _read_matrix(reading: Reading) -> Read:
     text = reading.path.read_text(encoding="utf-8")
     card = card_in(text, reading.name)
     if reading.convention == "fsl" and card:
-        raise OtherConvention(
+        raise ConventionError(
             f"{reading.name}: is in RAS mm, as its first lines say, not FLIRT's; name no convention, or ras"
         )
     if reading.convention == "fsl":
         if reading.start is None or reading.end is None:
-            raise ImagesNeeded(f"{reading.name}: is FLIRT's, which needs the grids of both images", "fixed", "moving")
+            raise ImagesNeededError(
+                f"{reading.name}: is FLIRT's, which needs the grids of both images", "fixed", "moving"
+            )
         matrix = fsl.flirt_affine(matrix, reading.start, reading.end)
         return _affine(reading, "fsl", matrix, Space(reading.start), Space(reading.end))
     plain = reading.path.suffix.lower() == ".txt" and not fsl.looks_like_flirt(text)

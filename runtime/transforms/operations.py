@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 LOWEST, HIGHEST = 1e-9, 1e9  # determinants beyond which a map of logarithms is cut off
 
 
-def write_chain(route: Route, output: Path, convention: str = "itk", progress: Progress = silent) -> str:
+def compose(route: Route, output: Path, convention: str = "itk", progress: Progress = silent) -> str:
     """Writes a chain as one file, which stands there only after it was read back and found to be the same.
 
     Args:
@@ -52,10 +52,10 @@ def write_chain(route: Route, output: Path, convention: str = "itk", progress: P
     return with_warnings(_told(output, convention, error), read.doubts)
 
 
-def write_inverse(route: Route, output: Path, convention: str = "itk", progress: Progress = silent) -> str:
+def invert(route: Route, output: Path, convention: str = "itk", progress: Progress = silent) -> str:
     """Writes the inverse of a chain, on the grid where the chain ends or on the route's reference.
 
-    Args, returns and errors as for `write_chain`.
+    Args, returns and errors as for `compose`.
     """
     from ..geometry.inverse import invert_displacement
 
@@ -78,10 +78,10 @@ def write_inverse(route: Route, output: Path, convention: str = "itk", progress:
     return with_warnings(misses + _told(output, convention, error), read.doubts)
 
 
-def write_jacobian(route: Route, output: Path, log: bool = False, progress: Progress = silent) -> str:
+def jacobian(route: Route, output: Path, log: bool = False, progress: Progress = silent) -> str:
     """Writes the Jacobian determinant of a chain on its reference's grid, or its natural logarithm, as float32.
 
-    Args, returns and errors as for `write_chain`.
+    Args, returns and errors as for `compose`.
     """
     progress("read")
     read = read_route(route)

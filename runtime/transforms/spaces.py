@@ -43,11 +43,11 @@ class Space:
         return cls(image.grid, image.sha256, image.path and image.path.name, image.zooms)
 
 
-class OtherConvention(InputError):
+class ConventionError(InputError):
     """A file says that it is of another convention than the one that was named."""
 
 
-class ImagesNeeded(InputError):
+class ImagesNeededError(InputError):
     """A file means nothing without its images' grids, of which one is not known.
 
     Attributes:

@@ -20,7 +20,7 @@ from runtime.backends.networks.tensorrt.build import (
 )
 from runtime.backends.networks.tensorrt.plans import ORDINARY, PlanSpec, PlanStore, Profile, plan_specs, tensor_formats
 from runtime.backends.registry import BACKENDS
-from runtime.errors import InputError, NotHere
+from runtime.errors import InputError, NotAvailableError
 from runtime.host.cache_folder import kept
 
 SHAPE = (160, 192, 160)
@@ -310,7 +310,8 @@ class TestTensorRtRtx:
         class Device:
             name = "no card"
 
-        with pytest.raises(NotHere, match=r"--backend: TensorRT-RTX .* cannot be opened on no card: .*driver") as error:
+        line = r"--backend: TensorRT-RTX .* cannot be opened on no card: .*driver"
+        with pytest.raises(NotAvailableError, match=line) as error:
             library.open(self.built(shipped, library, spec), spec, Device())
         assert "\n" not in str(error.value)
 
@@ -430,7 +431,7 @@ class TestTensorRt:
     def test_without_a_card(self, shipped, card, monkeypatch):
         monkeypatch.setattr(card, "find_card", lambda: "no NVIDIA driver is installed")
         with pytest.raises(
-            NotHere, match="builds for the card at hand, but no NVIDIA driver is installed; use --target"
+            NotAvailableError, match="builds for the card at hand, but no NVIDIA driver is installed; use --target"
         ):
             build_plans(shipped, BuildOptions("tensorrt"))
 

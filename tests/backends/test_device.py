@@ -13,7 +13,7 @@ import pytest
 from runtime.backends.cuda import dlpack
 from runtime.backends.cuda.card import Card, find_card
 from runtime.backends.cuda.device import SLOTS
-from runtime.errors import InputError, NotHere
+from runtime.errors import InputError, NotAvailableError
 from tests.backends.host_card import card
 
 FREE_BYTES = 1 << 33
@@ -212,7 +212,7 @@ class TestWhatIsSaid:
             f"--backend: {device.name} is out of memory: wanted 4 MB more, free are 0.0 of "
             r"\d+.\d GB; close what else uses it, choose --precision fp16, or a backend of the CPU"
         )
-        with pytest.raises(NotHere, match=line):
+        with pytest.raises(NotAvailableError, match=line):
             device.empty((1000, 1000))
         del kept
         gc.collect()
@@ -231,7 +231,7 @@ class TestWhatIsSaid:
 
         stand_in.host_card_set_devices(0)
         assert find_card.__wrapped__() == "the NVIDIA driver finds no usable card (CUDA_ERROR_NO_DEVICE)"
-        with pytest.raises(NotHere, match="--backend: needs an NVIDIA card, but the NVIDIA driver finds no"):
+        with pytest.raises(NotAvailableError, match="--backend: needs an NVIDIA card, but the NVIDIA driver finds no"):
             open_device()
 
     def test_no_driver(self, monkeypatch):
@@ -242,14 +242,16 @@ class TestWhatIsSaid:
         from runtime.backends.cuda.driver_cuda_python import CudaPythonDriver
 
         stand_in.host_card_set_failing(3)
-        with pytest.raises(NotHere, match=re.escape("--backend: device 0 cannot be used through cuda-python (CUDA: ")):
+        line = re.escape("--backend: device 0 cannot be used through cuda-python (CUDA: ")
+        with pytest.raises(NotAvailableError, match=line):
             CudaPythonDriver()
 
     def test_a_driver_older_than_what_compiles_for_it(self, device, monkeypatch):
         from runtime.backends.cuda import open_device
 
         monkeypatch.setattr(open_device, "find_card", lambda: Card("RTX 3090", (8, 6), FREE_BYTES, (12, 4)))
-        with pytest.raises(NotHere, match=r"the driver of RTX 3090 is for CUDA 12\.4, NVRTC for 13\.\d+; update the"):
+        line = r"the driver of RTX 3090 is for CUDA 12\.4, NVRTC for 13\.\d+; update the"
+        with pytest.raises(NotAvailableError, match=line):
             open_device.open_device()
 
     def test_what_goes_wrong_in_opening_lets_auto_go_on(self, device, stand_in, monkeypatch):
@@ -257,7 +259,8 @@ class TestWhatIsSaid:
         from runtime.backends.cuda.open_device import open_device
 
         monkeypatch.setattr(nvrtc, "compile_kernels", lambda capability: b"no cubin")
-        with pytest.raises(NotHere, match=r"cannot be used \(CUDA: CUDA_ERROR_INVALID_IMAGE: .*; update its driver"):
+        line = r"cannot be used \(CUDA: CUDA_ERROR_INVALID_IMAGE: .*; update its driver"
+        with pytest.raises(NotAvailableError, match=line):
             open_device()
 
     def test_the_library_that_drives_it_can_be_chosen(self, stand_in, monkeypatch):
@@ -270,12 +273,14 @@ class TestWhatIsSaid:
             open_device.open_device()
         monkeypatch.setenv(open_device.VARIABLE, "pycuda")
         monkeypatch.setattr(open_device, "_is_installed", lambda package: False)
-        with pytest.raises(NotHere, match="nothing to drive the card with: pycuda is missing; pip install -r"):
+        line = "nothing to drive the card with: pycuda is missing; pip install -r"
+        with pytest.raises(NotAvailableError, match=line):
             open_device.open_device()
 
     def test_another_capability_than_nvrtc_knows(self):
         nvrtc = pytest.importorskip("runtime.backends.cuda.nvrtc")
-        with pytest.raises(NotHere, match=r"knows no compute capability 3\.5, only 7\.5, .*; install the nvidia-"):
+        line = r"knows no compute capability 3\.5, only 7\.5, .*; install the nvidia-"
+        with pytest.raises(NotAvailableError, match=line):
             nvrtc.compile_kernels((3, 5))
 
 

@@ -104,7 +104,7 @@ def test_of_two_scans(engines, tmp_path):
     fixed = scans.write_scan(tmp_path / "f.nii.gz", scans.grid((30, 44, 26), (1.2, 1, 1.5), scans.OBLIQUE))
     moving = scans.write_scan(tmp_path / "m.nii.gz", scans.grid((48, 56, 46), axes="LPS"), scans.bend)
     options = Options(affine="none", schedule="1,1,1,1", smooth=SIGMA)
-    plain = runtime.FixedScan(fixed, engines, Options(affine="none", schedule="1,1,1,1")).meet(moving)
+    plain = runtime.FixedScan(fixed, engines, Options(affine="none", schedule="1,1,1,1")).align(moving)
     alone = runtime.register(fixed, moving, engines, options)
     onto = runtime.FixedScan(fixed, engines, options).register(moving)
     for result in (plain.register(options), onto):

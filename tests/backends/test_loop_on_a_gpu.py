@@ -17,7 +17,7 @@ from runtime.backends import registry
 from runtime.backends.engine_set import load_engine_set
 from runtime.backends.engines import SHIPPED
 from runtime.backends.example import example_pair
-from runtime.errors import InputError, NotHere
+from runtime.errors import InputError, NotAvailableError
 from runtime.loop import iterstop
 from runtime.loop.schedules import ON_STOP, parse_schedule
 from runtime.registration.arrays import register_arrays
@@ -40,7 +40,7 @@ def on_card(request, tmp_path_factory):
             played(patch)
         try:
             engines = runtime.open_engines(folder, request.param, precision="fp32")
-        except NotHere as error:
+        except NotAvailableError as error:
             pytest.skip(str(error))
         with engines:
             yield engines
@@ -200,13 +200,13 @@ class TestChoice:
 
     def test_auto_goes_on_where_a_card_cannot_be_used_and_says_why(self, on_card, monkeypatch):
         def refuse(*arguments):
-            raise NotHere("--backend: the card is busy; wait")
+            raise NotAvailableError("--backend: the card is busy; wait")
 
         monkeypatch.setattr("runtime.backends.cuda.open_device.open_device", refuse)
         with runtime.open_engines() as engines:
             assert not registry.BACKENDS[engines.backend].card
             assert "the card is busy; wait" in engines.reason
-        with pytest.raises(NotHere, match="--backend: the card is busy; wait"):
+        with pytest.raises(NotAvailableError, match="--backend: the card is busy; wait"):
             runtime.open_engines(backend=on_card.backend)
 
     def test_what_computes_something_else_on_the_card_is_not_taken(self, on_card, monkeypatch, tmp_path):
@@ -224,7 +224,7 @@ class TestChoice:
         record.unlink()
         monkeypatch.setattr(fields_cuda.CudaFields, "compose", lambda self, flow, residual: flow)
         line = r"computes something else on .* than the CPU: its flow differs by .* voxel \(largest\), allowed 0.01"
-        with pytest.raises(NotHere, match=line):
+        with pytest.raises(NotAvailableError, match=line):
             runtime.open_engines(folder, on_card.backend, precision="fp32")
         assert not list((tmp_path / "rpnet-cards").iterdir())
 
@@ -243,7 +243,7 @@ class TestChoice:
     def test_without_a_card_it_is_refused_by_name(self, engine_set, monkeypatch, name):
         monkeypatch.setattr(registry, "find_card", lambda: "this computer has no NVIDIA driver")
         line = f"--backend: {name} needs an NVIDIA card, but this computer has no NVIDIA driver; use --backend auto"
-        with pytest.raises(NotHere, match=line):
+        with pytest.raises(NotAvailableError, match=line):
             registry.choose_backend(name, engine_set)
 
     def test_auto_names_what_it_passed_by_once(self, engine_set, monkeypatch):

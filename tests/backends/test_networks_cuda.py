@@ -11,7 +11,7 @@ import pytest
 
 from runtime.backends.engine_set import EXTRACTOR, FEATURES, IMAGE, RESIDUAL, estimator_name, load_engine_set, sealed
 from runtime.backends.networks.onnxruntime import CPU, OUTPUTS, OnnxRuntimeNetworks, open_session, session_options
-from runtime.errors import InputError, NotHere
+from runtime.errors import InputError, NotAvailableError
 from runtime.loop.schedules import LEVELS
 from tests.backends.host_card.card import REAL, open_host_device
 
@@ -33,7 +33,7 @@ def networks(request, engine_dir, device):
 
     try:
         return CudaOnnxRuntimeNetworks(load_engine_set(engine_dir), device, request.param, **PLACE)
-    except NotHere as error:
+    except NotAvailableError as error:
         pytest.skip(str(error))
 
 
@@ -187,7 +187,8 @@ class TestWhatCannotBeHad:
         from runtime.backends.networks import onnxruntime as networks_onnxruntime
 
         monkeypatch.setattr(networks_onnxruntime.onnxruntime, "get_available_providers", lambda: [CPU])
-        with pytest.raises(NotHere, match=r"is built without CUDAExecutionProvider.*pip install \"onnxruntime-gpu\["):
+        line = r"is built without CUDAExecutionProvider.*pip install \"onnxruntime-gpu\["
+        with pytest.raises(NotAvailableError, match=line):
             opened(provider="CUDAExecutionProvider")
 
     def test_a_missing_library_is_named(self, opened, monkeypatch):
@@ -201,14 +202,14 @@ class TestWhatCannotBeHad:
         monkeypatch.setattr(networks_onnxruntime.onnxruntime, "get_available_providers", lambda: providers)
         monkeypatch.setattr(networks_onnxruntime.onnxruntime, "preload_dlls", lambda: print("Failed to load ..."))
         monkeypatch.setattr(networks_onnxruntime.ctypes, "CDLL", load)
-        with pytest.raises(NotHere, match=r"cannot use the card \(libcublasLt.so.13: cannot open .*cuDNN 9"):
+        with pytest.raises(NotAvailableError, match=r"cannot use the card \(libcublasLt.so.13: cannot open .*cuDNN 9"):
             opened(provider="CUDAExecutionProvider")
 
     def test_a_session_that_fell_back_to_the_cpu(self, opened, module, monkeypatch):
         """What ONNX Runtime does when the provider cannot start: a warning on stderr, and a session without it."""
         monkeypatch.setattr(module, "why_no_provider", lambda provider: None)
         monkeypatch.setattr(module, "open_session", lambda path, *_: open_session(path, session_options()))
-        with pytest.raises(NotHere, match=NO_PROVIDER):
+        with pytest.raises(NotAvailableError, match=NO_PROVIDER):
             opened(provider="CUDAExecutionProvider")
 
     def test_a_provider_that_opens_and_cannot_run(self, opened, module, monkeypatch):
@@ -231,7 +232,7 @@ class TestWhatCannotBeHad:
 
         monkeypatch.setattr(module, "open_session", session)
         with pytest.raises(
-            NotHere, match=r"cannot use the card \(cuDNN is unavailable: dlopen .*xxx\.\.\.\); "
+            NotAvailableError, match=r"cannot use the card \(cuDNN is unavailable: dlopen .*xxx\.\.\.\); "
         ) as refusal:
             opened()
         assert len(str(refusal.value)) < 700
@@ -246,7 +247,7 @@ class TestWhatCannotBeHad:
             return open_session(path, options, ())
 
         monkeypatch.setattr(module, "open_session", on_the_cpu)
-        with pytest.raises(NotHere, match=NO_PROVIDER):
+        with pytest.raises(NotAvailableError, match=NO_PROVIDER):
             opened(provider="CUDAExecutionProvider")
 
     @pytest.mark.parametrize(
@@ -269,7 +270,7 @@ class TestWhatCannotBeHad:
         buffer = networks.estimator_input(1, (4, 4, 4))
         spoil(monkeypatch, networks._graphs.estimators[1], run)
         device.empty((1000, 1000))  # and let go of
-        with pytest.raises(NotHere, match=r"is out of memory: wanted .* choose --precision fp16"):
+        with pytest.raises(NotAvailableError, match=r"is out of memory: wanted .* choose --precision fp16"):
             networks.residual(1, buffer)
         assert len(held) == 2 and held[1] < held[0]
 
@@ -279,7 +280,7 @@ class TestWhatCannotBeHad:
 
         networks = opened()
         spoil(monkeypatch, networks._graphs.extractor, run)
-        with pytest.raises(NotHere) as refusal:
+        with pytest.raises(NotAvailableError) as refusal:
             networks.features(device.upload(noise((16, 16, 16))))
         assert "(CUDA failure 209: no kernel image is available)" in str(refusal.value)
         assert "\n" not in str(refusal.value)

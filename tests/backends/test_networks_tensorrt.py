@@ -14,7 +14,7 @@ from runtime.backends.cuda.card import Card
 from runtime.backends.engine_set import ENGINES, load_engine_set, sealed
 from runtime.backends.networks.onnxruntime import OnnxRuntimeNetworks
 from runtime.backends.networks.tensorrt import open_plan
-from runtime.errors import InputError, NotHere
+from runtime.errors import InputError, NotAvailableError
 from runtime.loop.schedules import LEVELS
 from tests.backends import fake_tensorrt
 from tests.backends.host_card.card import REAL, open_host_device
@@ -331,7 +331,7 @@ class TestGraphs:
 
 
 class TestRefusals:
-    """One line each; what another computer could do is `NotHere`, from which `auto` goes on."""
+    """One line each; what another computer could do is `NotAvailableError`, from which `auto` goes on."""
 
     def test_a_card_that_is_not_served(self):
         """Before it is started."""
@@ -339,7 +339,7 @@ class TestRefusals:
 
         card = Card("H100", (9, 0), 1, (13, 0))
         line = r"--backend: TensorRT-RTX 1.0 is for compute capabilities .*, not for 9.0 \(H100\)"
-        with pytest.raises(NotHere, match=line):
+        with pytest.raises(NotAvailableError, match=line):
             TensorRtRtxNetworks.check_card(card, "fp16")
         TensorRtNetworks.check_card(card, "fp16")
 
@@ -347,13 +347,14 @@ class TestRefusals:
         from runtime.backends.networks.tensorrt.networks import TensorRtRtxNetworks
 
         card = Card("RTX 2080", (7, 5), 1, (13, 0))
-        with pytest.raises(NotHere, match=r"no fp32 3-D convolution .* \(Turing\); use --precision fp16"):
+        with pytest.raises(NotAvailableError, match=r"no fp32 3-D convolution .* \(Turing\); use --precision fp16"):
             TensorRtRtxNetworks.check_card(card, "fp32")
         TensorRtRtxNetworks.check_card(card, "fp16")
 
     def test_a_library_that_is_missing(self, opened, monkeypatch):
         monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
-        with pytest.raises(NotHere, match=r"the package tensorrt_rtx .*; pip install -r requirements-gpu.txt"):
+        line = r"the package tensorrt_rtx .*; pip install -r requirements-gpu.txt"
+        with pytest.raises(NotAvailableError, match=line):
             opened()
 
     def test_a_plan_the_library_does_not_open(self, opened, monkeypatch):
@@ -362,7 +363,8 @@ class TestRefusals:
 
         opened()
         monkeypatch.setattr(fake_tensorrt.Runtime, "deserialize_cuda_engine", refuses)
-        with pytest.raises(NotHere, match=r"cannot be opened on .*: .* needs a newer CUDA driver; update the card's"):
+        line = r"cannot be opened on .*: .* needs a newer CUDA driver; update the card's"
+        with pytest.raises(NotAvailableError, match=line):
             opened()
 
     def test_a_plan_with_another_layout_than_it_says(self, opened, monkeypatch):
@@ -377,7 +379,7 @@ class TestRefusals:
             runtime._logger.log(fake_tensorrt.Severity.ERROR, "Error Code 2: OutOfMemory (out of memory)")
 
         monkeypatch.setattr(fake_tensorrt.Runtime, "deserialize_cuda_engine", refuses)
-        with pytest.raises(NotHere, match=r"--backend: .* is out of memory: .*; close what else uses it"):
+        with pytest.raises(NotAvailableError, match=r"--backend: .* is out of memory: .*; close what else uses it"):
             opened()
 
     def test_out_of_memory_when_running(self, opened, device, monkeypatch):
@@ -387,7 +389,7 @@ class TestRefusals:
 
         networks = opened()
         monkeypatch.setattr(fake_tensorrt.Context, "execute_async_v3", refuses)
-        with pytest.raises(NotHere, match="is out of memory"):
+        with pytest.raises(NotAvailableError, match="is out of memory"):
             networks.features(device.upload(image()))
 
     def test_what_the_library_refuses_to_run(self, opened, device, monkeypatch):

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 import cli
 from runtime.commands.terminal import exit_code_of_failures, one_line_errors
-from runtime.errors import InputError, Scarce
+from runtime.errors import InputError, ScarceError
 from runtime.host.files.folder_lock import folder_lock
 from runtime.registration.output.folder import Outputs
 from tests import scans
@@ -321,7 +321,7 @@ class TestExitCodes:
         "error, code, line",
         [
             (InputError("--fixed: got x"), 1, "--fixed: got x"),
-            (Scarce("--output: in use"), 75, "--output: in use"),
+            (ScarceError("--output: in use"), 75, "--output: in use"),
             (OSError(errno.ENOSPC, "No space left on device", "a.nii"), 75, "a.nii: No space left on device"),
             (OSError(errno.EACCES, "Permission denied", "a.nii"), 1, "a.nii: Permission denied"),
             (MemoryError(), 75, "memory ran out (no more to be had); close other programs"),

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from runtime.backends.example import example_pair
-from runtime.errors import InputError, Scarce
+from runtime.errors import InputError, ScarceError
 from runtime.host import limits, machine
 from runtime.images.volume import read_volume
 from tests import scans
@@ -172,7 +172,7 @@ def test_the_address_space_is_a_limit(monkeypatch, tmp_path):
 class TestMemoryThatIsNotThere:
     @pytest.mark.parametrize("most, free, kind, message", [
         (1, 1, InputError, "1.0 GiB are all there are; crop the fixed image"),
-        (64, 1, Scarce, "1.0 GiB are available; crop the fixed image"),
+        (64, 1, ScarceError, "1.0 GiB are available; crop the fixed image"),
     ])  # fmt: skip
     def test_what_never_fits_is_bad_input_what_does_not_now_is_scarce(self, monkeypatch, most, free, kind, message):
         self.have(monkeypatch, most, free)
@@ -180,7 +180,7 @@ class TestMemoryThatIsNotThere:
             machine.check_fits((160, 192, 160), 1, 1)
         assert type(caught.value) is kind
 
-    @pytest.mark.parametrize("most, free, kind", [(1, 1, InputError), (64, 1, Scarce)])
+    @pytest.mark.parametrize("most, free, kind", [(1, 1, InputError), (64, 1, ScarceError)])
     def test_an_image_is_refused_by_its_header_likewise(self, tmp_path, monkeypatch, most, free, kind):
         """A gzip of zeros that would be 2 GiB; nothing of it is read but the header."""
         path = scans.write_scan(tmp_path / "large.nii.gz", scans.grid())
@@ -200,7 +200,7 @@ class TestMemoryThatIsNotThere:
 
         path = scans.write_scan(tmp_path / "f.nii.gz", scans.grid())
         monkeypatch.setattr("runtime.images.formats.image_file.np.empty", refuse)
-        with pytest.raises(Scarce, match=r"--fixed: .*f\.nii\.gz needs .* GiB, which cannot be had"):
+        with pytest.raises(ScarceError, match=r"--fixed: .*f\.nii\.gz needs .* GiB, which cannot be had"):
             read_volume(path, "--fixed")
 
     @staticmethod

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.errors import InputError, Scarce
+from runtime.errors import InputError, ScarceError
 from runtime.host.files import folder_lock as locks
 from runtime.host.files import whole_files
 from runtime.host.files.folder_lock import LOCK, folder_lock
@@ -175,11 +175,12 @@ class TestLock:
     def test_a_second_run_is_refused_by_the_name_of_the_first(self, tmp_path, holder):
         process = holder(tmp_path)
         line = rf"^--output: {tmp_path} is in use by process {process.pid} on \S+, since \S+ \S+; wait until"
-        with pytest.raises(Scarce, match=line), folder_lock(tmp_path):
+        with pytest.raises(ScarceError, match=line), folder_lock(tmp_path):
             pass
 
     def test_so_is_one_in_the_same_process(self, tmp_path):
-        with folder_lock(tmp_path), pytest.raises(Scarce, match=f"process {os.getpid()} on"), folder_lock(tmp_path):
+        line = f"process {os.getpid()} on"
+        with folder_lock(tmp_path), pytest.raises(ScarceError, match=line), folder_lock(tmp_path):
             pass
         with folder_lock(tmp_path):
             assert names(tmp_path) == [LOCK]
@@ -266,7 +267,7 @@ class TestWhereTheFileSystemHasNoLocks:
         monkeypatch.setattr(locks, "_lock", lock)
 
     def test_a_living_holder(self, tmp_path):
-        with folder_lock(tmp_path), pytest.raises(Scarce, match="in use by process"), folder_lock(tmp_path):
+        with folder_lock(tmp_path), pytest.raises(ScarceError, match="in use by process"), folder_lock(tmp_path):
             pass
 
     def test_a_dead_one(self, tmp_path, holder):

@@ -12,7 +12,7 @@ from measurements import gpu_check
 from measurements.gpu import flight, kernel_tests, kernel_times, latency, part, place
 from measurements.gpu.agreement import Agreement, Candidate, Scans, compare, of_the_card
 from runtime.backends.fields.cuda import CudaFields, traffic
-from runtime.errors import InputError, NotHere
+from runtime.errors import InputError, NotAvailableError
 from runtime.images.overlap import common_labels
 from runtime.workflows.benchmark.contenders.contender import EngineContender
 from tests import scans
@@ -205,7 +205,7 @@ class TestAgreement:
 
             return Candidate(SimpleNamespace(open=open))
 
-        assert opening(NotHere("no card")).try_open() == {"not_here": "no card"}
+        assert opening(NotAvailableError("no card")).try_open() == {"not_here": "no card"}
         with pytest.raises(InputError, match="another hash"):
             opening(InputError("another hash")).try_open()
 

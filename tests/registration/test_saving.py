@@ -187,7 +187,7 @@ class TestReadyPair:
     )
 
     def test_schedules_and_similarities_in_turn(self, pair, engines):
-        ready = runtime.FixedScan(pair[0], engines, self.CHOICES[0]).meet(pair[1])
+        ready = runtime.FixedScan(pair[0], engines, self.CHOICES[0]).align(pair[1])
         for options in self.CHOICES:
             together, alone = ready.register(options), runtime.register(*pair, engines, options)
             np.testing.assert_array_equal(together.displacement, alone.displacement)
@@ -195,7 +195,7 @@ class TestReadyPair:
             assert together.options == alone.options
 
     def test_affine_and_window_are_the_pairs(self, pair, engines):
-        ready = runtime.FixedScan(pair[0], engines, Options(affine="none", window=(0.0, 500.0))).meet(pair[1])
+        ready = runtime.FixedScan(pair[0], engines, Options(affine="none", window=(0.0, 500.0))).align(pair[1])
         options = ready.register(Options(affine="auto", schedule="0,0,0,0")).options
         assert (options.affine, options.window) == ("none", (0.0, 500.0))
 

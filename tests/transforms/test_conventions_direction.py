@@ -7,7 +7,7 @@ import pytest
 
 from runtime.geometry.grid import Grid
 from runtime.geometry.transform import AffineTransform
-from runtime.transforms import ReadLink, Space, TransformFile, WrongDirection, check_direction
+from runtime.transforms import DirectionError, ReadLink, Space, TransformFile, check_direction
 
 
 def space(name: str, size: int) -> Space:
@@ -76,7 +76,7 @@ def test_what_fits_or_may_fit_passes(chain, scan, reference):
     ],
 )
 def test_the_wrong_way_round_is_refused_with_what_is_right(chain, scan, reference, right):
-    with pytest.raises(WrongDirection, match=rf"the wrong way round .*; use {right}$") as refusal:
+    with pytest.raises(DirectionError, match=rf"the wrong way round .*; use {right}$") as refusal:
         check_direction(chain_of(*chain), scan, reference)
     assert "\n" not in str(refusal.value)
     check_direction(refusal.value.better, scan, reference)
@@ -88,16 +88,16 @@ def test_on_one_grid_only_hashes_tell():
     warp = file("warp", FIXED, moving)
     for scan in (moving, FIXED_SEGMENTATION, None):
         check_direction(chain_of((warp, False)), scan, FIXED)
-    with pytest.raises(WrongDirection, match=r"use -t warp,inverse$"):
+    with pytest.raises(DirectionError, match=r"use -t warp,inverse$"):
         check_direction(chain_of((warp, False)), FIXED, moving)
-    with pytest.raises(WrongDirection, match=r"use -t warp,inverse$"):
+    with pytest.raises(DirectionError, match=r"use -t warp,inverse$"):
         check_direction(chain_of((warp, False)), Space(FIXED.grid), moving)
 
 
 def test_the_scan_is_surer_than_the_reference():
     """The reference may be any grid in the chain's start, the scan must lie in its end."""
     check_direction(chain_of((WARP, False)), MOVING, MOVING)
-    with pytest.raises(WrongDirection, match=r"use -t warp,inverse$"):
+    with pytest.raises(DirectionError, match=r"use -t warp,inverse$"):
         check_direction(chain_of((WARP, False)), FIXED, FIXED)
 
 

@@ -14,7 +14,7 @@ from export.from_engines import network_from_engines, write_checkpoint
 from runtime.backends.engine_set import EXTRACTOR, estimator_name, load_engine_set
 from runtime.backends.example import example_pair
 from runtime.backends.tolerance import TOLERANCES, flow_difference
-from runtime.errors import InputError, NotHere
+from runtime.errors import InputError, NotAvailableError
 from runtime.loop.schedules import parse_schedule
 from runtime.workflows.benchmark.contenders.contender import EngineContender, EngineRunner, Others, Task, solve
 from runtime.workflows.benchmark.contenders.line_up import Field
@@ -199,7 +199,7 @@ class TestWhereTorchRuns:
 
     def test_a_torch_that_sees_no_card_says_so(self, engine_dir, monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-        with pytest.raises(NotHere, match=r"--against: torch \S+ sees no card .* or leave --against out"):
+        with pytest.raises(NotAvailableError, match=r"--against: torch \S+ sees no card .* or leave --against out"):
             TorchContender(engine_dir, 1, "cuda").open()
 
 
@@ -209,7 +209,7 @@ class NotToBeHad:
     words: str = "somebody else"
 
     def open(self, tell):
-        raise NotHere("nowhere to be found")
+        raise NotAvailableError("nowhere to be found")
 
 
 class TestField:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from runtime.backends.engine_set import load_engine_set
-from runtime.backends.engines import Engines
+from runtime.backends.engines import OpenEngines
 from runtime.backends.example import example_pair
 from runtime.backends.pair import Fields, Networks
 from runtime.loop import iterstop
@@ -193,7 +193,7 @@ def test_a_timed_run_on_a_card_is_the_same_run(engine_dir, pair):
 
     device, engine_set, schedule = open_host_device(), load_engine_set(engine_dir), parse_schedule("iterstop")
     networks = CudaOnnxRuntimeNetworks(engine_set, device, provider="CPUExecutionProvider", memory="cpu")
-    engines = Engines(engine_set, "cuda", "asked for", "fp32", 1, networks, CudaFields(device))
+    engines = OpenEngines(engine_set, "cuda", "asked for", "fp32", 1, networks, CudaFields(device))
     expected, runner = register_arrays(engines, *pair, schedule), EngineRunner(engines)
     run = solve(runner, Task(schedule, "ncc"), pair[1], pair[0])
     np.testing.assert_array_equal(run.flow, expected.flow)

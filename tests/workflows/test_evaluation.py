@@ -13,7 +13,7 @@ from PIL import Image
 
 import runtime
 from runtime.commands.evaluate import evaluate as command
-from runtime.errors import InputError, Scarce
+from runtime.errors import InputError, ScarceError
 from runtime.images.overlap import mean_dice
 from runtime.images.volume import read_labels, read_volume, write_volume
 from runtime.registration.options import Options
@@ -218,7 +218,7 @@ class TestFailures:
         assert "Error: f-m, transform: -t:" in done.stderr
         assert scores(pair.output)["1,1,1,1"]["dice"] > 0
 
-    @pytest.mark.parametrize("error, code", [(Scarce("memory"), 75), (MemoryError(), 75), (ValueError("bad"), 1)])
+    @pytest.mark.parametrize("error, code", [(ScarceError("memory"), 75), (MemoryError(), 75), (ValueError("bad"), 1)])
     def test_where_nothing_but_scarcity_stood_in_the_way_it_is_75(self, pair, run, monkeypatch, error, code):
         """A pair that cannot be read for want of memory, and a method that may fail for other reasons too."""
         bad = pair.fixed.parent / "bad.nii.gz"
@@ -227,7 +227,7 @@ class TestFailures:
 
         def read_unless_bad(path, argument):
             if path == bad:
-                raise Scarce(f"{argument}: memory")
+                raise ScarceError(f"{argument}: memory")
             return read(path, argument)
 
         def fail(self, method):

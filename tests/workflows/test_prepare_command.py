@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 import cli
-from runtime.errors import Scarce
+from runtime.errors import ScarceError
 from runtime.images.intensity import PercentileRule
 from runtime.images.preview import FOLD
 from runtime.workflows.preparation import PRESETS, prepare_options, prepare_scans
@@ -66,7 +66,7 @@ class TestCommand:
     def test_where_nothing_but_scarcity_stood_in_the_way_it_is_75(self, native, tmp_path, monkeypatch):
         """Any other failure makes it 1: trying again would not help."""
         write_list(tmp_path, "image", *(str(native / f"{name}.nii.gz") for name in ("first", "turned")))
-        scarce = iter([Scarce("memory"), OSError(errno.ENOSPC, "disk"), Scarce("memory"), ValueError("bad")])
+        scarce = iter([ScarceError("memory"), OSError(errno.ENOSPC, "disk"), ScarceError("memory"), ValueError("bad")])
 
         def fail(self, image, grid):
             raise next(scarce)

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 
 
-class WaitEnded(Exception):
+class WaitEndedError(Exception):
     """A wait ended because the run was asked to stop."""
 
 
@@ -40,14 +40,14 @@ class StopRequest:
             raise KeyboardInterrupt
         self.signal = self.signal or number
         if self._waits:
-            raise WaitEnded
+            raise WaitEndedError
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
         """Let a signal break off what stands inside, in which nothing of the run changes.
 
         Raises:
-            WaitEnded: a signal came.
+            WaitEndedError: a signal came.
         """
         self._waits = self._alone
         try:

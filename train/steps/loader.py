@@ -10,7 +10,7 @@ from multiprocessing.connection import Connection
 
 import torch
 
-from runtime.errors import InputError, Scarce, system_reason
+from runtime.errors import InputError, ScarceError, system_reason
 from runtime.host.stopping import end_with_parent
 from train.data.image_pair import ImagePair
 from train.data.sources import Sources
@@ -51,7 +51,7 @@ def feed(sources: Sources, steps: range, batch: Batch, workers: int) -> Iterator
 
     Raises:
         InputError: a scan cannot be used.
-        Scarce: workers cannot be started, or one was killed.
+        ScarceError: workers cannot be started, or one was killed.
     """
     if workers:
         groups = _made_by_workers(sources, steps, batch, workers)
@@ -90,7 +90,7 @@ def _start(
         process = multiprocessing.Process(target=_make, args=arguments, daemon=True)
         process.start()
     except OSError as error:  # no process or file handle left
-        raise Scarce(f"workers: got {workers}, cannot be started ({system_reason(error)}); give 0") from error
+        raise ScarceError(f"workers: got {workers}, cannot be started ({system_reason(error)}); give 0") from error
     sending.close()  # the worker has it: with the last holder ends the pipe
     return arriving, process
 
@@ -121,7 +121,7 @@ def _received(arriving: Connection, process: multiprocessing.Process) -> list[Im
         process.join()
         if process.exitcode and process.exitcode > 0:
             raise InputError(f"workers: one ended with exit code {process.exitcode}; give 0 to see why") from error
-        raise Scarce(
+        raise ScarceError(
             "workers: one was killed, most likely for want of memory; give fewer, or 0, and --resume"
         ) from error
     if isinstance(packed, InputError):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from runtime.errors import Scarce
+from runtime.errors import ScarceError
 from runtime.host.machine import require_memory
 from train.steps.run import Run
 
@@ -47,14 +47,14 @@ def check_memory(run: Run) -> None:
 
     Raises:
         InputError: more memory is needed than there is.
-        Scarce: more memory is needed than is free.
+        ScarceError: more memory is needed than is free.
     """
     needed, subject = needed_bytes(run), f"shape: training on {run.sources.shape} in {run.numerics.precision}"
     if run.numerics.device.type != "cuda":
         require_memory(needed * run.processes.local_count, subject, _remedy(run))
     elif needed > (free := torch.cuda.mem_get_info(run.numerics.device)[0]):
         have = f"{needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free on the card"
-        raise Scarce(f"{subject} needs about {have}; {_remedy(run)}")
+        raise ScarceError(f"{subject} needs about {have}; {_remedy(run)}")
 
 
 @contextlib.contextmanager
@@ -65,7 +65,7 @@ def out_of_memory(run: Run) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not isinstance(error, MemoryError | torch.OutOfMemoryError) and not any(s in str(error) for s in _SAID):
             raise
-        raise Scarce(
+        raise ScarceError(
             f"shape: memory ran out after step {run.step} on {run.sources.shape} in {run.numerics.precision}; "
             f"{_remedy(run)}; the weights so far are in last.pt, if there is one"
         ) from error

@@ -79,7 +79,7 @@ class Device:
         """An array with anything in it, contiguous.
 
         Raises:
-            NotHere: out of memory.
+            NotAvailableError: out of memory.
         """
         block = self._pool.block(math.prod(shape) * np.dtype(dtype).itemsize)
         return DeviceArray(self, block.pointer, shape, dtype, owner=block)

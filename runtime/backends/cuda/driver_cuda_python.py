@@ -8,7 +8,7 @@ from typing import Any
 import cuda.bindings
 from cuda.bindings import driver
 
-from ...errors import InputError, NotHere, first_line
+from ...errors import InputError, NotAvailableError, first_line
 
 
 class CudaPythonDriver:
@@ -18,7 +18,7 @@ class CudaPythonDriver:
         number: of the device, among those CUDA_VISIBLE_DEVICES leaves.
 
     Raises:
-        NotHere: no driver, no such device, or it cannot be used.
+        NotAvailableError: no driver, no such device, or it cannot be used.
     """
 
     library = "cuda-python"
@@ -35,7 +35,7 @@ class CudaPythonDriver:
             with self.current():
                 self._stream = _checked(driver.cuStreamCreate(driver.CUstream_flags.CU_STREAM_NON_BLOCKING))
         except (InputError, RuntimeError, OSError, MemoryError) as error:
-            raise NotHere(
+            raise NotAvailableError(
                 f"--backend: device {number} cannot be used through cuda-python ({first_line(error)}); "
                 "check the NVIDIA driver with nvidia-smi, or choose a backend of the CPU"
             ) from None

@@ -10,7 +10,7 @@ import pycuda
 import pycuda.compiler
 import pycuda.driver as driver
 
-from ...errors import InputError, NotHere, first_line
+from ...errors import InputError, NotAvailableError, first_line
 from . import KERNELS
 
 NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: in no order with the default stream
@@ -31,7 +31,7 @@ class PycudaDriver:
         number: of the device, among those CUDA_VISIBLE_DEVICES leaves.
 
     Raises:
-        NotHere: no driver, no such device, or it cannot be used.
+        NotAvailableError: no driver, no such device, or it cannot be used.
     """
 
     library = "pycuda"
@@ -49,7 +49,7 @@ class PycudaDriver:
             with self.current():
                 self._stream = driver.Stream(NON_BLOCKING)
         except driver.Error as error:
-            raise NotHere(
+            raise NotAvailableError(
                 f"--backend: device {number} cannot be used through pycuda ({first_line(error)}); "
                 "check the NVIDIA driver with nvidia-smi, or choose a backend of the CPU"
             ) from None
@@ -138,14 +138,14 @@ def compile_kernels(capability: tuple[int, int]) -> bytes:
     """The kernels as a cubin, by the CUDA toolkit's nvcc, which pycuda itself was built with; kept by pycuda.
 
     Raises:
-        NotHere: there is no nvcc, or it is older than the device.
+        NotAvailableError: there is no nvcc, or it is older than the device.
     """
     arch = f"sm_{capability[0]}{capability[1]}"
     try:
         source, options = KERNELS.read_text(encoding="utf-8"), ["-std=c++17"]
         return pycuda.compiler.compile(source, options=options, no_extern_c=True, arch=arch)
     except (driver.Error, driver.CompileError, OSError) as error:
-        raise NotHere(
+        raise NotAvailableError(
             f"--backend: nvcc cannot compile the CUDA kernels ({first_line(error)}); put it on PATH, or "
             "pip install cuda-python nvidia-cuda-nvrtc"
         ) from None

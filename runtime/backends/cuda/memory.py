@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ...errors import NotHere
+from ...errors import NotAvailableError
 from .dlpack import write_capsule
 from .driver import Driver
 
@@ -196,11 +196,11 @@ class Pool:
         self.clear()
 
 
-def out_of_memory(driver: Driver, size: int | None = None) -> NotHere:
+def out_of_memory(driver: Driver, size: int | None = None) -> NotAvailableError:
     """The error of a device whose memory does not suffice; `size` bytes were wanted, where that is known."""
     free, total = driver.memory()
     wanted = "more memory than it has" if size is None else f"{size / MEGABYTE:.0f} MB more"
-    return NotHere(
+    return NotAvailableError(
         f"--backend: {driver.name} is out of memory: wanted {wanted}, free are {free / GIGABYTE:.1f} of "
         f"{total / GIGABYTE:.1f} GB; close what else uses it, choose --precision fp16, or a backend of the CPU"
     )

@@ -5,7 +5,7 @@ from typing import Any
 
 from cuda.bindings import nvrtc
 
-from ...errors import NotHere, first_line
+from ...errors import NotAvailableError, first_line
 from ...host.cache_folder import cache_folder, keep, keep_latest, kept
 from ...host.files.hashes import short_key
 from . import KERNELS
@@ -21,7 +21,7 @@ def compile_kernels(capability: tuple[int, int]) -> bytes:
         capability: compute capability of the device, (8, 9) for instance.
 
     Raises:
-        NotHere: NVRTC cannot be loaded, or is older than the device.
+        NotAvailableError: NVRTC cannot be loaded, or is older than the device.
     """
     source, options = KERNELS.read_bytes(), (f"--gpu-architecture=sm_{capability[0]}{capability[1]}", *OPTIONS)
     path = cache_folder(FOLDER) / FOLDER / f"kernels.{short_key(source, options, version())}.cubin"
@@ -37,12 +37,12 @@ def version() -> tuple[int, int]:
     """Of NVRTC, and with it the CUDA version whose drivers can load what it compiles.
 
     Raises:
-        NotHere: it cannot be loaded.
+        NotAvailableError: it cannot be loaded.
     """
     try:
         return tuple(_checked(nvrtc.nvrtcVersion()))
     except (RuntimeError, OSError, ImportError) as error:
-        raise NotHere(
+        raise NotAvailableError(
             f"--backend: the CUDA kernels need NVRTC, which cannot be loaded ({first_line(error)}); "
             "pip install -r requirements-gpu.txt"
         ) from None
@@ -51,7 +51,7 @@ def version() -> tuple[int, int]:
 def _compiled(source: bytes, options: tuple[str, ...], capability: tuple[int, int]) -> bytes:
     known = _checked(nvrtc.nvrtcGetSupportedArchs())[0]
     if 10 * capability[0] + capability[1] not in known:
-        raise NotHere(
+        raise NotAvailableError(
             f"--backend: NVRTC {'.'.join(map(str, version()))} knows no compute capability "
             f"{capability[0]}.{capability[1]}, only {', '.join(f'{n / 10:.1f}' for n in known)}; "
             "install the nvidia-cuda-nvrtc that is made for this card"

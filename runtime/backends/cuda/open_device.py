@@ -4,7 +4,7 @@ import importlib.util
 import os
 from collections.abc import Callable
 
-from ...errors import InputError, NotHere, first_line
+from ...errors import InputError, NotAvailableError, first_line
 from .card import Card, find_card
 from .device import Device
 from .driver import Driver
@@ -21,22 +21,24 @@ def open_device(alone: bool = True) -> Device:
         alone: as for `Device`.
 
     Raises:
-        NotHere: no card, no library that drives it, or one that cannot: too old a driver, no memory left.
+        NotAvailableError: no card, no library that drives it, or one that cannot: too old a driver, no memory left.
         InputError: the variable names nothing known.
     """
     if isinstance(card := find_card(), str):
-        raise NotHere(f"--backend: needs an NVIDIA card, but {card}; choose a backend of the CPU")
+        raise NotAvailableError(f"--backend: needs an NVIDIA card, but {card}; choose a backend of the CPU")
     wanted = os.environ.get(VARIABLE)
     if wanted and wanted not in PACKAGES:
         raise InputError(f"{VARIABLE}: got {wanted!r}, expected {' or '.join(PACKAGES)}")
     try:
         return Device(_driver(wanted), _compiler(card), alone)
-    except NotHere:
+    except NotAvailableError:
         raise
     except MemoryError:
-        raise NotHere(f"--backend: {card.name} has no memory left to start with; close what else uses it") from None
+        raise NotAvailableError(
+            f"--backend: {card.name} has no memory left to start with; close what else uses it"
+        ) from None
     except (ImportError, OSError, RuntimeError, InputError) as error:
-        raise NotHere(
+        raise NotAvailableError(
             f"--backend: {card.name} cannot be used ({first_line(error)}); update its driver, or {INSTALL}"
         ) from None
 
@@ -45,7 +47,7 @@ def _driver(wanted: str | None) -> Driver:
     library = wanted or next(filter(_is_installed, PACKAGES), None)
     if library is None or not _is_installed(library):
         missing = wanted or " or ".join(PACKAGES)
-        raise NotHere(f"--backend: nothing to drive the card with: {missing} is missing; {INSTALL}")
+        raise NotAvailableError(f"--backend: nothing to drive the card with: {missing} is missing; {INSTALL}")
     if library == "pycuda":
         from .driver_pycuda import PycudaDriver
 
@@ -65,7 +67,7 @@ def _compiler(card: Card) -> Callable[[tuple[int, int]], bytes]:
 
     if (made_for := nvrtc.version())[0] > card.driver[0]:
         old, new = (".".join(map(str, version)) for version in (card.driver, made_for))
-        raise NotHere(
+        raise NotAvailableError(
             f"--backend: the driver of {card.name} is for CUDA {old}, NVRTC for {new}; update the driver, or install "
             f"what is made for CUDA {card.driver[0]}, as requirements-gpu.txt says"
         )

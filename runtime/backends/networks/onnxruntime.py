@@ -15,7 +15,7 @@ from .telemetry import without_telemetry
 with without_telemetry():
     import onnxruntime
 
-from ...errors import InputError, NotHere, first_line
+from ...errors import InputError, NotAvailableError, first_line
 from ...host.memory import ARRAYS
 from ...loop.schedules import LEVELS
 from ..engine_set import EXTRACTOR, FEATURES, IMAGE, RESIDUAL, EngineSet, estimator_name, features_name
@@ -102,7 +102,9 @@ class RoundedGraph:
             import onnx.shape_inference
         except ImportError as error:
             reason = first_line(error)
-            raise NotHere(f"--precision: fp16 on the CPU needs the package onnx ({reason}); pip install onnx") from None
+            raise NotAvailableError(
+                f"--precision: fp16 on the CPU needs the package onnx ({reason}); pip install onnx"
+            ) from None
         model = onnx.shape_inference.infer_shapes(onnx.load_from_string(graph))
         whole = model.graph
         values = {value.name: value for value in (*whole.input, *whole.value_info, *whole.output)}

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ...errors import NotHere
+from ...errors import NotAvailableError
 from ...loop.schedules import LEVELS
 from ..cuda.card import Card
 from ..cuda.device import Device
@@ -45,7 +45,7 @@ class CudaOnnxRuntimeNetworks:
         provider, memory: what runs the graphs and where arrays lie, in ONNX Runtime's words.
 
     Raises:
-        NotHere: ONNX Runtime has no CUDA provider, or it cannot be used here.
+        NotAvailableError: ONNX Runtime has no CUDA provider, or it cannot be used here.
         InputError: the set has no graphs of this precision, or not those its manifest describes.
     """
 
@@ -151,7 +151,7 @@ class _BoundGraph:
             The results; they hold until the next run.
 
         Raises:
-            NotHere: out of memory, or the provider cannot run the graph.
+            NotAvailableError: out of memory, or the provider cannot run the graph.
         """
         if {name: (result.shape, result.dtype) for name, result in self._results.items()} != given:
             self.forget()
@@ -200,7 +200,7 @@ def _is_memory(error: Exception) -> bool:
     return any(words in str(error).lower() for words in OUT_OF_MEMORY)
 
 
-def _explained(error: Exception, device: Device) -> NotHere:
+def _explained(error: Exception, device: Device) -> NotAvailableError:
     """What ONNX Runtime says went wrong, in one line with a remedy."""
     if _is_memory(error):
         return out_of_memory(device.driver)
@@ -208,8 +208,8 @@ def _explained(error: Exception, device: Device) -> NotHere:
     return _unusable(reason if len(reason) <= LONGEST_REASON else f"{reason[:LONGEST_REASON]}...")
 
 
-def _unusable(reason: str) -> NotHere:
-    return NotHere(
+def _unusable(reason: str) -> NotAvailableError:
+    return NotAvailableError(
         f"--backend: onnxruntime {VERSION} cannot use the card ({reason}); it takes its CUDA provider, and the CUDA "
         f"and cuDNN 9 that was built for: {REMEDY}"
     )

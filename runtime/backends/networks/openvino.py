@@ -17,7 +17,7 @@ from .telemetry import without_telemetry
 with without_telemetry():
     import openvino as ov
 
-from ...errors import InputError, NotHere
+from ...errors import InputError, NotAvailableError
 from ...host.cache_folder import cache_folder, keep, keep_latest, kept
 from ...host.machine import processor_features, processor_name
 from ...host.memory import ARRAYS
@@ -50,7 +50,7 @@ class OpenVinoNetworks:
 
     Raises:
         InputError: this processor has no bf16 instructions, or OpenVINO cannot load a graph.
-        NotHere: the process was forked from one that had used OpenVINO.
+        NotAvailableError: the process was forked from one that had used OpenVINO.
     """
 
     library = "openvino"
@@ -161,7 +161,7 @@ class OpenVinoNetworks:
         """OpenVINO raises RuntimeError and others without a common base, in many lines."""
         try:
             yield
-        except NotHere:
+        except NotAvailableError:
             raise
         except Exception as error:
             graph = self._engine_set.path(name)
@@ -242,7 +242,7 @@ def _never_let_go_of(*objects: object) -> None:
 def _require_own_process() -> None:
     """Refuses to use what was opened before a fork: OpenVINO's threads stay behind, and it would wait for them."""
     if _only_core()[1] != os.getpid():
-        raise NotHere(
+        raise NotAvailableError(
             "--backend: openvino was used before this process was forked, which its threads do not survive; start "
             'processes with multiprocessing.get_context("spawn"), open engines only in them, or use another backend'
         )

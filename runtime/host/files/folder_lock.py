@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ...errors import InputError, Scarce, first_line, refused
+from ...errors import InputError, ScarceError, first_line, refused
 from ..stopping import held_signals
 from .whole_files import lives, remove_leftovers, this_process
 from .whole_folder import finish_replacements
@@ -37,7 +37,7 @@ def folder_lock(folder: Path, argument: str = "--output", subfolders: Sequence[s
         subfolders: in which this run writes too.
 
     Raises:
-        Scarce: another run holds the folder.
+        ScarceError: another run holds the folder.
         InputError: the folder cannot be made or written to.
     """
     missing: list[Path] = []
@@ -102,7 +102,7 @@ def _require_free(folder: Path, handle: int, argument: str) -> None:
     who = "process {process} on {host}, since {since}".format(**holder) if holder else "another run"
     alive = lives(*holder["key"]) if holder else False
     if held or alive:
-        raise Scarce(f"{argument}: {folder} is in use by {who}; wait until that ends or choose another folder")
+        raise ScarceError(f"{argument}: {folder} is in use by {who}; wait until that ends or choose another folder")
     if alive is None:
         raise InputError(
             f"{argument}: {folder} was taken by {who}; remove {folder / LOCK} if that has ended, or choose another"

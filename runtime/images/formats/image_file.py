@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from ...errors import InputError, Scarce, explained, first_line
+from ...errors import InputError, ScarceError, explained, first_line
 from ...host.files.regular_files import require_file
 from .foreign import BEGINNING, DICOM_FOLDER, foreign_image
 from .headers import Header, header_in
@@ -77,7 +77,7 @@ class OpenImage:
 
         Raises:
             InputError: the file is cut, damaged, or goes on far beyond its voxels.
-            Scarce: too little memory.
+            ScarceError: too little memory.
         """
         header = self.header
         self._check_size(header.offset + header.bytes)
@@ -85,7 +85,7 @@ class OpenImage:
         try:
             content = np.empty(header.bytes, np.uint8)
         except MemoryError:
-            raise Scarce(f"{self.name} needs {header.bytes / 2**30:.1f} GiB, which cannot be had") from None
+            raise ScarceError(f"{self.name} needs {header.bytes / 2**30:.1f} GiB, which cannot be had") from None
         self._fill(memoryview(content))
         self.tail = self._finish()
         self.header = header.with_footer(self.tail)

@@ -12,11 +12,11 @@ from ...errors import InputError, explained
 from ...geometry.transform import AffineTransform, Transform, check_plausible
 from ...images.volume import Source
 from ...transforms import (
-    ImagesNeeded,
+    DirectionError,
+    ImagesNeededError,
     Link,
     ReadLink,
     Space,
-    WrongDirection,
     check_direction,
     check_zooms,
     read_transform,
@@ -83,7 +83,7 @@ class AffineChoice:
         link = ReadLink(file, self.link.inverse)
         try:
             check_direction([link], sides[1], sides[0])
-        except WrongDirection as error:
+        except DirectionError as error:
             raise InputError(str(error).replace("-t ", "--affine ")) from None
         return link
 
@@ -106,7 +106,7 @@ def read_choice(text: str, convention: str = AUTO, limits: Limits = LIMITS) -> A
     if not Path(link.path).is_file():
         raise InputError(f"--affine: got {text!r}, expected {', '.join((*FOUND, NONE))} or an existing transform file")
     choice = AffineChoice("file", link, convention)
-    with contextlib.suppress(ImagesNeeded):
+    with contextlib.suppress(ImagesNeededError):
         matrix = read_transform(link.path, "--affine", convention).transform.matrix
         if matrix is not None:
             check_plausible(matrix, f"--affine: {link}")

@@ -14,7 +14,7 @@ from ...images.formats.headers import MGH_VERSION, Header
 from ...images.formats.image_file import open_image
 from ...images.formats.nifti_bytes import CODES_NOT_KNOWN
 from ...images.volume import grid_of, rescaled, write_nifti
-from ..spaces import Card, ImagesNeeded, OtherConvention, Space, card_in, sides
+from ..spaces import Card, ConventionError, ImagesNeededError, Space, card_in, sides
 from . import freesurfer, fsl, learn2reg
 from .frames import Frame
 from .itk import field as itk_field
@@ -186,13 +186,13 @@ def _convention(header: Header, card: Card | None, other: Told | None, wanted: s
         raise InputError(f"{what}, which does not tell its convention; name it: {' or '.join(possible)}{hint}")
     if choice not in possible or ((card or other) and choice != said):
         of = f"which is {other.whose if other else said}'s" if said else f"as {' and '.join(possible)} have"
-        raise OtherConvention(f"{what}, {of}, not {choice}'s; name another convention, or none")
+        raise ConventionError(f"{what}, {of}, not {choice}'s; name another convention, or none")
     return choice
 
 
 def _end_of_warp(end: Grid | None, name: str) -> Space:
     if end is None:
-        raise ImagesNeeded(f"{name}: is a warp of FSL, which needs the moving image's grid as well", "moving")
+        raise ImagesNeededError(f"{name}: is a warp of FSL, which needs the moving image's grid as well", "moving")
     return Space(end)
 
 

@@ -84,7 +84,7 @@ def run_demo(
     Raises:
         InputError: nilearn is missing, or the engine set is missing or damaged.
     """
-    from ...backends.engines import open_engines
+    from ...registration.engines import open_engines
     from ...registration.scans import register
 
     folder = Path(folder)

@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 from functools import cache
 from typing import Any
 
-from ...backends.engines import Engines, check_choice, open_set
+from ...backends.engines import OpenEngines, check_choice, open_set
 from ...errors import InputError, recorded
 from ...host.files.folder_lock import folder_lock
 from ...host.files.hashes import sha256_of_facts
@@ -37,7 +37,7 @@ def evaluate(options: EvaluateOptions, progress: Progress = silent, export: Expo
 
     Raises:
         InputError: options, engine sets or folders that cannot be used, or a package that is not installed.
-        Scarce: another run holds the folder.
+        ScarceError: another run holds the folder.
     """
     if importlib.util.find_spec("matplotlib") is None:  # before all the work that it is to draw
         raise InputError("needs the package matplotlib, which is not installed; pip install -r requirements.txt")
@@ -127,7 +127,7 @@ class _Work:
     def __init__(self, options: EvaluateOptions, folder: ScoresFolder, plan: _Plan, told: "_ResultsTold") -> None:
         self._options, self._folder, self._plan, self._told = options, folder, plan, told
 
-    def run(self, pair: Pair, named: NamedSet, record: Record, todo: list[Method], engines: Engines) -> None:
+    def run(self, pair: Pair, named: NamedSet, record: Record, todo: list[Method], engines: OpenEngines) -> None:
         """Adds to the record, which is written after each method, so that nothing is lost with the process."""
         record["versions"] = versions()
         try:
@@ -159,12 +159,12 @@ class _Work:
 
 
 @contextmanager
-def _opened(options: EvaluateOptions, named: NamedSet, progress: Progress) -> Iterator[Callable[[], Engines]]:
+def _opened(options: EvaluateOptions, named: NamedSet, progress: Progress) -> Iterator[Callable[[], OpenEngines]]:
     """Gives a function that opens the set when it is first called."""
     with ExitStack() as stack:
 
         @cache
-        def engines() -> Engines:
+        def engines() -> OpenEngines:
             progress(f"open engines {named.name}".rstrip())
             choice = (options.backend, options.threads, options.precision)
             return stack.enter_context(open_set(named.engine_set, *choice, progress=progress))

@@ -10,7 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
 
-from ...errors import InputError, Scarce, system_reason
+from ...errors import InputError, ScarceError, system_reason
 from ...host.machine import available_bytes, cores
 from ...host.stopping import end_with_parent
 from ...images.formats.image_file import read_header
@@ -34,7 +34,7 @@ def outcomes(
 
     Raises:
         InputError: the system allows no more than one process.
-        Scarce: it ended one.
+        ScarceError: it ended one.
     """
     jobs = options.jobs or default_jobs(tuple(scans.values()))
     threads = max(cores() // jobs, 1)
@@ -45,7 +45,7 @@ def outcomes(
     try:
         yield from _shared_out(pool, jobs, scans)
     except BrokenProcessPool:
-        raise Scarce(
+        raise ScarceError(
             f"--jobs: one of {jobs} processes was ended by the system, probably for want of memory; run the same "
             "command again with fewer jobs, what is done is kept"
         ) from None

@@ -37,7 +37,7 @@ def prepare_scans(options: PrepareOptions, progress: Progress = silent) -> Prepa
 
     Raises:
         InputError: a list, reference or folder that cannot be used.
-        Scarce: a process that the system ended, or another run that holds the folder.
+        ScarceError: a process that the system ended, or another run that holds the folder.
     """
     scans = read_scan_list("--data", options.data)
     with folder_lock(options.output, subfolders=(*FOLDERS.values(), RECORDS)):

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ....errors import InputError, NotHere
+from ....errors import InputError, NotAvailableError
 from ...cuda.card import find_card
 from ...engine_set import EngineSet, load_engine_set
 from .library import Library, open_library
@@ -50,7 +50,7 @@ def build_plans(engine_dir: Path, options: BuildOptions, echo: Callable[[str], N
 
     Raises:
         InputError: a set, a size, a precision or a compute capability that cannot be used.
-        NotHere: the library is not installed, or TensorRT has no card to build for.
+        NotAvailableError: the library is not installed, or TensorRT has no card to build for.
     """
     engine_set, library = load_engine_set(engine_dir), open_library(options.target)
     _check_profile(options.profile, engine_set.size_multiple)
@@ -129,7 +129,9 @@ def _aim(library: Library, sms: tuple[int, ...]) -> tuple[tuple[int, ...], str]:
         return sms or library.sms, ""
     card = find_card()
     if isinstance(card, str):
-        raise NotHere(f"--target: {library.title} builds for the card at hand, but {card}; use --target tensorrt-rtx")
+        raise NotAvailableError(
+            f"--target: {library.title} builds for the card at hand, but {card}; use --target tensorrt-rtx"
+        )
     sm = 10 * card.capability[0] + card.capability[1]
     if set(sms) - {sm}:
         raise InputError(

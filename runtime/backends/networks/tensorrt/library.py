@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ....errors import InputError, NotHere, first_line
+from ....errors import InputError, NotAvailableError, first_line
 from ....host.cache_folder import kept
 from ...cuda.device import Device
 from ...cuda.memory import out_of_memory
 from ...engine_set import EXTRACTOR
 from ...registry import BACKENDS
-from .open_plan import JitCache, OpenPlan, Refusal, cache_file, keep_file
+from .open_plan import JitCache, LibraryRefusedError, OpenPlan, cache_file, keep_file
 from .plans import PlanSpec
 
 STEP = 8  # voxels between image sizes
@@ -52,7 +52,7 @@ def open_library(target: str) -> "Library":
 
     Raises:
         InputError: an unknown target.
-        NotHere: it is not installed, or cannot be loaded.
+        NotAvailableError: it is not installed, or cannot be loaded.
     """
     if target not in TARGETS:
         raise InputError(f"--target: got {target!r}, expected {' or '.join(TARGETS)}")
@@ -66,7 +66,9 @@ def open_library(target: str) -> "Library":
     except (ImportError, OSError, RuntimeError, AttributeError) as error:
         missing = isinstance(error, ModuleNotFoundError) and error.name == facts.package
         state = "is not installed" if missing else f"cannot be loaded ({first_line(error)})"
-        raise NotHere(f"{facts.title}: the package {facts.package} {state}; {BACKENDS[target].install}") from None
+        raise NotAvailableError(
+            f"{facts.title}: the package {facts.package} {state}; {BACKENDS[target].install}"
+        ) from None
 
 
 class Library:
@@ -108,7 +110,7 @@ class Library:
 
         Raises:
             InputError: the graph is not what `spec` says, or the library cannot build it.
-            NotHere: the library finds no card, and needs one.
+            NotAvailableError: the library finds no card, and needs one.
         """
         trt, place = self._trt, f"{self.title}, {spec.engine} in {spec.precision}"
         with self.explained(place):
@@ -116,12 +118,12 @@ class Library:
             network = builder.create_network(self._creation_flags())
             parser = trt.OnnxParser(network, self._log)
             if not parser.parse(graph):
-                raise Refusal(f"cannot read the graph, {self.said()}; export the set again")
+                raise LibraryRefusedError(f"cannot read the graph, {self.said()}; export the set again")
             self._set_formats(network, spec)
             config = self._config(builder, network, spec)
             plan = builder.build_serialized_network(network, config)
             if plan is None:
-                raise Refusal(f"cannot build it for SM {', '.join(map(str, spec.sms))}: {self.said()}")
+                raise LibraryRefusedError(f"cannot build it for SM {', '.join(map(str, spec.sms))}: {self.said()}")
             self._keep_timings(config, spec)
             return bytes(plan)
 
@@ -137,11 +139,11 @@ class Library:
         found = {tensor.name: _type_name(tensor.dtype) for tensor in tensors}
         expected = {name: dtype for name, (dtype, _) in spec.formats.items()}
         if found != expected:
-            raise Refusal(f"the graph has {found}, expected {expected}; export the set again")
+            raise LibraryRefusedError(f"the graph has {found}, expected {expected}; export the set again")
         for tensor in tensors:
             layout = spec.formats[tensor.name][1]
             if layout == "DHWC8" and tensor.shape[1] % 8:
-                raise Refusal(f"{tensor.shape[1]} channels, expected a multiple of 8; use --precision fp32")
+                raise LibraryRefusedError(f"{tensor.shape[1]} channels, expected a multiple of 8; use --precision fp32")
             tensor.allowed_formats = 1 << int(getattr(self._trt.TensorFormat, layout))
 
     def _config(self, builder: Any, network: Any, spec: PlanSpec) -> Any:
@@ -179,12 +181,14 @@ class Library:
         self._log.errors.clear()
         try:
             yield
-        except Refusal as error:
+        except LibraryRefusedError as error:
             if device is not None and any("out of memory" in text.lower() for text in self._log.errors):
                 raise out_of_memory(device.driver) from None
             raise error.kind(f"{place}: {error}") from None
         except (TypeError, RuntimeError) as error:
-            raise NotHere(f"{place}: {self.said(first_line(error))}; is there a card, and its driver?") from None
+            raise NotAvailableError(
+                f"{place}: {self.said(first_line(error))}; is there a card, and its driver?"
+            ) from None
 
     def said(self, otherwise: str = "it gives no reason") -> str:
         """The error that says most: consequences follow it, and a first line without a place may precede it."""
@@ -202,7 +206,7 @@ class Library:
             jit: kernels compiled before (TensorRT-RTX).
 
         Raises:
-            NotHere: it cannot be opened here: the driver is too old, the memory too small, the card another.
+            NotAvailableError: it cannot be opened here: the driver is too old, the memory too small, the card another.
             InputError: it is not what `spec` says.
         """
         with self.explained(f"--backend: {self.title}, {spec.engine} in {spec.precision}", device):
@@ -210,12 +214,14 @@ class Library:
                 self._runtime = self._trt.Runtime(self._log)
             engine = self._runtime.deserialize_cuda_engine(content)
             if engine is None:
-                raise Refusal(f"cannot be opened on {device.name}: {self.said()}; update the card's driver", NotHere)
+                raise LibraryRefusedError(
+                    f"cannot be opened on {device.name}: {self.said()}; update the card's driver", NotAvailableError
+                )
             self._check_tensors(engine, spec)
             config = self._runtime_config(engine, spec, device, jit)
             context = engine.create_execution_context(config)
             if context is None:
-                raise Refusal(f"cannot be run on {device.name}: {self.said()}", NotHere)
+                raise LibraryRefusedError(f"cannot be run on {device.name}: {self.said()}", NotAvailableError)
         return OpenPlan(self, context, spec, device, config, engine, jit)
 
     def _check_tensors(self, engine: Any, spec: PlanSpec) -> None:
@@ -225,7 +231,9 @@ class Library:
             name: (_type_name(engine.get_tensor_dtype(name)), engine.get_tensor_format(name).name) for name in names
         }
         if found != spec.formats:
-            raise Refusal(f"the plan has {found}, expected {spec.formats}; build it again with `python cli.py build`")
+            raise LibraryRefusedError(
+                f"the plan has {found}, expected {spec.formats}; build it again with `python cli.py build`"
+            )
 
     def _runtime_config(self, engine: Any, spec: PlanSpec, device: Device, jit: JitCache | None) -> Any:
         """Of an execution context whose memory is ours to give.

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ....errors import InputError, NotHere
+from ....errors import InputError, NotAvailableError
 from ....loop.schedules import LEVELS
 from ...cuda.card import Card
 from ...cuda.device import Device
@@ -35,7 +35,7 @@ class _Networks:
         tell: told, in a line, that engines are built.
 
     Raises:
-        NotHere: the library is not installed, or cannot open its plans here.
+        NotAvailableError: the library is not installed, or cannot open its plans here.
         InputError: the set has no graphs of this precision, or they cannot be built.
     """
 
@@ -60,11 +60,11 @@ class _Networks:
         """Refuses, before it is started, a card that the library does not serve in this precision.
 
         Raises:
-            NotHere: it does not, or the library is not installed.
+            NotAvailableError: it does not, or the library is not installed.
         """
         sm = 10 * card.capability[0] + card.capability[1]
         if reason := open_library(cls.target).unfit(sm, precision):
-            raise NotHere(f"--backend: {reason} ({card.name})")
+            raise NotAvailableError(f"--backend: {reason} ({card.name})")
 
     def _check(self) -> None:
         self._engine_set.require(self.precision)

@@ -16,7 +16,7 @@ CACHES, MOST_CACHES = "rpnet-tensorrt", 20
 MOST_GRAPHS = 8  # captured, of one engine
 
 
-class Refusal(Exception):
+class LibraryRefusedError(Exception):
     """Why the library does not do something, and whether another computer's might."""
 
     def __init__(self, reason: str, kind: type[InputError] = InputError) -> None:
@@ -97,7 +97,7 @@ class OpenPlan:
             self.forget()
             with self._library.explained(f"{self._library.title}, {self.spec.engine}", self._device):
                 if not self._context.set_input_shape(self._input, shape):
-                    raise Refusal(f"takes no input of {size}: {self._library.said()}")
+                    raise LibraryRefusedError(f"takes no input of {size}: {self._library.said()}")
                 self._scratch_bytes = max(1, int(self._context.update_device_memory_size_for_shapes()))
             self._shape = shape
         return self._scratch_bytes
@@ -115,7 +115,7 @@ class OpenPlan:
             scratch: address and size of memory it may overwrite while it runs.
 
         Raises:
-            NotHere: out of memory.
+            NotAvailableError: out of memory.
             InputError: anything else the library refuses.
         """
         key = (*sorted(addresses.items()), scratch)
@@ -135,7 +135,7 @@ class OpenPlan:
             self._context.set_device_memory(*scratch)
             for name, address in addresses.items():
                 if not self._context.set_tensor_address(name, address):
-                    raise Refusal(f"does not take the memory of {name}: {self._library.said()}")
+                    raise LibraryRefusedError(f"does not take the memory of {name}: {self._library.said()}")
             self._bound = key
 
     def _remember(self, key: tuple, graph: Callable[[], None] | None) -> None:
@@ -146,13 +146,13 @@ class OpenPlan:
 
     def _enqueue(self) -> None:
         if not self._context.execute_async_v3(self._device.driver.stream):
-            raise Refusal(self._library.said())
+            raise LibraryRefusedError(self._library.said())
 
     def _capture(self, key: tuple) -> bool:
         """One run as a graph, sent; False where that cannot be had, once and for all."""
         graph = None
         if self._capturable:
-            with contextlib.suppress(Refusal, InputError, RuntimeError, MemoryError):
+            with contextlib.suppress(LibraryRefusedError, InputError, RuntimeError, MemoryError):
                 graph = self._device.driver.capture(self._enqueue)
             self._capturable = graph is not None
         if graph is None:

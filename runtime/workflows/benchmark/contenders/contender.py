@@ -8,10 +8,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ....backends.engines import Engines, open_engines
+from ....backends.engines import OpenEngines
 from ....host.progress import Progress, silent
 from ....loop import iterstop
 from ....loop.schedules import LEVELS, Schedule
+from ....registration.engines import open_engines
 from .timing import Recorder, Span, timed
 
 Array = np.ndarray
@@ -162,7 +163,7 @@ class EngineContender:
 class EngineRunner:
     """Open engines behind the verbs that `register` uses, every call timed."""
 
-    def __init__(self, engines: Engines) -> None:
+    def __init__(self, engines: OpenEngines) -> None:
         self.plain = engines
         self._engines, self.recorder = timed(engines)
         facts = engines.as_dict()

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
-from ....backends.engines import Engines
+from ....backends.engines import OpenEngines
 
 Array = Any
 Shape = tuple[int, int, int]
@@ -200,7 +200,7 @@ class TimedSmoother:
         return self._recorder.call("smooth", self._recorder.level(residual.shape[0]), self._smoother, residual)
 
 
-def timed(engines: Engines) -> tuple[Engines, Recorder]:
+def timed(engines: OpenEngines) -> tuple[OpenEngines, Recorder]:
     """The same engines with both halves wrapped, and what records their calls."""
     recorder = Recorder(clock_of(engines.fields))
     networks, fields = TimedNetworks(engines.networks, recorder), TimedFields(engines.fields, recorder)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ....backends.engines import Engines
+from ....backends.engines import OpenEngines
 from ....errors import InputError
 from ....host.files.csv_lines import read_csv
 from ....host.machine import available_bytes
@@ -51,7 +51,7 @@ class PairScorer:
     def __init__(
         self,
         pair: Pair,
-        engines: Engines,
+        engines: OpenEngines,
         start: Options,
         label_ids: Sequence[int] | None = None,
         points_in: str | None = None,
@@ -64,7 +64,7 @@ class PairScorer:
         landmarks = _read_landmarks(pair, (self._fixed, self._moving), points_in)
         progress(f"{pair.name}: prepare")
         onto = FixedScan(self._fixed, engines, start, mask=pair.fixed_mask)
-        self._ready = onto.meet(self._moving, mask=pair.moving_mask)
+        self._ready = onto.align(self._moving, mask=pair.moving_mask)
         self._memory = Memory(_limit(), None if engines.networks.device == "cpu" else engines.fields.extremes)
         self._before = self._register(Options(schedule=NO_ITERATION).resolved(engines.engine_set))[0]
         self._judge = self._make_judge(start, landmarks)
