@@ -70,7 +70,7 @@ main = program(COMMANDS, CloneTools(_export_quietly, _torch_contenders, THIS_PRO
 def export(checkpoint, engine_dir, gate_shape, gate_fixed, gate_moving, spacing, window, notes, no_fp16, quiet) -> None:
     """Turn a checkpoint into an engine set.
 
-    The feature extractor and the four flow estimators become ONNX graphs, in fp32 and in fp16 (for NVIDIA cards). They
+    The feature extractor and the four flow estimators become ONNX graphs, in fp32 and in fp16 (for NVIDIA GPUs). They
     are published, in one atomic step, only after whole registrations with them equal those of the PyTorch network: in
     fp32 within 0.01 voxel everywhere and with the same iteration counts, in fp16 within 0.05 voxel on average.
     """
@@ -119,7 +119,7 @@ def _take_recipe(context: click.Context, _: click.Parameter, path: Path | None) 
     type=int,
     default=0,
     show_default=True,
-    help="Processes that make pairs beside training; not for generated pairs on a card, which are made there.",
+    help="Processes that make pairs beside training; not for generated pairs on a GPU, which are made there.",
 )
 @DATA("--seed", type=int, default=0, show_default=True, help="Of the first weights and of all that is drawn.")
 @LOSS("--res-blocks", type=int, default=2, show_default=True, help="Residual blocks per estimator, 0 to 4.")
@@ -170,7 +170,7 @@ def _take_recipe(context: click.Context, _: click.Parameter, path: Path | None) 
     type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
     default="auto",
     show_default=True,
-    help="auto: bf16 where the processor or card computes in it, else fp32. fp16: on cards, gradients scaled.",
+    help="auto: bf16 where the processor or GPU computes in it, else fp32. fp16: on GPUs, gradients scaled.",
 )
 @COMPUTING(
     "--channels-last",
@@ -205,7 +205,7 @@ def train(data, generated, quiet, **options) -> None:
     A recipe (--recipe) holds these options in a file. --finish ends a run of constant learning rate at any time, in a
     folder of its own, so that the run itself can go on.
 
-    Ctrl-C saves and ends after the step (exit code 130, of SIGTERM 143). Several processes or cards: torchrun
+    Ctrl-C saves and ends after the step (exit code 130, of SIGTERM 143). Several processes or GPUs: torchrun
     --nproc-per-node N cli.py train ...; a step then takes N times --accumulate pairs.
     """
     if bool(data) == generated:

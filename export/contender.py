@@ -46,7 +46,7 @@ class TorchContender:
 
     @property
     def words(self) -> str:
-        place = "" if self.device == "cpu" else ", on the card"
+        place = "" if self.device == "cpu" else ", on the GPU"
         return f"the eager PyTorch definition with the engine set's weights{place}"
 
     @property
@@ -72,15 +72,15 @@ class TorchContender:
         return TorchRunner(self)
 
 
-def torch_others(engine_dir: Path, threads: int | None, timed: bool, on_card: bool) -> Others:
+def torch_others(engine_dir: Path, threads: int | None, timed: bool, on_gpu: bool) -> Others:
     """PyTorch as reference, and where it is to be `timed` as a rival, there where the engines run.
 
-    On a card both of its modes are rivals; its fp32 defines what is right, on the CPU where PyTorch sees no card.
+    On a GPU both of its modes are rivals; its fp32 defines what is right, on the CPU where PyTorch sees no GPU.
     """
     on_host = TorchContender(engine_dir, threads)
     if on_host.missing:
         return Others()
-    if not on_card:
+    if not on_gpu:
         return Others((on_host,) if timed else (), (on_host,))
     modes = tuple(TorchContender(engine_dir, threads, "cuda", mode) for mode in MODES)
     return Others(modes if timed else (), (modes[0], on_host))
@@ -159,7 +159,7 @@ class TorchRunner:
         self._fields.warp(self._moving, flow).cpu().numpy()
         return flow[0].cpu().numpy(), folded_share(flow)
 
-    def card_memory(self) -> dict[str, int] | None:
+    def gpu_memory(self) -> dict[str, int] | None:
         import torch
 
         if self._device == "cpu":
@@ -174,7 +174,7 @@ def _prepare_cuda() -> None:
     if not torch.cuda.is_available():
         built = f"was built for CUDA {torch.version.cuda}" if torch.version.cuda else "was built without CUDA"
         raise NotAvailableError(
-            f"--against: torch {torch.__version__} sees no card ({built}), and the engines run on one; "
+            f"--against: torch {torch.__version__} sees no GPU ({built}), and the engines run on one; "
             "install a PyTorch for CUDA (pytorch.org), or leave --against out"
         )
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False

@@ -42,7 +42,7 @@ from runtime.registration.preprocessing import prepare
 from train.model.checkpoint import Checkpoint, load_checkpoint
 from train.model.network import LEVELS
 
-CARD = "MODEL_CARD.md"
+MODEL_CARD = "MODEL_CARD.md"
 LARGEST_NOTES = 1 << 24  # bytes
 GENERATED_SHAPE = (64, 80, 72)
 PARITY_KEYS = {"fp32": "parity", "fp16": "parity_fp16"}
@@ -134,7 +134,7 @@ def export_checkpoint(
                 parities[precision] = check_parity(network, engines, pair, images, echo)
             manifest[PARITY_KEYS[precision]] = parities[precision].as_dict()
         _write_set(stage, {}, manifest)
-        (stage / CARD).write_text(model_card(manifest, notes), encoding="utf-8")
+        (stage / MODEL_CARD).write_text(model_card(manifest, notes), encoding="utf-8")
         _publish(stage, engine_dir, manifest)
     echo(f"published {engine_dir}")
     return parities
@@ -225,7 +225,7 @@ def _write_set(folder: Path, graphs: dict[str, Graphs], manifest: dict[str, Any]
 def _publish(stage: Path, engine_dir: Path, manifest: dict[str, Any]) -> None:
     """Graphs first (their names carry their hash, so none of the old set is touched), then the manifest: that step."""
     names = {entry["file"] for key in GRAPH_KEYS.values() for entry in manifest.get(key, {}).values()}
-    for name in (*sorted(names), CARD, MANIFEST):
+    for name in (*sorted(names), MODEL_CARD, MANIFEST):
         sync(stage / name)
         os.replace(stage / name, engine_dir / name)
     sync(engine_dir)

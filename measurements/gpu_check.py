@@ -1,11 +1,11 @@
-"""Checks everything that computes on a CUDA card, then measures it; writes gpu_check.md and gpu_check.json.
+"""Checks everything that computes on a CUDA GPU, then measures it; writes gpu_check.md and gpu_check.json.
 
     python -m measurements.gpu_check --engine-dir engines/ --output gpu_check --quick
 
-On the card: all kernels against their definitions (and under compute-sanitizer where it is installed), every backend
+On the GPU: all kernels against their definitions (and under compute-sanitizer where it is installed), every backend
 against the CPU, the latency table with PyTorch in turn, each kernel's share of the memory's bandwidth, and where the
 loop's time goes. With --fixed and --moving also on two scans, with --fixed-labels and --moving-labels also by Dice.
-Exit code 1 where anything is wrong, or there is no card.
+Exit code 1 where anything is wrong, or there is no GPU.
 """
 
 import sys
@@ -20,10 +20,10 @@ from measurements.gpu.agreement import Agreement, Scans
 from measurements.gpu.flight import flights
 from measurements.gpu.kernel_tests import kernel_tests
 from measurements.gpu.kernel_times import kernel_times
-from measurements.gpu.latency import arguments, clean, latency, stages, torch_sees_card
+from measurements.gpu.latency import arguments, clean, latency, stages, torch_sees_gpu
 from measurements.gpu.part import DATA, TEXT, Part, guarded, verdict, write
 from measurements.gpu.place import place
-from runtime.backends.cuda.card import find_card
+from runtime.backends.cuda.gpu import find_gpu
 from runtime.backends.engines import SHIPPED
 from runtime.errors import InputError
 from runtime.workflows.benchmark.contenders.contender import EngineContender
@@ -32,7 +32,7 @@ from runtime.workflows.benchmark.pairs import Shape
 
 PATH = click.Path(path_type=Path)
 SHAPE: Shape = (160, 192, 160)
-HEAD = "# Check on a CUDA card"
+HEAD = "# Check on a CUDA GPU"
 KERNEL_RUNS, KERNEL_RUNS_QUICK = 40, 10
 
 
@@ -50,7 +50,7 @@ class Check:
         yield guarded("Machine", place)
         tell("the kernels' tests")
         yield guarded("Kernels against the definitions", lambda: kernel_tests(sanitize=not self.quick))
-        yield guarded("Card against CPU", self._agreement)
+        yield guarded("GPU against CPU", self._agreement)
         tell("the kernels' times")
         runs = KERNEL_RUNS_QUICK if self.quick else KERNEL_RUNS
         yield guarded("Kernels and the memory's bandwidth", lambda: kernel_times(self.shape, runs))
@@ -65,7 +65,7 @@ class Check:
 
     def _latency(self) -> Iterator[Part]:
         tell("the command benchmark, some minutes")
-        torch, records = torch_sees_card(), []
+        torch, records = torch_sees_gpu(), []
 
         def measured() -> Part:
             command = arguments(self.engine_dir, self.passed, self.shape, self.scans, torch, self.quick)
@@ -75,7 +75,7 @@ class Check:
 
         yield guarded("Latency", measured)
         if records and records[0]:
-            yield guarded("Where time goes on the card", lambda: stages(records[0]))
+            yield guarded("Where time goes on the GPU", lambda: stages(records[0]))
         tell("several pairs in flight")
         with tempfile.TemporaryDirectory() as folder:
             yield guarded("Throughput", lambda: flights(self.passed, self.shape, Path(folder)))
@@ -91,12 +91,12 @@ def tell(text: str) -> None:
 @click.option("--moving", type=PATH, help="See --fixed.")
 @click.option("--fixed-labels", type=PATH, help="Label maps of both, for Dice.")
 @click.option("--moving-labels", type=PATH, help="See --fixed-labels.")
-@click.option("--shape", type=int, nargs=3, default=SHAPE, show_default=True, help="Of images; less for a small card.")
+@click.option("--shape", type=int, nargs=3, default=SHAPE, show_default=True, help="Of images; less for a small GPU.")
 @click.option("--output", type=PATH, default="gpu_check", show_default=True, help="Folder for the record.")
 @click.option("--quick", is_flag=True, help="Fewer runs; no files, no start-up, no compute-sanitizer.")
 def main(engine_dir, fixed, moving, fixed_labels, moving_labels, shape, output, quick) -> None:
-    if isinstance(card := find_card(), str):
-        raise click.ClickException(f"this check needs an NVIDIA card, but {card}; nothing was checked")
+    if isinstance(gpu := find_gpu(), str):
+        raise click.ClickException(f"this check needs an NVIDIA GPU, but {gpu}; nothing was checked")
     if (fixed is None) != (moving is None) or (fixed is None and (fixed_labels or moving_labels)):
         raise click.ClickException("--fixed, --moving: expected both, and labels only with them")
     scans = Scans(fixed, moving, fixed_labels, moving_labels) if fixed else None

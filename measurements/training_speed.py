@@ -136,7 +136,7 @@ def measure(contenders: tuple, pairs: list[ImagePair], rounds: int, device: torc
     return results
 
 
-def peak_on_card(contender, pair: ImagePair, device: torch.device) -> float:
+def peak_on_gpu(contender, pair: ImagePair, device: torch.device) -> float:
     """MB allocated at most by a step; weights and optimiser states of both contenders, about 10 MB, included."""
     torch.cuda.reset_peak_memory_stats(device)
     contender.step(pair)
@@ -205,9 +205,9 @@ def main(shape, rounds, threads, device, precision, compiled, memory, output, pe
     place = ours.run.numerics.device
     results = measure(contenders, pairs, rounds, place)
     for contender in contenders if memory else ():
-        on_card = place.type == "cuda"
+        on_gpu = place.type == "cuda"
         results[contender.name]["peak_mb"] = (
-            peak_on_card(contender, pairs[0], place) if on_card else peak_on_cpu(contender)
+            peak_on_gpu(contender, pairs[0], place) if on_gpu else peak_on_cpu(contender)
         )
     report(options, contenders, results, place, output)
 

@@ -23,7 +23,7 @@ class InputError(ValueError):
 
 
 class NotAvailableError(InputError):
-    """What was asked for is sound but not to be had on this computer: a library, a driver, a card, its memory."""
+    """What was asked for is sound but not to be had on this computer: a library, a driver, a GPU, its memory."""
 
 
 class ScarceError(InputError):

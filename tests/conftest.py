@@ -10,24 +10,24 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="session", autouse=True)
-def hidden_card():
-    """Tests see no card, unless they ask for the stand-in of tests/backends/host_card: `auto` is the same everywhere.
+def hidden_gpu():
+    """Tests see no GPU, unless they ask for the stand-in of tests/backends/host_gpu: `auto` is the same everywhere.
 
     The stand-in takes the place of this computer's driver, so it is loaded before anything could load that one.
     """
-    from runtime.backends.cuda import card as cards
-    from tests.backends.host_card import card
+    from runtime.backends.cuda import gpu as gpus
+    from tests.backends.host_gpu import gpu
 
-    if card.REAL:
+    if gpu.REAL:
         yield
         return
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CUDA_VISIBLE_DEVICES", "")  # for processes that tests start
         with contextlib.suppress(pytest.skip.Exception):
-            card.stand_in()
-        patch.setattr(cards, "LIBRARY", "hidden from tests")
-        cards.find_card.cache_clear()
-        assert cards.find_card() == "this computer has no NVIDIA driver"
+            gpu.stand_in()
+        patch.setattr(gpus, "LIBRARY", "hidden from tests")
+        gpus.find_gpu.cache_clear()
+        assert gpus.find_gpu() == "this computer has no NVIDIA driver"
         patch.undo()
         patch.setenv("CUDA_VISIBLE_DEVICES", "")
         yield

@@ -63,7 +63,7 @@ class Pair:
 
     Attributes:
         move: the map, for points (..., 3) RAS mm.
-        warp: field in ITK's convention with both sides in its card.
+        warp: field in ITK's convention with both sides in its GPU.
     """
 
     reference: Path
@@ -94,7 +94,7 @@ def field(grid: Grid, move) -> Transform:
 
 
 def write_warp(path: Path, transform: Transform, start: Path, end: Path, convention: str = "itk") -> Path:
-    """A transform with both images in its card."""
+    """A transform with both images in its GPU."""
     write_transform(path, transform, convention, side(start), side(end))
     return path
 
@@ -114,6 +114,6 @@ def write_series(path: Path, grid: Grid, moves) -> Path:
 
 
 def write_plain_affine(path: Path, matrix: np.ndarray) -> Path:
-    """Four rows of four numbers, as anyone might write them: no card."""
+    """Four rows of four numbers, as anyone might write them: no GPU."""
     np.savetxt(path, matrix, fmt="%.17g")
     return path

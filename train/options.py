@@ -82,9 +82,9 @@ class FitOptions:
     Computing:
     precision: "bf16" and "fp16" are autocast, "fp16" with scaled gradients and on CUDA devices alone; "auto" takes bf16
         where the processor or GPU computes in it, else "fp32". channels_last: memory layout; "auto": with autocast.
-    compile: torch.compile of the convolutions. device: "cuda", "cpu" or "auto", the card where there is one.
+    compile: torch.compile of the convolutions. device: "cuda", "cpu" or "auto", the GPU where there is one.
     threads: CPU threads, None for torch's choice. workers: processes that make pairs beside training; 0 where pairs
-        are generated on a card.
+        are generated on a GPU.
 
     Files:
     save_minutes: from one last.pt to the next. tensorboard: also log for TensorBoard, into tensorboard/. pictures: one

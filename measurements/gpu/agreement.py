@@ -1,4 +1,4 @@
-"""Every backend of the card beside ONNX Runtime in fp32 on the CPU: flow, iteration counts, and Dice with labels."""
+"""Every backend of the GPU beside ONNX Runtime in fp32 on the CPU: flow, iteration counts, and Dice with labels."""
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -97,7 +97,7 @@ class Agreement:
         engine_dir: the engine set.
         shape: of the generated pair.
         scans: two more.
-        candidates: those to hold against the reference; None: all of the card's.
+        candidates: those to hold against the reference; None: all of the GPU's.
         progress: told what happens.
     """
 
@@ -110,7 +110,7 @@ class Agreement:
         progress: Callable[[str], None] = lambda text: None,
     ) -> None:
         self._engine_dir, self._shape, self._scans, self._progress = engine_dir, shape, scans, progress
-        self._candidates = list(of_the_card(engine_dir)) if candidates is None else candidates
+        self._candidates = list(of_the_gpu(engine_dir)) if candidates is None else candidates
         engine_set = load_engine_set(engine_dir)
         schedule = parse_schedule("iterstop", **engine_set.stop)
         self._task = Task(schedule, engine_set.stop["similarity"])
@@ -119,7 +119,7 @@ class Agreement:
 
     def part(self) -> Part:
         """The comparison; afterwards `passed` and `failed` have those that are to be had here."""
-        part = Part("Card against CPU", record={"rows": [], "not opened": []})
+        part = Part("GPU against CPU", record={"rows": [], "not opened": []})
         with tempfile.TemporaryDirectory() as folder:
             self._folder = Path(folder)
             self._images = self._folder / "pair.npz"
@@ -135,7 +135,7 @@ class Agreement:
                 self._add(part, candidate, expected)
         part.lines = _lines(part.record, reference.name)
         if not part.record["rows"]:
-            part.wrong.append("no backend of the card could be opened")
+            part.wrong.append("no backend of the GPU could be opened")
         return part
 
     def _results(self, worker: Worker, name: str) -> Iterator[tuple[str, tuple[dict, Path]]]:
@@ -176,11 +176,11 @@ class Agreement:
         (self.failed if refusals else self.passed).append(candidate)
 
 
-def of_the_card(engine_dir: Path) -> Iterator[EngineContender]:
-    """Every backend of a card, in each of the precisions that the set has for it."""
+def of_the_gpu(engine_dir: Path) -> Iterator[EngineContender]:
+    """Every backend of a GPU, in each of the precisions that the set has for it."""
     engine_set = load_engine_set(engine_dir)
     for name, backend in BACKENDS.items():
-        for precision in backend.offered(engine_set) if backend.card else ():
+        for precision in backend.offered(engine_set) if backend.gpu else ():
             yield EngineContender(engine_dir, name, precision)
 
 

@@ -1,4 +1,4 @@
-"""Throughput: pairs of host images to host flows, one after another and several in flight on the card."""
+"""Throughput: pairs of host images to host flows, one after another and several in flight on the GPU."""
 
 import time
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The project's own tests of the kernels, run on the card; then every kernel once under compute-sanitizer."""
+"""The project's own tests of the kernels, run on the GPU; then every kernel once under compute-sanitizer."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ from measurements.gpu.part import Part
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TESTS = ("tests/backends/test_fields.py", "tests/backends/test_kernels_cuda.py")
-ON_CARD = {"RPNET_TEST_CARD": "1"}  # tests.backends.host_card.card then opens the card, not its stand-in
+ON_GPU = {"RPNET_TEST_GPU": "1"}  # tests.backends.host_gpu.gpu then opens the GPU, not its stand-in
 SANITIZER = "compute-sanitizer"
 PLACES = "/usr/local/cuda*/bin/compute-sanitizer"
 FOUND_SOMETHING = 86  # exit code of ours
@@ -30,7 +30,7 @@ class Outcome:
 
     def wrong(self) -> list[str]:
         found = [f"failed: {name}" for name in self.failed]
-        return found if self.passed or found else ["no test ran on the card"]
+        return found if self.passed or found else ["no test ran on the GPU"]
 
 
 def read_outcome(report: str) -> Outcome:
@@ -48,10 +48,10 @@ def read_outcome(report: str) -> Outcome:
 
 
 def kernel_tests(sanitize: bool) -> Part:
-    """All kernels against their definitions, on the card."""
+    """All kernels against their definitions, on the GPU."""
     outcome, ending = _run_tests()
     part = Part("Kernels against the definitions", record=vars(outcome), wrong=outcome.wrong())
-    part.lines = [f"{outcome.passed} tests passed on the card, {len(outcome.failed)} failed."]
+    part.lines = [f"{outcome.passed} tests passed on the GPU, {len(outcome.failed)} failed."]
     if not outcome.passed and not outcome.failed:
         part.lines += ["", f"pytest ended with: {ending}"]
     part.notes = [f"tests skipped: {reason}" for reason in outcome.skipped]
@@ -64,7 +64,7 @@ def _run_tests() -> tuple[Outcome, str]:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         options = ["-p", "no:cacheprovider", f"--junitxml={report}", "--show-capture=no"]
-        code, output = _run([sys.executable, "-m", "pytest", *TESTS, *options], TEST_SECONDS, ON_CARD)
+        code, output = _run([sys.executable, "-m", "pytest", *TESTS, *options], TEST_SECONDS, ON_GPU)
         last = output.strip().rpartition("\n")[2] or f"exit code {code}"
         if not report.is_file():
             return Outcome(0, (), ()), last

@@ -1,4 +1,4 @@
-"""Time of every kernel by the card's own events, beside the least its memory would need for the bytes it moves.
+"""Time of every kernel by the GPU's own events, beside the least its memory would need for the bytes it moves.
 
 As a program it runs each kernel once on a small grid, for compute-sanitizer to look at.
 """
@@ -177,7 +177,7 @@ def row(case: Case, seconds: list[float], reached: float) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Kernels:
-    """Measures the card's kernels, in a process of its own."""
+    """Measures the GPU's kernels, in a process of its own."""
 
     shape: Shape
     runs: int
@@ -189,7 +189,7 @@ class Kernels:
 
 
 def kernel_times(shape: Shape, runs: int) -> Part:
-    """The kernels of the card, as a part of the check."""
+    """The kernels of the GPU, as a part of the check."""
     return report(call_once(Kernels(shape, runs), "the kernels", "measure"))
 
 
@@ -208,7 +208,7 @@ def report(found: dict[str, Any]) -> Part:
         for kernel in found["kernels"]
     ]
     words = [
-        f"Grid {by(found['shape'])}; a large copy on the card moves {found['bandwidth'] / 1e9:.0f} GB/s.",
+        f"Grid {by(found['shape'])}; a large copy on the GPU moves {found['bandwidth'] / 1e9:.0f} GB/s.",
         f"Caches are emptied before each call. Events with nothing between them are {ms(found['nothing'])} ms apart.",
         "Floor: what each kernel must read and write at least, each voxel once, at that bandwidth.",
     ]
@@ -226,7 +226,7 @@ def _misses(found: dict[str, Any]) -> list[str]:
 
 
 def run_once() -> None:
-    """Every kernel once, on a small grid, and what went wrong on the card meanwhile."""
+    """Every kernel once, on a small grid, and what went wrong on the GPU meanwhile."""
     from runtime.backends.cuda.open_device import open_device
 
     device = open_device()

@@ -1,4 +1,4 @@
-"""The latency table of the command `benchmark` on the card, with PyTorch in turn, and where the loop's time goes."""
+"""The latency table of the command `benchmark` on the GPU, with PyTorch in turn, and where the loop's time goes."""
 
 import json
 import subprocess
@@ -16,14 +16,14 @@ from runtime.workflows.benchmark.report.cells import markdown, ms
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SECONDS = 3600
-TORCH_ON_CARD = "import sys, torch; sys.exit(not torch.cuda.is_available())"
-LEAST_SPEED_UP = 5.0  # over eager PyTorch in fp32 on the same card
+TORCH_ON_GPU = "import sys, torch; sys.exit(not torch.cuda.is_available())"
+LEAST_SPEED_UP = 5.0  # over eager PyTorch in fp32 on the same GPU
 RIVAL = "torch fp32 cuda"
 
 
-def torch_sees_card() -> bool:
-    """Asked in a process of its own, which leaves nothing on the card."""
-    return subprocess.run([sys.executable, "-c", TORCH_ON_CARD], capture_output=True).returncode == 0
+def torch_sees_gpu() -> bool:
+    """Asked in a process of its own, which leaves nothing on the GPU."""
+    return subprocess.run([sys.executable, "-c", TORCH_ON_GPU], capture_output=True).returncode == 0
 
 
 def arguments(
@@ -65,7 +65,7 @@ def latency(command: Sequence[str], torch: bool) -> tuple[Part, dict[str, Any] |
     if done.returncode:
         part.wrong.append(done.stderr.strip().rpartition("\n")[2] or f"benchmark ended with {done.returncode}")
     if not torch:
-        part.notes.append("PyTorch is not installed or sees no card: not timed beside the engines")
+        part.notes.append("PyTorch is not installed or sees no GPU: not timed beside the engines")
     part.notes += _slow(record or {})
     return part, record
 
@@ -86,7 +86,7 @@ def _slow(record: dict[str, Any]) -> list[str]:
 
 
 def stages(record: dict[str, Any]) -> Part:
-    """Where the loop's time goes on the card: its stages, and when it had nothing to do."""
+    """Where the loop's time goes on the GPU: its stages, and when it had nothing to do."""
     rows = [share_of(row) for row in record["contenders"] if row.get("card_memory") and "account" in row]
     parts = ("encode", "estimator", "fields", "idle")
     head = ("mean ms a run", "loop", *parts, "idle %", "decisions", "idle a decision", "images an hour")
@@ -101,9 +101,9 @@ def stages(record: dict[str, Any]) -> Part:
         ]
         for row in rows
     ]
-    words = "Idle is what no stage's span covers: the card waits for the host, at decisions or for the next kernel."
+    words = "Idle is what no stage's span covers: the GPU waits for the host, at decisions or for the next kernel."
     words += " PyTorch's waits are in its scores. Images an hour: one after another, to the same fixed image."
-    return Part("Where time goes on the card", [words, "", *markdown(head, table)], rows)
+    return Part("Where time goes on the GPU", [words, "", *markdown(head, table)], rows)
 
 
 def share_of(row: dict[str, Any]) -> dict[str, Any]:

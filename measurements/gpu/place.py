@@ -1,8 +1,8 @@
-"""Where the check runs: card, driver, clocks, processor, versions of all libraries."""
+"""Where the check runs: GPU, driver, clocks, processor, versions of all libraries."""
 
 from measurements.gpu.part import Part
 from runtime.host.machine import installed_versions
-from runtime.workflows.benchmark.machine.gpu import card_doubts, card_words
+from runtime.workflows.benchmark.machine.gpu import gpu_doubts, gpu_words
 from runtime.workflows.benchmark.machine.host import machine_facts
 
 # Distributions beyond what a registration's report names; the engine libraries come under several names.
@@ -13,19 +13,19 @@ PACKAGES += ("cuda-core", "nvidia-cuda-nvrtc", "pycuda", "tensorrt", "tensorrt-r
 def place() -> Part:
     """The machine, as a part; what makes its figures doubtful stands in the notes."""
     facts, libraries = machine_facts(), installed_versions(PACKAGES)
-    card = facts["card"]
+    gpu = facts["card"]
     lines = [
-        f"- card: {card_words(card) if card else 'none'}",
-        f"- now: {_now(card or {})}",
+        f"- GPU: {gpu_words(gpu) if gpu else 'none'}",
+        f"- now: {_now(gpu or {})}",
         f"- processor: {facts['cpu']}, {facts['cores']} cores usable; load {facts['load_average']}",
         f"- system: {facts['system']}",
         f"- libraries: {', '.join(f'{name} {version}' for name, version in libraries.items())}",
     ]
-    return Part("Machine", lines, {"machine": facts, "libraries": libraries}, notes=card_doubts(card))
+    return Part("Machine", lines, {"machine": facts, "libraries": libraries}, notes=gpu_doubts(gpu))
 
 
-def _now(card: dict) -> str:
+def _now(gpu: dict) -> str:
     units = {"clock_mhz": "MHz", "memory_clock_mhz": "MHz of memory", "temperature_c": "degrees C"}
     units |= {"memory_used_mib": "MiB used", "used_percent": "% busy"}
-    told = [f"{card[name]:.0f} {unit}" for name, unit in units.items() if isinstance(card.get(name), float)]
+    told = [f"{gpu[name]:.0f} {unit}" for name, unit in units.items() if isinstance(gpu.get(name), float)]
     return ", ".join(told) or "nvidia-smi tells nothing"

@@ -114,7 +114,7 @@ def open_set(
         engine_set: the set.
         backend, threads, precision, progress: as for `runtime.open_engines`.
         kind: what to make of it.
-        alone: whether no other thread of this process works on the same card meanwhile.
+        alone: whether no other thread of this process works on the same GPU meanwhile.
     """
     check_choice(engine_set, backend, threads, precision)
     threads = threads or cores()

@@ -2,7 +2,7 @@
 
 Between the halves everything is channels-last: image (I, J, K), feature maps (I, J, K, C), flow (I, J, K, 3). An
 interpolated place then reads its channels in one piece, and the warped ones go straight where the engine reads them.
-On the host all is float32; on a card, features are of the engines' precision, images and flows float32.
+On the host all is float32; on a GPU, features are of the engines' precision, images and flows float32.
 """
 
 import copy
@@ -19,12 +19,12 @@ FINEST = 1  # the level of the image's own grid
 class Networks(Protocol):
     """Runs the engines. Arrays are of the kind its field operations work on.
 
-    Made from (engine_set, threads, precision); those of a card from (engine_set, device, precision, tell), after their
-    class method ``check_card(card, precision)`` has raised nothing (`runtime.backends.registry.Backend.open`).
+    Made from (engine_set, threads, precision); those of a GPU from (engine_set, device, precision, tell), after their
+    class method ``check_gpu(GPU, precision)`` has raised nothing (`runtime.backends.registry.Backend.open`).
 
     Attributes:
         library, version: what runs the engines.
-        device: "cpu" or a card's name.
+        device: "cpu" or a GPU's name.
         precision: "fp32", "fp16" or "bf16", in which the engines compute.
         closed: whether `close` was called.
     """

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import InputError, NotAvailableError, first_line
 from ..host.machine import installed_versions, processor_features
-from .cuda.card import find_card, has_driver
+from .cuda.gpu import find_gpu, has_driver
 from .engine_set import EngineSet
 
 PRECISIONS = ("fp32", "fp16", "bf16")
@@ -28,7 +28,7 @@ class Backend:
         precisions: in which its engines can compute; `auto` takes the first one that the engine set has graphs for.
         library: the importable package it needs.
         install: how a user gets it.
-        card: whether it works on an NVIDIA card. Its networks then take a device where others take threads.
+        gpu: whether it works on an NVIDIA GPU. Its networks then take a device where others take threads.
         distribution: the name under which `library` must be installed; None: any.
         auto_with: the instruction set (LLVM's name) with which `auto` takes it; None: any.
         channels: of level 1 that an engine set must have; None: any.
@@ -40,7 +40,7 @@ class Backend:
     precisions: tuple[str, ...]
     library: str
     install: str
-    card: bool = False
+    gpu: bool = False
     distribution: str | None = None
     auto_with: str | None = None
     channels: int | None = None
@@ -65,8 +65,8 @@ class Backend:
 
     @property
     def here(self) -> bool:
-        """Whether it is to be had on this computer: what it needs is installed, and a card is there if it needs one."""
-        return self.available and not (self.card and isinstance(find_card(), str))
+        """Whether it is to be had on this computer: what it needs is installed, and a GPU is there if it needs one."""
+        return self.available and not (self.gpu and isinstance(find_gpu(), str))
 
     def load(self) -> tuple[Any, Any]:
         """The classes of both halves, imported now.
@@ -90,21 +90,21 @@ class Backend:
 
         Args:
             engine_set: a checked set.
-            threads: of the processor; a card's backend has no use for them.
+            threads: of the processor; a GPU's backend has no use for them.
             precision: one of `precisions`.
             tell: told, in a line, what takes a while.
-            alone: whether no other thread of this process works on the card meanwhile.
+            alone: whether no other thread of this process works on the GPU meanwhile.
 
         Raises:
             NotAvailableError: what it needs is not to be had on this computer.
         """
         networks, fields = self.load()
-        if not self.card:
+        if not self.gpu:
             return networks(engine_set, threads, precision), fields(threads)
         from .cuda.open_device import open_device
         from .self_test import try_out
 
-        networks.check_card(find_card(), precision)
+        networks.check_gpu(find_gpu(), precision)
         device = open_device(alone)
         with device.current():
             try:
@@ -113,7 +113,7 @@ class Backend:
                 return halves
             except InputError as error:
                 device.close()
-                # Whatever it is, it is the card's: the same set runs elsewhere.
+                # Whatever it is, it is the GPU's: the same set runs elsewhere.
                 raise NotAvailableError(str(error)) from None
 
     def unfit(self, engine_set: EngineSet) -> str | None:
@@ -137,7 +137,7 @@ class Backend:
         return self.unfit(engine_set)
 
 
-# In the order `auto` prefers them (docs/decisions/0006-cpu-backends.md, 0007-the-loop-on-a-card.md).
+# In the order `auto` prefers them (docs/decisions/0006-cpu-backends.md, 0007-the-loop-on-a-gpu.md).
 BACKENDS = {
     "tensorrt-rtx": Backend(
         networks=".networks.tensorrt.networks:TensorRtRtxNetworks",
@@ -145,7 +145,7 @@ BACKENDS = {
         precisions=("fp16", "fp32"),
         library="tensorrt_rtx",
         install=GPU_REQUIREMENTS,
-        card=True,
+        gpu=True,
     ),
     "tensorrt": Backend(
         networks=".networks.tensorrt.networks:TensorRtNetworks",
@@ -153,7 +153,7 @@ BACKENDS = {
         precisions=("fp16", "fp32"),
         library="tensorrt",
         install="pip install tensorrt --extra-index-url https://pypi.nvidia.com",
-        card=True,
+        gpu=True,
     ),
     "cuda": Backend(
         networks=".networks.onnxruntime_cuda:CudaOnnxRuntimeNetworks",
@@ -161,7 +161,7 @@ BACKENDS = {
         precisions=("fp32", "fp16"),
         library="onnxruntime",
         install='pip uninstall onnxruntime, then pip install "onnxruntime-gpu[cuda,cudnn]"',
-        card=True,
+        gpu=True,
         distribution="onnxruntime-gpu",
     ),
     "native": Backend(
@@ -243,8 +243,8 @@ def choose_backend(
     if name not in BACKENDS:
         raise InputError(f"--backend: got {name!r}, expected auto or one of {', '.join(BACKENDS)}")
     backend = BACKENDS[name]
-    if backend.card and isinstance(reason := find_card(), str):
-        raise NotAvailableError(f"--backend: {name} needs an NVIDIA card, but {reason}; use --backend auto")
+    if backend.gpu and isinstance(reason := find_gpu(), str):
+        raise NotAvailableError(f"--backend: {name} needs an NVIDIA GPU, but {reason}; use --backend auto")
     if not backend.available:
         raise NotAvailableError(f"--backend: {name} needs the package {backend.package}; {backend.install}")
     if reason := backend.unfit(engine_set):
@@ -254,29 +254,29 @@ def choose_backend(
 
 def _first_fit(engine_set: EngineSet, precision: str, broken: Mapping[str, str]) -> tuple[str, str]:
     reasons: dict[str, list[str]] = {}  # why not, and which
-    no_card = _no_card()
+    no_gpu = _no_gpu()
     for name, backend in BACKENDS.items():
-        if backend.card and no_card:
-            reasons[no_card] = []
+        if backend.gpu and no_gpu:
+            reasons[no_gpu] = []
         elif not backend.available:
             reasons.setdefault(f"{backend.package} is not installed", []).append(f"no {name}")
         elif reason := broken.get(name) or backend.passed_by(engine_set, precision):
             reasons.setdefault(reason, []).append(f"not {name}")
         else:
             return name, f"auto: {_told(reasons) or 'the fastest here'}"
-    remedy = next(backend.install for backend in BACKENDS.values() if not backend.card)
-    if precision != "auto" and any(backend.available and not backend.card for backend in BACKENDS.values()):
+    remedy = next(backend.install for backend in BACKENDS.values() if not backend.gpu)
+    if precision != "auto" and any(backend.available and not backend.gpu for backend in BACKENDS.values()):
         remedy = "use --precision auto"
     raise InputError(f"--backend: got auto, but nothing here can run these engines ({_told(reasons)}); {remedy}")
 
 
-def _no_card() -> str | None:
-    """Why no backend of a card can be had; the driver is woken only where a package could use it."""
-    if any(backend.card and backend.available for backend in BACKENDS.values()):
-        found = find_card()
+def _no_gpu() -> str | None:
+    """Why no backend of a GPU can be had; the driver is woken only where a package could use it."""
+    if any(backend.gpu and backend.available for backend in BACKENDS.values()):
+        found = find_gpu()
         return found if isinstance(found, str) else None
     if has_driver():
-        return f"nothing for the NVIDIA card is installed ({GPU_REQUIREMENTS})"
+        return f"nothing for the NVIDIA GPU is installed ({GPU_REQUIREMENTS})"
     return "this computer has no NVIDIA driver"
 
 
@@ -285,7 +285,7 @@ def _told(reasons: Mapping[str, list[str]]) -> str:
 
 
 def choose_precision(backend: str, precision: str, engine_set: EngineSet) -> str:
-    """The precision to compute in; whether processor or card can is checked by the networks.
+    """The precision to compute in; whether processor or GPU can is checked by the networks.
 
     Raises:
         InputError: an unknown precision, or one this backend, or this set for it, does not have.

@@ -1,7 +1,7 @@
-"""What opens on a card registers a small pair as the CPU does before anybody's scans are given to it.
+"""What opens on a GPU registers a small pair as the CPU does before anybody's scans are given to it.
 
-An engine can be built, opened and wrong: compiled for this card by a library that has a fault there. The trial costs a
-second and is made once for a card, its driver, the library and the graphs.
+An engine can be built, opened and wrong: compiled for this GPU by a library that has a fault there. The trial costs a
+second and is made once for a GPU, its driver, the library and the graphs.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from ..host.files.hashes import short_key
 from ..loop import iterstop
 from ..loop.schedules import parse_schedule
 from .cuda import KERNELS
-from .cuda.card import find_card
+from .cuda.gpu import find_gpu
 from .engine_set import ENGINES, EngineSet
 from .example import example_pair
 from .pair import FixedSide
@@ -24,14 +24,14 @@ from .tolerance import TOLERANCES, flow_difference
 
 SHAPE = (32, 40, 48)
 SCHEDULE = "1,1,1,1"
-CARDS, KEPT = "rpnet-cards", 50  # of the cache
+GPUS, KEPT = "rpnet-cards", 50  # of the cache
 
 
 def try_out(networks: Any, fields: Any, engine_set: EngineSet, threads: int, tell: Callable[[str], None]) -> None:
     """Holds both halves against ONNX Runtime in fp32 and numba, unless these have passed here before.
 
     Args:
-        networks, fields: of a card, open, its context current.
+        networks, fields: of a GPU, open, its context current.
         engine_set: that they run.
         threads: of the processor, for the other side.
         tell: told, in a line, that it takes a moment.
@@ -65,8 +65,8 @@ def try_out(networks: Any, fields: Any, engine_set: EngineSet, threads: int, tel
 def _record(networks: Any, engine_set: EngineSet) -> Path:
     """Where it is noted that these have passed."""
     graphs = [engine_set.graph_hash(name, networks.precision) for name in ENGINES]
-    facts = type(networks).__name__, networks.version, networks.precision, find_card(), graphs, KERNELS.read_bytes()
-    return cache_folder(CARDS) / CARDS / f"{short_key(*facts)}.json"
+    facts = type(networks).__name__, networks.version, networks.precision, find_gpu(), graphs, KERNELS.read_bytes()
+    return cache_folder(GPUS) / GPUS / f"{short_key(*facts)}.json"
 
 
 def _registered(networks: Any, fields: Any) -> iterstop.Iterations:

@@ -20,8 +20,8 @@ INSTALLED = (sys.executable, "-m", __package__.partition(".")[0])  # the words t
 @click.option("--precision", "precisions", multiple=True, default=("auto",), show_default=True, help="Likewise.")
 @click.option("--against", type=click.Choice(["torch"]), help="Also time the eager PyTorch loop, on the same device.")
 @click.option("--schedule", help="As for `register`.  [default: iterstop; with --shapes 1,1,1,1]")
-@click.option("--runs", type=click.IntRange(min=1), help="Timed rounds.  [default: 10; all on a card 40]")
-@click.option("--warmup", type=click.IntRange(min=0), help="Rounds before those.  [default: 1; all on a card 3]")
+@click.option("--runs", type=click.IntRange(min=1), help="Timed rounds.  [default: 10; all on a GPU 40]")
+@click.option("--warmup", type=click.IntRange(min=0), help="Rounds before those.  [default: 1; all on a GPU 3]")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads of engines and kernels.  [default: all cores]")
 @click.option("--no-files", is_flag=True, help="Leave out whole registrations from file to file.")
 @click.option("--no-start-up", is_flag=True, help="Leave out opening with nothing cached (half a minute of compiling).")
@@ -37,8 +37,8 @@ def benchmark(tools, against, shapes, backends, precisions, no_files, no_start_u
     installed). Contenders run in processes of their own, in turn. --backend and --precision take several names,
     comma-separated or repeated.
 
-    With an engine on a card, --against torch is PyTorch on that card: in fp32 without TF32, and with autocast to fp16
-    and channels-last memory; a PyTorch without CUDA is refused then. A card's times are its own, by events.
+    With an engine on a GPU, --against torch is PyTorch on that GPU: in fp32 without TF32, and with autocast to fp16
+    and channels-last memory; a PyTorch without CUDA is refused then. A GPU's times are its own, by events.
     """
     from ..workflows.benchmark import BenchmarkOptions, parse_names, parse_shapes, run_benchmark
 

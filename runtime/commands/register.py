@@ -49,7 +49,7 @@ from .terminal import (
     type=click.Choice(["auto", "tensorrt-rtx", "tensorrt", "cuda", "native", "openvino", "onnxruntime"]),
     default="auto",
     show_default=True,
-    help="What runs the engines; the first three need an NVIDIA card and requirements-gpu.txt.",
+    help="What runs the engines; the first three need an NVIDIA GPU and requirements-gpu.txt.",
 )
 @click.option(
     "--precision",

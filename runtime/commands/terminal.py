@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from .. import __version__
-from ..host.shipped import shipped_engines
+from ..host.shipped import install_command, shipped_engines
 from ..host.standard_streams import keep_streams_usable
 from ..host.stopping import Stopped, asked, exit_code, ignore_signals, raise_on_signals
 
@@ -75,7 +75,7 @@ def one_line_errors(command):
         except ModuleNotFoundError as error:
             package = (error.name or "").partition(".")[0]
             raise click.ClickException(
-                f"needs the package {package}, which is not installed; pip install {package}"
+                f"needs the package {package}, which is not installed; {install_command(package)}"
             ) from None
         except OSError as error:
             raise failure(refused(system_reason(error), error)) from None

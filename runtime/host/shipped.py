@@ -1,4 +1,4 @@
-"""The engine set that ships: beside `cli.py` in a clone of the project, inside the package where it is installed."""
+"""What differs between a clone of the project and the installed package: where engines ship, how to get packages."""
 
 from pathlib import Path
 
@@ -9,3 +9,9 @@ def shipped_engines() -> Path:
     """Folder of the engine set that ships."""
     inside = PACKAGE / "shipped"
     return inside if inside.is_dir() else PACKAGE.parent / "engines"
+
+
+def install_command(package: str) -> str:
+    """Return the command that installs a missing package."""
+    clone = (PACKAGE.parent / "requirements.txt").is_file()
+    return "pip install -r requirements.txt" if clone else f"pip install {package}"

@@ -4,6 +4,7 @@ import importlib.metadata
 from pathlib import Path
 
 from ..errors import InputError
+from ..host.shipped import install_command
 
 NAME = "mni152"
 FILE = "nilearn/datasets/data/mni_icbm152_{}_tal_nlin_sym_09a_converted.nii.gz"
@@ -22,6 +23,6 @@ def mni152_file(kind: str = "t1") -> Path:
     if path is None or not path.is_file():
         raise InputError(
             f"{NAME}: got no nilearn with its template brain in this environment, expected nilearn 0.10 or later; "
-            "run: pip install -r requirements.txt"
+            f"run: {install_command('nilearn')}"
         )
     return path

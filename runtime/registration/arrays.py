@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..backends.cuda.card import on_card
+from ..backends.cuda.gpu import on_gpu
 from ..backends.engines import OpenEngines
 from ..backends.holes import Holes
 from ..errors import InputError
@@ -30,7 +30,7 @@ def register_arrays(
 ) -> iterstop.Iterations:
     """The loop alone, on two images (I, J, K), float32 in [0, 1], on one grid whose sizes are multiples of 8.
 
-    On a card, images may lie there already, in arrays of torch, cupy, numba or pycuda (``__cuda_array_interface__`` or
+    On a GPU, images may lie there already, in arrays of torch, cupy, numba or pycuda (``__cuda_array_interface__`` or
     DLPack); they are read where they are.
 
     Args:
@@ -43,7 +43,7 @@ def register_arrays(
             one, both images are host arrays too.
 
     Returns:
-        Iterations whose flow is (3, I, J, K) in voxels: a host array, or where both images came from the card's memory
+        Iterations whose flow is (3, I, J, K) in voxels: a host array, or where both images came from the GPU's memory
         an array there that those libraries read without a copy.
 
     Raises:
@@ -56,7 +56,7 @@ def register_arrays(
     if fixed_mask is not None or moving_mask is not None:
         fixed, moving, holes = _masked(fixed, moving, fixed_mask, moving_mask)
     with engines.running():
-        there = on_card(fixed) and on_card(moving)
+        there = on_gpu(fixed) and on_gpu(moving)
         fixed, moving = to_device(engines, fixed, "fixed"), to_device(engines, moving, "moving")
         side = engines.fixed_side(fixed, similarity).smoothing(smooth)
         if not there:
@@ -71,8 +71,8 @@ def _masked(
     fixed: Array, moving: Array, fixed_mask: Array | None, moving_mask: Array | None
 ) -> tuple[Array, Array, tuple[Array | None, Array | None]]:
     """Both images without what does not count, holes filled from each other, and the holes."""
-    if on_card(fixed) or on_card(moving):
-        raise InputError("mask: is for images in host memory, but one lies on a card; copy both to the host")
+    if on_gpu(fixed) or on_gpu(moving):
+        raise InputError("mask: is for images in host memory, but one lies on a GPU; copy both to the host")
     images, holes = [], []
     for name, image, mask in (("fixed", fixed, fixed_mask), ("moving", moving, moving_mask)):
         if mask is not None and mask.shape != image.shape:
@@ -95,10 +95,10 @@ def to_device(engines: OpenEngines, image: Array, name: str) -> Array:
     Raises:
         InputError: it is not finite, constant, or outside [0, 1]; "fixed" or "moving", `name`, is in the line.
     """
-    if on_card(image) and engines.networks.device == "cpu":
+    if on_gpu(image) and engines.networks.device == "cpu":
         raise InputError(
-            f"{name} image: lies in a card's memory, but the engines run on the CPU ({engines.backend}); "
-            "copy it to the host, or open a backend of the card"
+            f"{name} image: lies in a GPU's memory, but the engines run on the CPU ({engines.backend}); "
+            "copy it to the host, or open a backend of the GPU"
         )
     image = engines.fields.to_device(image)
     low, high = engines.fields.extremes(image)

@@ -1,4 +1,4 @@
-"""Several pairs in flight on one card: while the host decides about one, another one computes."""
+"""Several pairs in flight on one GPU: while the host decides about one, another one computes."""
 
 import contextlib
 import itertools
@@ -33,7 +33,7 @@ def register_many(
     progress: Progress = silent,
     smooth: float = 0.0,
 ) -> Iterator[iterstop.Iterations]:
-    """Registers pairs of images (fixed, moving), several at a time on a card; each result is `register_arrays`'s.
+    """Registers pairs of images (fixed, moving), several at a time on a GPU; each result is `register_arrays`'s.
 
     Every pair in flight has engines, buffers and a stream of its own: about 1 GB at 160 x 192 x 160 in fp16. On a
     processor, which is busy with one, they are registered one after the other.
@@ -61,9 +61,9 @@ def register_many(
     with contextlib.ExitStack() as stack:
         first = _Lane(stack, lambda: opened(in_flight == 1))
         for pair in itertools.islice(pairs, 1):
-            # What the libraries compile for the card when a size first comes is there for the other lanes then.
+            # What the libraries compile for the GPU when a size first comes is there for the other lanes then.
             yield first.send(pair, how, rest=in_flight > 1).result()
-        more = in_flight - 1 if BACKENDS[first.engines.backend].card else 0
+        more = in_flight - 1 if BACKENDS[first.engines.backend].gpu else 0
         found = first.engines.backend, first.engines.precision
         lanes = [first, *(_Lane(stack, lambda: opened(False, *found)) for _ in range(more))]
         waiting: deque[Future[iterstop.Iterations]] = deque()

@@ -1,4 +1,4 @@
-"""A stand-in for TensorRT on a card whose memory is the host's: plans hold their graph, and ONNX Runtime runs them.
+"""A stand-in for TensorRT on a GPU whose memory is the host's: plans hold their graph, and ONNX Runtime runs them.
 
 It has what `runtime.backends.networks.tensorrt.library` uses of the API, and holds it to the real library's rules:
 layouts fit types, sizes lie in the profile, addresses are aligned, memory is as large as was asked for. Arithmetic is

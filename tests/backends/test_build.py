@@ -1,4 +1,4 @@
-"""Plans: what is built for which cards, and that only what is listed, unchanged and up to date is ever opened."""
+"""Plans: what is built for which GPUs, and that only what is listed, unchanged and up to date is ever opened."""
 
 import dataclasses
 import json
@@ -43,7 +43,7 @@ def store(tmp_path, cache) -> PlanStore:
 
 @pytest.fixture(scope="module")
 def library():
-    pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx, which builds without a card")
+    pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx, which builds without a GPU")
     from runtime.backends.networks.tensorrt.library import open_library
 
     return open_library("tensorrt-rtx")
@@ -89,7 +89,7 @@ class TestStore:
             (change(WANTED, engine="estimator_level2"), SHAPE, "none is built"),
             (change(WANTED, precision="fp32"), SHAPE, "none is built"),
             (change(WANTED, target="tensorrt"), SHAPE, "none is built"),
-            (change(WANTED, card="RTX 4090"), SHAPE, "none is built"),
+            (change(WANTED, gpu="RTX 4090"), SHAPE, "none is built"),
             (change(WANTED, graph="b" * 64), SHAPE, "built from another graph"),
             (change(WANTED, version="1.8"), SHAPE, "built by tensorrt-rtx 1.7, this is 1.8"),
             (change(WANTED, sms=(86,)), SHAPE, "built for SM 75, 89, not 86"),
@@ -153,7 +153,7 @@ class TestStore:
         assert len(list((tmp_path / "plans").glob("*.plan"))) == 2
         assert store.find(change(WANTED, graph="b" * 64))[1] == b"new"
 
-    def test_a_plan_for_more_cards_takes_the_place_of_one_for_fewer(self, store, tmp_path):
+    def test_a_plan_for_more_gpus_takes_the_place_of_one_for_fewer(self, store, tmp_path):
         store.keep([(change(SPEC, sms=(89,)), b"one")])
         store.keep([(SPEC, b"two")])
         store.keep([(change(SPEC, sms=(120,)), b"another")])
@@ -185,14 +185,14 @@ class TestStore:
         assert PlanStore(tmp_path).find(WANTED)[1] == b"old"
 
     def test_many_at_once_lose_nothing(self, store, tmp_path):
-        specs = [change(SPEC, card=f"card {n}") for n in range(12)]
-        threads = [threading.Thread(target=store.keep, args=[[(spec, spec.card.encode())]]) for spec in specs]
+        specs = [change(SPEC, gpu=f"GPU {n}") for n in range(12)]
+        threads = [threading.Thread(target=store.keep, args=[[(spec, spec.gpu.encode())]]) for spec in specs]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        assert {entry["card"] for entry in listing(tmp_path)} == {spec.card for spec in specs}
-        assert all(store.find(change(spec, sms=(75,)))[1] == spec.card.encode() for spec in specs)
+        assert {entry["gpu"] for entry in listing(tmp_path)} == {spec.gpu for spec in specs}
+        assert all(store.find(change(spec, sms=(75,)))[1] == spec.gpu.encode() for spec in specs)
 
 
 def full_disk(*_):
@@ -200,7 +200,7 @@ def full_disk(*_):
 
 
 class TestTensorRtRtx:
-    """The shipped set, built for every card TensorRT-RTX knows. Plans cannot be opened without one."""
+    """The shipped set, built for every GPU TensorRT-RTX knows. Plans cannot be opened without one."""
 
     def specs(self, shipped, library, precision, sms, profile=ORDINARY):
         return plan_specs(load_engine_set(shipped), precision, library, sms, "", profile)
@@ -208,7 +208,7 @@ class TestTensorRtRtx:
     def built(self, shipped, library, spec) -> bytes:
         return library.build(load_engine_set(shipped).path(spec.engine, spec.precision).read_bytes(), spec)
 
-    def test_cards(self, library):
+    def test_gpus(self, library):
         assert set(CAPABILITIES) <= set(library.sms)
         assert library.unfit(89, "fp32") is None and library.unfit(75, "fp16") is None
         assert "no fp32 3-D convolution for compute capability 7.5 (Turing); use --precision fp16" in library.unfit(
@@ -218,7 +218,7 @@ class TestTensorRtRtx:
 
     @pytest.mark.parametrize("precision", ["fp16", "fp32"])
     @pytest.mark.parametrize("sm", CAPABILITIES)
-    def test_every_graph_for_every_card(self, shipped, library, precision, sm):
+    def test_every_graph_for_every_gpu(self, shipped, library, precision, sm):
         for spec in self.specs(shipped, library, precision, (sm,)).values():
             if library.unfit(sm, precision):
                 with pytest.raises(
@@ -263,7 +263,7 @@ class TestTensorRtRtx:
                 "residual": (*planar, (1, 3, *size)),
             }
 
-    def test_working_size_for_all_cards_at_once(self, shipped, library, tmp_path, cache):
+    def test_working_size_for_all_gpus_at_once(self, shipped, library, tmp_path, cache):
         """Also no constants of the image's size in a plan: 69 MB of zeros that pad its one channel."""
         folder = copied(shipped, tmp_path)
         options = BuildOptions("tensorrt-rtx", CAPABILITIES, ("fp16",), Profile.only(SHAPE))
@@ -300,17 +300,17 @@ class TestTensorRtRtx:
         with pytest.raises(InputError, match="12 channels, expected a multiple of 8; use --precision fp32"):
             library.build(model.SerializeToString(), change(SPEC, sms=(89,)))
 
-    def test_opening_one_without_a_card_is_one_line(self, shipped, library):
-        from runtime.backends.cuda.card import find_card
+    def test_opening_one_without_a_gpu_is_one_line(self, shipped, library):
+        from runtime.backends.cuda.gpu import find_gpu
 
-        if not isinstance(find_card(), str):
-            pytest.skip("there is a card")
+        if not isinstance(find_gpu(), str):
+            pytest.skip("there is a GPU")
         spec = self.specs(shipped, library, "fp16", (89,))["estimator_level4"]
 
         class Device:
-            name = "no card"
+            name = "no GPU"
 
-        line = r"--backend: TensorRT-RTX .* cannot be opened on no card: .*driver"
+        line = r"--backend: TensorRT-RTX .* cannot be opened on no GPU: .*driver"
         with pytest.raises(NotAvailableError, match=line) as error:
             library.open(self.built(shipped, library, spec), spec, Device())
         assert "\n" not in str(error.value)
@@ -358,7 +358,7 @@ class TestCommand:
         "arguments, message",
         [
             (("--sm", "75", "--precision", "fp32"), r"nothing can be built \(SM 75 in fp32: .* use --precision fp16"),
-            (("--sm", "75,90"), r"--sm: got 90, TensorRT-RTX .* builds for 75, 80, .*; for other cards use --target"),
+            (("--sm", "75,90"), r"--sm: got 90, TensorRT-RTX .* builds for 75, 80, .*; for other GPUs use --target"),
             (("--sm", "x"), "--sm: got 'x', expected compute capabilities such as 75,86,120"),
             (("--shape", "20,32,32"), "--shape, --shapes: got 20,32,32, expected multiples of 8, at least 16"),
             (("--shapes", "64,64,64 32,32,32 96,96,96"), "expected smallest, usual and largest in this order"),
@@ -404,38 +404,38 @@ class TestCommand:
 
 
 class TestTensorRt:
-    """TensorRT builds for the card at hand; its package is played by a stand-in."""
+    """TensorRT builds for the GPU at hand; its package is played by a stand-in."""
 
     @pytest.fixture
-    def card(self, monkeypatch):
+    def gpu(self, monkeypatch):
         import sys
 
-        from runtime.backends.cuda.card import Card
+        from runtime.backends.cuda.gpu import GpuInfo
         from runtime.backends.networks.tensorrt import build
         from tests.backends.fake_tensorrt import fake_module
 
         monkeypatch.setitem(sys.modules, "tensorrt", fake_module("tensorrt", "11.0"))
-        monkeypatch.setattr(build, "find_card", lambda: Card("RTX 4090", (8, 9), 24 * 10**9, (13, 0)))
+        monkeypatch.setattr(build, "find_gpu", lambda: GpuInfo("RTX 4090", (8, 9), 24 * 10**9, (13, 0)))
         return build
 
-    def test_for_the_card_in_fp16(self, shipped, tmp_path, cache, card):
+    def test_for_the_gpu_in_fp16(self, shipped, tmp_path, cache, gpu):
         folder = copied(shipped, tmp_path)
         build_plans(folder, BuildOptions("tensorrt"))
-        facts = {(entry["card"], *entry["sms"], entry["precision"], entry["version"]) for entry in listing(folder)}
+        facts = {(entry["gpu"], *entry["sms"], entry["precision"], entry["version"]) for entry in listing(folder)}
         assert facts == {("RTX 4090", 89, "fp16", "11.0")} and len(listing(folder)) == len(ENGINES)
 
-    def test_another_card_is_refused(self, shipped, card):
-        with pytest.raises(InputError, match=r"--sm: got 86, TensorRT 11.0 builds only for the card at hand, RTX 4090"):
+    def test_another_gpu_is_refused(self, shipped, gpu):
+        with pytest.raises(InputError, match=r"--sm: got 86, TensorRT 11.0 builds only for the GPU at hand, RTX 4090"):
             build_plans(shipped, BuildOptions("tensorrt", (86,)))
 
-    def test_without_a_card(self, shipped, card, monkeypatch):
-        monkeypatch.setattr(card, "find_card", lambda: "no NVIDIA driver is installed")
+    def test_without_a_gpu(self, shipped, gpu, monkeypatch):
+        monkeypatch.setattr(gpu, "find_gpu", lambda: "no NVIDIA driver is installed")
         with pytest.raises(
-            NotAvailableError, match="builds for the card at hand, but no NVIDIA driver is installed; use --target"
+            NotAvailableError, match="builds for the GPU at hand, but no NVIDIA driver is installed; use --target"
         ):
             build_plans(shipped, BuildOptions("tensorrt"))
 
-    def test_what_kernels_took_is_kept_for_the_next_build(self, shipped, tmp_path, cache, card):
+    def test_what_kernels_took_is_kept_for_the_next_build(self, shipped, tmp_path, cache, gpu):
         folder = copied(shipped, tmp_path)
         for times in (1, 2):
             build_plans(folder, BuildOptions("tensorrt", precisions=("fp32",)))

@@ -1,6 +1,6 @@
-"""The device layer: memory, arrays that other libraries read, and what is said when a card is not to be had.
+"""The device layer: memory, arrays that other libraries read, and what is said when a GPU is not to be had.
 
-It runs on the stand-in for the CUDA driver (tests/backends/host_card), through the same cuda-python as on a card.
+It runs on the stand-in for the CUDA driver (tests/backends/host_gpu), through the same cuda-python as on a GPU.
 """
 
 import gc
@@ -11,28 +11,28 @@ import numpy as np
 import pytest
 
 from runtime.backends.cuda import dlpack
-from runtime.backends.cuda.card import Card, find_card
 from runtime.backends.cuda.device import SLOTS
+from runtime.backends.cuda.gpu import GpuInfo, find_gpu
 from runtime.errors import InputError, NotAvailableError
-from tests.backends.host_card import card
+from tests.backends.host_gpu import gpu
 
 FREE_BYTES = 1 << 33
 
 
 @pytest.fixture
 def device():
-    return card.open_host_device()
+    return gpu.open_host_device()
 
 
 @pytest.fixture
 def stand_in(device, monkeypatch):
     """The stand-in's controls; what a test sets is undone."""
-    card.seen(monkeypatch)
-    library = card.stand_in()
+    gpu.seen(monkeypatch)
+    library = gpu.stand_in()
     yield library
-    library.host_card_set_memory(FREE_BYTES)
-    library.host_card_set_devices(1)
-    library.host_card_set_failing(0)
+    library.host_gpu_set_memory(FREE_BYTES)
+    library.host_gpu_set_devices(1)
+    library.host_gpu_set_failing(0)
 
 
 def counting(shape=(2, 3, 4), dtype=np.float32):
@@ -81,42 +81,42 @@ class TestArrays:
         assert device.empty((11, 13)).pointer == pointer
 
     def test_resting_gives_memory_back(self, device, stand_in):
-        if card.REAL:
+        if gpu.REAL:
             pytest.skip("counts the stand-in's memory")
         device.rest()
-        before = stand_in.host_card_used()
+        before = stand_in.host_gpu_used()
         array = device.empty((100, 100))
-        assert stand_in.host_card_used() > before
+        assert stand_in.host_gpu_used() > before
         del array
         gc.collect()
         device.rest()
-        assert stand_in.host_card_used() == before
+        assert stand_in.host_gpu_used() == before
 
     def test_memory_others_could_read_waits_for_all_of_the_device(self, device, stand_in):
         """Their streams are not ours: what they read may not be overwritten before they are done."""
         array = device.empty((17, 19))
-        pointer, before = array.pointer, stand_in.host_card_calls(b"cuCtxSynchronize")
+        pointer, before = array.pointer, stand_in.host_gpu_calls(b"cuCtxSynchronize")
         assert array.moveaxis(0, 1).__cuda_array_interface__["data"][0] == pointer
         del array
         gc.collect()
-        assert stand_in.host_card_calls(b"cuCtxSynchronize") == before
+        assert stand_in.host_gpu_calls(b"cuCtxSynchronize") == before
         assert device.empty((17, 19)).pointer == pointer
-        assert stand_in.host_card_calls(b"cuCtxSynchronize") == before + 1
+        assert stand_in.host_gpu_calls(b"cuCtxSynchronize") == before + 1
 
     def test_a_closed_device_gives_memory_back_at_once(self, device, stand_in):
         from runtime.backends.cuda.open_device import open_device
 
-        before = stand_in.host_card_used()
+        before = stand_in.host_gpu_used()
         other = open_device()
         with other.current():
             kept = other.upload(counting((100, 100)))
             other.empty((50, 50))
             other.close()
             np.testing.assert_array_equal(other.download(kept), counting((100, 100)))
-        assert stand_in.host_card_used() > before
+        assert stand_in.host_gpu_used() > before
         del kept
         gc.collect()
-        assert stand_in.host_card_used() == before
+        assert stand_in.host_gpu_used() == before
 
     def test_slots_come_back(self, device):
         for _ in range(3 * SLOTS):
@@ -169,7 +169,7 @@ class TestOtherLibraries:
         del capsule
         assert len(dlpack._lent) == lent
 
-    def test_memory_of_another_card_is_refused(self, device):
+    def test_memory_of_another_gpu_is_refused(self, device):
         facts = {"data": (16, False), "shape": (1,), "typestr": "<f4", "version": 2}
         with pytest.raises(InputError, match=r"array: its memory is not that of .* \(device 0\); copy it there"):
             device.wrap(SimpleNamespace(__cuda_array_interface__=facts))
@@ -206,7 +206,7 @@ class _Foreign:
 class TestWhatIsSaid:
     def test_out_of_memory(self, device, stand_in):
         device.rest()
-        stand_in.host_card_set_memory(stand_in.host_card_used() + 1_000_000)
+        stand_in.host_gpu_set_memory(stand_in.host_gpu_used() + 1_000_000)
         kept = device.empty((100, 1000))
         line = (
             f"--backend: {device.name} is out of memory: wanted 4 MB more, free are 0.0 of "
@@ -219,29 +219,29 @@ class TestWhatIsSaid:
         assert device.empty((250, 999)).nbytes == 999_000  # what lay in the pool has been given back for it
 
     def test_the_driver_reports_an_error(self, device, stand_in):
-        stand_in.host_card_set_failing(700)
+        stand_in.host_gpu_set_failing(700)
         with pytest.raises(InputError, match=r"CUDA: CUDA_ERROR_ILLEGAL_ADDRESS: .*; run nvidia-smi"):
             device.driver.synchronize()
 
-    def test_the_card_is_found_without_packages(self, stand_in):
-        assert find_card.__wrapped__() == Card("stand-in on the host", (8, 9), FREE_BYTES, (13, 0), "0000:00:00.0")
+    def test_the_gpu_is_found_without_packages(self, stand_in):
+        assert find_gpu.__wrapped__() == GpuInfo("stand-in on the host", (8, 9), FREE_BYTES, (13, 0), "0000:00:00.0")
 
-    def test_no_card(self, stand_in):
+    def test_no_gpu(self, stand_in):
         from runtime.backends.cuda.open_device import open_device
 
-        stand_in.host_card_set_devices(0)
-        assert find_card.__wrapped__() == "the NVIDIA driver finds no usable card (CUDA_ERROR_NO_DEVICE)"
-        with pytest.raises(NotAvailableError, match="--backend: needs an NVIDIA card, but the NVIDIA driver finds no"):
+        stand_in.host_gpu_set_devices(0)
+        assert find_gpu.__wrapped__() == "the NVIDIA driver finds no usable GPU (CUDA_ERROR_NO_DEVICE)"
+        with pytest.raises(NotAvailableError, match="--backend: needs an NVIDIA GPU, but the NVIDIA driver finds no"):
             open_device()
 
     def test_no_driver(self, monkeypatch):
-        monkeypatch.setattr("runtime.backends.cuda.card.LIBRARY", "libcuda.so.none")
-        assert find_card.__wrapped__() == "this computer has no NVIDIA driver"
+        monkeypatch.setattr("runtime.backends.cuda.gpu.LIBRARY", "libcuda.so.none")
+        assert find_gpu.__wrapped__() == "this computer has no NVIDIA driver"
 
     def test_a_driver_that_fails(self, device, stand_in):
         from runtime.backends.cuda.driver_cuda_python import CudaPythonDriver
 
-        stand_in.host_card_set_failing(3)
+        stand_in.host_gpu_set_failing(3)
         line = re.escape("--backend: device 0 cannot be used through cuda-python (CUDA: ")
         with pytest.raises(NotAvailableError, match=line):
             CudaPythonDriver()
@@ -249,7 +249,7 @@ class TestWhatIsSaid:
     def test_a_driver_older_than_what_compiles_for_it(self, device, monkeypatch):
         from runtime.backends.cuda import open_device
 
-        monkeypatch.setattr(open_device, "find_card", lambda: Card("RTX 3090", (8, 6), FREE_BYTES, (12, 4)))
+        monkeypatch.setattr(open_device, "find_gpu", lambda: GpuInfo("RTX 3090", (8, 6), FREE_BYTES, (12, 4)))
         line = r"the driver of RTX 3090 is for CUDA 12\.4, NVRTC for 13\.\d+; update the"
         with pytest.raises(NotAvailableError, match=line):
             open_device.open_device()
@@ -273,7 +273,7 @@ class TestWhatIsSaid:
             open_device.open_device()
         monkeypatch.setenv(open_device.VARIABLE, "pycuda")
         monkeypatch.setattr(open_device, "_is_installed", lambda package: False)
-        line = "nothing to drive the card with: pycuda is missing; pip install -r"
+        line = "nothing to drive the GPU with: pycuda is missing; pip install -r"
         with pytest.raises(NotAvailableError, match=line):
             open_device.open_device()
 
@@ -286,20 +286,20 @@ class TestWhatIsSaid:
 
 class TestGraphs:
     def test_work_is_captured_once_and_sent_again(self, device, stand_in):
-        if card.REAL:
+        if gpu.REAL:
             pytest.skip("counts the stand-in's calls")
         sent = []
         graph = device.driver.capture(lambda: sent.append(1))
-        before = stand_in.host_card_calls(b"cuGraphLaunch")
+        before = stand_in.host_gpu_calls(b"cuGraphLaunch")
         graph()
         graph()
-        assert sent == [1] and stand_in.host_card_calls(b"cuGraphLaunch") == before + 2
+        assert sent == [1] and stand_in.host_gpu_calls(b"cuGraphLaunch") == before + 2
 
     def test_what_goes_wrong_while_capturing_ends_the_capture(self, device, stand_in):
         def work():
             raise KeyError("work")
 
-        before = stand_in.host_card_calls(b"cuStreamEndCapture")
+        before = stand_in.host_gpu_calls(b"cuStreamEndCapture")
         with pytest.raises(KeyError):
             device.driver.capture(work)
-        assert stand_in.host_card_calls(b"cuStreamEndCapture") == before + 1
+        assert stand_in.host_gpu_calls(b"cuStreamEndCapture") == before + 1

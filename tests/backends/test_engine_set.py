@@ -104,7 +104,7 @@ def test_missing_fields(engine_copy, field):
         load_engine_set(engine_copy)
 
 
-@pytest.mark.parametrize("backend", [name for name, backend in BACKENDS.items() if not backend.card])
+@pytest.mark.parametrize("backend", [name for name, backend in BACKENDS.items() if not backend.gpu])
 def test_graphs_other_than_the_manifest_says(engine_copy, backend):
     """Wrong channels are found when the engines are opened, before any image is read."""
     import runtime
@@ -200,7 +200,7 @@ class TestTheManifestsOwnHash:
         assert load_engine_set(engine_copy).manifest["version"] == 1
 
 
-@pytest.mark.parametrize("backend", [name for name, backend in BACKENDS.items() if not backend.card])
+@pytest.mark.parametrize("backend", [name for name, backend in BACKENDS.items() if not backend.gpu])
 def test_a_set_that_is_replaced_while_it_is_open_goes_on_as_it_was(engine_copy, backend, monkeypatch, tmp_path):
     """Other image sizes come after its files are gone, with nothing compiled for them yet."""
     import runtime

@@ -1,7 +1,7 @@
 """Field operations: every implementation against the NumPy definitions of `runtime.geometry`.
 
 The definitions are planar, (C, I, J, K), the implementations channels-last, (I, J, K, C); `last` and `first` translate.
-Tests hand over host arrays and get such back; `CardFields` carries them to a card (or its stand-in) and back.
+Tests hand over host arrays and get such back; `CardFields` carries them to a GPU (or its stand-in) and back.
 """
 
 import numpy as np
@@ -18,13 +18,13 @@ from runtime.images.similarity import SIMILARITIES
 SHAPES = [(1, 1, 1), (2, 3, 4), (5, 1, 7), (16, 8, 24), (23, 41, 9)]
 
 
-class CardFields:
-    """The field operations of a card on host arrays, with the memory layout they have on the host."""
+class GpuFields:
+    """The field operations of a GPU on host arrays, with the memory layout they have on the host."""
 
     name = "cuda"
 
     def __init__(self, _threads):
-        from tests.backends.host_card.card import open_host_device
+        from tests.backends.host_gpu.gpu import open_host_device
 
         self._device = open_host_device()
         from runtime.backends.fields.cuda import CudaFields
@@ -33,11 +33,11 @@ class CardFields:
 
     def __getattr__(self, verb):
         def call(*arguments):
-            return self.host(getattr(self._fields, verb)(*map(self.card, arguments)))
+            return self.host(getattr(self._fields, verb)(*map(self.gpu, arguments)))
 
         return call
 
-    def card(self, value):
+    def gpu(self, value):
         if not isinstance(value, np.ndarray):
             return value
         order = np.argsort([-stride for stride in value.strides], kind="stable")
@@ -48,26 +48,26 @@ class CardFields:
         return self._device.download(value) if isinstance(value, DeviceArray) else value
 
     def fill_fixed(self, buffer, features):
-        there = self.card(buffer)
-        self._fields.fill_fixed(there, self.card(features))
+        there = self.gpu(buffer)
+        self._fields.fill_fixed(there, self.gpu(features))
         buffer[...] = self.host(there)
 
     def warp_into(self, buffer, features, u):
-        there = self.card(buffer)
-        assert self._fields.warp_into(there, self.card(features), self.card(u)) is there
+        there = self.gpu(buffer)
+        assert self._fields.warp_into(there, self.gpu(features), self.gpu(u)) is there
         buffer[...] = self.host(there)
         return buffer
 
     def scorer(self, fixed, similarity, count=None):
-        scorer = self._fields.scorer(self.card(fixed), similarity, count)
-        return lambda moving, u: float(scorer(self.card(moving), self.card(u)))
+        scorer = self._fields.scorer(self.gpu(fixed), similarity, count)
+        return lambda moving, u: float(scorer(self.gpu(moving), self.gpu(u)))
 
     def smoother(self, fixed, sigma):
-        smoother = self._fields.smoother(self.card(fixed), sigma)
-        return lambda residual: self.host(smoother(self.card(residual)))
+        smoother = self._fields.smoother(self.gpu(fixed), sigma)
+        return lambda residual: self.host(smoother(self.gpu(residual)))
 
 
-IMPLEMENTATIONS = {"numba": NumbaFields, "cuda": CardFields}
+IMPLEMENTATIONS = {"numba": NumbaFields, "cuda": GpuFields}
 
 
 @pytest.fixture(params=IMPLEMENTATIONS)
@@ -84,7 +84,7 @@ def shape(request):
 def laid_out(request, fields):
     """A copy of a channels-last array in memory such as engines have it: side by side, planar, or with gaps."""
     if request.param == "apart" and fields.name == "cuda":
-        pytest.skip("no engine of a card leaves gaps")
+        pytest.skip("no engine of a GPU leaves gaps")
 
     def contiguous(array):
         return array.copy()

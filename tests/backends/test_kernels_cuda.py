@@ -1,6 +1,6 @@
-"""CUDA kernels: what `test_fields` does not see. Grids, layouts, float16, sums, and that every kind of card gets them.
+"""CUDA kernels: what `test_fields` does not see. Grids, layouts, float16, sums, and that every kind of GPU gets them.
 
-They run on a card where tests run on one, else on the CPU, compiled from the same source with its barriers as they are.
+They run on a GPU where tests run on one, else on the CPU, compiled from the same source with its barriers as they are.
 """
 
 import math
@@ -12,7 +12,7 @@ import pytest
 from runtime.errors import InputError
 from runtime.geometry import flow as definition
 from runtime.images.similarity import LNCC_WINDOW, SIMILARITIES
-from tests.backends.host_card.card import KERNELS, REAL, open_host_device, stand_in
+from tests.backends.host_gpu.gpu import KERNELS, REAL, open_host_device, stand_in
 
 SHAPE = (6, 19, 11)
 CAPABILITIES = [(7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (12, 0)]
@@ -65,7 +65,7 @@ def kernel_names():
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES, ids=str)
-def test_every_kernel_is_compiled_for_every_card(capability):
+def test_every_kernel_is_compiled_for_every_gpu(capability):
     pytest.importorskip("cuda.bindings.nvrtc", reason="needs cuda-python")
     from runtime.backends.cuda.nvrtc import compile_kernels
 
@@ -222,7 +222,7 @@ def test_any_number_of_blocks_does_all_of_the_work(device, fields, expected, mon
 @pytest.mark.parametrize("threads", [1, 32, 512, 1024])
 def test_any_size_of_blocks_does_all_of_the_work(device, fields, expected, monkeypatch, threads):
     if REAL and threads > 256:
-        pytest.skip("more registers than a card has for a block")
+        pytest.skip("more registers than a GPU has for a block")
     monkeypatch.setattr("runtime.backends.cuda.device.THREADS", threads)
     same(everything(fields, device), expected)
 
@@ -337,7 +337,7 @@ def test_only_asking_for_a_score_waits(device, fields):
     waits = [b"cuEventSynchronize", b"cuStreamSynchronize", b"cuCtxSynchronize", b"cuMemcpyDtoHAsync_v2"]
 
     def waited():
-        return [stand_in().host_card_calls(name) for name in waits]
+        return [stand_in().host_gpu_calls(name) for name in waits]
 
     before, free = waited(), len(device.free_slots)
     scores = [fields.scorer(fixed, similarity)(moving, u) for similarity in SIMILARITIES]
@@ -372,7 +372,7 @@ class Foreign:
         self.__cuda_array_interface__ = {**array.__cuda_array_interface__, "stream": None, **changes}
 
 
-def test_a_cards_array_is_read_where_it_is(device, fields):
+def test_a_gpus_array_is_read_where_it_is(device, fields):
     array = device.upload(image(SHAPE))
     found = fields.to_device(Foreign(array))
     assert found.pointer == array.pointer
@@ -380,11 +380,11 @@ def test_a_cards_array_is_read_where_it_is(device, fields):
     np.testing.assert_array_equal(fields.to_host(found), image(SHAPE))
 
 
-def test_a_cards_array_of_another_kind_is_refused(device, fields):
+def test_a_gpus_array_of_another_kind_is_refused(device, fields):
     array = device.upload(image(SHAPE))
-    with pytest.raises(InputError, match=r"image on the card: got float64 .* expected contiguous float32"):
+    with pytest.raises(InputError, match=r"image on the GPU: got float64 .* expected contiguous float32"):
         fields.to_device(Foreign(array, typestr="<f8"))
-    with pytest.raises(InputError, match="image on the card: got float32 with strides"):
+    with pytest.raises(InputError, match="image on the GPU: got float32 with strides"):
         fields.to_device(Foreign(array, strides=array.moveaxis(0, 2).strides))
 
 

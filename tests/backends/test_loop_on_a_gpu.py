@@ -1,7 +1,7 @@
-"""The whole loop on a card, end to end: the same flow as on the processor, decision by decision.
+"""The whole loop on a GPU, end to end: the same flow as on the processor, decision by decision.
 
-The card is the stand-in of tests/backends/host_card, with the real device layer and the real kernels. The engines are
-run by ONNX Runtime's CPU provider, where a card has its CUDA provider and TensorRT. With RPNET_TEST_CARD=1 card and
+The GPU is the stand-in of tests/backends/host_gpu, with the real device layer and the real kernels. The engines are
+run by ONNX Runtime's CPU provider, where a GPU has its CUDA provider and TensorRT. With RPNET_TEST_GPU=1 GPU and
 libraries are this computer's.
 """
 
@@ -23,20 +23,20 @@ from runtime.loop.schedules import ON_STOP, parse_schedule
 from runtime.registration.arrays import register_arrays
 from runtime.registration.concurrent import register_many
 from tests.backends import fake_tensorrt
-from tests.backends.host_card import card
+from tests.backends.host_gpu import gpu
 
 SHAPE = (24, 32, 16)
 SCHEDULES = ("iterstop", "1,1,1,1", "2,0,1,3", "cascade:2")
 
 
 @pytest.fixture(scope="module", params=["cuda", "tensorrt-rtx"])
-def on_card(request, tmp_path_factory):
-    """Engines of each backend of a card, in fp32; plans are built in a copy of the set."""
-    card.open_host_device()
+def on_gpu(request, tmp_path_factory):
+    """Engines of each backend of a GPU, in fp32; plans are built in a copy of the set."""
+    gpu.open_host_device()
     folder = shutil.copytree(SHIPPED, tmp_path_factory.mktemp("set") / "engines", dirs_exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
-        card.seen(patch)
-        if not card.REAL:
+        gpu.seen(patch)
+        if not gpu.REAL:
             played(patch)
         try:
             engines = runtime.open_engines(folder, request.param, precision="fp32")
@@ -84,8 +84,8 @@ def schedule(text, similarity="ncc", **options):
 
 
 @pytest.mark.parametrize("text", SCHEDULES)
-def test_the_same_flow_as_on_the_processor(on_card, on_processor, pair, text):
-    found, expected = (register_arrays(engines, *pair, schedule(text)) for engines in (on_card, on_processor))
+def test_the_same_flow_as_on_the_processor(on_gpu, on_processor, pair, text):
+    found, expected = (register_arrays(engines, *pair, schedule(text)) for engines in (on_gpu, on_processor))
     assert found.counts == expected.counts
     assert found.flow.shape == (3, *SHAPE) and isinstance(found.flow, np.ndarray)
     np.testing.assert_allclose(found.flow, expected.flow, atol=1e-3)
@@ -93,18 +93,18 @@ def test_the_same_flow_as_on_the_processor(on_card, on_processor, pair, text):
 
 
 @pytest.mark.parametrize("text", ["iterstop", "cascade:2"])
-def test_smoothed_as_on_the_processor(on_card, on_processor, pair, text):
-    found, expected = (register_arrays(side, *pair, schedule(text), smooth=1.5) for side in (on_card, on_processor))
+def test_smoothed_as_on_the_processor(on_gpu, on_processor, pair, text):
+    found, expected = (register_arrays(side, *pair, schedule(text), smooth=1.5) for side in (on_gpu, on_processor))
     assert found.counts == expected.counts
     np.testing.assert_allclose(found.flow, expected.flow, atol=1e-3)
-    assert np.abs(found.flow - register_arrays(on_card, *pair, schedule(text)).flow).max() > 0.01
+    assert np.abs(found.flow - register_arrays(on_gpu, *pair, schedule(text)).flow).max() > 0.01
 
 
 @pytest.mark.parametrize("similarity", ["ncc", "lncc", "mse"])
 @pytest.mark.parametrize("on_stop", ON_STOP)
-def test_the_same_decisions(on_card, on_processor, pair, similarity, on_stop):
+def test_the_same_decisions(on_gpu, on_processor, pair, similarity, on_stop):
     rule = schedule("iterstop", similarity, on_stop=on_stop)
-    found, expected = (register_arrays(engines, *pair, rule, similarity) for engines in (on_card, on_processor))
+    found, expected = (register_arrays(engines, *pair, rule, similarity) for engines in (on_gpu, on_processor))
     assert found.counts == expected.counts
     for ours, theirs in zip(found.passes[0], expected.passes[0], strict=True):
         assert ours.reason == theirs.reason
@@ -112,29 +112,29 @@ def test_the_same_decisions(on_card, on_processor, pair, similarity, on_stop):
             assert decision.after == pytest.approx(other.after, abs=1e-5)
 
 
-def test_again_is_the_same_bit_for_bit(on_card, pair):
-    first, again = (register_arrays(on_card, *pair, schedule("iterstop")) for _ in range(2))
+def test_again_is_the_same_bit_for_bit(on_gpu, pair):
+    first, again = (register_arrays(on_gpu, *pair, schedule("iterstop")) for _ in range(2))
     np.testing.assert_array_equal(first.flow, again.flow)
     assert first.similarity == again.similarity
 
 
-def test_arrays_on_the_card_stay_there(on_card, pair):
+def test_arrays_on_the_gpu_stay_there(on_gpu, pair):
     """A caller's arrays are read where they are, and the flow is given where they lie."""
-    device = on_card.fields.clock()
+    device = on_gpu.fields.clock()
     with device.current():
-        found = register_arrays(on_card, *(device.upload(image) for image in pair), schedule("iterstop"))
+        found = register_arrays(on_gpu, *(device.upload(image) for image in pair), schedule("iterstop"))
         assert found.flow.__cuda_array_interface__["shape"] == (3, *SHAPE)
         flow = device.download(found.flow)
-    np.testing.assert_array_equal(flow, register_arrays(on_card, *pair, schedule("iterstop")).flow)
+    np.testing.assert_array_equal(flow, register_arrays(on_gpu, *pair, schedule("iterstop")).flow)
 
 
-def test_arrays_on_a_card_are_not_for_engines_on_the_processor(on_card, on_processor, pair):
-    device = on_card.fields.clock()
-    with device.current(), pytest.raises(InputError, match="fixed image: lies in a card's memory"):
+def test_arrays_on_a_gpu_are_not_for_engines_on_the_processor(on_gpu, on_processor, pair):
+    device = on_gpu.fields.clock()
+    with device.current(), pytest.raises(InputError, match="fixed image: lies in a GPU's memory"):
         register_arrays(on_processor, device.upload(pair[0]), pair[1])
 
 
-def test_images_that_cannot_be_registered_are_refused(on_card, pair):
+def test_images_that_cannot_be_registered_are_refused(on_gpu, pair):
     fixed, moving = pair
     spoilt = moving.copy()
     spoilt[3, 4, 5] = np.nan
@@ -145,12 +145,12 @@ def test_images_that_cannot_be_registered_are_refused(on_card, pair):
         (moving[:-1], "images: got shapes"),
     ):
         with pytest.raises(InputError, match=line):
-            register_arrays(on_card, fixed, image, schedule("1,1,1,1"))
+            register_arrays(on_gpu, fixed, image, schedule("1,1,1,1"))
 
 
-def test_only_decisions_wait_for_the_card(on_card, pair, monkeypatch):
+def test_only_decisions_wait_for_the_gpu(on_gpu, pair, monkeypatch):
     """Between the first check of the images and the download, the host waits once for each similarity it needs."""
-    driver = type(on_card.fields.clock().driver)
+    driver = type(on_gpu.fields.clock().driver)
     waits = {"wait": 0, "wait_for_all": 0, "synchronize": 0, "download": 0}
 
     def counted(name, whole):
@@ -162,9 +162,9 @@ def test_only_decisions_wait_for_the_card(on_card, pair, monkeypatch):
 
     for name in waits:
         monkeypatch.setattr(driver, name, counted(name, getattr(driver, name)))
-    fields = on_card.fields
-    with on_card.running():
-        side = on_card.fixed_side(fields.to_device(pair[0]), "ncc")
+    fields = on_gpu.fields
+    with on_gpu.running():
+        side = on_gpu.fixed_side(fields.to_device(pair[0]), "ncc")
         engine_pair = side.pair(fields.to_device(pair[1]))
         waits.update(dict.fromkeys(waits, 0))
         found = iterstop.run(engine_pair, schedule("iterstop"))
@@ -172,13 +172,13 @@ def test_only_decisions_wait_for_the_card(on_card, pair, monkeypatch):
     assert waits["wait"] == sum(len(trace.decisions) for trace in found.passes[0])
 
 
-def test_several_pairs_in_flight_give_what_each_gives_alone(on_card, pair):
+def test_several_pairs_in_flight_give_what_each_gives_alone(on_gpu, pair):
     fixed, moving = pair
     pairs = [(fixed, moving), (moving, fixed), (fixed, np.clip(1.1 * moving, 0, 1)), (fixed, moving)]
-    choice = {"engine_dir": on_card.engine_set.folder, "backend": on_card.backend, "precision": "fp32"}
+    choice = {"engine_dir": on_gpu.engine_set.folder, "backend": on_gpu.backend, "precision": "fp32"}
     found = list(register_many(iter(pairs), **choice, in_flight=2))
     for result, images in zip(found, pairs, strict=True):
-        alone = register_arrays(on_card, *images, schedule("iterstop"))
+        alone = register_arrays(on_gpu, *images, schedule("iterstop"))
         np.testing.assert_array_equal(result.flow, alone.flow)
         assert result.counts == alone.counts
 
@@ -193,61 +193,61 @@ def test_a_pair_that_fails_ends_the_series(pair):
 
 
 class TestChoice:
-    def test_a_card_comes_first(self, on_card):
-        """What is installed decides; `on_card` makes all count as installed."""
-        name, reason = registry.choose_backend("auto", on_card.engine_set)
-        assert registry.BACKENDS[name].card and reason.startswith("auto: ")
+    def test_a_gpu_comes_first(self, on_gpu):
+        """What is installed decides; `on_gpu` makes all count as installed."""
+        name, reason = registry.choose_backend("auto", on_gpu.engine_set)
+        assert registry.BACKENDS[name].gpu and reason.startswith("auto: ")
 
-    def test_auto_goes_on_where_a_card_cannot_be_used_and_says_why(self, on_card, monkeypatch):
+    def test_auto_goes_on_where_a_gpu_cannot_be_used_and_says_why(self, on_gpu, monkeypatch):
         def refuse(*arguments):
-            raise NotAvailableError("--backend: the card is busy; wait")
+            raise NotAvailableError("--backend: the GPU is busy; wait")
 
         monkeypatch.setattr("runtime.backends.cuda.open_device.open_device", refuse)
         with runtime.open_engines() as engines:
-            assert not registry.BACKENDS[engines.backend].card
-            assert "the card is busy; wait" in engines.reason
-        with pytest.raises(NotAvailableError, match="--backend: the card is busy; wait"):
-            runtime.open_engines(backend=on_card.backend)
+            assert not registry.BACKENDS[engines.backend].gpu
+            assert "the GPU is busy; wait" in engines.reason
+        with pytest.raises(NotAvailableError, match="--backend: the GPU is busy; wait"):
+            runtime.open_engines(backend=on_gpu.backend)
 
-    def test_what_computes_something_else_on_the_card_is_not_taken(self, on_card, monkeypatch, tmp_path):
-        """Before a scan is given to it: a small pair, whose flow is held against the CPU's, once for a card."""
+    def test_what_computes_something_else_on_the_gpu_is_not_taken(self, on_gpu, monkeypatch, tmp_path):
+        """Before a scan is given to it: a small pair, whose flow is held against the CPU's, once for a GPU."""
         from runtime.backends import self_test
         from runtime.backends.fields import cuda as fields_cuda
 
-        folder, told = on_card.engine_set.folder, []
+        folder, told = on_gpu.engine_set.folder, []
         monkeypatch.setattr(self_test, "cache_folder", lambda part: tmp_path)
-        with runtime.open_engines(folder, on_card.backend, precision="fp32", progress=told.append):
+        with runtime.open_engines(folder, on_gpu.backend, precision="fp32", progress=told.append):
             assert sum(line.startswith("try ") for line in told) == 1
-        with runtime.open_engines(folder, on_card.backend, precision="fp32", progress=told.append):
+        with runtime.open_engines(folder, on_gpu.backend, precision="fp32", progress=told.append):
             assert sum(line.startswith("try ") for line in told) == 1
         (record,) = (tmp_path / "rpnet-cards").iterdir()
         record.unlink()
         monkeypatch.setattr(fields_cuda.CudaFields, "compose", lambda self, flow, residual: flow)
         line = r"computes something else on .* than the CPU: its flow differs by .* voxel \(largest\), allowed 0.01"
         with pytest.raises(NotAvailableError, match=line):
-            runtime.open_engines(folder, on_card.backend, precision="fp32")
+            runtime.open_engines(folder, on_gpu.backend, precision="fp32")
         assert not list((tmp_path / "rpnet-cards").iterdir())
 
-    def test_what_goes_wrong_in_opening_is_no_reason_to_stop(self, on_card, monkeypatch):
-        """A library that cannot build a graph for this card, for instance: the same set runs elsewhere."""
+    def test_what_goes_wrong_in_opening_is_no_reason_to_stop(self, on_gpu, monkeypatch):
+        """A library that cannot build a graph for this GPU, for instance: the same set runs elsewhere."""
         from runtime.backends import self_test
 
         def refuse(*arguments):
             raise InputError("--backend: cannot build it")
 
         monkeypatch.setattr(self_test, "try_out", refuse)
-        with runtime.open_engines(on_card.engine_set.folder) as engines:
-            assert not registry.BACKENDS[engines.backend].card and "cannot build it" in engines.reason
+        with runtime.open_engines(on_gpu.engine_set.folder) as engines:
+            assert not registry.BACKENDS[engines.backend].gpu and "cannot build it" in engines.reason
 
-    @pytest.mark.parametrize("name", [name for name, backend in registry.BACKENDS.items() if backend.card])
-    def test_without_a_card_it_is_refused_by_name(self, engine_set, monkeypatch, name):
-        monkeypatch.setattr(registry, "find_card", lambda: "this computer has no NVIDIA driver")
-        line = f"--backend: {name} needs an NVIDIA card, but this computer has no NVIDIA driver; use --backend auto"
+    @pytest.mark.parametrize("name", [name for name, backend in registry.BACKENDS.items() if backend.gpu])
+    def test_without_a_gpu_it_is_refused_by_name(self, engine_set, monkeypatch, name):
+        monkeypatch.setattr(registry, "find_gpu", lambda: "this computer has no NVIDIA driver")
+        line = f"--backend: {name} needs an NVIDIA GPU, but this computer has no NVIDIA driver; use --backend auto"
         with pytest.raises(NotAvailableError, match=line):
             registry.choose_backend(name, engine_set)
 
     def test_auto_names_what_it_passed_by_once(self, engine_set, monkeypatch):
-        monkeypatch.setattr(registry, "find_card", lambda: "this computer has no NVIDIA driver")
+        monkeypatch.setattr(registry, "find_gpu", lambda: "this computer has no NVIDIA driver")
         name, reason = registry.choose_backend("auto", engine_set)
-        assert not registry.BACKENDS[name].card
+        assert not registry.BACKENDS[name].gpu
         assert reason.count("this computer has no NVIDIA driver") == 1 and "tensorrt" not in reason

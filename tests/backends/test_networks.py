@@ -13,7 +13,7 @@ from runtime.host.machine import processor_features
 from runtime.loop.schedules import LEVELS
 
 SHAPES = [(16, 24, 32), (24, 16, 40), (48, 40, 16)]
-HERE = {name: backend for name, backend in BACKENDS.items() if not backend.card}  # those on a card: test_networks_*.py
+HERE = {name: backend for name, backend in BACKENDS.items() if not backend.gpu}  # those on a GPU: test_networks_*.py
 IMPLEMENTATIONS = [(name, precision) for name, backend in HERE.items() for precision in backend.precisions]
 # bf16 keeps 8 bits of a number, fp16 11; five convolutions add up to a few of their steps.
 TOLERANCE = {"fp32": 2e-5, "fp16": 5e-3, "bf16": 5e-2}
@@ -235,8 +235,8 @@ class TestChoice:
     """`auto` takes the first backend that can do what is asked for, and says why not the others."""
 
     @pytest.fixture(autouse=True)
-    def no_card(self, monkeypatch):
-        monkeypatch.setattr("runtime.backends.registry.find_card", lambda: "this computer has no NVIDIA driver")
+    def no_gpu(self, monkeypatch):
+        monkeypatch.setattr("runtime.backends.registry.find_gpu", lambda: "this computer has no NVIDIA driver")
 
     def test_native_with_avx512_and_openvino_without(self, engines, monkeypatch):
         from runtime.backends import registry

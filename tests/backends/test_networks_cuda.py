@@ -1,7 +1,7 @@
-"""ONNX Runtime on a card's buffers and stream: on the stand-in card, where the CPU provider takes the CUDA one's place.
+"""ONNX Runtime on a GPU's buffers and stream: on the stand-in GPU, where the CPU provider takes the CUDA one's place.
 
-What this shows is the binding of buffers, layouts, sizes and what is said when something is missing; what only a card
-shows is that the CUDA provider does the same: RPNET_TEST_CARD=1 runs these tests on one.
+What this shows is the binding of buffers, layouts, sizes and what is said when something is missing; what only a GPU
+shows is that the CUDA provider does the same: RPNET_TEST_GPU=1 runs these tests on one.
 """
 
 from types import SimpleNamespace
@@ -13,7 +13,7 @@ from runtime.backends.engine_set import EXTRACTOR, FEATURES, IMAGE, RESIDUAL, es
 from runtime.backends.networks.onnxruntime import CPU, OUTPUTS, OnnxRuntimeNetworks, open_session, session_options
 from runtime.errors import InputError, NotAvailableError
 from runtime.loop.schedules import LEVELS
-from tests.backends.host_card.card import REAL, open_host_device
+from tests.backends.host_gpu.gpu import REAL, open_host_device
 
 SHAPES = [(16, 24, 32), (24, 16, 40), (16, 24, 32)]
 # On the stand-in the same provider computes the same. cuDNN sums in another order; in fp16 a sum that lies between two
@@ -202,7 +202,7 @@ class TestWhatCannotBeHad:
         monkeypatch.setattr(networks_onnxruntime.onnxruntime, "get_available_providers", lambda: providers)
         monkeypatch.setattr(networks_onnxruntime.onnxruntime, "preload_dlls", lambda: print("Failed to load ..."))
         monkeypatch.setattr(networks_onnxruntime.ctypes, "CDLL", load)
-        with pytest.raises(NotAvailableError, match=r"cannot use the card \(libcublasLt.so.13: cannot open .*cuDNN 9"):
+        with pytest.raises(NotAvailableError, match=r"cannot use the GPU \(libcublasLt.so.13: cannot open .*cuDNN 9"):
             opened(provider="CUDAExecutionProvider")
 
     def test_a_session_that_fell_back_to_the_cpu(self, opened, module, monkeypatch):
@@ -232,13 +232,13 @@ class TestWhatCannotBeHad:
 
         monkeypatch.setattr(module, "open_session", session)
         with pytest.raises(
-            NotAvailableError, match=r"cannot use the card \(cuDNN is unavailable: dlopen .*xxx\.\.\.\); "
+            NotAvailableError, match=r"cannot use the GPU \(cuDNN is unavailable: dlopen .*xxx\.\.\.\); "
         ) as refusal:
             opened()
         assert len(str(refusal.value)) < 700
 
     def test_nodes_are_not_left_to_the_cpu(self, opened, module, monkeypatch):
-        """ONNX Runtime itself refuses to put a node on the CPU beside the card."""
+        """ONNX Runtime itself refuses to put a node on the CPU beside the GPU."""
         monkeypatch.setattr(module, "why_no_provider", lambda provider: None)
 
         def on_the_cpu(path, options, providers):

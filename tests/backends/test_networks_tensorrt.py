@@ -1,4 +1,4 @@
-"""The networks on a card with TensorRT, on a card and a TensorRT that are played by the host.
+"""The networks on a GPU with TensorRT, on a GPU and a TensorRT that are played by the host.
 
 What runs here is ours: which plan is opened, what it is told, where its inputs and outputs lie. Arithmetic is ONNX
 Runtime's, so results equal those of the CPU backend up to the rounding of feature maps.
@@ -10,19 +10,19 @@ import sys
 import numpy as np
 import pytest
 
-from runtime.backends.cuda.card import Card
+from runtime.backends.cuda.gpu import GpuInfo
 from runtime.backends.engine_set import ENGINES, load_engine_set, sealed
 from runtime.backends.networks.onnxruntime import OnnxRuntimeNetworks
 from runtime.backends.networks.tensorrt import open_plan
 from runtime.errors import InputError, NotAvailableError
 from runtime.loop.schedules import LEVELS
 from tests.backends import fake_tensorrt
-from tests.backends.host_card.card import REAL, open_host_device
+from tests.backends.host_gpu.gpu import REAL, open_host_device
 
 PACKAGES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
 SHAPE = (16, 24, 32)
 TOLERANCE = {"fp32": 1e-5, "fp16": 5e-3}  # of the largest value
-pytestmark = pytest.mark.skipif(REAL, reason="plays the card and the library")
+pytestmark = pytest.mark.skipif(REAL, reason="plays the GPU and the library")
 
 
 @pytest.fixture(scope="module")
@@ -44,14 +44,14 @@ def modules(monkeypatch):
 
 
 @pytest.fixture
-def card(device, monkeypatch):
-    """The device as a card TensorRT-RTX knows."""
+def gpu(device, monkeypatch):
+    """The device as a GPU TensorRT-RTX knows."""
     monkeypatch.setattr(device, "capability", (8, 9))
     return device
 
 
 @pytest.fixture
-def opened(engine_copy, card):
+def opened(engine_copy, gpu):
     """Opens networks on the copied set; what they tell is in `opened.told`."""
 
     def open_networks(target="tensorrt-rtx", precision="fp16"):
@@ -59,7 +59,7 @@ def opened(engine_copy, card):
 
         kind = {"tensorrt-rtx": "TensorRtRtxNetworks", "tensorrt": "TensorRtNetworks"}[target]
         return getattr(networks_tensorrt, kind)(
-            load_engine_set(engine_copy), card, precision, open_networks.told.append
+            load_engine_set(engine_copy), gpu, precision, open_networks.told.append
         )
 
     open_networks.told = []
@@ -166,11 +166,11 @@ class TestPlans:
             in opened.told[0]
         )
         assert {entry["engine"] for entry in self.entries(engine_copy)} == set(ENGINES)
-        assert {(*entry["sms"], entry["card"]) for entry in self.entries(engine_copy)} == {(89, "")}
+        assert {(*entry["sms"], entry["gpu"]) for entry in self.entries(engine_copy)} == {(89, "")}
         opened()
         assert len(opened.told) == 1
 
-    def test_strongly_typed_for_this_card_without_tf32(self, opened, engine_copy):
+    def test_strongly_typed_for_this_gpu_without_tf32(self, opened, engine_copy):
         opened(precision="fp32")
         for entry in self.entries(engine_copy):
             header = fake_tensorrt.header((engine_copy / "plans" / entry["file"]).read_bytes())
@@ -185,16 +185,16 @@ class TestPlans:
         opened(precision="fp32")
         assert len(opened.told) == 1
 
-    def test_for_another_card(self, opened, device, engine_copy, monkeypatch):
+    def test_for_another_gpu(self, opened, device, engine_copy, monkeypatch):
         opened()
         monkeypatch.setattr(device, "capability", (12, 0))
         opened()
         assert "(built for SM 89, not 120; " in opened.told[1] and len(self.entries(engine_copy)) == 10
 
-    def test_tensorrt_is_tied_to_the_card(self, opened, device, engine_copy, monkeypatch):
+    def test_tensorrt_is_tied_to_the_gpu(self, opened, device, engine_copy, monkeypatch):
         opened("tensorrt")
-        assert {entry["card"] for entry in self.entries(engine_copy)} == {device.name}
-        monkeypatch.setattr(device, "name", "another card")
+        assert {entry["gpu"] for entry in self.entries(engine_copy)} == {device.name}
+        monkeypatch.setattr(device, "name", "another GPU")
         opened("tensorrt")
         assert "(none is built; " in opened.told[1]
 
@@ -239,7 +239,7 @@ class TestPlans:
         opened()
         assert len(opened.told) == 1 and list(cache.glob("rpnet-plans/*/*.plan"))
 
-    def test_kernels_compiled_for_the_card_are_kept(self, opened, device, cache):
+    def test_kernels_compiled_for_the_gpu_are_kept(self, opened, device, cache):
         networks = opened()
         networks.features(device.upload(image()))
         networks.close()
@@ -333,23 +333,23 @@ class TestGraphs:
 class TestRefusals:
     """One line each; what another computer could do is `NotAvailableError`, from which `auto` goes on."""
 
-    def test_a_card_that_is_not_served(self):
+    def test_a_gpu_that_is_not_served(self):
         """Before it is started."""
         from runtime.backends.networks.tensorrt.networks import TensorRtNetworks, TensorRtRtxNetworks
 
-        card = Card("H100", (9, 0), 1, (13, 0))
+        gpu = GpuInfo("H100", (9, 0), 1, (13, 0))
         line = r"--backend: TensorRT-RTX 1.0 is for compute capabilities .*, not for 9.0 \(H100\)"
         with pytest.raises(NotAvailableError, match=line):
-            TensorRtRtxNetworks.check_card(card, "fp16")
-        TensorRtNetworks.check_card(card, "fp16")
+            TensorRtRtxNetworks.check_gpu(gpu, "fp16")
+        TensorRtNetworks.check_gpu(gpu, "fp16")
 
     def test_fp32_on_turing(self):
         from runtime.backends.networks.tensorrt.networks import TensorRtRtxNetworks
 
-        card = Card("RTX 2080", (7, 5), 1, (13, 0))
+        gpu = GpuInfo("RTX 2080", (7, 5), 1, (13, 0))
         with pytest.raises(NotAvailableError, match=r"no fp32 3-D convolution .* \(Turing\); use --precision fp16"):
-            TensorRtRtxNetworks.check_card(card, "fp32")
-        TensorRtRtxNetworks.check_card(card, "fp16")
+            TensorRtRtxNetworks.check_gpu(gpu, "fp32")
+        TensorRtRtxNetworks.check_gpu(gpu, "fp16")
 
     def test_a_library_that_is_missing(self, opened, monkeypatch):
         monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
@@ -363,7 +363,7 @@ class TestRefusals:
 
         opened()
         monkeypatch.setattr(fake_tensorrt.Runtime, "deserialize_cuda_engine", refuses)
-        line = r"cannot be opened on .*: .* needs a newer CUDA driver; update the card's"
+        line = r"cannot be opened on .*: .* needs a newer CUDA driver; update the GPU's"
         with pytest.raises(NotAvailableError, match=line):
             opened()
 

@@ -16,7 +16,7 @@ from runtime.host.cache_folder import cache_folder
 from tests import scans
 
 ROOT = Path(__file__).resolve().parents[2]
-ON_A_CPU = [name for name, backend in BACKENDS.items() if not backend.card and backend.available]
+ON_A_CPU = [name for name, backend in BACKENDS.items() if not backend.gpu and backend.available]
 STOPPED = [(signal.SIGTERM, 143, "SIGTERM"), (signal.SIGINT, 130, "Ctrl-C")]
 CHOSEN = ("CI", "MPLCONFIGDIR", "TORCHINDUCTOR_CACHE_DIR")  # what changes where things are kept, or whom libraries call
 WATCHED = """
@@ -180,7 +180,7 @@ def test_what_a_library_makes_of_being_stopped_is_told_as_that(number, code, wor
             finally:
                 raise RecursionError("maximum recursion depth exceeded")
 
-        run(group)
+        run(group, "cli.py")
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == code

@@ -18,7 +18,7 @@ from tests import scans
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = ("register", "apply", "compose", "invert", "convert", "jacobian", "evaluate")
-COMMANDS += ("export", "build", "prepare", "train", "demo", "benchmark")
+COMMANDS += ("export", "build", "prepare", "train", "demo", "benchmark", "warm-up")
 
 
 def run(*arguments):

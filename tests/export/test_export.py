@@ -15,7 +15,7 @@ import export.parity
 import export.publish
 from export.graphs import Ends, FoldedEstimator, HalfEstimator, HalfExtractor, check_graph, export_graphs
 from export.parity import ParityError
-from export.publish import CARD, ExportOptions, export_checkpoint
+from export.publish import MODEL_CARD, ExportOptions, export_checkpoint
 from runtime.backends.engine_set import ENGINES, EXTRACTOR, MANIFEST, load_engine_set
 from runtime.backends.example import example_pair
 from runtime.errors import InputError
@@ -172,7 +172,7 @@ def test_manifest_says_what_the_runtime_and_a_reader_need(engine_dir):
     assert all(1e-6 < loop["mean"] <= 0.05 for loop in half["loops"]), "within the tolerance, and rounded at all"
     assert manifest["parity"]["tolerance"] == {"graph": 1e-3, "largest": 0.01, "mean": None, "counts": True}
     assert half["tolerance"] == {"graph": 5e-3, "largest": None, "mean": 0.05, "counts": False}
-    card = (engine_dir / CARD).read_text()
+    card = (engine_dir / MODEL_CARD).read_text()
     assert "Model card" in card and "| fp32 | 1,1,1,1 |" in card and "| fp16 | 1,1,1,1 |" in card
 
 
@@ -180,7 +180,7 @@ def test_nothing_but_the_set_is_published(engine_dir):
     manifest = json.loads((engine_dir / MANIFEST).read_text())
     names = {entry["file"] for key in ("engines", "engines_fp16") for entry in manifest[key].values()}
     assert len(names) == 2 * len(ENGINES)
-    assert contents(engine_dir).keys() == {*names, MANIFEST, CARD}
+    assert contents(engine_dir).keys() == {*names, MANIFEST, MODEL_CARD}
 
 
 @pytest.mark.parametrize("wrong", ["fp32", "fp16"])
@@ -208,7 +208,7 @@ def test_fp16_that_is_refused_can_be_left_out(checkpoint, tmp_path, monkeypatch)
     assert list(export_checkpoint(checkpoint, tmp_path / "set", replace(SMALL, fp16=False))) == ["fp32"]
     engine_set = load_engine_set(tmp_path / "set")
     assert engine_set.precisions == ("fp32",) and "parity_fp16" not in engine_set.manifest
-    assert "| precision | fp32, ONNX" in (tmp_path / "set" / CARD).read_text()
+    assert "| precision | fp32, ONNX" in (tmp_path / "set" / MODEL_CARD).read_text()
 
 
 def test_the_gate_tells_fp16_from_eight_bits(checkpoint, engine_dir, monkeypatch):

@@ -1,4 +1,4 @@
-"""The check on a card, as far as it goes without one: its arithmetic, its verdicts, and its parts on stand-ins."""
+"""The check on a GPU, as far as it goes without one: its arithmetic, its verdicts, and its parts on stand-ins."""
 
 import json
 import math
@@ -10,13 +10,13 @@ from click.testing import CliRunner
 
 from measurements import gpu_check
 from measurements.gpu import flight, kernel_tests, kernel_times, latency, part, place
-from measurements.gpu.agreement import Agreement, Candidate, Scans, compare, of_the_card
+from measurements.gpu.agreement import Agreement, Candidate, Scans, compare, of_the_gpu
 from runtime.backends.fields.cuda import CudaFields, traffic
 from runtime.errors import InputError, NotAvailableError
 from runtime.images.overlap import common_labels
 from runtime.workflows.benchmark.contenders.contender import EngineContender
 from tests import scans
-from tests.backends.host_card import card
+from tests.backends.host_gpu import gpu
 
 SHAPE = (24, 32, 16)
 
@@ -26,11 +26,11 @@ def run(*arguments):
 
 
 class TestCommand:
-    def test_without_a_card_it_ends_with_one_line(self, monkeypatch, tmp_path):
-        monkeypatch.setattr(gpu_check, "find_card", lambda: "this computer has no NVIDIA driver")
+    def test_without_a_gpu_it_ends_with_one_line(self, monkeypatch, tmp_path):
+        monkeypatch.setattr(gpu_check, "find_gpu", lambda: "this computer has no NVIDIA driver")
         result = run("--output", tmp_path / "out")
         assert result.exit_code == 1 and not (tmp_path / "out").exists()
-        line = "Error: this check needs an NVIDIA card, but this computer has no NVIDIA driver; nothing was checked\n"
+        line = "Error: this check needs an NVIDIA GPU, but this computer has no NVIDIA driver; nothing was checked\n"
         assert result.output == line
 
     @pytest.mark.parametrize(
@@ -43,13 +43,13 @@ class TestCommand:
         ],
     )
     def test_bad_input_ends_with_one_line(self, monkeypatch, arguments, message):
-        monkeypatch.setattr(gpu_check, "find_card", lambda: object())
+        monkeypatch.setattr(gpu_check, "find_gpu", lambda: object())
         result = run(*arguments)
         assert result.exit_code == 1 and message in result.output and result.output.count("\n") == 1
 
     @pytest.mark.parametrize("wrong", [[], ["a kernel"]])
     def test_what_is_wrong_decides_the_exit_code_and_is_written(self, monkeypatch, tmp_path, wrong):
-        monkeypatch.setattr(gpu_check, "find_card", lambda: object())
+        monkeypatch.setattr(gpu_check, "find_gpu", lambda: object())
         parts = [part.Part("First", ["a line"], {"a": 1}), part.Part("Second", wrong=wrong)]
         monkeypatch.setattr(gpu_check.Check, "parts", lambda check: iter(parts))
         result = run("--output", tmp_path)
@@ -78,9 +78,9 @@ class TestPart:
         assert (tmp_path / part.TEXT).read_text().endswith("Not finished.\n")
         assert not json.loads((tmp_path / part.DATA).read_text())["finished"]
 
-    def test_the_machine_is_told_with_and_without_a_card(self):
+    def test_the_machine_is_told_with_and_without_a_gpu(self):
         found = place.place()
-        assert found.lines[0].startswith("- card: ") and json.dumps(found.record)
+        assert found.lines[0].startswith("- GPU: ") and json.dumps(found.record)
         assert "numpy" in found.record["libraries"]
 
 
@@ -99,7 +99,7 @@ class TestKernelTests:
         assert found.wrong() == ["failed: tests.a::two", "failed: tests.b::three"]
 
     def test_nothing_run_is_not_all_right(self):
-        assert kernel_tests.Outcome(0, (), ("no card",)).wrong() == ["no test ran on the card"]
+        assert kernel_tests.Outcome(0, (), ("no GPU",)).wrong() == ["no test ran on the GPU"]
         assert kernel_tests.Outcome(1, (), ()).wrong() == []
 
     def test_the_sanitizers_first_complaint(self):
@@ -172,10 +172,10 @@ class TestVerdict:
 
 
 class TestAgreement:
-    """On backends of the CPU, in the card's place."""
+    """On backends of the CPU, in the GPU's place."""
 
-    def test_every_backend_of_a_card_is_a_candidate_in_each_precision(self, engine_dir):
-        names = {contender.name for contender in of_the_card(engine_dir)}
+    def test_every_backend_of_a_gpu_is_a_candidate_in_each_precision(self, engine_dir):
+        names = {contender.name for contender in of_the_gpu(engine_dir)}
         assert {"tensorrt-rtx fp16", "tensorrt-rtx fp32", "tensorrt fp16", "cuda fp32", "cuda fp16"} <= names
         assert not names & {"onnxruntime fp32", "native fp32"}
 
@@ -205,13 +205,13 @@ class TestAgreement:
 
             return Candidate(SimpleNamespace(open=open))
 
-        assert opening(NotAvailableError("no card")).try_open() == {"not_here": "no card"}
+        assert opening(NotAvailableError("no GPU")).try_open() == {"not_here": "no GPU"}
         with pytest.raises(InputError, match="another hash"):
             opening(InputError("another hash")).try_open()
 
     def test_no_backend_at_all_is_wrong(self, engine_dir):
         found = Agreement(engine_dir, SHAPE, candidates=[EngineContender(engine_dir, "tensorrt", "fp16")]).part()
-        assert found.wrong == ["no backend of the card could be opened"]
+        assert found.wrong == ["no backend of the GPU could be opened"]
 
 
 def contenders(*names):
@@ -278,12 +278,12 @@ class Noted:
 
 
 class TestKernelTimes:
-    """On the stand-in for a card: what is timed and reported, not how long it takes."""
+    """On the stand-in for a GPU: what is timed and reported, not how long it takes."""
 
     @pytest.fixture
     def device(self):
 
-        return card.open_host_device()
+        return gpu.open_host_device()
 
     def test_every_verb_that_computes_is_timed(self, device):
         called = set()
@@ -300,7 +300,7 @@ class TestKernelTimes:
         assert len(kernel_times.report(found).lines) == len(found["kernels"]) + 6
 
     def test_run_once_waits_and_reports_nothing(self, device, monkeypatch):
-        card.seen(monkeypatch)
+        gpu.seen(monkeypatch)
         assert kernel_times.run_once() is None
 
 

@@ -25,7 +25,7 @@ FOR_TRAINING = (*(f"runtime.{room}" for room in ROOMS[: ROOMS.index("transforms"
 DOORS = {"runtime": ("runtime",), "train": ("train", *FOR_TRAINING), "export": ("export", "train", "runtime")}
 MOST_ENTRIES = 12  # of a folder of `runtime` or `train`, besides __init__.py
 ENGINE_LIBRARIES = ("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx")
-DEVICE_LIBRARIES = ("cuda", "pycuda", "cupy")  # what drives a card, apart from the engines
+DEVICE_LIBRARIES = ("cuda", "pycuda", "cupy")  # what drives a GPU, apart from the engines
 # Loaded when they are needed, never by `import runtime` or `python cli.py --help`.
 LATE = ("torch", "numba", "onnx", *ENGINE_LIBRARIES, *DEVICE_LIBRARIES, "matplotlib", "nilearn", "SimpleITK", "PIL")
 LATE += ("scipy", "h5py", "pandas", "ants", "nitransforms")

@@ -118,10 +118,10 @@ class TestAProcessAndItsShare:
             assert whole == list(range(6 * step, 6 * step + 6)) == sorted(shares[0] + shares[1])
             assert all(index % 2 == rank for rank in range(2) for index in shares[rank])
 
-    def test_more_processes_than_cards_are_refused(self, monkeypatch):
+    def test_more_processes_than_gpus_are_refused(self, monkeypatch):
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
         with pytest.raises(InputError, match=r"processes: got 2 on this computer, which has 1 CUDA device"):
-            distributed._take_card(Processes(1, 2, 1, 2))
+            distributed._take_gpu(Processes(1, 2, 1, 2))
 
     def test_without_torchrun_there_is_one_process(self, monkeypatch):
         for name in ("RANK", "WORLD_SIZE"):

@@ -173,7 +173,7 @@ class TestNumerics:
         assert weight.is_contiguous(memory_format=torch.channels_last_3d) == chosen.channels_last == expected
 
     def test_scaled_fp16_gradients_train_the_same_way_and_continue_exactly(self, options, monkeypatch, tmp_path):
-        """fp16 is for cards; the scaler and what a checkpoint holds of it are the same on a CPU."""
+        """fp16 is for GPUs; the scaler and what a checkpoint holds of it are the same on a CPU."""
         plain, options = ([], []), replace(options, steps=4, validate_every=100)
         fit(options, lambda p: plain[0].append(p.losses.total))
         monkeypatch.setattr(numerics, "_precision", lambda *_: "fp16")

@@ -124,10 +124,10 @@ class TestPrecision:
         refused(replace(generated, precision="bf16", shape=(32, 32, 32), half_size=0.5), "bf16 needs", "smallest is 16")
         assert fit(replace(generated, precision="auto", steps=1)).precision == "fp32"
 
-    def test_fp16_is_for_cards(self, generated):
+    def test_fp16_is_for_gpus(self, generated):
         refused(replace(generated, precision="fp16"), "precision: fp16 needs a CUDA device")
 
-    def test_a_card_that_is_not_there(self, generated, monkeypatch):
+    def test_a_gpu_that_is_not_there(self, generated, monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
         refused(replace(generated, device="cuda"), "device: got cuda")
 
@@ -239,10 +239,10 @@ def test_a_size_without_a_half(generated):
     refused(replace(generated, shape=(24, 16, 16), half_size=0.2), "half_size: (24, 16, 16)", "multiples of 16")
 
 
-def test_generated_pairs_of_a_card_take_no_workers(generated, monkeypatch):
+def test_generated_pairs_of_a_gpu_take_no_workers(generated, monkeypatch):
     made_here = sources.GeneratedPairs
     monkeypatch.setattr(sources, "GeneratedPairs", lambda *arguments: made_here(*arguments[:3], device="cpu"))
-    with pytest.raises(InputError, match="workers: got 1, but generated pairs are made on the card"):
+    with pytest.raises(InputError, match="workers: got 1, but generated pairs are made on the GPU"):
         sources.open_sources(replace(generated, workers=1), torch.device("cuda", 0))
 
 

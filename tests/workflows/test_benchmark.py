@@ -121,7 +121,7 @@ def test_what_was_measured_is_kept_when_a_later_part_fails(engine_dir, tmp_path)
     others = Others(references=(EngineContender(engine_dir, "onnxruntime", "fp32"),))
     command = (sys.executable, "-c", "import sys; sys.exit('no such command')")
     with pytest.raises(InputError, match="fp32 failed: no such command"):
-        run_benchmark(options, lambda on_card: others, command=command)
+        run_benchmark(options, lambda on_gpu: others, command=command)
     record = json.loads(path.read_text())
     assert record["contenders"][0]["loop"]["n"] == 1 and "whole" not in record
     assert record["gate"]["reference"] == "the same engine set on onnxruntime fp32"
@@ -176,7 +176,7 @@ class TestErrors:
         told, others = [], Others(references=(export.contender.TorchContender(shipped),))
         options = BenchmarkOptions(engine_dir, shape=(16, 16, 16), backends=("onnxruntime",), json=tmp_path / "b.json")
         with pytest.raises(InputError, match="onnxruntime fp32 is not timed: its flow differs by"):
-            run_benchmark(options, lambda on_card: others, echo=told.append)
+            run_benchmark(options, lambda on_gpu: others, echo=told.append)
         assert not (tmp_path / "b.json").exists()
         assert len(told) == 1 and told[0].startswith("# Benchmark") and "ms" not in told[0].split()
 

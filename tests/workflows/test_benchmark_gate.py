@@ -164,7 +164,7 @@ def test_flow_difference_is_the_length_of_the_difference():
 
 
 def test_autocast_computes_in_half_precision_and_passes_its_gate(engine_dir, images, reference, tmp_path):
-    """On the processor, which has autocast as well; the same code runs on a card."""
+    """On the processor, which has autocast as well; the same code runs on a GPU."""
     contender = TorchContender(engine_dir, 1, "cpu", "autocast")
     runner = contender.open()
     assert contender.name == "torch autocast" and runner.facts["precision"] == "fp16"
@@ -181,25 +181,25 @@ class TestWhereTorchRuns:
     """PyTorch is compared with, and defines what is right, where the engines run."""
 
     def test_on_the_processor(self, engine_dir):
-        found = torch_others(engine_dir, 1, timed=True, on_card=False)
+        found = torch_others(engine_dir, 1, timed=True, on_gpu=False)
         assert [rival.name for rival in found.rivals] == ["torch fp32"] == [each.name for each in found.references]
 
-    def test_on_a_card(self, engine_dir):
-        found = torch_others(engine_dir, 1, timed=True, on_card=True)
+    def test_on_a_gpu(self, engine_dir):
+        found = torch_others(engine_dir, 1, timed=True, on_gpu=True)
         assert [rival.name for rival in found.rivals] == ["torch fp32 cuda", "torch autocast cuda"]
         assert [each.name for each in found.references] == ["torch fp32 cuda", "torch fp32"]
 
-    @pytest.mark.parametrize("on_card", [True, False])
-    def test_it_is_timed_only_when_asked_for(self, engine_dir, on_card):
-        assert not torch_others(engine_dir, 1, timed=False, on_card=on_card).rivals
+    @pytest.mark.parametrize("on_gpu", [True, False])
+    def test_it_is_timed_only_when_asked_for(self, engine_dir, on_gpu):
+        assert not torch_others(engine_dir, 1, timed=False, on_gpu=on_gpu).rivals
 
     def test_without_torch_there_is_nobody_else(self, engine_dir, monkeypatch):
         monkeypatch.setattr(export.contender.importlib.util, "find_spec", lambda name: None)
-        assert torch_others(engine_dir, 1, timed=False, on_card=True) == Others()
+        assert torch_others(engine_dir, 1, timed=False, on_gpu=True) == Others()
 
-    def test_a_torch_that_sees_no_card_says_so(self, engine_dir, monkeypatch):
+    def test_a_torch_that_sees_no_gpu_says_so(self, engine_dir, monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-        with pytest.raises(NotAvailableError, match=r"--against: torch \S+ sees no card .* or leave --against out"):
+        with pytest.raises(NotAvailableError, match=r"--against: torch \S+ sees no GPU .* or leave --against out"):
             TorchContender(engine_dir, 1, "cuda").open()
 
 
@@ -218,8 +218,8 @@ class TestField:
     def field(self, engine_dir, **others):
         asked = []
 
-        def ask(on_card):
-            asked.append(on_card)
+        def ask(on_gpu):
+            asked.append(on_gpu)
             return Others(**others)
 
         return Field(dataclasses.replace(self.options, engine_dir=engine_dir), ask), asked
@@ -228,7 +228,7 @@ class TestField:
         field, asked = self.field(engine_dir)
         assert asked == []
         with field:
-            assert asked == [False] == [field.on_card] and [entry.name for entry in field.entries] == [
+            assert asked == [False] == [field.on_gpu] and [entry.name for entry in field.entries] == [
                 "onnxruntime fp32"
             ]
             with field.reference() as (worker, words):

@@ -8,7 +8,7 @@ import pytest
 
 from runtime.backends.engine_set import load_engine_set
 from runtime.workflows.benchmark.contenders.arithmetic import MatrixProduct, NetworkWork
-from runtime.workflows.benchmark.machine import gpu
+from runtime.workflows.benchmark.machine import gpu as facts
 from runtime.workflows.benchmark.measuring.rounds import account, doubts, stage_rows
 from runtime.workflows.benchmark.measuring.statistics import line_fit, percentile, ratios, spread, summary
 from runtime.workflows.benchmark.options import BenchmarkOptions
@@ -140,21 +140,21 @@ def test_milliseconds_have_three_digits_and_microseconds_at_most():
 
 
 class TestRounds:
-    def test_more_of_them_on_a_card(self):
-        assert BenchmarkOptions().rounds(on_card=False) == (10, 1)
-        assert BenchmarkOptions().rounds(on_card=True) == (40, 3)
+    def test_more_of_them_on_a_gpu(self):
+        assert BenchmarkOptions().rounds(on_gpu=False) == (10, 1)
+        assert BenchmarkOptions().rounds(on_gpu=True) == (40, 3)
 
-    @pytest.mark.parametrize("on_card", [True, False])
-    def test_what_is_asked_for_holds_everywhere(self, on_card):
-        assert BenchmarkOptions(runs=2, warmup=0).rounds(on_card) == (2, 0)
+    @pytest.mark.parametrize("on_gpu", [True, False])
+    def test_what_is_asked_for_holds_everywhere(self, on_gpu):
+        assert BenchmarkOptions(runs=2, warmup=0).rounds(on_gpu) == (2, 0)
 
 
-class TestCardFacts:
+class TestGpuFacts:
     answer = "580.10, 2520, 3105, 10501, [N/A], 41, 450.00, 812, 37, Enabled, Default"
 
     def asked(self, answer, monkeypatch):
-        monkeypatch.setattr(gpu.shutil, "which", lambda name: name)
-        return gpu.smi_facts(BUS, lambda command, **options: SimpleNamespace(stdout=f"{answer}\n"))
+        monkeypatch.setattr(facts.shutil, "which", lambda name: name)
+        return facts.smi_facts(BUS, lambda command, **options: SimpleNamespace(stdout=f"{answer}\n"))
 
     def test_what_nvidia_smi_says(self, monkeypatch):
         found = self.asked(self.answer, monkeypatch)
@@ -165,22 +165,22 @@ class TestCardFacts:
         def fail(*arguments, **options):
             raise subprocess.CalledProcessError(9, "nvidia-smi")
 
-        monkeypatch.setattr(gpu.shutil, "which", lambda name: name)
-        assert gpu.smi_facts(BUS, fail) == {}
-        monkeypatch.setattr(gpu.shutil, "which", lambda name: None)
-        assert gpu.smi_facts(BUS, fail) == {}
+        monkeypatch.setattr(facts.shutil, "which", lambda name: name)
+        assert facts.smi_facts(BUS, fail) == {}
+        monkeypatch.setattr(facts.shutil, "which", lambda name: None)
+        assert facts.smi_facts(BUS, fail) == {}
 
-    def test_a_card_in_a_line(self, monkeypatch):
-        card = {"name": "RTX", "capability": (8, 9), "memory_bytes": 24 * 2**30, "driver": (13, 0)}
-        assert gpu.card_words(card) == "RTX: 24.0 GiB, compute capability 8.9, for CUDA 13.0"
-        words = gpu.card_words({**card, **self.asked(self.answer, monkeypatch)})
+    def test_a_gpu_in_a_line(self, monkeypatch):
+        gpu = {"name": "RTX", "capability": (8, 9), "memory_bytes": 24 * 2**30, "driver": (13, 0)}
+        assert facts.gpu_words(gpu) == "RTX: 24.0 GiB, compute capability 8.9, for CUDA 13.0"
+        words = facts.gpu_words({**gpu, **self.asked(self.answer, monkeypatch)})
         assert "2520 of 3105 MHz, at most 450 W" in words
 
-    def test_a_busy_card_is_doubted(self):
-        assert gpu.card_doubts({"used_percent": 37.0}) == [
-            "the card was 37% busy before the start; others use it"
+    def test_a_busy_gpu_is_doubted(self):
+        assert facts.gpu_doubts({"used_percent": 37.0}) == [
+            "the GPU was 37% busy before the start; others use it"
         ]
-        assert gpu.card_doubts({"used_percent": 0.0}) == gpu.card_doubts(None) == []
+        assert facts.gpu_doubts({"used_percent": 0.0}) == facts.gpu_doubts(None) == []
 
 
 def test_doubts_are_told():

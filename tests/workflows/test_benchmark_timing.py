@@ -168,28 +168,28 @@ def test_a_number_that_is_still_to_come_is_not_waited_for():
     assert recorder.spans() == [("score set-up", None, 1.0), ("score", 4, 1.0)]
 
 
-class CardClock(Ticks):
+class GpuClock(Ticks):
     """A device, as far as the benchmark asks for one."""
 
     peak_bytes = 5
     driver = SimpleNamespace(memory=lambda: (30, 100))
 
 
-def test_memory_of_a_card_is_its_arrays_and_all_that_is_in_use(engines, pair):
+def test_memory_of_a_gpu_is_its_arrays_and_all_that_is_in_use(engines, pair):
     class DeviceFields(Counted):
         def clock(self):
-            return CardClock()
+            return GpuClock()
 
-    on_card = EngineRunner(dataclasses.replace(engines, fields=DeviceFields(engines.fields, [])))
-    assert on_card.card_memory() == {"peak": 5, "used": 70}
-    assert EngineRunner(engines).card_memory() is None
+    on_gpu = EngineRunner(dataclasses.replace(engines, fields=DeviceFields(engines.fields, [])))
+    assert on_gpu.gpu_memory() == {"peak": 5, "used": 70}
+    assert EngineRunner(engines).gpu_memory() is None
 
 
-def test_a_timed_run_on_a_card_is_the_same_run(engine_dir, pair):
-    """On the stand-in for a card: its events are the clock, and images are in its memory before the loop begins."""
+def test_a_timed_run_on_a_gpu_is_the_same_run(engine_dir, pair):
+    """On the stand-in for a GPU: its events are the clock, and images are in its memory before the loop begins."""
     from runtime.backends.fields.cuda import CudaFields
     from runtime.backends.networks.onnxruntime_cuda import CudaOnnxRuntimeNetworks
-    from tests.backends.host_card.card import open_host_device
+    from tests.backends.host_gpu.gpu import open_host_device
 
     device, engine_set, schedule = open_host_device(), load_engine_set(engine_dir), parse_schedule("iterstop")
     networks = CudaOnnxRuntimeNetworks(engine_set, device, provider="CPUExecutionProvider", memory="cpu")
@@ -198,7 +198,7 @@ def test_a_timed_run_on_a_card_is_the_same_run(engine_dir, pair):
     run = solve(runner, Task(schedule, "ncc"), pair[1], pair[0])
     np.testing.assert_array_equal(run.flow, expected.flow)
     assert (run.counts, run.similarity) == (expected.counts, expected.similarity)
-    assert runner.recorder.clock is device and runner.card_memory()["peak"] > 8 * pair[0].nbytes
+    assert runner.recorder.clock is device and runner.gpu_memory()["peak"] > 8 * pair[0].nbytes
     stages = {span.stage for span in run.spans}
     assert {"encode", "warp", "estimator", "compose", "upsample", "score", "finish"} <= stages
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 import runtime
 from runtime.commands.evaluate import evaluate as command
+from runtime.commands.terminal import CloneTools
 from runtime.errors import InputError, ScarceError
 from runtime.images.overlap import mean_dice
 from runtime.images.volume import read_labels, read_volume, write_volume
@@ -335,7 +336,7 @@ class TestSeveralEngineSets:
 
         arguments = [*of_pair(pair, *SCANS), *QUICK, "--checkpoint", str(checkpoint)]
         for _ in range(2):
-            assert CliRunner().invoke(command, arguments, obj=export).exit_code == 0
+            assert CliRunner().invoke(command, arguments, obj=CloneTools(export, None, ())).exit_code == 0
         assert exported == [checkpoint] and set(scores(pair.output)) == {"before", "1,1,1,1"}
 
     def test_checkpoints_need_who_exports_them(self, pair, checkpoint):

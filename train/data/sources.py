@@ -65,7 +65,7 @@ def open_sources(options: FitOptions, device: torch.device | str = "cpu") -> Sou
     device = torch.device(device)
     sources = _generated(options, device) if options.data is None else _volumes(options)
     if sources.on_device and options.workers:
-        raise InputError(f"workers: got {options.workers}, but generated pairs are made on the card; give 0")
+        raise InputError(f"workers: got {options.workers}, but generated pairs are made on the GPU; give 0")
     if options.half_size and any(size % 16 for size in sources.shape):
         raise InputError(f"half_size: {sources.shape} halved is no multiple of 8; give a shape of multiples of 16")
     for number, pair in enumerate(sources.validation, start=1):

@@ -78,13 +78,13 @@ class Processes:
 
 @contextlib.contextmanager
 def joined(device_type: str) -> Iterator[Processes]:
-    """The processes that the environment names (RANK, WORLD_SIZE ... of `torchrun`), connected: gloo, on cards nccl.
+    """The processes that the environment names (RANK, WORLD_SIZE ... of `torchrun`), connected: gloo, on GPUs nccl.
 
     Args:
-        device_type: "cpu" or "cuda"; each process on a computer takes the card of its number.
+        device_type: "cpu" or "cuda"; each process on a computer takes the GPU of its number.
 
     Raises:
-        InputError: there are more processes than cards, or they cannot be connected.
+        InputError: there are more processes than GPUs, or they cannot be connected.
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
@@ -93,7 +93,7 @@ def joined(device_type: str) -> Iterator[Processes]:
     rank, local_rank = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
     processes = Processes(rank, count, local_rank, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     if device_type == "cuda":
-        _take_card(processes)
+        _take_gpu(processes)
     try:
         torch.distributed.init_process_group("nccl" if device_type == "cuda" else "gloo", timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
@@ -105,9 +105,9 @@ def joined(device_type: str) -> Iterator[Processes]:
         torch.distributed.destroy_process_group()
 
 
-def _take_card(processes: Processes) -> None:
-    cards = torch.cuda.device_count()
-    if processes.local_count > cards:
-        raise InputError(f"processes: got {processes.local_count} on this computer, which has {cards} CUDA device(s); "
+def _take_gpu(processes: Processes) -> None:
+    gpus = torch.cuda.device_count()
+    if processes.local_count > gpus:
+        raise InputError(f"processes: got {processes.local_count} on this computer, which has {gpus} CUDA device(s); "
                          "start one for each")  # fmt: skip
     torch.cuda.set_device(processes.local_rank)

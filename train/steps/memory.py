@@ -43,7 +43,7 @@ def needed_bytes(run: Run) -> int:
 
 
 def check_memory(run: Run) -> None:
-    """Refuse a run that would not fit; processes on one computer share its memory, each card has its own.
+    """Refuse a run that would not fit; processes on one computer share its memory, each GPU has its own.
 
     Raises:
         InputError: more memory is needed than there is.
@@ -53,7 +53,7 @@ def check_memory(run: Run) -> None:
     if run.numerics.device.type != "cuda":
         require_memory(needed * run.processes.local_count, subject, _remedy(run))
     elif needed > (free := torch.cuda.mem_get_info(run.numerics.device)[0]):
-        have = f"{needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free on the card"
+        have = f"{needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free on the GPU"
         raise ScarceError(f"{subject} needs about {have}; {_remedy(run)}")
 
 

@@ -47,7 +47,7 @@ class Numerics:
 
 
 def choose_device(options: FitOptions, local_rank: int = 0) -> torch.device:
-    """The card of this process's number on its computer, where one may and can be used, else the CPU.
+    """The GPU of this process's number on its computer, where one may and can be used, else the CPU.
 
     Raises:
         InputError: CUDA is asked for and absent.
@@ -74,12 +74,12 @@ def choose_numerics(options: FitOptions, device: torch.device, smallest: int) ->
 
 
 def _precision(options: FitOptions, device: torch.device, smallest: int) -> str:
-    chosen, on_card = options.precision, device.type == "cuda"
-    if chosen == "fp16" and not on_card:
+    chosen, on_gpu = options.precision, device.type == "cuda"
+    if chosen == "fp16" and not on_gpu:
         raise InputError("precision: fp16 needs a CUDA device, got cpu; use bf16, fp32 or auto")
-    large = on_card or smallest >= SMALLEST_BF16
+    large = on_gpu or smallest >= SMALLEST_BF16
     if chosen == "auto":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False) if on_card else _computes_bf16()
+        fast = torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else _computes_bf16()
         return "bf16" if fast and large else "fp32"
     if chosen == "bf16" and not large:
         raise InputError(
@@ -100,4 +100,4 @@ def _require_compiler(device: torch.device) -> None:
         torch.compile(lambda x: 2 * x + 1)(torch.zeros(64, device=device))
     except Exception as error:
         raise InputError(f"compile: torch.compile does not work here ({first_line(error)[:160]}); install a C++ "
-                         "compiler (for cards Triton), or leave compile out") from error  # fmt: skip
+                         "compiler (for GPUs Triton), or leave compile out") from error  # fmt: skip

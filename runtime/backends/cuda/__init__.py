@@ -1,4 +1,4 @@
-"""An NVIDIA card as a device: found, driven by one library or another, its memory as arrays, its kernels compiled."""
+"""An NVIDIA GPU as a device: found, driven by one library or another, its memory as arrays, its kernels compiled."""
 
 from pathlib import Path
 

@@ -14,9 +14,9 @@ import numpy as np
 
 from ...errors import InputError, first_line
 from ...host.memory import ARRAYS
-from .card import ON_CARD
 from .dlpack import read_capsule
 from .driver import Driver
+from .gpu import ON_GPU
 from .memory import DeviceArray, Pool
 
 THREADS = 256  # of a block, for every kernel
@@ -41,7 +41,7 @@ class Device:
     Args:
         driver: the library that drives it.
         kernels: compiles `kernels.cu` for a compute capability, into a cubin.
-        alone: whether no other thread of this process has a device on the same card. Only then may engines capture
+        alone: whether no other thread of this process has a device on the same GPU. Only then may engines capture
             CUDA graphs, during which other threads must not take or free memory.
 
     Attributes:
@@ -50,7 +50,7 @@ class Device:
 
     def __init__(self, driver: Driver, kernels: Callable[[tuple[int, int]], bytes], alone: bool = True) -> None:
         self.driver, self.name, self.capability, self.alone = driver, driver.name, driver.capability, alone
-        self.dlpack_device = ON_CARD, driver.number
+        self.dlpack_device = ON_GPU, driver.number
         self._pool = Pool(driver)
         self._functions: dict[str, Any] = {}
         with self.current():
@@ -148,7 +148,7 @@ class Device:
         """The library itself lets our stream wait for its own."""
         place = array.__dlpack_device__()
         try:
-            capsule = array.__dlpack__(stream=self.driver.stream) if place[0] == ON_CARD else array.__dlpack__()
+            capsule = array.__dlpack__(stream=self.driver.stream) if place[0] == ON_GPU else array.__dlpack__()
         except (BufferError, RuntimeError) as error:  # a tensor that requires a gradient
             raise InputError(f"array: cannot be read ({first_line(error)})") from None
         return DeviceArray(self, *read_capsule(capsule, place, self.dlpack_device))

@@ -92,7 +92,7 @@ class PycudaDriver:
     def upload(self, target: int, address: int, size: int) -> None:
         self.synchronize()  # its copies from pageable memory are in no stream's order
         driver.memcpy_htod(target, _memory(address, size))
-        driver.Context.synchronize()  # it may return while the card still copies
+        driver.Context.synchronize()  # it may return while the GPU still copies
 
     def download(self, address: int, source: int, size: int) -> None:
         self.synchronize()

@@ -54,7 +54,7 @@ def _compiled(source: bytes, options: tuple[str, ...], capability: tuple[int, in
         raise NotAvailableError(
             f"--backend: NVRTC {'.'.join(map(str, version()))} knows no compute capability "
             f"{capability[0]}.{capability[1]}, only {', '.join(f'{n / 10:.1f}' for n in known)}; "
-            "install the nvidia-cuda-nvrtc that is made for this card"
+            "install the nvidia-cuda-nvrtc that is made for this GPU"
         )
     program = _checked(nvrtc.nvrtcCreateProgram(source, KERNELS.name.encode(), 0, [], []))[0]
     result = nvrtc.nvrtcCompileProgram(program, len(options), [option.encode() for option in options])

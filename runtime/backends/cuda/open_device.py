@@ -1,13 +1,13 @@
-"""Which library drives the card: cuda-python, or pycuda where that alone is installed or asked for."""
+"""Which library drives the GPU: cuda-python, or pycuda where that alone is installed or asked for."""
 
 import importlib.util
 import os
 from collections.abc import Callable
 
 from ...errors import InputError, NotAvailableError, first_line
-from .card import Card, find_card
 from .device import Device
 from .driver import Driver
+from .gpu import GpuInfo, find_gpu
 
 VARIABLE = "RPNET_CUDA_DRIVER"
 INSTALL = "pip install -r requirements-gpu.txt"
@@ -15,31 +15,31 @@ PACKAGES = {"cuda-python": "cuda.bindings", "pycuda": "pycuda"}  # that Python i
 
 
 def open_device(alone: bool = True) -> Device:
-    """The first card, driven by what is installed; the environment variable RPNET_CUDA_DRIVER names one to insist on.
+    """The first GPU, driven by what is installed; the environment variable RPNET_CUDA_DRIVER names one to insist on.
 
     Args:
         alone: as for `Device`.
 
     Raises:
-        NotAvailableError: no card, no library that drives it, or one that cannot: too old a driver, no memory left.
+        NotAvailableError: no GPU, no library that drives it, or one that cannot: too old a driver, no memory left.
         InputError: the variable names nothing known.
     """
-    if isinstance(card := find_card(), str):
-        raise NotAvailableError(f"--backend: needs an NVIDIA card, but {card}; choose a backend of the CPU")
+    if isinstance(gpu := find_gpu(), str):
+        raise NotAvailableError(f"--backend: needs an NVIDIA GPU, but {gpu}; choose a backend of the CPU")
     wanted = os.environ.get(VARIABLE)
     if wanted and wanted not in PACKAGES:
         raise InputError(f"{VARIABLE}: got {wanted!r}, expected {' or '.join(PACKAGES)}")
     try:
-        return Device(_driver(wanted), _compiler(card), alone)
+        return Device(_driver(wanted), _compiler(gpu), alone)
     except NotAvailableError:
         raise
     except MemoryError:
         raise NotAvailableError(
-            f"--backend: {card.name} has no memory left to start with; close what else uses it"
+            f"--backend: {gpu.name} has no memory left to start with; close what else uses it"
         ) from None
     except (ImportError, OSError, RuntimeError, InputError) as error:
         raise NotAvailableError(
-            f"--backend: {card.name} cannot be used ({first_line(error)}); update its driver, or {INSTALL}"
+            f"--backend: {gpu.name} cannot be used ({first_line(error)}); update its driver, or {INSTALL}"
         ) from None
 
 
@@ -47,7 +47,7 @@ def _driver(wanted: str | None) -> Driver:
     library = wanted or next(filter(_is_installed, PACKAGES), None)
     if library is None or not _is_installed(library):
         missing = wanted or " or ".join(PACKAGES)
-        raise NotAvailableError(f"--backend: nothing to drive the card with: {missing} is missing; {INSTALL}")
+        raise NotAvailableError(f"--backend: nothing to drive the GPU with: {missing} is missing; {INSTALL}")
     if library == "pycuda":
         from .driver_pycuda import PycudaDriver
 
@@ -57,7 +57,7 @@ def _driver(wanted: str | None) -> Driver:
     return CudaPythonDriver()
 
 
-def _compiler(card: Card) -> Callable[[tuple[int, int]], bytes]:
+def _compiler(gpu: GpuInfo) -> Callable[[tuple[int, int]], bytes]:
     """NVRTC, which comes with cuda-python; without that nvcc, which pycuda was built with."""
     if not _is_installed("cuda-python"):
         from .driver_pycuda import compile_kernels
@@ -65,11 +65,11 @@ def _compiler(card: Card) -> Callable[[tuple[int, int]], bytes]:
         return compile_kernels
     from . import nvrtc
 
-    if (made_for := nvrtc.version())[0] > card.driver[0]:
-        old, new = (".".join(map(str, version)) for version in (card.driver, made_for))
+    if (made_for := nvrtc.version())[0] > gpu.driver[0]:
+        old, new = (".".join(map(str, version)) for version in (gpu.driver, made_for))
         raise NotAvailableError(
-            f"--backend: the driver of {card.name} is for CUDA {old}, NVRTC for {new}; update the driver, or install "
-            f"what is made for CUDA {card.driver[0]}, as requirements-gpu.txt says"
+            f"--backend: the driver of {gpu.name} is for CUDA {old}, NVRTC for {new}; update the driver, or install "
+            f"what is made for CUDA {gpu.driver[0]}, as requirements-gpu.txt says"
         )
     return nvrtc.compile_kernels
 

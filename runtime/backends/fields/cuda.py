@@ -1,4 +1,4 @@
-"""Field operations on a CUDA card: everything between engine calls, over `kernels.cu`.
+"""Field operations on a CUDA GPU: everything between engine calls, over `kernels.cu`.
 
 All is sent to the device's stream and nothing waits for it, but what gives numbers: `float` of a score, the folded
 share, the extremes, and arrays brought to the host.
@@ -14,8 +14,8 @@ import numpy as np
 from ...errors import InputError
 from ...geometry.smoothing import EDGE, LEAST, gaussian_weights
 from ...images.similarity import LNCC_EPSILON, LNCC_WINDOW, OF_SUMS, SIMILARITIES
-from ..cuda.card import on_card
 from ..cuda.device import THREADS, Device, Slot
+from ..cuda.gpu import on_gpu
 from ..cuda.layout import is_wide, layout_of
 from ..cuda.memory import DeviceArray
 
@@ -154,17 +154,17 @@ class CudaFields:
         return Smoother(self._device, fixed, sigma)
 
     def to_device(self, array: Any) -> DeviceArray:
-        """An image as float32 in the device's memory: a host array is copied there, a card's array stays where it is.
+        """An image as float32 in the device's memory: a host array is copied there, a GPU's array stays where it is.
 
         Raises:
-            InputError: a card's array that is not contiguous float32, or of another card.
+            InputError: a GPU's array that is not contiguous float32, or of another GPU.
         """
-        if not on_card(array):
+        if not on_gpu(array):
             return self._device.upload(np.asarray(array, np.float32))
         found = self._device.wrap(array)
         if found.dtype != np.float32 or not found.contiguous:
             raise InputError(
-                f"image on the card: got {found.dtype} with strides {found.element_strides} for {found.shape}, "
+                f"image on the GPU: got {found.dtype} with strides {found.element_strides} for {found.shape}, "
                 "expected contiguous float32; convert it first"
             )
         return found

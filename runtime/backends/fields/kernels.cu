@@ -1,4 +1,4 @@
-// Field operations between engine calls, on a CUDA card. Definitions: runtime/geometry/flow.py, similarity.py and
+// Field operations between engine calls, on a CUDA GPU. Definitions: runtime/geometry/flow.py, similarity.py and
 // smoothing.py.
 //
 // Arrays. Images (I, J, K), feature maps (I, J, K, C) and flows (I, J, K, 3) are contiguous, a voxel's numbers side by
@@ -10,11 +10,11 @@
 // the work; neighbouring threads take neighbouring k. Blocks have a power of two threads, at most MOST_THREADS.
 // Offsets are 64 bits wide; rows (I J) fit an int. No kernel uses atomics.
 //
-// Numbers. NaN and Inf in a flow become NaN in what is sampled there, and nothing is read out of bounds. A card for
+// Numbers. NaN and Inf in a flow become NaN in what is sampled there, and nothing is read out of bounds. A GPU for
 // desktops does 64 float operations in the time of one double, so long sums are pairs of floats (Sum), as exact as
 // double; what is left of a block is one double, and those are added by `finish_sums` in the same order every time.
 //
-// Compiled by NVRTC without any header, and by g++ behind tests/backends/host_card/cuda_on_host.h.
+// Compiled by NVRTC without any header, and by g++ behind tests/backends/host_gpu/cuda_on_host.h.
 
 typedef long long Index;
 
@@ -579,7 +579,7 @@ extern "C" __global__ void image_sums(const float* __restrict__ image, long long
 }
 
 // out = the sums of each row of `partial`, then `known`
-// partial (sums, parts), known (knowns,), out (sums + knowns,), on the card or in memory the host reads. One block.
+// partial (sums, parts), known (knowns,), out (sums + knowns,), on the GPU or in memory the host reads. One block.
 //
 // 1. a thread adds every so many parts of a row, in order
 // 2. the block adds its threads' sums

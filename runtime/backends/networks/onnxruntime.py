@@ -90,7 +90,7 @@ class RoundedGraph:
     those written in the graph and with every optimisation switched off.
 
     What it shows is what rounding each node's result to fp16 does, to the bit but for the order of float32 sums. It
-    does not show sums kept in fp16, if a card's library keeps them so, nor that library's own faults.
+    does not show sums kept in fp16, if a GPU's library keeps them so, nor that library's own faults.
 
     Args:
         graph: ONNX; every node has one input besides weights, and only outputs have more than one reader.
@@ -225,7 +225,7 @@ def why_left_out(provider: str) -> str:
 
 
 def without_waiting() -> onnxruntime.RunOptions:
-    """Options of a run that returns when all is sent to the card's stream."""
+    """Options of a run that returns when all is sent to the GPU's stream."""
     options = onnxruntime.RunOptions()
     options.log_severity_level = 4
     options.add_run_config_entry("disable_synchronize_execution_providers", "1")

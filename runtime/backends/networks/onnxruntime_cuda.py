@@ -6,8 +6,8 @@ import numpy as np
 
 from ...errors import NotAvailableError
 from ...loop.schedules import LEVELS
-from ..cuda.card import Card
 from ..cuda.device import Device
+from ..cuda.gpu import GpuInfo
 from ..cuda.memory import DeviceArray, out_of_memory
 from ..engine_set import FEATURES, IMAGE, RESIDUAL, EngineSet, features_name
 from ..fields.cuda import carry
@@ -32,14 +32,14 @@ LONGEST_REASON = 400  # characters; some of its messages hold a whole graph
 
 
 class CudaOnnxRuntimeNetworks:
-    """Feature extractor and flow estimators on a card, all on its stream. Nothing waits for the device.
+    """Feature extractor and flow estimators on a GPU, all on its stream. Nothing waits for the device.
 
     The engines' own memory is planar (channels first): estimator inputs and residuals are views of it, feature maps are
     carried to channels-last once.
 
     Args:
         engine_set: a checked set.
-        device: a card; current in this thread, here and in every call.
+        device: a GPU; current in this thread, here and in every call.
         precision: "fp32" (without TF32) or "fp16"; feature maps and estimator inputs are of it.
         tell: not used, for nothing is built.
         provider, memory: what runs the graphs and where arrays lie, in ONNX Runtime's words.
@@ -61,15 +61,15 @@ class CudaOnnxRuntimeNetworks:
         memory: str = MEMORY,
     ) -> None:
         self.precision, self.device, self.closed = precision, device.name, False
-        self._card, self._element, self._channels = device, np.dtype(ELEMENTS[precision]), engine_set.channels
+        self._gpu, self._element, self._channels = device, np.dtype(ELEMENTS[precision]), engine_set.channels
         if reason := why_no_provider(provider):
             raise _unusable(reason)
         self._graphs = open_graphs(engine_set, precision, lambda graph, _: _BoundGraph(graph, device, provider, memory))
-        # A provider opens without cuDNN, or for a card it has no kernels for; the first run tells.
+        # A provider opens without cuDNN, or for a GPU it has no kernels for; the first run tells.
         self.residual(max(LEVELS), self.estimator_input(max(LEVELS), (2, 2, 2)))
 
     @classmethod
-    def check_card(cls, card: Card, precision: str) -> None:
+    def check_gpu(cls, gpu: GpuInfo, precision: str) -> None:
         """Any will do, as far as is known before it is started."""
 
     def features(self, image: DeviceArray) -> dict[int, DeviceArray]:
@@ -78,12 +78,12 @@ class CudaOnnxRuntimeNetworks:
         for level in LEVELS:
             size = tuple(n // 2 ** (level - 1) for n in image.shape)
             given[features_name(level)] = (self._channels[level], *size), self._element
-        planar = self._graphs.extractor.run(IMAGE, self._card.aligned(image), (1, *image.shape), given)
+        planar = self._graphs.extractor.run(IMAGE, self._gpu.aligned(image), (1, *image.shape), given)
         return {level: self._channels_last(planar[features_name(level)]) for level in LEVELS}
 
     def estimator_input(self, level: int, shape: Shape) -> DeviceArray:
         """An empty (I, J, K, 2C), planar memory."""
-        return self._card.empty((2 * self._channels[level], *shape), self._element).moveaxis(0, -1)
+        return self._gpu.empty((2 * self._channels[level], *shape), self._element).moveaxis(0, -1)
 
     def residual(self, level: int, features: DeviceArray) -> DeviceArray:
         """Residual flow float32 (I, J, K, 3), planar memory, from an `estimator_input`; holds until the next call."""
@@ -98,7 +98,7 @@ class CudaOnnxRuntimeNetworks:
         if not self.closed:
             for graph in (self._graphs.extractor, *self._graphs.estimators.values()):
                 graph.forget()
-            self._card.rest()
+            self._gpu.rest()
 
     def close(self) -> None:
         self._graphs, self.closed = None, True
@@ -106,7 +106,7 @@ class CudaOnnxRuntimeNetworks:
     def _channels_last(self, planar: DeviceArray) -> DeviceArray:
         """(C, I, J, K) as contiguous (I, J, K, C)."""
         source = planar.moveaxis(0, -1)
-        target = self._card.empty(source.shape, self._element)
+        target = self._gpu.empty(source.shape, self._element)
         carry(source, target)
         return target
 
@@ -115,7 +115,7 @@ class _BoundGraph:
     """A graph that reads where it is told and writes to buffers of its own, the same while sizes stay the same."""
 
     def __init__(self, graph: bytes, device: Device, provider: str, memory: str) -> None:
-        self._card, self._place = device, (memory, device.driver.number)
+        self._gpu, self._place = device, (memory, device.driver.number)
         options, provider_options = session_options(), {}
         options.log_severity_level = 4  # what fails is told in an exception, once
         if provider == PROVIDER:
@@ -127,7 +127,7 @@ class _BoundGraph:
             if LEFT_TO_CPU in str(error):
                 raise _unusable(why_left_out(provider)) from None
             raise _explained(error, device) from None
-        # A provider that cannot start is left out without an error: the CPU would run all, on a card's addresses.
+        # A provider that cannot start is left out without an error: the CPU would run all, on a GPU's addresses.
         if provider not in self._session.get_providers():
             raise _unusable(why_left_out(provider))
         self.get_inputs, self._options = self._session.get_inputs, without_waiting()
@@ -155,14 +155,14 @@ class _BoundGraph:
         """
         if {name: (result.shape, result.dtype) for name, result in self._results.items()} != given:
             self.forget()
-            self._results = {name: self._card.empty(*facts) for name, facts in given.items()}
+            self._results = {name: self._gpu.empty(*facts) for name, facts in given.items()}
             for result_name, result in self._results.items():
                 self._binding.bind_output(result_name, *self._place, *_facts(result, result.shape))
         self._binding.bind_input(name, *self._place, *_facts(array, shape))
         try:
             self._send()
         except Exception as error:
-            raise _explained(error, self._card) from None
+            raise _explained(error, self._gpu) from None
         return self._results
 
     def _send(self) -> None:
@@ -171,7 +171,7 @@ class _BoundGraph:
         except Exception as error:
             if not _is_memory(error):
                 raise
-            self._card.rest()  # what our arrays have let go of may be enough
+            self._gpu.rest()  # what our arrays have let go of may be enough
             self._session.run_with_iobinding(self._binding, self._options)
 
 
@@ -210,6 +210,6 @@ def _explained(error: Exception, device: Device) -> NotAvailableError:
 
 def _unusable(reason: str) -> NotAvailableError:
     return NotAvailableError(
-        f"--backend: onnxruntime {VERSION} cannot use the card ({reason}); it takes its CUDA provider, and the CUDA "
+        f"--backend: onnxruntime {VERSION} cannot use the GPU ({reason}); it takes its CUDA provider, and the CUDA "
         f"and cuDNN 9 that was built for: {REMEDY}"
     )

@@ -17,8 +17,8 @@ SMALLEST = 16
 MULTIPLE = 8
 SWEEP = ((64, 64, 64), (96, 96, 96), (128, 128, 128), (128, 160, 128), (160, 192, 160), (192, 224, 192))
 PLOTS = (".png", ".svg", ".pdf")
-RUNS, RUNS_ON_CARD = 10, 40  # rounds are short on a card, and its clocks are never quite at rest
-WARMUP, WARMUP_ON_CARD = 1, 3
+RUNS, RUNS_ON_GPU = 10, 40  # rounds are short on a GPU, and its clocks are never quite at rest
+WARMUP, WARMUP_ON_GPU = 1, 3
 ALL = "all"
 
 
@@ -32,7 +32,7 @@ class BenchmarkOptions:
         shape: of the generated pair; None: 160 x 192 x 160.
         crop_to: brings prepared scans to this shape, cropped or padded about their centre.
         backends, precisions: names, "auto" (what `register` takes) or "all" (what can run here).
-        runs, warmup: timed and untimed rounds; None: 10 and 1, with a card among the contenders 40 and 3.
+        runs, warmup: timed and untimed rounds; None: 10 and 1, with a GPU among the contenders 40 and 3.
         schedule: as in `runtime.Options`; None: iterstop, in a sweep 1,1,1,1.
         threads: None: all cores.
         shapes: a sweep over these instead of one pair.
@@ -72,9 +72,9 @@ class BenchmarkOptions:
             _check_place(name, path)
         _check_plot(self.plot)
 
-    def rounds(self, on_card: bool) -> tuple[int, int]:
-        """Timed rounds, and those before; `on_card`: whether all contenders compute on a card."""
-        runs, warmup = (RUNS_ON_CARD, WARMUP_ON_CARD) if on_card else (RUNS, WARMUP)
+    def rounds(self, on_gpu: bool) -> tuple[int, int]:
+        """Timed rounds, and those before; `on_gpu`: whether all contenders compute on a GPU."""
+        runs, warmup = (RUNS_ON_GPU, WARMUP_ON_GPU) if on_gpu else (RUNS, WARMUP)
         return runs if self.runs is None else self.runs, warmup if self.warmup is None else self.warmup
 
     def _check_pair(self) -> None:

@@ -17,7 +17,7 @@ from .contenders.arithmetic import NetworkWork
 from .contenders.contender import Others, Task
 from .contenders.line_up import Field, Peaks
 from .contenders.process import call_once
-from .machine.gpu import card_doubts
+from .machine.gpu import gpu_doubts
 from .machine.host import machine_facts
 from .measuring.accuracy_gate import check_all
 from .measuring.end_to_end import end_to_end, start_up
@@ -36,7 +36,7 @@ Pair = GeneratedPair | ScanPair
 
 def run_benchmark(
     options: BenchmarkOptions,
-    others: Callable[[bool], Others] = lambda on_card: Others(),
+    others: Callable[[bool], Others] = lambda on_gpu: Others(),
     command: Sequence[str] | None = None,
     echo: Callable[[str], None] = lambda text: None,
     progress: Progress = silent,
@@ -46,7 +46,7 @@ def run_benchmark(
     Args:
         options: checked already.
         others: gives contenders besides the runtime's, such as PyTorch, and who defines what is right; told whether
-            any engine runs on a card. Speed is given as a ratio to each.
+            any engine runs on a GPU. Speed is given as a ratio to each.
         command: how the program is started, such as (python, cli.py); None: the command itself is not measured.
         echo: told each part of the result, as text, when it is known.
         progress: told what happens.
@@ -99,7 +99,7 @@ class Bench:
         self._folder, self._record, self._echo, self._progress = folder, record, echo, progress
         self._task = Task(_schedule(options, engine_set), engine_set.stop["similarity"])
         self._images = folder / "pair.npz"
-        self._rounds = record["runs"], record["warmup"] = options.rounds(all(entry.on_card for entry in field.entries))
+        self._rounds = record["runs"], record["warmup"] = options.rounds(all(entry.on_gpu for entry in field.entries))
         record["contenders"] = [{"name": entry.name, **entry.facts} for entry in field.entries]
         record["left_out"] = field.left_out
 
@@ -157,7 +157,7 @@ class Bench:
             row |= speed(own)
             row["account"] = account(own, gflop, peaks.best(entry.facts))
             row["peak_bytes"] = entry.worker.call("peak_bytes")
-            row["card_memory"] = entry.worker.call("card_memory")
+            row["card_memory"] = entry.worker.call("gpu_memory")
             row["doubts"] = doubts(entry.name, own, row["account"])
         self._record["peaks"] = peaks.values
         self._record["against"] = {rival: against(samples, rival) for rival in field.rivals}
@@ -211,8 +211,8 @@ class Bench:
         machine, lines = self._record["machine"], []
         if (load := machine["load_average"]) is not None and load > BUSY_LOAD * machine["cores"]:
             lines.append(f"the load average was {load:.1f} before the start; others are busy on this machine")
-        if self._field.on_card:
-            lines += card_doubts(machine["card"])
+        if self._field.on_gpu:
+            lines += gpu_doubts(machine["card"])
         for row in self._record.get("gate", {}).get("rows", ()):
             if not row.get("counts_equal", True):
                 lines.append(f"{row['name']}: iterations {row['counts']}, the reference's {row['expected_counts']}")

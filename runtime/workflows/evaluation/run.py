@@ -11,6 +11,7 @@ from ...errors import InputError, recorded
 from ...host.files.folder_lock import folder_lock
 from ...host.files.hashes import sha256_of_facts
 from ...host.progress import Countdown, Progress, Stages, silent
+from ...host.shipped import install_command
 from ...registration.output.report import versions
 from ...registration.warmup import start_kernels
 from .engine_sets import NamedSet, open_sets
@@ -40,7 +41,7 @@ def evaluate(options: EvaluateOptions, progress: Progress = silent, export: Expo
         ScarceError: another run holds the folder.
     """
     if importlib.util.find_spec("matplotlib") is None:  # before all the work that it is to draw
-        raise InputError("needs the package matplotlib, which is not installed; pip install -r requirements.txt")
+        raise InputError(f"needs the package matplotlib, which is not installed; {install_command('matplotlib')}")
     _ = options.start.start
     with folder_lock(options.output, subfolders=[PAIRS]):
         return _evaluate(options, progress, export)

@@ -1,4 +1,4 @@
-"""Plans built ahead of time from an engine set, for TensorRT-RTX (any card, none needed) or TensorRT (this card)."""
+"""Plans built ahead of time from an engine set, for TensorRT-RTX (any GPU, none needed) or TensorRT (this GPU)."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ....errors import InputError, NotAvailableError
-from ...cuda.card import find_card
+from ...cuda.gpu import find_gpu
 from ...engine_set import EngineSet, load_engine_set
 from .library import Library, open_library
 from .plans import ORDINARY, PlanSpec, PlanStore, Profile, Shape, plan_specs
@@ -21,7 +21,7 @@ class BuildOptions:
 
     Attributes:
         target: "tensorrt-rtx" or "tensorrt".
-        sms: compute capabilities, 89 for 8.9; empty: all that TensorRT-RTX knows, for TensorRT the card's. One plan
+        sms: compute capabilities, 89 for 8.9; empty: all that TensorRT-RTX knows, for TensorRT the GPU's. One plan
             holds them all, for a few KB more.
         precisions: empty: for TensorRT-RTX all that the set has graphs of (it takes a second, and fp32 is what fp16 is
             checked against); for TensorRT, where a build takes minutes, fp16, which is what `register` takes.
@@ -50,15 +50,15 @@ def build_plans(engine_dir: Path, options: BuildOptions, echo: Callable[[str], N
 
     Raises:
         InputError: a set, a size, a precision or a compute capability that cannot be used.
-        NotAvailableError: the library is not installed, or TensorRT has no card to build for.
+        NotAvailableError: the library is not installed, or TensorRT has no GPU to build for.
     """
     engine_set, library = load_engine_set(engine_dir), open_library(options.target)
     _check_profile(options.profile, engine_set.size_multiple)
-    sms, card = _aim(library, options.sms)
+    sms, gpu = _aim(library, options.sms)
     start = time.perf_counter()
     built = []
     for precision, left in _jobs(engine_set, library, options, sms, echo):
-        specs = plan_specs(engine_set, precision, library, left, card, options.profile).values()
+        specs = plan_specs(engine_set, precision, library, left, gpu, options.profile).values()
         built += [(spec, _built(engine_set, library, spec, echo)) for spec in specs]
     folder, replaced = PlanStore(engine_set.folder).keep(built)
     for line in replaced:
@@ -119,26 +119,26 @@ def _check_profile(profile: Profile, multiple: int) -> None:
 
 
 def _aim(library: Library, sms: tuple[int, ...]) -> tuple[tuple[int, ...], str]:
-    """Compute capabilities to build for, and the card's name where the library can build for no other."""
+    """Compute capabilities to build for, and the GPU's name where the library can build for no other."""
     if library.portable:
         if unknown := [sm for sm in sms if sm not in library.sms]:
             raise InputError(
                 f"--sm: got {', '.join(map(str, unknown))}, {library.title} builds for "
-                f"{', '.join(map(str, library.sms))}; for other cards use --target tensorrt on their own computer"
+                f"{', '.join(map(str, library.sms))}; for other GPUs use --target tensorrt on their own computer"
             )
         return sms or library.sms, ""
-    card = find_card()
-    if isinstance(card, str):
+    gpu = find_gpu()
+    if isinstance(gpu, str):
         raise NotAvailableError(
-            f"--target: {library.title} builds for the card at hand, but {card}; use --target tensorrt-rtx"
+            f"--target: {library.title} builds for the GPU at hand, but {gpu}; use --target tensorrt-rtx"
         )
-    sm = 10 * card.capability[0] + card.capability[1]
+    sm = 10 * gpu.capability[0] + gpu.capability[1]
     if set(sms) - {sm}:
         raise InputError(
-            f"--sm: got {', '.join(map(str, sms))}, {library.title} builds only for the card at hand, {card.name} "
+            f"--sm: got {', '.join(map(str, sms))}, {library.title} builds only for the GPU at hand, {gpu.name} "
             f"({sm}); leave --sm out, or use --target tensorrt-rtx"
         )
-    return (sm,), card.name
+    return (sm,), gpu.name
 
 
 def _jobs(

@@ -1,7 +1,7 @@
 """TensorRT-RTX and TensorRT, one API in two packages: plans built from graphs, opened and run.
 
-The only file that imports either. What the two do differently: TensorRT-RTX builds without a card, one plan for many,
-and compiles kernels for the card and the shape when a plan is first run; TensorRT times kernels on the card it builds
+The only file that imports either. What the two do differently: TensorRT-RTX builds without a GPU, one plan for many,
+and compiles kernels for the GPU and the shape when a plan is first run; TensorRT times kernels on the GPU it builds
 for. Nothing of this waits for the device.
 """
 
@@ -33,7 +33,7 @@ class Target:
     Attributes:
         package: that Python imports.
         title: its name.
-        portable: it builds without a card, one plan for several compute capabilities.
+        portable: it builds without a GPU, one plan for several compute capabilities.
     """
 
     package: str
@@ -110,7 +110,7 @@ class Library:
 
         Raises:
             InputError: the graph is not what `spec` says, or the library cannot build it.
-            NotAvailableError: the library finds no card, and needs one.
+            NotAvailableError: the library finds no GPU, and needs one.
         """
         trt, place = self._trt, f"{self.title}, {spec.engine} in {spec.precision}"
         with self.explained(place):
@@ -162,7 +162,7 @@ class Library:
         return config
 
     def _use_timings(self, config: Any, spec: PlanSpec) -> None:
-        """What kernels took on this card in earlier builds; without it the build takes longer."""
+        """What kernels took on this GPU in earlier builds; without it the build takes longer."""
         with contextlib.suppress(Exception):
             known = kept(self._timings(spec)) or b""
             config.set_timing_cache(config.create_timing_cache(known), False)
@@ -173,7 +173,7 @@ class Library:
                 keep_file(self._timings(spec), bytes(config.get_timing_cache().serialize()))
 
     def _timings(self, spec: PlanSpec) -> Path:
-        return cache_file("timings", self.target, self.version, spec.card)
+        return cache_file("timings", self.target, self.version, spec.gpu)
 
     @contextlib.contextmanager
     def explained(self, place: str, device: Device | None = None) -> Iterator[None]:
@@ -187,7 +187,7 @@ class Library:
             raise error.kind(f"{place}: {error}") from None
         except (TypeError, RuntimeError) as error:
             raise NotAvailableError(
-                f"{place}: {self.said(first_line(error))}; is there a card, and its driver?"
+                f"{place}: {self.said(first_line(error))}; is there a GPU, and its driver?"
             ) from None
 
     def said(self, otherwise: str = "it gives no reason") -> str:
@@ -202,11 +202,11 @@ class Library:
         Args:
             content: the plan.
             spec: what it was built from.
-            device: the card it shall run on.
+            device: the GPU it shall run on.
             jit: kernels compiled before (TensorRT-RTX).
 
         Raises:
-            NotAvailableError: it cannot be opened here: the driver is too old, the memory too small, the card another.
+            NotAvailableError: it cannot be opened here: the driver is too old, the memory too small, the GPU another.
             InputError: it is not what `spec` says.
         """
         with self.explained(f"--backend: {self.title}, {spec.engine} in {spec.precision}", device):
@@ -215,7 +215,7 @@ class Library:
             engine = self._runtime.deserialize_cuda_engine(content)
             if engine is None:
                 raise LibraryRefusedError(
-                    f"cannot be opened on {device.name}: {self.said()}; update the card's driver", NotAvailableError
+                    f"cannot be opened on {device.name}: {self.said()}; update the GPU's driver", NotAvailableError
                 )
             self._check_tensors(engine, spec)
             config = self._runtime_config(engine, spec, device, jit)

@@ -1,4 +1,4 @@
-"""Engines run by TensorRT-RTX or TensorRT on a card: plans opened, or built if need be, for the image size at hand."""
+"""Engines run by TensorRT-RTX or TensorRT on a GPU: plans opened, or built if need be, for the image size at hand."""
 
 import contextlib
 from collections.abc import Callable
@@ -7,8 +7,8 @@ import numpy as np
 
 from ....errors import InputError, NotAvailableError
 from ....loop.schedules import LEVELS
-from ...cuda.card import Card
 from ...cuda.device import Device
+from ...cuda.gpu import GpuInfo
 from ...cuda.memory import DeviceArray
 from ...engine_set import (
     ENGINES,
@@ -30,7 +30,7 @@ class _Networks:
 
     Args:
         engine_set: a checked set.
-        device: a card; current in this thread, here and in every call.
+        device: a GPU; current in this thread, here and in every call.
         precision: "fp16" or "fp32" (without TF32); feature maps and estimator inputs are of it.
         tell: told, in a line, that engines are built.
 
@@ -45,7 +45,7 @@ class _Networks:
         self._library = open_library(self.target)
         self.library, self.version = self.target, self._library.version
         self.precision, self.device, self.closed = precision, device.name, False
-        self._engine_set, self._card, self._tell, self._channels = engine_set, device, tell, engine_set.channels
+        self._engine_set, self._gpu, self._tell, self._channels = engine_set, device, tell, engine_set.channels
         self._dtype = np.dtype(DTYPES[precision])
         self._sm = 10 * device.capability[0] + device.capability[1]
         self._check()
@@ -56,15 +56,15 @@ class _Networks:
         self._serve(None)
 
     @classmethod
-    def check_card(cls, card: Card, precision: str) -> None:
-        """Refuses, before it is started, a card that the library does not serve in this precision.
+    def check_gpu(cls, gpu: GpuInfo, precision: str) -> None:
+        """Refuses, before it is started, a GPU that the library does not serve in this precision.
 
         Raises:
             NotAvailableError: it does not, or the library is not installed.
         """
-        sm = 10 * card.capability[0] + card.capability[1]
+        sm = 10 * gpu.capability[0] + gpu.capability[1]
         if reason := open_library(cls.target).unfit(sm, precision):
-            raise NotAvailableError(f"--backend: {reason} ({card.name})")
+            raise NotAvailableError(f"--backend: {reason} ({gpu.name})")
 
     def _check(self) -> None:
         self._engine_set.require(self.precision)
@@ -77,10 +77,10 @@ class _Networks:
 
     def features(self, image: DeviceArray) -> dict[int, DeviceArray]:
         """Feature maps (I, J, K, C) by level of an image float32 (I, J, K) in [0, 1], contiguous, the caller's own."""
-        image = self._card.aligned(image)
+        image = self._gpu.aligned(image)
         self._prepare(image.shape)
         maps = {
-            level: self._card.empty((*_coarser(image.shape, level), self._channels[level]), self._dtype)
+            level: self._gpu.empty((*_coarser(image.shape, level), self._channels[level]), self._dtype)
             for level in LEVELS
         }
         addresses = {features_name(level): array.pointer for level, array in maps.items()}
@@ -89,14 +89,14 @@ class _Networks:
 
     def estimator_input(self, level: int, shape: Shape) -> DeviceArray:
         """An empty (I, J, K, 2C), contiguous."""
-        return self._card.empty((*shape, 2 * self._channels[level]), self._dtype)
+        return self._gpu.empty((*shape, 2 * self._channels[level]), self._dtype)
 
     def residual(self, level: int, features: DeviceArray) -> DeviceArray:
         """Residual flow float32 (I, J, K, 3) from an `estimator_input`, planar memory; the level's next call's too."""
         size, channels = features.shape[:3], features.shape[3]
         out = self._residuals.get(level)
         if out is None or out.shape[1:] != size:
-            self._residuals[level] = out = self._card.empty((3, *size))
+            self._residuals[level] = out = self._gpu.empty((3, *size))
         addresses = {FEATURES: features.pointer, RESIDUAL: out.pointer}
         self._run(estimator_name(level), channels, size, addresses)
         return out.moveaxis(0, -1)
@@ -104,7 +104,7 @@ class _Networks:
     def rest(self) -> None:
         """Lets go of memory that the next call takes again, and writes what was compiled to disk."""
         self._drop()
-        self._card.rest()
+        self._gpu.rest()
         self._jit.save()
 
     def close(self) -> None:
@@ -135,7 +135,7 @@ class _Networks:
     def _reserve(self, needed: int) -> None:
         """So many bytes at least of scratch memory, which all engines share."""
         if self._scratch is None or self._scratch.nbytes < needed:
-            self._scratch = self._card.empty((needed,), np.uint8)
+            self._scratch = self._gpu.empty((needed,), np.uint8)
 
     def _run(self, name: str, channels: int, size: Shape, addresses: dict[str, int]) -> None:
         plan = self._plan(name, size)
@@ -179,21 +179,21 @@ class _Networks:
             self._open(content, spec)
 
     def _open(self, content: bytes, spec: PlanSpec) -> None:
-        self._plans[spec.engine] = self._library.open(content, spec, self._card, self._jit)
+        self._plans[spec.engine] = self._library.open(content, spec, self._gpu, self._jit)
 
     def _specs(self, profile: Profile) -> dict[str, PlanSpec]:
-        card = "" if self._library.portable else self.device
-        return plan_specs(self._engine_set, self.precision, self._library, (self._sm,), card, profile)
+        gpu = "" if self._library.portable else self.device
+        return plan_specs(self._engine_set, self.precision, self._library, (self._sm,), gpu, profile)
 
 
 class TensorRtRtxNetworks(_Networks):
-    """On TensorRT-RTX: one plan for many cards, kernels compiled for this one when a size first comes."""
+    """On TensorRT-RTX: one plan for many GPUs, kernels compiled for this one when a size first comes."""
 
     target = "tensorrt-rtx"
 
 
 class TensorRtNetworks(_Networks):
-    """On TensorRT: plans timed and built for this card."""
+    """On TensorRT: plans timed and built for this GPU."""
 
     target = "tensorrt"
 

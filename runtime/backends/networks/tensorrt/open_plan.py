@@ -36,11 +36,11 @@ def keep_file(path: Path, content: bytes) -> None:
 
 
 class JitCache:
-    """Kernels TensorRT-RTX compiled for this card, kept on disk. A cache that fails costs time, nothing else.
+    """Kernels TensorRT-RTX compiled for this GPU, kept on disk. A cache that fails costs time, nothing else.
 
     Args:
         library: whose they are.
-        device: the card.
+        device: the GPU.
         facts: what else they depend on.
     """
 

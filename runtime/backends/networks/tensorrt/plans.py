@@ -74,7 +74,7 @@ class PlanSpec:
         precision: "fp32" or "fp16".
         target, version: the library it is for.
         sms: compute capabilities, 89 for 8.9.
-        card: the model it is tied to; empty for a portable one.
+        gpu: the model it is tied to; empty for a portable one.
         profile: image sizes.
     """
 
@@ -84,7 +84,7 @@ class PlanSpec:
     target: str
     version: str
     sms: tuple[int, ...]
-    card: str
+    gpu: str
     profile: Profile
 
     @property
@@ -103,16 +103,17 @@ class PlanSpec:
     @classmethod
     def from_dict(cls, entry: Mapping[str, Any]) -> "PlanSpec":
         """Of a listing; KeyError, TypeError or ValueError for a malformed one."""
-        words = {name: str(entry[name]) for name in ("engine", "graph", "precision", "target", "version", "card")}
+        entry = {"gpu": entry["card"], **entry} if "card" in entry else entry  # its earlier name
+        words = {name: str(entry[name]) for name in ("engine", "graph", "precision", "target", "version", "gpu")}
         shapes = (tuple(map(int, entry["profile"][name])) for name in ("smallest", "usual", "largest"))
         return cls(**words, sms=tuple(map(int, entry["sms"])), profile=Profile(*shapes))
 
 
 def plan_specs(
-    engine_set: EngineSet, precision: str, library: Any, sms: tuple[int, ...], card: str, profile: Profile
+    engine_set: EngineSet, precision: str, library: Any, sms: tuple[int, ...], gpu: str, profile: Profile
 ) -> dict[str, PlanSpec]:
     """What to build of an engine set, by engine; `library` has `target` and `version`."""
-    facts = precision, library.target, library.version, sms, card, profile
+    facts = precision, library.target, library.version, sms, gpu, profile
     return {engine: PlanSpec(engine, engine_set.graph_hash(engine, precision), *facts) for engine in ENGINES}
 
 
@@ -160,7 +161,7 @@ class PlanStore:
         """A plan to be opened and its content, or in words why there is none.
 
         Args:
-            wanted: its `sms` is the card's; its profile is not looked at.
+            wanted: its `sms` is the GPU's; its profile is not looked at.
             shape: image size it must serve; None: any.
         """
         plans = [plan for folder in self._folders for plan in _listed(folder)]
@@ -222,7 +223,7 @@ def outdated(plan: Plan, wanted: PlanSpec) -> str:
 
 
 def _same_kind(spec: PlanSpec, other: PlanSpec) -> bool:
-    names = ("engine", "precision", "target", "card")
+    names = ("engine", "precision", "target", "gpu")
     return all(getattr(spec, name) == getattr(other, name) for name in names)
 
 

@@ -78,8 +78,8 @@ class Runner(Protocol):
     def finish(self, flow: Any) -> tuple[Array, float]:
         """What follows the loop of the last pair: warps its image; gives the host's flow (3, I, J, K) and its folds."""
 
-    def card_memory(self) -> dict[str, int] | None:
-        """Bytes of a card: ``peak`` held at once by arrays so far, ``used`` now by all programs; None: not on one."""
+    def gpu_memory(self) -> dict[str, int] | None:
+        """Bytes of a GPU: ``peak`` held at once by arrays so far, ``used`` now by all programs; None: not on one."""
 
 
 class Contender(Protocol):
@@ -191,7 +191,7 @@ class EngineRunner:
     def close(self) -> None:
         self.plain.__exit__()
 
-    def card_memory(self) -> dict[str, int] | None:
+    def gpu_memory(self) -> dict[str, int] | None:
         device = self.recorder.clock
         if not hasattr(device, "peak_bytes"):
             return None

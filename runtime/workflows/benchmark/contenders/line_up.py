@@ -42,7 +42,7 @@ class Entry:
         return isinstance(self.contender, EngineContender)
 
     @property
-    def on_card(self) -> bool:
+    def on_gpu(self) -> bool:
         return self.facts["device"] != HOST
 
 
@@ -51,9 +51,9 @@ class Field:
 
     Args:
         options: which engines are asked for.
-        others: gives contenders of elsewhere, such as PyTorch; told whether any engine runs on a card. Who defines
+        others: gives contenders of elsewhere, such as PyTorch; told whether any engine runs on a GPU. Who defines
             what is right is ONNX Runtime in fp32 where none of its references can be opened.
-        progress: told what takes a while: a card's engines are built.
+        progress: told what takes a while: a GPU's engines are built.
 
     Attributes:
         entries: who is open, engines first.
@@ -67,7 +67,7 @@ class Field:
     def __init__(
         self,
         options: BenchmarkOptions,
-        others: Callable[[bool], Others] = lambda on_card: Others(),
+        others: Callable[[bool], Others] = lambda on_gpu: Others(),
         progress: Progress = silent,
     ) -> None:
         self._options, self._ask_others, self._progress = options, others, progress
@@ -80,7 +80,7 @@ class Field:
             for contender in self._asked_for():
                 self._open(contender, stack)
             self._check_complete()
-            others = self._ask_others(self.on_card)
+            others = self._ask_others(self.on_gpu)
             for rival in others.rivals:
                 self._open(rival, stack)
             self.rivals = [rival.name for rival in others.rivals]
@@ -98,8 +98,8 @@ class Field:
         return [entry.worker for entry in self.entries]
 
     @property
-    def on_card(self) -> bool:
-        return any(entry.on_card for entry in self.entries)
+    def on_gpu(self) -> bool:
+        return any(entry.on_gpu for entry in self.entries)
 
     @contextlib.contextmanager
     def reference(self) -> Iterator[tuple[Worker, str]]:
@@ -190,7 +190,7 @@ class Peaks:
 
     def __init__(self, field: Field, threads: int) -> None:
         self._entries = [entry for entry in field.entries if entry.ours]
-        self._product = MatrixProduct(threads) if not all(entry.on_card for entry in field.entries) else None
+        self._product = MatrixProduct(threads) if not all(entry.on_gpu for entry in field.entries) else None
         self.values: dict[str, list[float]] = {}
 
     def __enter__(self) -> "Peaks":

@@ -85,9 +85,9 @@ class Session:
         """Peak memory of this process so far."""
         return peak_bytes()
 
-    def card_memory(self) -> dict[str, int] | None:
-        """See `Runner.card_memory`."""
-        return self.runner.card_memory()
+    def gpu_memory(self) -> dict[str, int] | None:
+        """See `Runner.gpu_memory`."""
+        return self.runner.gpu_memory()
 
     def measured_peak(self) -> float | None:
         """GFLOP/s the runner's library reaches in matrix products; None where it has no measure."""

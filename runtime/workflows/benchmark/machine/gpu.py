@@ -1,4 +1,4 @@
-"""The card a benchmark ran on: what its driver says of it, and what `nvidia-smi` adds where it is installed."""
+"""The GPU a benchmark ran on: what its driver says of it, and what `nvidia-smi` adds where it is installed."""
 
 import dataclasses
 import shutil
@@ -6,9 +6,9 @@ import subprocess
 from collections.abc import Callable
 from typing import Any
 
-BUSY_PERCENT = 10  # of a card's time used by others, before anything here has begun
+BUSY_PERCENT = 10  # of a GPU's time used by others, before anything here has begun
 SECONDS = 20
-# nvidia-smi's names and ours; what it does not know of a card, it answers in brackets.
+# nvidia-smi's names and ours; what it does not know of a GPU, it answers in brackets.
 QUERIES = {
     "driver_version": "driver_version",
     "clocks.sm": "clock_mhz",
@@ -25,16 +25,16 @@ QUERIES = {
 WORDS = ("driver_version", "persistence_mode", "compute_mode")  # all others are numbers
 
 
-def card_facts() -> dict[str, Any] | None:
-    """The first card's name, compute capability, memory, driver, and clocks and load now; None without a card."""
-    from ....backends.cuda.card import Card, find_card
+def gpu_facts() -> dict[str, Any] | None:
+    """The first GPU's name, compute capability, memory, driver, and clocks and load now; None without a GPU."""
+    from ....backends.cuda.gpu import GpuInfo, find_gpu
 
-    card = find_card()
-    return {**dataclasses.asdict(card), **smi_facts(card.bus)} if isinstance(card, Card) else None
+    gpu = find_gpu()
+    return {**dataclasses.asdict(gpu), **smi_facts(gpu.bus)} if isinstance(gpu, GpuInfo) else None
 
 
 def smi_facts(bus: str, run: Callable[..., Any] = subprocess.run) -> dict[str, str | float]:
-    """What nvidia-smi tells of the card at this place; empty where it is not installed or fails."""
+    """What nvidia-smi tells of the GPU at this place; empty where it is not installed or fails."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return {}
@@ -48,23 +48,23 @@ def smi_facts(bus: str, run: Callable[..., Any] = subprocess.run) -> dict[str, s
     return {name: value if name in WORDS else float(value) for name, value in told.items()}
 
 
-def card_words(card: dict[str, Any]) -> str:
-    """A card in a line."""
-    clock, most = card.get("clock_mhz"), card.get("largest_clock_mhz")
+def gpu_words(gpu: dict[str, Any]) -> str:
+    """A GPU in a line."""
+    clock, most = gpu.get("clock_mhz"), gpu.get("largest_clock_mhz")
     facts = [
-        f"{card['memory_bytes'] / 2**30:.1f} GiB",
-        "compute capability {}.{}".format(*card["capability"]),
-        f"driver {card['driver_version']}" if "driver_version" in card else "",
-        "for CUDA {}.{}".format(*card["driver"]),
+        f"{gpu['memory_bytes'] / 2**30:.1f} GiB",
+        "compute capability {}.{}".format(*gpu["capability"]),
+        f"driver {gpu['driver_version']}" if "driver_version" in gpu else "",
+        "for CUDA {}.{}".format(*gpu["driver"]),
         f"{clock:.0f} of {most:.0f} MHz" if isinstance(clock, float) and isinstance(most, float) else "",
-        f"at most {card['power_limit_w']:.0f} W" if isinstance(card.get("power_limit_w"), float) else "",
+        f"at most {gpu['power_limit_w']:.0f} W" if isinstance(gpu.get("power_limit_w"), float) else "",
     ]
-    return f"{card['name']}: {', '.join(filter(None, facts))}"
+    return f"{gpu['name']}: {', '.join(filter(None, facts))}"
 
 
-def card_doubts(card: dict[str, Any] | None) -> list[str]:
-    """Why figures from this card should not be trusted."""
-    used = (card or {}).get("used_percent")
+def gpu_doubts(gpu: dict[str, Any] | None) -> list[str]:
+    """Why figures from this GPU should not be trusted."""
+    used = (gpu or {}).get("used_percent")
     if isinstance(used, float) and used > BUSY_PERCENT:
-        return [f"the card was {used:.0f}% busy before the start; others use it"]
+        return [f"the GPU was {used:.0f}% busy before the start; others use it"]
     return []

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ....host.machine import available_bytes, cores, processor_name
-from .gpu import card_facts
+from .gpu import gpu_facts
 
 # Instructions that decide how fast convolutions are, in Linux's names (x86, then Arm).
 FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "asimd", "bf16", "sve")
@@ -15,7 +15,7 @@ PROC = Path("/proc")
 
 
 def machine_facts() -> dict[str, Any]:
-    """Processor, instructions, cores, memory, system, load and card, as plain types; None where it is not told."""
+    """Processor, instructions, cores, memory, system, load and GPU, as plain types; None where it is not told."""
     info = _cpu_info()
     return {
         "cpu": processor_name(),
@@ -26,7 +26,7 @@ def machine_facts() -> dict[str, Any]:
         "memory_available_bytes": available_bytes(),
         "system": platform.platform(),
         "load_average": load_average(),
-        "card": card_facts(),
+        "card": gpu_facts(),
     }
 
 

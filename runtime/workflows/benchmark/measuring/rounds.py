@@ -83,7 +83,7 @@ def account(samples: list[dict[str, Any]], gflop: dict[str, float], peak: float 
         peak: GFLOP/s its device reaches in matrix products at this precision; None: not measured.
 
     Returns:
-        ``loop``, and its parts ``estimator``, ``encode``, ``fields`` and ``overhead`` (what is in no span: on a card
+        ``loop``, and its parts ``estimator``, ``encode``, ``fields`` and ``overhead`` (what is in no span: on a GPU
         its idle time, at decisions or where the host sends too slowly), which add up to it; the
         ``floor`` of each engine part (its work at the peak); ``gflops`` reached, over the whole loop and while an
         estimator runs; the loop's share of the peak, on average and in the fastest run.

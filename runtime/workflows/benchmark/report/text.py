@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..machine.gpu import card_words
+from ..machine.gpu import gpu_words
 from .cells import (
     PERCENTILES,
     by,
@@ -40,7 +40,7 @@ def _head(record: Record) -> str:
         "instructions": " ".join(machine["flags"]) or "not told",
         "memory": f"{gibibytes(machine['memory_bytes'])}, {gibibytes(machine['memory_available_bytes'])} of it free",
         "load": f"{number(machine['load_average'], 2)} before the start",
-        "card": card_words(machine["card"]) if machine.get("card") else "",
+        "card": gpu_words(machine["card"]) if machine.get("card") else "",
         "system": machine["system"],
         "versions": ", ".join(f"{k} {v}" for k, v in record["versions"].items() if k != "platform"),
         "engine set": f"{record['engine_set']['folder']}: " + _hashes(record["engine_set"]["sha256"]),
@@ -93,16 +93,16 @@ def _speed(record: Record) -> str:
     if not rows:
         return ""
     words = "ms a run. Loop: both images encoded and all iterations. Finish: image warped, folds counted."
-    words += " Of a card it is the card's own time." * any(row.get("card_memory") for row in rows)
+    words += " Of a GPU it is the GPU's own time." * any(row.get("card_memory") for row in rows)
     table, lines = [], ["## Speed", "", words, ""]
-    on_card = any(row.get("card_memory") for row in rows)
+    on_gpu = any(row.get("card_memory") for row in rows)
     for row in rows:
         loop, finish = ([*percentiles(row[part]), str(row[part]["n"])] for part in ("loop", "finish"))
         memory = [gigabytes(row["peak_bytes"])]
-        memory += [gigabytes((row.get("card_memory") or {}).get("peak"))] if on_card else []
+        memory += [gigabytes((row.get("card_memory") or {}).get("peak"))] if on_gpu else []
         table += [[row["name"], "loop", *loop, *memory], ["", "finish", *finish, *([""] * len(memory))]]
-    head = ("", "", *PERCENTILES, "runs", "peak memory GB", *(["arrays on the card GB"] if on_card else []))
-    return "\n".join(lines + markdown(head, table) + _rank_note(record["runs"]) + _card_note(rows))
+    head = ("", "", *PERCENTILES, "runs", "peak memory GB", *(["arrays on the GPU GB"] if on_gpu else []))
+    return "\n".join(lines + markdown(head, table) + _rank_note(record["runs"]) + _gpu_note(rows))
 
 
 def _rank_note(runs: int) -> list[str]:
@@ -112,10 +112,10 @@ def _rank_note(runs: int) -> list[str]:
     return ["", f"Percentiles are nearest ranks: of {runs} values p99 is the largest. Memory is the whole process's."]
 
 
-def _card_note(rows: list[Record]) -> list[str]:
-    """How much of the card's memory was in use, by all contenders together."""
+def _gpu_note(rows: list[Record]) -> list[str]:
+    """How much of the GPU's memory was in use, by all contenders together."""
     used = [row["card_memory"]["used"] for row in rows if row.get("card_memory")]
-    return [f"In use on the card, by all contenders and others: {gigabytes(max(used))} GB."] if used else []
+    return [f"In use on the GPU, by all contenders and others: {gigabytes(max(used))} GB."] if used else []
 
 
 def _stages(record: Record) -> str:
@@ -149,7 +149,7 @@ def _account(record: Record) -> str:
         "## Where the time goes",
         "",
         "Floor: the convolutions' work at the peak, the best matrix product seen here at this precision.",
-        "Overhead: what is in no stage; on a card, the time in which it had nothing to do.",
+        "Overhead: what is in no stage; on a GPU, the time in which it had nothing to do.",
         "",
     ]
     return "\n".join(lines + markdown(head, [[row["name"], *_account_row(row["account"])] for row in rows]))

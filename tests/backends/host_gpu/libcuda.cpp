@@ -1,7 +1,7 @@
-// A CUDA driver without a card: as much of the driver API as the runtime uses, on host memory. Kernels are those of
+// A CUDA driver without a GPU: as much of the driver API as the runtime uses, on host memory. Kernels are those of
 // kernels.cu, compiled for the CPU behind cuda_on_host.h. Work is done when it is sent, in order.
 //
-// Built by tests/backends/host_card/card.py, which writes kernel_table.inc: KERNEL(name, whether it has barriers) a kernel.
+// Built by tests/backends/host_gpu/gpu.py, which writes kernel_table.inc: KERNEL(name, whether it has barriers) a kernel.
 
 #include <chrono>
 #include <cstdlib>
@@ -34,7 +34,7 @@ static const std::map<std::string, Kernel> KERNELS = {
 #undef KERNEL
 };
 
-// The state of the card. Tests reach it through the host_card_* functions.
+// The state of the GPU. Tests reach it through the host_gpu_* functions.
 static std::mutex guard;
 static std::map<Pointer, size_t> allocations;
 static std::map<std::string, long long> calls;
@@ -48,17 +48,17 @@ static int counted(const char* name) {
     return failing;
 }
 
-// Every call leaves its name; those that need a context fail without one, as on a card.
+// Every call leaves its name; those that need a context fail without one, as on a GPU.
 #define CALL() do { if (int error = counted(__func__)) return error; } while (0)
 #define IN_CONTEXT() do { CALL(); if (contexts == 0) return INVALID_CONTEXT; } while (0)
 
 extern "C" {
 
-void host_card_set_memory(size_t bytes) { total_bytes = bytes; }
-void host_card_set_devices(int count) { devices = count; }
-void host_card_set_failing(int error) { failing = error; }
-size_t host_card_used() { return used_bytes; }
-long long host_card_calls(const char* name) { std::lock_guard<std::mutex> lock(guard); return calls[name]; }
+void host_gpu_set_memory(size_t bytes) { total_bytes = bytes; }
+void host_gpu_set_devices(int count) { devices = count; }
+void host_gpu_set_failing(int error) { failing = error; }
+size_t host_gpu_used() { return used_bytes; }
+long long host_gpu_calls(const char* name) { std::lock_guard<std::mutex> lock(guard); return calls[name]; }
 
 int cuInit(unsigned) { CALL(); return devices ? SUCCESS : NO_DEVICE; }
 int cuDriverGetVersion(int* version) { *version = 13000; return SUCCESS; }

@@ -1,4 +1,4 @@
-"""The NVIDIA card of this computer, asked of its driver, and what lies in its memory: without any package."""
+"""The NVIDIA GPU of this computer, asked of its driver, and what lies in its memory: without any package."""
 
 import ctypes
 import functools
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
-ON_CARD, MANAGED = 2, 13  # DLPack's numbers of CUDA memory
+ON_GPU, MANAGED = 2, 13  # DLPack's numbers of CUDA memory
 MAJOR, MINOR = 75, 76  # CUdevice_attribute of the compute capability
 
 
 @dataclass(frozen=True)
-class Card:
+class GpuInfo:
     """A CUDA device.
 
     Attributes:
@@ -30,10 +30,10 @@ class Card:
     bus: str = ""
 
 
-def on_card(array: Any) -> bool:
-    """Whether an array lies in a card's memory."""
+def on_gpu(array: Any) -> bool:
+    """Whether an array lies in a GPU's memory."""
     if hasattr(array, "__dlpack_device__"):
-        return array.__dlpack_device__()[0] in (ON_CARD, MANAGED)
+        return array.__dlpack_device__()[0] in (ON_GPU, MANAGED)
     return hasattr(array, "__cuda_array_interface__")
 
 
@@ -46,22 +46,22 @@ def has_driver() -> bool:
 
 
 @functools.cache
-def find_card() -> Card | str:
+def find_gpu() -> GpuInfo | str:
     """The first CUDA device that CUDA_VISIBLE_DEVICES leaves; in words why there is none."""
     try:
         library = ctypes.CDLL(LIBRARY)
     except OSError:
         return "this computer has no NVIDIA driver"
     try:
-        return _card(library)
+        return _gpu(library)
     except RuntimeError as error:
         return str(error)
 
 
-def _card(library: Any) -> Card:
+def _gpu(library: Any) -> GpuInfo:
     def ask(function: str, *arguments: Any) -> None:
         if code := getattr(library, function)(*arguments):
-            raise RuntimeError(f"the NVIDIA driver finds no usable card ({_error_name(library, code)})")
+            raise RuntimeError(f"the NVIDIA driver finds no usable GPU ({_error_name(library, code)})")
 
     def number(function: str, *arguments: Any, kind: type = ctypes.c_int) -> int:
         value = kind()
@@ -70,13 +70,13 @@ def _card(library: Any) -> Card:
 
     ask("cuInit", 0)
     if not number("cuDeviceGetCount"):
-        raise RuntimeError("the NVIDIA driver finds no card")
+        raise RuntimeError("the NVIDIA driver finds no GPU")
     device, name = number("cuDeviceGet", 0), ctypes.create_string_buffer(256)
     ask("cuDeviceGetName", name, len(name), device)
     bus = ctypes.create_string_buffer(32)
     ask("cuDeviceGetPCIBusId", bus, len(bus), device)
     version = number("cuDriverGetVersion")
-    return Card(
+    return GpuInfo(
         name.value.decode(errors="replace"),
         (number("cuDeviceGetAttribute", MAJOR, device), number("cuDeviceGetAttribute", MINOR, device)),
         number("cuDeviceTotalMem_v2", device, kind=ctypes.c_size_t),

@@ -38,7 +38,7 @@ struct alignas(16) [[gnu::may_alias]] float4 { float x, y, z, w; };
 
 inline float __fmul_rn(float a, float b) { return a * b; }  // ISO C++ (-std=c++17) contracts nothing
 
-inline float __saturatef(float value) { return fminf(fmaxf(value, 0.0f), 1.0f); }  // 0 for NaN, as on a card
+inline float __saturatef(float value) { return fminf(fmaxf(value, 0.0f), 1.0f); }  // 0 for NaN, as on a GPU
 
 // ------------------------------------------------------------------------------------------ IEEE binary16, in software
 
@@ -59,7 +59,7 @@ inline float half_to_float(unsigned short half) {
 // Rounded to nearest, halfway cases to even.
 inline unsigned short float_to_half(float value) {
     const uint32_t bits = bits_of(value), sign = bits >> 16 & 0x8000, size = bits & 0x7fffffff;
-    if (size > 0x7f800000) return 0x7fff;                             // NaN, as a card writes it
+    if (size > 0x7f800000) return 0x7fff;                             // NaN, as a GPU writes it
     if (size >= 0x477ff000) return sign | 0x7c00;                     // from 65520 on: Inf
     if (size < 0x38800000)                                            // below 2^-14: whole numbers of 2^-24
         return sign | (unsigned short)std::nearbyint(std::ldexp(std::fabs(value), 24));

@@ -1,8 +1,8 @@
-"""A card to test on: a stand-in for the CUDA driver, built here, whose memory is the host's; or the real one.
+"""A GPU to test on: a stand-in for the CUDA driver, built here, whose memory is the host's; or the real one.
 
 The stand-in is a libcuda.so.1 that runs the kernels of `kernels.cu`, compiled for the CPU. Everything above the driver
-is the real thing: cuda-python, the device layer, the field operations. With RPNET_TEST_CARD=1 in the environment the
-tests run on this computer's card instead.
+is the real thing: cuda-python, the device layer, the field operations. With RPNET_TEST_GPU=1 in the environment the
+tests run on this computer's GPU instead.
 """
 
 import atexit
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.backends.cuda.card import find_card
+from runtime.backends.cuda.gpu import find_gpu
 from runtime.host.cache_folder import cache_folder, keep_latest
 
 HERE = Path(__file__).resolve().parent
@@ -28,7 +28,7 @@ FLAGS = ("-std=c++17", "-O2", "-fPIC", "-shared", "-fopenmp", "-Wl,-soname,libcu
 FOR_GOOD = contextlib.ExitStack()
 atexit.register(FOR_GOOD.close)
 KEPT = 4  # stand-ins of other sources
-REAL = os.environ.get("RPNET_TEST_CARD") == "1"
+REAL = os.environ.get("RPNET_TEST_GPU") == "1"
 
 
 @functools.cache
@@ -50,7 +50,7 @@ def open_host_device():
 def stand_in() -> ctypes.CDLL:
     """The stand-in for the driver, loaded: whoever asks for libcuda.so.1 afterwards gets it.
 
-    Its ``host_card_*`` functions set how much memory it has, how many devices, and the error every call returns.
+    Its ``host_gpu_*`` functions set how much memory it has, how many devices, and the error every call returns.
     """
     assert not REAL, "this test needs the stand-in"
     compiler = next(filter(None, map(shutil.which, ("g++", "c++", "clang++"))), None)
@@ -58,16 +58,16 @@ def stand_in() -> ctypes.CDLL:
         # Where all tests are to be run, a machine that cannot is no reason to pass.
         (pytest.fail if os.environ.get("CI") else pytest.skip)("needs Linux and a C++ compiler (apt install g++)")
     library = ctypes.CDLL(str(_built(compiler)))
-    library.host_card_set_memory.argtypes = [ctypes.c_size_t]
-    library.host_card_used.restype = ctypes.c_size_t
-    library.host_card_calls.restype = ctypes.c_longlong
+    library.host_gpu_set_memory.argtypes = [ctypes.c_size_t]
+    library.host_gpu_used.restype = ctypes.c_size_t
+    library.host_gpu_calls.restype = ctypes.c_longlong
     return library
 
 
 def seen(patch: pytest.MonkeyPatch) -> None:
-    """Lets the runtime see the card to test on; otherwise it goes on seeing what was there when the tests began."""
+    """Lets the runtime see the GPU to test on; otherwise it goes on seeing what was there when the tests began."""
     for module in ("runtime.backends.cuda.open_device", "runtime.backends.registry"):
-        patch.setattr(f"{module}.find_card", find_card.__wrapped__)
+        patch.setattr(f"{module}.find_gpu", find_gpu.__wrapped__)
 
 
 def _built(compiler: str) -> Path:
