@@ -17,13 +17,16 @@ VALIDATED = $(if $(wildcard $(LIST)), --validation $(LIST) --validation-pairs 10
 THREADS ?= 1
 GOES_ON = $(if $(wildcard $(LAST)), --resume,$(if $(wildcard $(KEPT)), --resume-from $(KEPT), --start $(START)))
 FROM_NOTHING = $(if $(wildcard $(LAST) $(KEPT)),,$(START))
+WORKERS ?= 2
 TORCH_FOR_CPU := https://download.pytorch.org/whl/cpu
 
-.PHONY: help demo test warm train-on train-keep clean
+.PHONY: help demo test quick check warm train-on train-keep clean
 
 help:
 	@echo "make demo    make a sample pair with a known answer, register it, say how well it went"
-	@echo "make test    run all tests"
+	@echo "make test    run all tests, on two cores at once (WORKERS=0: one after the other)"
+	@echo "make quick   run those that matter after a change, in about a minute"
+	@echo "make check   run ruff and mypy"
 	@echo "make train-on    start the long training run, or go on with it; Ctrl-C saves (THREADS=1 RECIPE=long)"
 	@echo "make train-keep  keep where it stands in $(KEPT), to be committed"
 	@echo "make clean   remove $(VENV)/, demo/ and caches"
@@ -33,7 +36,15 @@ demo: warm
 	@$(RUN) cli.py demo
 
 test: warm $(JUDGES)
-	@$(RUN) -m pytest
+	@$(RUN) -m pytest -n $(WORKERS) --dist loadfile
+
+quick: warm $(JUDGES)
+	@$(RUN) -m pytest -n $(WORKERS) --dist loadfile -m "not slow"
+
+check: $(INSTALLED)
+	@$(PIP) install "ruff>=0.14,<1" "mypy>=1.18,<3"
+	@$(RUN) -m ruff check .
+	@$(RUN) -m mypy
 
 $(INSTALLED): requirements.txt requirements-runtime.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" 2>/dev/null || { \
@@ -60,7 +71,7 @@ $(JUDGES): requirements-tests.txt $(INSTALLED)
 
 # Says what it does; compiled code outlives $(VENV), in the user's cache folder.
 warm: $(INSTALLED)
-	@$(RUN) -m runtime.registration.warmup
+	@$(RUN) cli.py warm-up
 
 # From its own last checkpoint, else from the one that is kept, else from the start. `exec`: signals to make reach it.
 train-on: $(INSTALLED) $(FROM_NOTHING)

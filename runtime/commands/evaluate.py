@@ -46,7 +46,7 @@ class Times(click.ParamType):
 
 
 @click.command(cls=InSections)
-@PAIRS("--pairs", type=PATH, help="CSV: fixed, moving, fixed_labels, moving_labels, ... (docs/evaluation.md).")
+@PAIRS("--pairs", type=PATH, help="CSV: fixed, moving, fixed_labels, moving_labels, ... (docs/guide/evaluate.md).")
 @PAIRS("--fixed", type=PATH, help="One pair instead: the target scan.")
 @PAIRS("--moving", type=PATH, help="Its moving scan.")
 @PAIRS("--fixed-labels", type=PATH, help="Label map in the fixed scan's space.")

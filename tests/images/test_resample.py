@@ -342,7 +342,7 @@ def test_the_number_of_threads_changes_no_bit(order, dtype):
 
 @pytest.mark.parametrize("beyond", [0.25, 0.5, 0.75, 1.0])
 def test_linear_goes_over_into_the_outside_within_a_voxel(beyond):
-    """Where ITK repeats the outermost voxel for half a voxel and then stops at once (docs/transforms.md)."""
+    """Where ITK repeats the outermost voxel for half a voxel and then stops at once (docs/guide/transforms.md)."""
     image, place = np.full((6, 6, 6), 100, np.float32), np.eye(4)
     place[0, 3] = -beyond
     found = resample(image, Grid(image.shape, np.eye(4)), Grid((1, 6, 6), place), outside=20)

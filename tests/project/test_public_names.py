@@ -1,11 +1,14 @@
 """The package's public names: loaded when they are used, listed for editors, documented."""
 
 import ast
+import importlib.util
 import inspect
+import re
 from pathlib import Path
 
 import runtime
 
+ROOT = Path(__file__).resolve().parents[2]
 STUB = Path(runtime.__file__).with_suffix(".pyi")
 
 
@@ -39,3 +42,21 @@ def test_public_methods_are_documented_and_typed():
                 if not (inspect.getdoc(function) and typed):
                     lacking.append(f"{kind.__name__}.{name}")
     assert lacking == []
+
+
+class TestApiReference:
+    def test_it_is_what_the_docstrings_say(self):
+        """After a change: python docs/make_api_reference.py."""
+        place = ROOT / "docs" / "make_api_reference.py"
+        specification = importlib.util.spec_from_file_location(place.stem, place)
+        maker = importlib.util.module_from_spec(specification)
+        specification.loader.exec_module(maker)
+        assert maker.PAGE.read_text(encoding="utf-8") == maker.reference()
+
+    def test_no_link_is_dead(self):
+        page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+        headings = re.findall(r"^#+ (.*)$", page, flags=re.MULTILINE)
+        anchors = [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+        assert len(anchors) == len(set(anchors)), "each heading has an anchor of its own"
+        assert set(re.findall(r"\]\(#([^)]*)\)", page)) <= set(anchors)
+        assert {name.lower() for name in runtime.__all__} <= set(anchors)

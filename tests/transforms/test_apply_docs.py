@@ -1,4 +1,4 @@
-"""The commands of docs/transforms.md exist, with these options, and the message it shows is the message."""
+"""The commands of docs/guide/transforms.md exist, with these options, and the message it shows is the message."""
 
 import re
 import shlex
@@ -9,7 +9,7 @@ import pytest
 from tests import scans
 from tests.known_pair import COMMANDS, make_pair, refused
 
-TEXT = (Path(__file__).resolve().parents[2] / "docs" / "transforms.md").read_text(encoding="utf-8")
+TEXT = (Path(__file__).resolve().parents[2] / "docs" / "guide" / "transforms.md").read_text(encoding="utf-8")
 
 
 def commands() -> list[str]:

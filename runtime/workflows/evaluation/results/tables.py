@@ -52,7 +52,7 @@ def markdown(evaluation: Evaluation) -> str:
     count = len({name for method in evaluation.methods for name, _ in evaluation.entries(method)})
     parts = [
         f"# Scores of {so_many_pairs(count)}",
-        "Mean ± standard deviation over pairs. docs/evaluation.md defines every column.",
+        "Mean ± standard deviation over pairs. docs/guide/evaluate.md defines every column.",
         table(evaluation),
     ]
     for title, lines in (
