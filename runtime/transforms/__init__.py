@@ -1,8 +1,8 @@
-"""Transforms in the files of other tools; each convention is met here and nowhere else.
+"""Transforms in the files of other tools; each convention is handled here and nowhere else.
 
     from runtime.transforms import Space, read_transform, write_transform
 
-`table` pairs formats with readers and writers; one module for each convention holds its formula and where it is from.
+`formats` pairs formats with readers and writers; one module for each convention holds its formula and its source.
 """
 
 from .conventions.fsl import check_zooms

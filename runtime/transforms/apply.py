@@ -1,4 +1,4 @@
-"""Images, label maps, series and points carried from a scan's space into a reference's, each interpolated once."""
+"""Resampling of images, label maps, series and points from a scan's space into a reference's, interpolated once."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -25,19 +25,19 @@ from .points.tables import read_points
 Array = np.ndarray
 IMAGE_ORDERS, LABEL_ORDERS = ("linear", "cubic", "nearest"), ("nearest", "smooth")
 PROBABILITY_ORDERS = ("linear", "nearest")
-MOST_PROBABLE = (1.0, 100.0)  # what probabilities add up to, at most
-EXACT = 1 << 24  # integers below it are themselves in float32; it may stand for the next one as well
-BYTES, FIELD_BYTES = 4, 24  # for a voxel: of an image, of a displacement and what it is made of
-INVERTED_MM = 0.01  # by how much a chain may miss a point from the place found for it
+MOST_PROBABLE = (1.0, 100.0)  # largest sums of probabilities, as fractions and as percent
+EXACT = 1 << 24  # smaller integers are exact in float32; this one may be the next one, rounded
+BYTES, FIELD_BYTES = 4, 24  # per voxel: of an image; of a displacement and the temporary arrays it is computed from
+INVERTED_MM = 0.01  # largest error of an inverted point, mapped forward through the chain again
 
 
 @dataclass(frozen=True)
 class Applied:
-    """What was done.
+    """The outcome of an `apply`.
 
     Attributes:
-        summary: for people.
-        failed: what part of it could not be done, one line; None if all could.
+        summary: text to print.
+        failed: one line about the part that could not be done; None if there is none.
     """
 
     summary: str
@@ -54,24 +54,25 @@ def apply_image(
     nan: float | None = None,
     motion: str | None = None,
 ) -> Applied:
-    """Resamples an image, or every volume of a 4-D series, onto the route's reference.
+    """Resample an image, or every volume of a 4-D series, onto the route's reference.
 
-    Writes float32, but where nothing is interpolated the image's own integers; what the image's header says of its
-    numbers is kept.
+    The result is float32, or the image's own integer type where nothing is interpolated. The header's description of
+    the values (description, display range, time offset, intent) is kept.
 
     Args:
         image: in the scan's space, on any grid.
         route: from the reference to the scan.
         output: .nii or .nii.gz.
         order: one of `IMAGE_ORDERS`.
-        outside: value of what lies outside the image.
-        progress: told the name of each stage as it begins.
-        nan: the number that NaN stands for; None: there may be none.
-        motion: of a series, a folder or glob of transforms: in the order of names one for each volume, from where the
-            route ends into that volume. Both are one map, so that voxels are interpolated once.
+        outside: value outside the image.
+        progress: called with the name of each stage as it begins.
+        nan: number that replaces NaN; None: NaN is refused.
+        motion: for a series, a folder or glob with one transform for each volume, in the order of their names, from
+            where the route ends into that volume. Each is composed with the route, so that voxels are interpolated
+            once.
 
     Raises:
-        InputError: in one line.
+        InputError: invalid input, in one line.
     """
     _check_order(order, IMAGE_ORDERS, "--image")
     if math.isfinite(outside):  # NaN and infinity mark what lies outside
@@ -85,13 +86,13 @@ def apply_image(
 def apply_labels(
     labels: Path, route: Route, output: Path, order: str | None = None, progress: Progress = silent
 ) -> Applied:
-    """Carries a label map along, 0 outside it; writes the smallest integer type that holds it.
+    """Resample a label map, 0 outside it, and write it in the smallest integer type that holds it.
 
-    A 4-D map holds one label's probability in each volume, at most 1 (or 100) in sum; it is interpolated as an image,
-    and sums stay what they are.
+    Each volume of a 4-D map holds one label's probability, at most 1 (or 100) in sum; it is interpolated as an image,
+    which keeps the sums.
 
-    Args and errors as for `apply_image`; `order` is one of `LABEL_ORDERS`, None "nearest", and of a 4-D map one of
-    `PROBABILITY_ORDERS`, None "linear".
+    Arguments and errors are those of `apply_image`; `order` is one of `LABEL_ORDERS` (None: "nearest") or, for a 4-D
+    map, of `PROBABILITY_ORDERS` (None: "linear").
     """
     if math.prod(read_header(labels, "--labels").shape[3:]) > 1:
         _check_order(order or "linear", PROBABILITY_ORDERS, "--labels of 4 dimensions")
@@ -113,35 +114,35 @@ def apply_points(
     scan: Path | None = None,
     progress: Progress = silent,
 ) -> Applied:
-    """Carries points of the scan's space into the reference's, through the inverse of the route.
+    """Map points of the scan's space into the reference's, through the inverse of the route.
 
-    The inverse is solved for each point. Points that have none are left without coordinates.
+    The inverse is solved for each point. Points without an inverse are left without coordinates.
 
     Args:
         points: CSV, .fcsv or .mrk.json, see `runtime.transforms.points.tables.read_points`.
         route: from the reference to the scan, as for images.
-        output: of the kind of `points`, with its columns, in the same frame; voxels are those of the reference's grid.
-        frame: of the coordinates, see `read_points`.
-        scan: image on the grid whose voxels are meant; None: where the last file ends.
-        progress: told the name of each stage as it begins.
+        output: same format, columns and frame as `points`; voxel coordinates are those of the reference's grid.
+        frame: frame of the coordinates, see `read_points`.
+        scan: image on the grid of voxel coordinates; None: the grid on which the last file ends.
+        progress: called with the name of each stage as it begins.
 
     Raises:
-        InputError: in one line.
+        InputError: invalid input, in one line.
     """
     progress("read")
     source = None if scan is None else read_source(scan, "--scan")
     table = read_points(points, frame)
     read = read_route(route, source)
     target = read.require_target().grid if table.frame == "voxels" else None
-    places = table.physical(_voxel_grid(source, read) if table.frame == "voxels" else None)
+    positions = table.physical(_voxel_grid(source, read) if table.frame == "voxels" else None)
     progress("solve")
-    moved, residuals = read.pulled(places)
+    moved, residuals = read.pulled(positions)
     found = residuals <= INVERTED_MM
     progress("write")
     with writing(output):
         table.moved(np.where(found[:, None], moved, np.nan), target).write(output)
     outside = int(np.count_nonzero(read.outside(moved[found])))
-    summary, failed = _told_of_points(output, table.frame, residuals, found, outside)
+    summary, failed = _points_summary(output, table.frame, residuals, found, outside)
     return Applied(with_warnings(summary, read.doubts), failed)
 
 
@@ -155,14 +156,14 @@ def _apply_volume(
     progress: Progress,
     motion: Sequence[Transform] = (),
 ) -> Applied:
-    # The hash of a label map tells nothing of the scan it belongs to; its grid does.
+    # The hash of a label map does not identify the scan it belongs to; its grid does.
     scan = volume.source if argument == "--image" else Source(grid=volume.grid)
     read = read_route(route, scan)
     target = read.require_target()
     doubts = [*volume.warnings, *read.doubts, *_doubts(volume, argument, read, order)]
     _check_memory(target.grid, 1 if volume.step is None else volume.data.shape[3])
     progress("resample")
-    data = _resampled(volume, read, target.grid, order, outside, motion)
+    data = _resample(volume, read, target.grid, order, outside, motion)
     if argument == "--image":
         data = _as_stored(volume, data, read.transform.matrix, target.grid, order)
     progress("write")
@@ -170,28 +171,28 @@ def _apply_volume(
         write_volume(output, data, target.grid, target.codes, step=volume.step, remarks=volume.remarks)
     many = "" if data.ndim == 3 else f", {data.shape[3]} volumes"
     size = " x ".join(map(str, target.grid.shape))
-    told = f"wrote {output}: {size} voxels{many}, {data.dtype}, {order}"
+    summary = f"wrote {output}: {size} voxels{many}, {data.dtype}, {order}"
     if data.min() == data.max() and volume.data.min() < volume.data.max():
-        told += f"\nwarning: nothing of {volume.path} falls on this grid; is this the right transform, and reference?"
-    return Applied(with_warnings(told, doubts))
+        summary += f"\nwarning: no part of {volume.path} falls on this grid; check the transform and the reference"
+    return Applied(with_warnings(summary, doubts))
 
 
 def _doubts(volume: Volume, argument: str, read: ReadRoute, order: str) -> Iterator[str]:
-    """What may be wrong with what is carried; InputError for labels that lie apart from where the transforms end."""
+    """Yield warnings about the input; InputError for labels that lie apart from the grid on which the route ends."""
     name = f"{argument}: {volume.path}"
     if argument == "--labels" and read.end is not None:
         yield from label_place_doubts(volume.grid, read.end.grid, name, "the transform's moving scan")
     if argument == "--image" and order != "nearest" and looks_like_labels(volume.data):
         yield f"{name} looks like a label map, whose values {order} interpolation mixes; give it as --labels"
     if argument == "--image" and looks_like_directions(volume.data):
-        yield f"{name} looks like a map of directions, which would have to turn with the head and do not here"
+        yield f"{name} looks like a map of directions, which should be rotated with the head but are not"
     stored = volume.remarks and volume.remarks.stored
     if argument == "--image" and stored is not None and max(volume.data.max(), -volume.data.min()) >= EXACT:
-        yield f"{name} holds integers beyond {EXACT}, which single precision rounds; carry labels with --labels"
+        yield f"{name} holds integers beyond {EXACT}, which single precision rounds; give label maps as --labels"
 
 
 def _as_stored(volume: Volume, data: Array, matrix: Array | None, target: Grid, order: str) -> Array:
-    """The result in the type the image is stored in, where that is of integers and none of them was interpolated."""
+    """Convert the result to the image's stored type, if that is an integer type and nothing was interpolated."""
     from ..images.resampling.resample import copies
 
     stored = volume.remarks and volume.remarks.stored
@@ -205,18 +206,18 @@ def _as_stored(volume: Volume, data: Array, matrix: Array | None, target: Grid, 
     return cast if np.array_equal(cast, data) else data
 
 
-def _resampled(
+def _resample(
     volume: Volume, read: ReadRoute, target: Grid, order: str, outside: float, motion: Sequence[Transform] = ()
 ) -> Array:
-    """All volumes through one map, a matrix where that is all there is, or each through its own as well."""
+    """Resample all volumes through one map, a matrix if it is affine, with each volume's own motion if given."""
     from ..images.resampling import resample
 
     if motion:
         result = np.empty((*target.shape, len(motion)), np.float32, order="F")
         for n, further in enumerate(motion):
             displacement = Chain((read.transform, further)).displacement(target)
-            there = (volume.data[..., n], volume.grid, displacement, target, order, outside)
-            result[..., n] = resample.resample_through(*there)
+            arguments = (volume.data[..., n], volume.grid, displacement, target, order, outside)
+            result[..., n] = resample.resample_through(*arguments)
         return result
     if (matrix := read.transform.matrix) is None:
         through = resample.resample_through if volume.data.ndim == 3 else resample.resample_series
@@ -230,14 +231,14 @@ def _resampled(
 
 
 def _check_memory(target: Grid, volumes: int) -> None:
-    """Refuses a result that would not fit: a series' grid is often much coarser than the reference's."""
+    """Refuse a result that does not fit into memory: a series' grid is often much coarser than the reference's."""
     size = " x ".join(map(str, target.shape))
     needed = math.prod(target.shape) * (volumes * BYTES + FIELD_BYTES)
     require_memory(needed, f"--reference: a result of {volumes} x {size} voxels", "give one of a coarser grid")
 
 
 def _voxel_grid(source: Source | None, read: ReadRoute) -> Grid:
-    """The grid that voxels of points to be moved are meant on."""
+    """Return the grid of the voxel coordinates of the points to be moved."""
     if source is not None:
         return source.grid
     if read.end is None:
@@ -249,8 +250,8 @@ def _check_probabilities(volume: Volume) -> None:
     low, most = volume.data.min(), float(volume.data.sum(axis=-1, dtype=np.float32).max())
     if low < 0 or all(most > limit * 1.01 for limit in MOST_PROBABLE):
         raise InputError(
-            f"--labels: {volume.path} has {volume.data.shape[3]} volumes from {low:g} that add up to {most:g}, "
-            "expected probabilities, which add up to 1 (or 100) at most; take one label map, or give --image"
+            f"--labels: {volume.path} has {volume.data.shape[3]} volumes with values from {low:g} and sums up to "
+            f"{most:g}, expected probabilities, which add up to 1 (or 100) at most; give one 3-D label map, or --image"
         )
 
 
@@ -259,7 +260,7 @@ def _check_order(order: str, allowed: tuple[str, ...], argument: str) -> None:
         raise InputError(f"--interpolation: got {order}, expected {' or '.join(allowed)} for {argument}")
 
 
-def _told_of_points(output: Path, frame: str, residuals: Array, found: Array, outside: int) -> tuple[str, str | None]:
+def _points_summary(output: Path, frame: str, residuals: Array, found: Array, outside: int) -> tuple[str, str | None]:
     count = f"{len(residuals)} point{'s' if len(residuals) != 1 else ''}"
     worst = residuals[found].max(initial=0)
     missed = f"; the chain leads back to them within {worst:.1g} mm" if worst else ""

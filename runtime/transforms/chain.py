@@ -1,4 +1,4 @@
-"""Transform files one after the other, from a reference to a scan, as ``-t FILE[,inverse]`` lists them."""
+"""Chains of transform files from a reference to a scan, as ``-t FILE[,inverse]`` lists them."""
 
 import contextlib
 import functools
@@ -30,14 +30,14 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class Route:
-    """The way from a reference to a scan, as a command is told it.
+    """A chain of transform files from a reference to a scan, as given to a command.
 
     Attributes:
         links: transform files, the reference's side first.
-        convention: of files that do not say theirs.
-        fixed, moving: images where the chain starts and ends, for files that do not say it. Where the first and the
-            last link are inverted it is the other way round, so that an inverted file keeps its images.
-        reference: image on the grid that the result shall lie on; None: where the first file starts.
+        convention: convention of the files that do not say theirs.
+        fixed, moving: images where the chain starts and ends, for files that do not name them. If the first and the
+            last link are inverted, they are swapped, so that an inverted file keeps its images.
+        reference: image on the grid of the result; None: the grid on which the first file starts.
     """
 
     links: tuple[Link, ...]
@@ -48,22 +48,22 @@ class Route:
 
     @property
     def turned(self) -> bool:
-        """Whether it leads from the moving image to the fixed one."""
+        """True if the route leads from the moving image to the fixed one."""
         return bool(self.links) and self.links[0].inverse and self.links[-1].inverse
 
     @property
     def inputs(self) -> tuple[Path | None, ...]:
-        """Every file it names."""
+        """All files of the route, None where one is not given."""
         return (*(link.path for link in self.links), self.fixed, self.moving, self.reference)
 
 
 @dataclass(frozen=True, eq=False)
 class ReadRoute:
-    """A route whose files are read.
+    """A route whose files have been read.
 
     Attributes:
         links: the reference's side first.
-        reference: the image that was given as reference, or None.
+        reference: the image given as reference, or None.
     """
 
     links: tuple[ReadLink, ...]
@@ -71,75 +71,83 @@ class ReadRoute:
 
     @functools.cached_property
     def transform(self) -> Transform:
-        """From the reference's space into the scan's, in as few parts as can be."""
+        """The transform from the reference's space into the scan's, in as few parts as possible."""
         chain = Chain(tuple(link.transform for link in self.links) or (AffineTransform(np.eye(4)),))
         return chain.merged[0] if len(chain.merged) == 1 else chain
 
     @property
     def start(self) -> Space | None:
-        """The side of the reference: the image that was given or, without one, what the files tell."""
+        """The reference's side: the given image or, without one, the start stored in the first file."""
         return space_of(self.reference) or (self.links[0].start if self.links else None)
 
     @property
     def end(self) -> Space | None:
-        """The side of the scan, as the files tell."""
+        """The scan's side, as stored in the last file."""
         return self.links[-1].end if self.links else None
 
     @property
     def doubts(self) -> tuple[str, ...]:
-        """What may be wrong with the headers of its files, one line each."""
+        """Warnings about the headers of the files, one line each, without repetitions."""
         return tuple(dict.fromkeys(doubt for link in self.links for doubt in link.file.doubts))
 
     def require_target(self) -> Source:
-        """Where results lie: on the reference's grid, or where the first file starts; InputError if that is unknown."""
+        """Return the reference, or the grid on which the first file starts; InputError if neither is known."""
         if self.reference or self.start:
             return self.reference or Source(grid=self.start.grid, codes=_codes(self.links[0]))
         why = f"{self.links[0]} does not say on which grid it starts" if self.links else "there is no -t"
         raise InputError(f"--reference: is needed, since {why}; give an image on the grid that the result shall have")
 
     def require_start(self) -> Space:
-        """`start`; InputError if it is unknown."""
+        """Return `start`; InputError if it is unknown."""
         return self._required(self.start, ("--fixed", "--moving"), f"{self.links[0]} does not say where it starts")
 
     def require_end(self) -> Space:
-        """`end`; InputError if it is unknown."""
+        """Return `end`; InputError if it is unknown."""
         return self._required(self.end, ("--moving", "--fixed"), f"{self.links[-1]} does not say where it ends")
 
     def _required(self, side: Space | None, options: tuple[str, str], why: str) -> Space:
-        """A side; `options` name it in a chain that is not turned, and in one that is."""
+        """Return a side that is known; `options` are its names for a chain that is not turned and for one that is."""
         if side is None:
             option = options[self.links[0].inverse and self.links[-1].inverse]
             raise InputError(f"{option}: is needed, since {why}; give an image on it")
         return side
 
     def displacement(self) -> Array:
-        """(I, J, K, 3) RAS mm on the target: the whole chain as one map, so that voxels are interpolated once."""
+        """Return the displacement of the whole chain on the target's grid, (I, J, K, 3) RAS mm.
+
+        One map for the whole chain, so that voxels are interpolated once.
+        """
         return self.transform.displacement(self.require_target().grid)
 
     def outside(self, points: Array) -> Array:
-        """Which points of the reference, (N, 3) RAS mm, meet a field beyond its grid, where it goes on as at the edge.
+        """Find the points that some field of the chain takes from outside its grid, where border values continue.
+
+        Args:
+            points: (N, 3) RAS mm, in the reference's space.
 
         Returns:
             (N,) bool.
         """
         found = np.zeros(len(points), bool)
         for link in self.links:
-            there = link.transform.points(points)
+            moved = link.transform.points(points)
             if link.file.transform.matrix is None and link.file.start is not None:
                 grid = link.file.start.grid
-                voxels = grid.to_voxels(there if link.inverse else points)
+                # A field is sampled in its start: of an inverted link that is where the points arrive.
+                voxels = grid.to_voxels(moved if link.inverse else points)
                 found |= ((voxels < -0.5) | (voxels > np.array(grid.shape) - 0.5)).any(axis=1)
-            points = there
+            points = moved
         return found
 
     def pulled(self, points: Array) -> tuple[Array, Array]:
-        """Points of the scan's space in the reference's, through the inverse of each part, solved for each point.
+        """Map points of the scan's space into the reference's, through the inverse of each part, solved per point.
 
         Args:
             points: (N, 3) RAS mm.
 
         Returns:
-            (places, residuals): (N, 3) and (N,), mm: by how much the parts miss the points from there, summed up.
+            (positions, residuals): (N, 3) RAS mm and (N,) mm; a residual is the sum over the inverted parts of the
+            distance between the point and the part's image of the position found for it.
         """
         residuals = np.zeros(len(points))
         for link in reversed(self.transform.merged):
@@ -153,15 +161,15 @@ class ReadRoute:
 
 
 def read_route(route: Route, scan: Source | None = None) -> ReadRoute:
-    """Reads every file of a route, and refuses one that is gone through the wrong way round.
+    """Read every file of a route and refuse a chain, or a link of it, that is the wrong way round.
 
     Args:
-        route: what to read.
-        scan: what lies at the route's end, or None where that is not known.
+        route: the route to read.
+        scan: the image at the route's end, or None if it is not known.
 
     Raises:
         InputError: a file that is missing, damaged, of another kind, or needs a grid that is not given.
-        DirectionError: as far as the grids and hashes in the files tell.
+        DirectionError: a link that is the wrong way round, judged by the grids and hashes in the files.
     """
     fixed, moving, reference = (
         None if path is None else read_source(path, f"--{name}")
@@ -179,7 +187,7 @@ def read_route(route: Route, scan: Source | None = None) -> ReadRoute:
 
 
 def _read(link: Link, route: Route, sides: tuple[Space | None, Space | None]) -> ReadLink:
-    """A link between these sides, where its file does not say them."""
+    """Read a link; `sides` are taken where its file does not name its own."""
     sides = sides[::-1] if link.inverse else sides
     try:
         file = _of_its_convention(link, route.convention, *(side and side.grid for side in sides))
@@ -193,12 +201,12 @@ def _read(link: Link, route: Route, sides: tuple[Space | None, Space | None]) ->
 
 
 def _taken(side: Space | None, own: Space | None) -> bool:
-    """Whether a file's side is the one that was assumed, since it says none itself."""
+    """Return True if a file took the assumed side because it names none itself."""
     return side is not None and own is not None and own.grid is side.grid
 
 
 def _of_its_convention(link: Link, convention: str, *grids: Grid | None) -> TransformFile:
-    """A file of the convention that was named or, if it says that it is of another, of that one."""
+    """Read a file as the named convention or, if the file states another one, as that."""
     try:
         return read_transform(link.path, "-t", convention, *grids)
     except ConventionError as error:
@@ -208,14 +216,14 @@ def _of_its_convention(link: Link, convention: str, *grids: Grid | None) -> Tran
 
 
 def _completed(link: ReadLink, start: Space | None, end: Space | None) -> ReadLink:
-    """A link whose sides, where its file does not say them, are those of given images."""
+    """Return the link with the given sides where its file does not name its own."""
     start, end = (end, start) if link.inverse else (start, end)
     file = replace(link.file, start=link.file.start or start, end=link.file.end or end)
     return ReadLink(file, link.inverse)
 
 
 def _codes(link: ReadLink) -> tuple[int, int]:
-    """NIfTI (sform, qform) codes to write where a link starts: a field's header has those of its fixed image."""
+    """Return the NIfTI (sform, qform) codes of a link's start: a field's header holds those of its fixed image."""
     path = link.file.path
     if link.inverse or not path.name.lower().endswith((".nii", ".nii.gz")):
         return CODES_NOT_KNOWN
@@ -223,5 +231,5 @@ def _codes(link: ReadLink) -> tuple[int, int]:
 
 
 def space_of(source: Source | None) -> Space | None:
-    """An image as one side of a transform."""
+    """Return an image as one side of a transform."""
     return None if source is None else Space.of(source)

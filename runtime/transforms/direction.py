@@ -1,10 +1,10 @@
-"""Refuses a chain of transforms, or one link of it, that is the wrong way round, as far as the files' cards tell.
+"""Direction check: refuse a chain of transforms, or one link of it, that is the wrong way round by the files' metadata.
 
-A chain is listed from the reference to the scan: each link begins where the one before it ends, the first in the
-reference's space, the last ends in the scan's. Where two sides meet they are compared: the same file, the same grid, or
-neither. Another arrangement that fits better than the given one, where that does not fit, is what was meant, unless the
-scan lies less well in its end. A grid that fits nowhere proves nothing: any grid in the reference's space may be asked
-for. Nor does one of two files that are not the same, where no reference says the same thing.
+A chain is listed from the reference to the scan: the first link starts in the reference's space, each further link
+starts where the one before it ends, and the last ends in the scan's space. Sides that meet are compared: same file,
+same grid, or neither. If the given arrangement does not fit and another one fits better, the other one was meant,
+unless the scan fits its end less well. A grid that fits nowhere proves nothing, since the result may be wanted on any
+grid in the reference's space. Nor do two different files on one grid, unless a reference confirms it.
 """
 
 import itertools
@@ -14,15 +14,15 @@ from ..errors import InputError
 from .link import ReadLink
 from .spaces import Space, likeness
 
-SURER = 0.5  # counts more than on a reference: the scan must lie in the chain's end, a reference may be any grid
+SURER = 0.5  # extra weight of the scan's hash: the scan must lie in the chain's end, a reference may be any grid
 
 
 class DirectionError(InputError):
     """A chain that is the wrong way round.
 
     Attributes:
-        reason: what is wrong, without the remedy.
-        better: the links that fit.
+        reason: the message without the remedy.
+        better: the links as they should be given.
     """
 
     def __init__(self, reason: str, better: Sequence[ReadLink]) -> None:
@@ -35,8 +35,8 @@ def check_direction(links: Sequence[ReadLink], scan: Space | None, reference: Sp
 
     Args:
         links: from the reference to the scan.
-        scan: what the chain is applied to; None: not known.
-        reference: where the result is wanted; None: not known.
+        scan: side of the image that the chain is applied to; None: not known.
+        reference: side of the image on whose grid the result is wanted; None: not known.
 
     Raises:
         DirectionError: with the arrangement that fits.
@@ -54,10 +54,10 @@ def check_direction(links: Sequence[ReadLink], scan: Space | None, reference: Sp
 
 
 def _likely(other: Sequence[ReadLink], links: Sequence[ReadLink], scan: Space | None) -> bool:
-    """Whether another arrangement may have been meant, as far as the scan tells.
+    """Return True if another arrangement may have been meant, judged by the scan.
 
-    It has to lie in the end at least as well. Where it lies in the given end, and the links fit, only an arrangement
-    with another end can be: the reference may be any grid.
+    The scan has to fit the other arrangement's end at least as well. If it fits the given end, and the links fit each
+    other, only an arrangement with another end may have been meant: the reference may be any grid.
     """
     now, then = likeness(links[-1].end, scan), likeness(other[-1].end, scan)
     inner = [(one.end, two.start) for one, two in itertools.pairwise(links)]
@@ -66,23 +66,23 @@ def _likely(other: Sequence[ReadLink], links: Sequence[ReadLink], scan: Space | 
 
 
 def _score(links: Sequence[ReadLink], scan: Space | None, reference: Space | None) -> tuple[float, bool]:
-    """How well the sides that meet fit, and whether all those that are known do."""
+    """Return the score of the sides that meet, and True if all known ones fit."""
     first, last = links[0].start, links[-1].end
     meetings = [(reference, first), *((one.end, two.start) for one, two in itertools.pairwise(links)), (last, scan)]
     known = [pair for pair in meetings if None not in pair]
-    told = meetings if reference or _fits(last, scan) else meetings[:-1]
+    counted = meetings if reference or _fits(last, scan) else meetings[:-1]
     certain = likeness(last, scan) == 2
-    return sum(likeness(*pair) for pair in told) + SURER * certain, all(_fits(*pair) for pair in known)
+    return sum(likeness(*pair) for pair in counted) + SURER * certain, all(_fits(*pair) for pair in known)
 
 
 def _fits(one: Space | None, other: Space | None) -> bool:
-    """Whether two sides are the same as far as is known: on one grid, two hashes may still differ."""
+    """Return True if two sides are the same as far as is known: the grids agree, and no two known hashes differ."""
     level = likeness(one, other)
     return level == 2 or (level == 1 and None in (one.sha256, other.sha256))
 
 
 def _arrangements(links: Sequence[ReadLink]) -> Iterator[list[ReadLink]]:
-    """What may have been meant: one link the other way round, or the whole chain."""
+    """Yield the arrangements that may have been meant: each single link inverted, then the whole chain."""
     for wrong in range(len(links)):
         yield [link.turned if index == wrong else link for index, link in enumerate(links)]
     yield [link.turned for link in reversed(links)]

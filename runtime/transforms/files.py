@@ -1,4 +1,4 @@
-"""Transforms in files: read any, write any, and make sure of what was written."""
+"""Transform files of all conventions: read, write, and verify what was written."""
 
 from concurrent.futures import Executor
 from os import PathLike
@@ -15,13 +15,13 @@ from ..images.formats.nifti_bytes import CODES_NOT_KNOWN
 from .conventions.foreign import foreign_transform
 from .conventions.nifti_field import StoredField
 from .formats import AUTO, CONVENTIONS, RAS, Read, Reading, Writing, format_of, writer_of
-from .spaces import Card, ConventionError, Space, TransformFile
+from .spaces import ConventionError, Space, TransformFile, TransformMetadata
 
 Array = np.ndarray
-TOLERANCE_MM = 0.01  # what is read back may differ by so much
-PLACES = 4096  # voxels that are compared
+TOLERANCE_MM = 0.01  # largest difference between a transform and its file, read back
+PLACES = 4096  # voxels at which the two are compared
 ANYWHERE = Grid((513, 513, 513), np.eye(4) - np.outer((256, 256, 256, 0), (0, 0, 0, 1)))  # where no grid is known
-BEGINNING = 1024  # bytes that tell a format
+BEGINNING = 1024  # bytes by which a format is recognised
 NAMES = {"itk": "warp.nii.gz", "freesurfer": "warp_freesurfer.nii.gz", "fsl": "warp_fsl.nii.gz", "h5": "transform.h5"}
 
 
@@ -34,19 +34,19 @@ def read_transform(
 ) -> TransformFile:
     """Read a transform of any convention.
 
-    By content: NIfTI fields of intent 1007 (itk), 1006 (freesurfer), 2006 (fsl) or with a card of ours; ITK's
-    composites in HDF5; affines as ITK's text, ANTs' .mat, FreeSurfer's .lta or our 4x4 text.
+    The format is recognised by content: NIfTI fields of intent 1007 (itk), 1006 (freesurfer), 2006 (fsl) or with our
+    metadata; ITK's composites in HDF5; affines as ITK's text, ANTs' .mat, FreeSurfer's .lta or our 4x4 text.
 
     Args:
         path: the file.
-        argument: what to call it in messages.
-        convention: "auto", one of `CONVENTIONS`, or "ras" for our own 4x4 text. It has to be named where files do not
-            tell: (I, J, K, 3) without a card or intent (fsl or learn2reg), a FLIRT matrix (fsl).
-        start, end: the fixed and the moving image's grids: FLIRT's matrices need both, FSL's warps without a card
+        argument: its name in messages.
+        convention: "auto", one of `CONVENTIONS`, or "ras" for our own 4x4 text. It has to be named for files that do
+            not state it: (I, J, K, 3) without metadata or intent (fsl or learn2reg), a FLIRT matrix (fsl).
+        start, end: the fixed and the moving image's grids: FLIRT's matrices need both, FSL's warps without metadata
             the second.
 
     Raises:
-        InputError: missing, damaged, no transform, of another convention than was named, or of one that cannot be told.
+        InputError: missing, damaged, not a transform, of another convention than named, or of an unknown one.
     """
     found = _read(Reading(Path(path), argument, convention, start, end))
     if isinstance(found, TransformFile):
@@ -66,19 +66,20 @@ def write_transform(
 ) -> None:
     """Write a transform, whole or not at all.
 
-    Displacement fields go to .nii or .nii.gz (itk, freesurfer, fsl, learn2reg), composites to .h5 (h5). What is affine
-    may also go to .txt (ras: our 4x4 text), .txt, .tfm or .mat (itk), .mat (fsl: FLIRT) or .lta (freesurfer).
+    Displacement fields are written to .nii or .nii.gz (itk, freesurfer, fsl, learn2reg), composites to .h5 (h5).
+    Affine transforms may also be written to .txt (ras: our 4x4 text), .txt, .tfm or .mat (itk), .mat (fsl: FLIRT) or
+    .lta (freesurfer).
 
     Args:
-        path: its suffix and the convention say what is written.
+        path: its suffix and the convention determine the format.
         transform: from the start into the end, RAS mm.
         convention: one of `CONVENTIONS`, or "ras".
-        start: the fixed image's side; displacements are sampled on its grid. None: not known, which text and .mat of
-            affines allow, but FLIRT's.
-        end: the moving image's; None: not known, which FSL's files need.
+        start: the fixed image's side; displacements are sampled on its grid. None: not known, allowed for affines in
+            text and .mat other than FLIRT's.
+        end: the moving image's side; None: not known, not allowed for FSL's files.
         codes: NIfTI (sform, qform) codes of the fixed image.
-        pool: compresses; None: threads of its own.
-        displacement: ``T(x) - x`` on the start's grid, (I, J, K, 3) RAS mm, if it is known already.
+        pool: threads that compress; None: the writer starts its own.
+        displacement: ``T(x) - x`` on the start's grid, (I, J, K, 3) RAS mm, if already computed.
 
     Raises:
         InputError: a suffix that the convention does not use, a transform that is not affine for a file that is, a
@@ -88,7 +89,7 @@ def write_transform(
     write = writer_of(path, convention)
     if displacement is not None and displacement.shape != (*start.grid.shape, 3):
         raise InputError(f"displacement: got shape {displacement.shape}, expected {(*start.grid.shape, 3)}")
-    write(Writing(path, transform, start and Card(convention, start, end), codes, pool, displacement))
+    write(Writing(path, transform, start and TransformMetadata(convention, start, end), codes, pool, displacement))
 
 
 def verify_transform(
@@ -99,31 +100,31 @@ def verify_transform(
     end: Space | None,
     displacement: Array | None = None,
 ) -> float:
-    """Read a file that was just written with its own reader, and compare it at random voxels of the start's grid.
+    """Read back a file that was just written, and compare it with the transform at random voxels of the start's grid.
 
-    At voxels, because between them a field is interpolated and the transform is not. An affine whose start is not known
-    is compared in the cube of 512 mm about the origin.
+    At voxels, because between them the field is interpolated and the transform is not. An affine whose start is not
+    known is compared in the cube of 512 mm about the origin.
 
     Args:
-        path, convention, transform, start, end: as they were given to `write_transform`.
-        displacement: what the file was written from, to compare with in place of the transform.
+        path, convention, transform, start, end: as given to `write_transform`.
+        displacement: the displacement the file was written from, to compare with instead of the transform.
 
     Returns:
-        The largest distance between where both take a voxel, mm.
+        The largest distance between the positions to which file and transform map a voxel, mm.
 
     Raises:
-        InputError: if that is more than 0.01 mm.
+        InputError: a distance of more than 0.01 mm.
     """
     grid = ANYWHERE if start is None else start.grid
     voxels = np.random.default_rng(0).integers(0, grid.shape, (PLACES, 3))
     points = grid.to_physical(voxels)
     expected = transform.points(points) if displacement is None else points + displacement[tuple(voxels.T)]
     found = _read(Reading(Path(path), "read back", convention, grid, end and end.grid))
-    places = found.places(voxels) if isinstance(found, StoredField) else found.transform.points(points)
-    error = float(np.linalg.norm(places - expected, axis=1).max())
+    positions = found.places(voxels) if isinstance(found, StoredField) else found.transform.points(points)
+    error = float(np.linalg.norm(positions - expected, axis=1).max())
     if not error <= TOLERANCE_MM:
         raise InputError(
-            f"{path}: read back it is {error:.3g} mm from what it should be, expected {TOLERANCE_MM} mm at most"
+            f"{path}: read back, it differs by {error:.3g} mm from the transform, expected {TOLERANCE_MM} mm at most"
         )
     return error
 
@@ -138,31 +139,31 @@ def write_verified(
     pool: Executor | None = None,
     displacement: Array | None = None,
 ) -> float:
-    """Write a transform that stands at its place only after it was read back and found to be the same.
+    """Write a transform, and give the file its name only after it was read back and found to be the same.
 
     Args: as for `write_transform`.
 
     Returns:
-        As `verify_transform`, mm.
+        The largest distance, as `verify_transform`, mm.
 
     Raises:
-        InputError: as both of them; then nothing is written, and an earlier file is kept.
+        InputError: as `write_transform` and `verify_transform`; nothing is written then, and an earlier file is kept.
     """
     with atomic_path(path) as temporary:
         try:
             write_transform(temporary, transform, convention, start, end, codes, pool, displacement)
             return verify_transform(temporary, convention, transform, start, end, displacement)
         except InputError as error:
-            told = str(error).replace(str(temporary), str(path))
-            raise InputError(f"{told}; nothing was written") from None
+            message = str(error).replace(str(temporary), str(path))
+            raise InputError(f"{message}; nothing was written") from None
 
 
 def file_name(convention: str, inverse: bool, fixed_name: str, moving_name: str) -> str:
-    """What a registration calls its transform from the fixed to the moving image, or the inverse.
+    """Return the file name of a registration's transform from the fixed to the moving image, or of the inverse.
 
     Args:
         convention: one of `CONVENTIONS`.
-        inverse: whether it goes from the moving to the fixed image.
+        inverse: True for the transform from the moving to the fixed image.
         fixed_name, moving_name: the scans' names without suffix, which Learn2Reg's files are named after.
     """
     if convention == "learn2reg":
@@ -179,8 +180,8 @@ def _read(reading: Reading) -> Read:
         beginning = stream.read(BEGINNING)
     found = format_of(reading.path, beginning)
     require_file(reading.path, reading.argument, found.largest)
-    if not found.certain and (told := foreign_transform(reading.path, beginning)):
-        raise InputError(f"{reading.name} is {told}")
+    if not found.certain and (foreign := foreign_transform(reading.path, beginning)):
+        raise InputError(f"{reading.name} is {foreign}")
     if reading.convention not in (AUTO, *found.conventions):
         allowed = " or ".join(found.conventions)
         raise ConventionError(
@@ -193,7 +194,7 @@ def _read(reading: Reading) -> Read:
 
 
 def _check_plausible(found: Read, name: str) -> None:
-    """Refuse maps that take a body where none is: damaged, in other units, or another tool's form."""
+    """Refuse affines that no body scan can have: damaged, in other units, or in another tool's form."""
     if isinstance(found, StoredField):
         check_plausible(found.frame.affine, name)
         return

@@ -1,7 +1,7 @@
-"""The one table of transform files: which module reads and writes which, and how a file's format is told.
+"""Table of the transform file formats: the module that reads and writes each, and the bytes it is recognised by.
 
-A file's *format* follows from its first bytes; its convention from the format, the NIfTI intent, the card, or the
-caller. What is written follows from the convention and the suffix.
+A file's *format* follows from its first bytes, its convention from the format, the NIfTI intent, the metadata, or the
+caller. The format to write follows from the convention and the suffix.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from .conventions import freesurfer_lta, fsl, nifti_field, plain_affine
 from .conventions.itk import affine as itk_affine
 from .conventions.itk import h5 as itk_h5
 from .conventions.nifti_field import StoredField
-from .spaces import Card, ConventionError, ImagesNeededError, Space, TransformFile, card_in
+from .spaces import ConventionError, ImagesNeededError, Space, TransformFile, TransformMetadata, metadata_in
 
 Array = np.ndarray
 Read = StoredField | TransformFile
@@ -32,13 +32,13 @@ LARGEST_TEXT = 1 << 24  # bytes of a file that holds a few numbers
 
 @dataclass(frozen=True)
 class Reading:
-    """What a reader is asked for.
+    """The arguments of a reader.
 
     Attributes:
         path: the file.
-        argument: what to call it in messages.
+        argument: its name in messages.
         convention: one of `CONVENTIONS`, "ras" or "auto".
-        start, end: the fixed and the moving image's grids, for files that need them and do not say.
+        start, end: the fixed and the moving image's grids, for files that need them and do not hold them.
     """
 
     path: Path
@@ -54,42 +54,42 @@ class Reading:
 
 @dataclass(frozen=True, eq=False)
 class Writing:
-    """What a writer is given.
+    """The arguments of a writer.
 
     Attributes:
         path: the file.
         transform: from the start into the end.
-        card: convention and sides; None: the start is not known.
+        metadata: convention and sides; None: the start is not known.
         codes: NIfTI (sform, qform) codes of the start's image.
-        pool: compresses.
-        known: ``T(x) - x`` on the start's grid if somebody has it already.
+        pool: threads that compress; None: the writer starts its own.
+        known: ``T(x) - x`` on the start's grid if already computed, else None.
     """
 
     path: Path
     transform: Transform
-    card: Card | None
+    metadata: TransformMetadata | None
     codes: tuple[int, int]
     pool: Executor | None
     known: Array | None
 
     @property
     def displacement(self) -> Array:
-        """``T(x) - x`` on the start's grid, (I, J, K, 3) RAS mm."""
+        """The displacement ``T(x) - x`` on the start's grid, (I, J, K, 3) RAS mm."""
         return self.transform.displacement(self.sides.start.grid) if self.known is None else self.known
 
     @property
-    def sides(self) -> Card:
-        """The card of a file that means nothing without the fixed image's grid."""
-        if self.card is None:
+    def sides(self) -> TransformMetadata:
+        """The metadata, for formats that need the fixed image's grid; InputError if it is not known."""
+        if self.metadata is None:
             raise InputError(f"{self.path}: needs the fixed image's grid, which is not known; name that image")
-        return self.card
+        return self.metadata
 
     @property
     def matrix(self) -> Array:
-        """(4, 4) RAS mm of a transform that is affine."""
+        """The affine, (4, 4) RAS mm; InputError if the transform is not affine."""
         if self.transform.matrix is None:
             raise InputError(
-                f"{self.path}: is a file for affine transforms, got one that is none; choose .nii.gz or .h5"
+                f"{self.path}: is a file for affine transforms, got one that is not affine; choose .nii.gz or .h5"
             )
         return self.transform.matrix
 
@@ -115,27 +115,30 @@ def _read_matlab(reading: Reading) -> Read:
 
 
 def _read_matrix(reading: Reading) -> Read:
-    """Four rows of four numbers: in RAS mm where a card or, without one, the name says so, else what is asked for."""
+    """Read four rows of four numbers.
+
+    They are in RAS mm where the metadata or, without metadata, the name says so, else of the convention asked for.
+    """
     matrix = plain_affine.read_affine(reading.path, reading.argument)
     text = reading.path.read_text(encoding="utf-8")
-    card = card_in(text, reading.name)
-    if reading.convention == "fsl" and card:
+    metadata = metadata_in(text, reading.name)
+    if reading.convention == "fsl" and metadata:
         raise ConventionError(
             f"{reading.name}: is in RAS mm, as its first lines say, not FLIRT's; name no convention, or ras"
         )
     if reading.convention == "fsl":
         if reading.start is None or reading.end is None:
             raise ImagesNeededError(
-                f"{reading.name}: is FLIRT's, which needs the grids of both images", "fixed", "moving"
+                f"{reading.name}: is a FLIRT matrix, which needs the grids of both images", "fixed", "moving"
             )
         matrix = fsl.flirt_affine(matrix, reading.start, reading.end)
         return _affine(reading, "fsl", matrix, Space(reading.start), Space(reading.end))
     plain = reading.path.suffix.lower() == ".txt" and not fsl.looks_like_flirt(text)
-    if reading.convention == AUTO and not card and not plain:
+    if reading.convention == AUTO and not metadata and not plain:
         raise InputError(
-            f"{reading.name}: may be FLIRT's or in RAS mm, which look alike; name its convention: fsl or ras"
+            f"{reading.name}: may be a FLIRT matrix or in RAS mm, which look alike; name its convention: fsl or ras"
         )
-    return _affine(reading, RAS, matrix, *((card.start, card.end) if card else (None, None)))
+    return _affine(reading, RAS, matrix, *((metadata.start, metadata.end) if metadata else (None, None)))
 
 
 def _affine(
@@ -146,14 +149,14 @@ def _affine(
 
 @dataclass(frozen=True)
 class Format:
-    """A kind of file.
+    """A file format.
 
     Attributes:
-        what: in words.
-        conventions: that use it.
+        what: its name in messages.
+        conventions: the conventions that use it.
         read: its reader.
-        certain: whether its first bytes tell it beyond doubt.
-        largest: bytes of a file of it.
+        certain: True if its first bytes identify it beyond doubt.
+        largest: largest size of a file, bytes; None: any.
     """
 
     what: str
@@ -164,15 +167,15 @@ class Format:
 
 
 FIELD = Format("a NIfTI file", tuple(nifti_field.LAYOUTS), _read_field, largest=None)
-COMPOSITE = Format("a composite of ITK", ("h5", "itk"), _read_composite, certain=True, largest=None)
-LTA = Format("a linear transform of FreeSurfer", ("freesurfer",), _read_lta)
-ITK_TEXT = Format("an affine of ITK", ("itk",), _read_itk_text, certain=True)
-MATLAB = Format("an affine of ANTs", ("itk",), _read_matlab)
-MATRIX = Format("text of a matrix", (RAS, "fsl"), _read_matrix)
+COMPOSITE = Format("an ITK composite", ("h5", "itk"), _read_composite, certain=True, largest=None)
+LTA = Format("a FreeSurfer linear transform", ("freesurfer",), _read_lta)
+ITK_TEXT = Format("an ITK affine", ("itk",), _read_itk_text, certain=True)
+MATLAB = Format("an ANTs affine", ("itk",), _read_matlab)
+MATRIX = Format("a text file of a matrix", (RAS, "fsl"), _read_matrix)
 
 
 def format_of(path: Path, beginning: bytes) -> Format:
-    """The format of a file that begins like this."""
+    """Return the format of a file by its first bytes, or by its name where these leave it open."""
     name = path.name.lower()
     if beginning.startswith(itk_h5.MAGIC):
         return COMPOSITE
@@ -191,11 +194,11 @@ def _write_field(writing: Writing) -> None:
 
 def _write_composite(writing: Writing) -> None:
     affine = writing.known is None and writing.transform.matrix is not None
-    itk_h5.write_composite(writing.path, writing.transform, None if affine else writing.displacement, writing.card)
+    itk_h5.write_composite(writing.path, writing.transform, None if affine else writing.displacement, writing.metadata)
 
 
 def _write_matrix(writing: Writing) -> None:
-    plain_affine.write_affine(writing.path, writing.matrix, writing.card)
+    plain_affine.write_affine(writing.path, writing.matrix, writing.metadata)
 
 
 def _write_itk_text(writing: Writing) -> None:
@@ -228,16 +231,16 @@ WRITERS: dict[tuple[str, str], Callable[[Writing], None]] = {  # (convention, su
 }
 
 
-GRIDLESS = (_write_matrix, _write_itk_text, _write_matlab)  # their files hold a map of mm to mm and nothing else
+GRIDLESS = (_write_matrix, _write_itk_text, _write_matlab)  # their files map mm to mm and need no grid
 
 
 def needs_start(path: Path, convention: str) -> bool:
-    """Whether a file of this name and convention means nothing without the fixed image's grid; errors: `writer_of`."""
+    """Return True if a file of this name and convention needs the fixed image's grid; errors as for `writer_of`."""
     return writer_of(path, convention) not in GRIDLESS
 
 
 def writer_of(path: Path, convention: str) -> Callable[[Writing], None]:
-    """What writes this convention to a file of this name.
+    """Return the writer of this convention for a file of this name.
 
     Raises:
         InputError: no such convention, or a suffix that it does not use.

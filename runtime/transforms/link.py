@@ -1,4 +1,4 @@
-"""One link of a chain of transforms: a file, and whether its inverse is meant; as text, ``FILE[,inverse]``."""
+"""One link of a chain of transforms: a file, or the inverse of it; as text, ``FILE[,inverse]``."""
 
 import re
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ AS_ANTS = re.compile(r"\[\s*(.+?)\s*,\s*([01])\s*\]")
 
 @dataclass(frozen=True)
 class Link:
-    """A file as it is named, and whether its inverse is meant."""
+    """The path of a transform file; `inverse` is True where its inverse is meant."""
 
     path: Path
     inverse: bool = False
 
     @classmethod
     def parse(cls, text: str) -> "Link":
-        """``FILE`` or ``FILE,inverse``; also as ANTs writes them, ``[FILE,0]`` and ``[FILE,1]``."""
+        """Parse ``FILE`` or ``FILE,inverse``; also ANTs' spelling, ``[FILE,0]`` and ``[FILE,1]``."""
         if match := AS_ANTS.fullmatch(text):
             return cls(Path(match[1]), match[2] == "1")
         inverse = text.lower().endswith(INVERSE)
@@ -32,7 +32,7 @@ class Link:
 
 @dataclass(frozen=True, eq=False)
 class ReadLink:
-    """A file that is read, and whether its inverse is meant: the transform as it is used, with its sides."""
+    """A transform file that was read, used as it is or inverted; transform and sides are those in use."""
 
     file: TransformFile
     inverse: bool = False
@@ -47,7 +47,7 @@ class ReadLink:
 
     @property
     def transform(self) -> Transform:
-        """From the link's start into its end."""
+        """The transform from the link's start into its end."""
         return self.file.transform.inverse() if self.inverse else self.file.transform
 
     @property

@@ -1,4 +1,4 @@
-"""Motion of a series: one transform for each volume, in files of any tool whose transforms are read."""
+"""Motion of a series: one transform for each volume, in files of any convention that can be read."""
 
 import glob
 import re
@@ -12,15 +12,15 @@ from . import read_transform
 
 @explained("--motion")
 def read_motion(text: str, series: Volume, convention: str) -> tuple[Transform, ...]:
-    """Transforms, RAS mm, from where a chain ends into each volume of a series.
+    """Read the transforms, RAS mm, from the end of a chain into each volume of a series.
 
     Args:
-        text: folder or glob of as many files as volumes, in the order of their names; numbers in them count as numbers.
-        series: whose grid FLIRT's matrices are meant on.
-        convention: of files that do not say theirs.
+        text: folder or glob of as many files as volumes, in the order of their names (MAT_2 before MAT_10).
+        series: the series; FLIRT's matrices refer to its grid.
+        convention: convention of the files that do not say theirs.
 
     Raises:
-        InputError: no series, another number of files than of volumes, or a file that is no transform.
+        InputError: not a series, another number of files than of volumes, or a file that is not a transform.
     """
     if series.step is None:
         raise InputError(f"--motion: is for a 4-D series, but {series.path} has one volume; give its transform with -t")
@@ -31,12 +31,12 @@ def read_motion(text: str, series: Volume, convention: str) -> tuple[Transform, 
 
 
 def _files(text: str) -> list[Path]:
-    """Those of a folder or glob whose names do not begin with a dot."""
+    """Return the files of a folder or glob, sorted, without those whose names begin with a dot."""
     folder = Path(text)
     found = folder.iterdir() if folder.is_dir() else map(Path, glob.glob(text))
     return sorted((path for path in found if path.is_file() and not path.name.startswith(".")), key=_counted)
 
 
 def _counted(path: Path) -> list[tuple[int, str]]:
-    """Sorts names by the numbers in them: MAT_2 before MAT_10."""
+    """Return a sort key that orders names by the numbers in them: MAT_2 before MAT_10."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.name)]

@@ -1,4 +1,4 @@
-"""What is made of a chain of transforms: one file in any convention, its inverse, a map of its Jacobian determinant."""
+"""Operations on a chain of transforms: compose it into one file, invert it, map its Jacobian determinant."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -18,24 +18,24 @@ from .chain import Route, read_route, space_of
 if TYPE_CHECKING:
     from ..geometry.inverse import Inversion
 
-LOWEST, HIGHEST = 1e-9, 1e9  # determinants beyond which a map of logarithms is cut off
+LOWEST, HIGHEST = 1e-9, 1e9  # determinants are clipped to this range before the logarithm
 
 
 def compose(route: Route, output: Path, convention: str = "itk", progress: Progress = silent) -> str:
-    """Writes a chain as one file, which stands there only after it was read back and found to be the same.
+    """Write a chain as one file, which gets its name only after it was read back and found to be the same.
 
     Args:
-        route: from where the new transform starts to where it ends. A field is sampled on the grid of its reference; an
-            affine stays one where the file can hold it.
-        output: its suffix and the convention say what is written, see `runtime.transforms.write_transform`.
+        route: from the start to the end of the new transform. A field is sampled on the grid of its reference; an
+            affine stays one where the format can hold it.
+        output: its suffix and the convention determine the format, see `runtime.transforms.write_transform`.
         convention: one of `runtime.transforms.CONVENTIONS`, or "ras".
-        progress: told the name of each stage as it begins.
+        progress: called with the name of each stage as it begins.
 
     Returns:
-        A few lines for people.
+        A summary to print, a few lines.
 
     Raises:
-        InputError: in one line.
+        InputError: invalid input, in one line.
     """
     progress("read")
     read = read_route(route)
@@ -49,13 +49,13 @@ def compose(route: Route, output: Path, convention: str = "itk", progress: Progr
     progress("write")
     with writing(output):
         error = write_verified(output, read.transform, convention, *sides, codes, displacement=displacement)
-    return with_warnings(_told(output, convention, error), read.doubts)
+    return with_warnings(_summary(output, convention, error), read.doubts)
 
 
 def invert(route: Route, output: Path, convention: str = "itk", progress: Progress = silent) -> str:
-    """Writes the inverse of a chain, on the grid where the chain ends or on the route's reference.
+    """Write the inverse of a chain, on the grid where the chain ends or on the route's reference.
 
-    Args, returns and errors as for `compose`.
+    Arguments, return value and errors are those of `compose`.
     """
     from ..geometry.inverse import invert_displacement
 
@@ -70,18 +70,18 @@ def invert(route: Route, output: Path, convention: str = "itk", progress: Progre
     if read.transform.matrix is None:
         progress("invert")
         found = invert_displacement(read.transform, start.grid)
-        displacement, misses = found.displacement, _told_of_inverse(found)
+        displacement, misses = found.displacement, _inverse_summary(found)
     progress("write")
     back = read.transform.inverse()
     with writing(output):
         error = write_verified(output, back, convention, start, back_to, codes, displacement=displacement)
-    return with_warnings(misses + _told(output, convention, error), read.doubts)
+    return with_warnings(misses + _summary(output, convention, error), read.doubts)
 
 
 def jacobian(route: Route, output: Path, log: bool = False, progress: Progress = silent) -> str:
-    """Writes the Jacobian determinant of a chain on its reference's grid, or its natural logarithm, as float32.
+    """Write the Jacobian determinant of a chain on its reference's grid, or its natural logarithm, as float32.
 
-    Args, returns and errors as for `compose`.
+    Arguments, return value and errors are those of `compose`.
     """
     progress("read")
     read = read_route(route)
@@ -92,25 +92,25 @@ def jacobian(route: Route, output: Path, log: bool = False, progress: Progress =
     written = np.log(np.clip(determinant, LOWEST, HIGHEST)) if log else determinant
     with writing(output):
         write_volume(output, written.astype(np.float32, copy=False), target.grid, target.codes)
-    told = (
+    summary = (
         f"volume      times {determinant.min():.3f} to {determinant.max():.3f} (determinants)\n"
         f"folded      {100 * folded_share(determinant):.4f} % of the voxels\n"
         f"SDlogJ      {sd_log_jacobian(determinant):.4f}\n"
         f"wrote {output}: {'logarithm of the ' if log else ''}Jacobian determinant"
     )
-    return with_warnings(told, read.doubts)
+    return with_warnings(summary, read.doubts)
 
 
-def with_warnings(told: str, doubts: Iterable[str]) -> str:
-    """What a command says, with a line for each doubt."""
-    return "\n".join([told, *(f"warning: {doubt}" for doubt in doubts)])
+def with_warnings(summary: str, doubts: Iterable[str]) -> str:
+    """Return a summary followed by one line for each warning."""
+    return "\n".join([summary, *(f"warning: {doubt}" for doubt in doubts)])
 
 
-def _told(output: Path, convention: str, error: float) -> str:
+def _summary(output: Path, convention: str, error: float) -> str:
     return f"wrote {output}: {convention}; read back, it differs by {error:.1g} mm at most"
 
 
-def _told_of_inverse(found: "Inversion") -> str:
+def _inverse_summary(found: "Inversion") -> str:
     residual = found.residual_mm
     return (
         f"inverse     misses by {residual['mean']:.2g} mm on average, 95th percentile {residual['percentile_95']:.2g}, "

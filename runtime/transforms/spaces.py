@@ -1,8 +1,8 @@
-"""The two sides of a transform, and the card that keeps them inside its file.
+"""The two sides of a transform, and the metadata that stores them in its file.
 
-A card is one line of JSON: both sides' shape, affine, hash and name, and the convention. It stands where readers skip
-it: in an extension of the NIfTI header, a comment of a text file, an attribute of an HDF5 file. Files of other tools
-have none.
+The metadata is one line of JSON: both sides' shape, affine, hash and name, and the convention. The line is stored where
+other readers skip it: in an extension of the NIfTI header, a comment of a text file, an attribute of an HDF5 file.
+Files of other tools have none.
 """
 
 import json
@@ -17,18 +17,18 @@ from ..geometry.grid import Grid
 from ..geometry.transform import Transform
 from ..images.volume import Source
 
-MARK = "rpnet transform "  # what a card begins with
+MARK = "rpnet transform "  # before the JSON
 VERSION = 1
 
 
 @dataclass(frozen=True)
 class Space:
-    """One side of a transform: where an image lies.
+    """One side of a transform: an image's grid, and its file's identity where known.
 
     Attributes:
-        grid: the image's.
-        sha256: of the image's file, as `read_volume` gives it; None: not known.
-        name: of the file, for messages.
+        grid: grid of the image.
+        sha256: hash of the image's file, as computed by `read_volume`; None: not known.
+        name: name of the file, for messages.
         zooms: `Source.zooms` of the image.
     """
 
@@ -39,20 +39,20 @@ class Space:
 
     @classmethod
     def of(cls, image: Source) -> "Space":
-        """That of an image that was read."""
+        """Return the space of an image that was read."""
         return cls(image.grid, image.sha256, image.path and image.path.name, image.zooms)
 
 
 class ConventionError(InputError):
-    """A file says that it is of another convention than the one that was named."""
+    """A file that states another convention than the one that was named."""
 
 
 class ImagesNeededError(InputError):
-    """A file means nothing without its images' grids, of which one is not known.
+    """A file that needs its images' grids, at least one of which is not known.
 
     Attributes:
-        reason: what is needed, without the remedy.
-        images: which, "fixed" and "moving".
+        reason: the message without the remedy.
+        images: the images needed, "fixed" and "moving".
     """
 
     def __init__(self, reason: str, *images: str) -> None:
@@ -66,10 +66,10 @@ class TransformFile:
 
     Attributes:
         transform: from the start into the end, RAS mm.
-        convention: the file's, one of `CONVENTIONS` or "ras".
+        convention: the file's convention, one of `CONVENTIONS` or "ras".
         path: the file.
-        start, end: the sides; None: the file does not say.
-        doubts: of its header, as an image's, one line each.
+        start, end: the sides; None: not stored in the file.
+        doubts: warnings about its header, one line each.
     """
 
     transform: Transform
@@ -81,28 +81,28 @@ class TransformFile:
 
 
 @dataclass(frozen=True)
-class Card:
-    """What a file of ours says about itself."""
+class TransformMetadata:
+    """The metadata in a file of ours: its convention and sides."""
 
     convention: str
     start: Space
     end: Space | None
 
     def line(self) -> str:
-        """The card as one line of text."""
+        """Return the metadata as one line of text."""
         sides = {"start": _as_dict(self.start), "end": self.end and _as_dict(self.end)}
         return MARK + json.dumps({"version": VERSION, "convention": self.convention, **sides}, separators=(",", ":"))
 
 
-def card_in(text: str, name: str) -> Card | None:
-    """The card in a text; None where there is none, or one of another version.
+def metadata_in(text: str, name: str) -> TransformMetadata | None:
+    """Return the metadata in a text; None if there is none, or only of another version.
 
     Args:
-        text: of a comment, an extension or an attribute.
+        text: content of a comment, an extension or an attribute.
         name: argument and file, for messages.
 
     Raises:
-        InputError: a damaged card: what it is damaged with may be the transform as well.
+        InputError: damaged metadata; the transform itself may be damaged as well.
     """
     _, mark, line = text.partition(MARK)
     if not mark:
@@ -111,22 +111,24 @@ def card_in(text: str, name: str) -> Card | None:
         fields, _ = json.JSONDecoder().raw_decode(line)
         if fields["version"] != VERSION:
             return None
-        return Card(str(fields["convention"]), _space(fields["start"]), fields["end"] and _space(fields["end"]))
+        return TransformMetadata(
+            str(fields["convention"]), _space(fields["start"]), fields["end"] and _space(fields["end"])
+        )
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise InputError(
-            f"{name} says of itself what cannot be ({first_line(error)[:100]}); it is damaged, write or copy it again"
+            f"{name} holds invalid metadata ({first_line(error)[:100]}); it is damaged, write or copy it again"
         ) from None
 
 
-def sides(card: Card | None, grid: Grid) -> tuple[Space, Space | None]:
-    """The sides of a field on `grid`; a card that names another grid belongs to another file and says nothing."""
-    if card is None or not card.start.grid.close(grid):
+def sides(metadata: TransformMetadata | None, grid: Grid) -> tuple[Space, Space | None]:
+    """Return the sides of a field on `grid`; metadata of another grid was copied from another file and is ignored."""
+    if metadata is None or not metadata.start.grid.close(grid):
         return Space(grid), None
-    return replace(card.start, grid=grid), card.end
+    return replace(metadata.start, grid=grid), metadata.end
 
 
 def likeness(one: Space | None, other: Space | None) -> int:
-    """How alike two sides are: 2 the same file, 1 the same grid, 0 different grids or not known."""
+    """Return the similarity of two sides: 2 the same file, 1 the same grid, 0 different grids or not known."""
     if one is None or other is None or not one.grid.close(other.grid):
         return 0
     return 2 if one.sha256 and one.sha256 == other.sha256 else 1

@@ -180,7 +180,7 @@ def test_every_convention_carries_an_image_to_its_place(bent, tmp_path, conventi
     assert np.abs(read_volume(out, "out").data - bent.truth()).mean() < 2
 
 
-def test_a_file_of_fsl_without_a_card_is_read_with_the_grids_at_hand(bent, tmp_path):
+def test_a_file_of_fsl_without_metadata_is_read_with_the_grids_at_hand(bent, tmp_path):
     """Its end is the scan that is carried, as for applywarp."""
     path, out = tmp_path / "warp.nii.gz", tmp_path / "out.nii.gz"
     write_warp(path, field(bent.grid, bent.move), bent.reference, bent.scan, "fsl")
@@ -216,7 +216,7 @@ def test_an_image_that_falls_beside_the_reference_is_told(shifted, tmp_path):
     far[:3, 3] = 500
     affine, out = write_plain_affine(tmp_path / "far.txt", far), tmp_path / "out.nii.gz"
     told = done("apply", "--image", shifted.scan, "-t", affine, "--reference", shifted.reference, "--output", out)
-    assert f"warning: nothing of {shifted.scan} falls on this grid" in told
+    assert f"warning: no part of {shifted.scan} falls on this grid" in told
 
 
 def test_quiet_says_nothing(shifted, tmp_path):
@@ -352,7 +352,7 @@ def test_integers_that_single_precision_rounds_are_a_warning(shifted, tmp_path):
     write_volume(image, (scans.scan(shifted.scan_grid) > 0) * np.int32(2**24 + 1), shifted.scan_grid)
     arguments = ("--interpolation", "nearest", "--output", tmp_path / "out.nii.gz")
     told = done("apply", "--image", image, "-t", shifted.warp, *arguments)
-    assert "holds integers beyond 16777216, which single precision rounds; carry labels with --labels" in told
+    assert "holds integers beyond 16777216, which single precision rounds; give label maps as --labels" in told
 
 
 def test_nan_is_a_number_where_one_is_named(shifted, tmp_path):

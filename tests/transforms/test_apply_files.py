@@ -208,7 +208,7 @@ def test_nothing_is_left_of_a_file_that_is_not_read_back_as_it_was_written(bent,
     monkeypatch.setattr(nifti_field, "write_field", wrong)
     out = tmp_path / "out.nii.gz"
     line = refused("convert", "-t", bent.warp, "--output", out)
-    assert line.startswith(f"Error: {out}: read back it is 0.17") and line.endswith("; nothing was written")
+    assert line.startswith(f"Error: {out}: read back, it differs by 0.17") and line.endswith("; nothing was written")
     assert list(tmp_path.iterdir()) == []
 
 

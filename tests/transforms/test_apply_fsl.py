@@ -20,7 +20,7 @@ INNER = scans.CENTRE + np.random.default_rng(0).normal(0, 4, (20, 3))
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Three images on three grids, and FLIRT's matrices a -> b and b -> c, and warps of the same, without cards."""
+    """Three images on three grids, and FLIRT's matrices a -> b and b -> c, and warps of the same, without metadata."""
     place = tmp_path_factory.mktemp("three grids")
     for name, grid in PLACES.items():
         scans.write_scan(place / f"{name}.nii.gz", grid)
@@ -49,7 +49,7 @@ def test_matrices_of_flirt_are_converted_one_by_one_and_then_composed(folder, tm
     outer = ("--fixed", folder / "a.nii.gz", "--moving", folder / "c.nii.gz")
     line = refused("compose", "-t", folder / "ab.mat", "-t", folder / "bc.mat", *fsl, *outer, "--output", out, *TO_RAS)
     remedy = f"first convert by itself: convert -t {folder / 'ab.mat'} --convention fsl --fixed IMAGE --moving IMAGE"
-    assert line.endswith(f"ab.mat: is FLIRT's, which needs the grids of both images; {remedy}")
+    assert line.endswith(f"ab.mat: is a FLIRT matrix, which needs the grids of both images; {remedy}")
     for start, end in ("ab", "bc"):
         images = ("--fixed", folder / f"{start}.nii.gz", "--moving", folder / f"{end}.nii.gz")
         done("convert", "-t", folder / f"{start}{end}.mat", *fsl, *images, *TO_RAS, "--output", tmp_path / f"{end}.txt")
@@ -57,6 +57,7 @@ def test_matrices_of_flirt_are_converted_one_by_one_and_then_composed(folder, tm
     shift = np.eye(4)
     shift[:3, 3] = SHIFT
     assert np.loadtxt(out) == pytest.approx(shift @ TURN, abs=1e-9)
+
 
 @pytest.mark.parametrize("inverted", [False, True])
 def test_the_outer_links_take_the_outer_images(folder, tmp_path, inverted):
@@ -79,7 +80,7 @@ def test_a_warp_in_front_of_others_does_not_end_where_the_chain_does(folder, tmp
     turn = write_plain_affine(tmp_path / "turn.txt", TURN)
     chain = ("-t", folder / "bc.nii.gz", "-t", turn, "--moving", folder / "a.nii.gz")
     line = refused("compose", *chain, "--output", tmp_path / "out.nii.gz")
-    assert "bc.nii.gz: is a warp of FSL, which needs the moving image's grid as well; first convert by itself" in line
+    assert "bc.nii.gz: is an FSL warp, which needs the moving image's grid as well; first convert by itself" in line
 
 
 def test_one_file_alone_names_the_options(folder, tmp_path):
@@ -113,16 +114,16 @@ class TestVoxelSizesThatContradictTheAffine:
         own = ("--convention", "fsl") if name == "bc.mat" else ()
         given = ("-t", folder / name, *own, "--fixed", folder / "b.nii.gz", "--moving", scaled, "--to", convention)
         line = refused("convert", *given, "--output", tmp_path / output)
-        fault = "has voxels of 1.6 x 2.8 x 2 mm in its header (pixdim), by which FSL measures, but of 0.8 x 1.4 x 1 by"
+        fault = "has voxels of 1.6 x 2.8 x 2 mm in its header (pixdim), which FSL uses, but of 0.8 x 1.4 x 1 by"
         assert f"scaled.nii.gz: {fault}" in line and not (tmp_path / output).exists()
 
-    def test_others_are_and_the_card_remembers_it(self, folder, scaled, tmp_path):
+    def test_others_are_and_the_metadata_keeps_it(self, folder, scaled, tmp_path):
         images = ("--fixed", folder / "b.nii.gz", "--moving", scaled)
         turn, first = write_plain_affine(tmp_path / "turn.txt", TURN), tmp_path / "first.nii.gz"
         done("convert", "-t", turn, *images, "--reference", folder / "b.nii.gz", "--output", first)
         assert read_transform(first).end.zooms == pytest.approx((1.6, 2.8, 2.0))
         arguments = ("convert", "-t", first, "--to", "fsl", "--output", tmp_path / "fsl.nii.gz")
-        assert "by which FSL measures" in refused(*arguments)
+        assert "which FSL uses" in refused(*arguments)
 
     def test_the_remedy_makes_a_copy_where_they_agree(self, folder, scaled, tmp_path):
         done("apply", "--image", scaled, "--reference", scaled, "--output", tmp_path / "copy.nii.gz")
@@ -136,4 +137,4 @@ class TestVoxelSizesThatContradictTheAffine:
         warp.header["pixdim"][1:4] *= 2
         nib.save(warp, tmp_path / "warp.nii.gz")
         arguments = ("-t", tmp_path / "warp.nii.gz", "--moving", folder / "c.nii.gz")
-        assert "by which FSL measures" in refused("convert", *arguments, "--output", tmp_path / "out.nii.gz")
+        assert "which FSL uses" in refused("convert", *arguments, "--output", tmp_path / "out.nii.gz")

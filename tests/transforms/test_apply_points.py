@@ -44,7 +44,7 @@ def test_through_an_inverted_link_no_solving_is_needed(bent, tmp_path):
 
 
 def test_ras_lps_and_voxels_are_the_same_points(bent, tmp_path):
-    """Voxels are the scan's before, the reference's after; the card in the file knows both grids."""
+    """Voxels are the scan's before, the reference's after; the metadata in the file knows both grids."""
     frames = {
         "ras": (HERE, lambda found: found),
         "lps": (HERE * [-1, -1, 1], lambda found: found * [-1, -1, 1]),
@@ -125,7 +125,7 @@ def test_a_point_without_an_inverse_is_named_left_empty_and_shows_in_the_exit_co
     ("text", "message"),
     [
         ("", "is empty, expected a CSV with a header such as x,y,z"),
-        ("x,y,z\n", "holds no point"),
+        ("x,y,z\n", "holds no points"),
         ("1,2,3\n4,5,6\n", "has no columns x,y,z (or r,a,s, l,p,s, i,j,k) in its first line, '1,2,3'"),
         ("x y z\n1 2 3\n", "expected a CSV with a header"),
         ("a,b\n1,2\n", "has no columns x,y,z"),
@@ -222,7 +222,7 @@ class TestSlicersFiles:
         points = tmp_path / "points.mrk.json"
         points.write_text(text)
         arguments = ("--points", points, "-t", shifted.warp, "--output", tmp_path / "out.mrk.json")
-        assert "points.mrk.json is no Slicer markups document" in refused("apply", *arguments)
+        assert "points.mrk.json is not a Slicer markups document" in refused("apply", *arguments)
 
     def test_a_list_with_a_cell_beyond_measure_is_one_line(self, shifted, tmp_path):
         points = tmp_path / "points.fcsv"

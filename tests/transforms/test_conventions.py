@@ -48,7 +48,7 @@ def written(tmp_path):
     return write
 
 
-def without_card(path, **header):
+def without_metadata(path, **header):
     """The file as another tool would have left it."""
     image = nib.load(path)
     image.header.extensions.clear()
@@ -74,7 +74,7 @@ class TestWhatStandsInTheFile:
         write_transform(path, transform, "itk", START, END, displacement=displacement)
         assert np.array_equal(nib.load(path).get_fdata()[:, :, :, 0], displacement * [-1, -1, 1])
 
-    def test_the_card_is_a_comment_of_the_header(self, written):
+    def test_the_metadata_is_a_comment_of_the_header(self, written):
         image = nib.load(written("learn2reg"))
         assert image.header["vox_offset"] % 16 == 0
         (extension,) = image.header.extensions
@@ -109,18 +109,18 @@ class TestReading:
 
     @pytest.mark.parametrize("convention", ["itk", "freesurfer"])
     def test_the_intent_tells_a_foreign_file(self, written, convention):
-        found = read_transform(without_card(written(convention)))
+        found = read_transform(without_metadata(written(convention)))
         assert found.convention == convention and found.end is None and found.start.sha256 is None
 
     def test_a_foreign_warp_of_fsl_needs_the_moving_grid(self, written):
-        path = without_card(written("fsl"))
-        with pytest.raises(InputError, match=r"-t: .*warp_fsl.nii.gz: is a warp of FSL, which needs the moving image"):
+        path = without_metadata(written("fsl"))
+        with pytest.raises(InputError, match=r"-t: .*warp_fsl.nii.gz: is an FSL warp, which needs the moving image"):
             read_transform(path)
         found = read_transform(path, end=END.grid).transform.points(POINTS)
         assert found == pytest.approx(registration().points(POINTS), abs=1e-4)
 
     def test_three_numbers_on_the_fourth_axis_may_be_anybodys(self, written):
-        path = without_card(written("learn2reg"))
+        path = without_metadata(written("learn2reg"))
         with pytest.raises(InputError, match=r"does not tell its convention; name it: fsl or learn2reg"):
             read_transform(path)
         found = read_transform(path, convention="learn2reg").transform.points(POINTS)
@@ -130,14 +130,14 @@ class TestReading:
         with pytest.raises(InputError, match=r"which is itk's, not freesurfer's"):
             read_transform(written("itk"), convention="freesurfer")
         with pytest.raises(InputError, match=r"not fsl's"):
-            read_transform(without_card(written("freesurfer")), convention="fsl")
-        with pytest.raises(InputError, match=r"is a composite of ITK, expected the convention h5 or itk, got fsl"):
+            read_transform(without_metadata(written("freesurfer")), convention="fsl")
+        with pytest.raises(InputError, match=r"is an ITK composite, expected the convention h5 or itk, got fsl"):
             read_transform(written("h5"), convention="fsl")
         with pytest.raises(InputError, match=r"convention: got 'elastix', expected one of auto, itk"):
             read_transform(written("h5"), convention="elastix")
 
     def test_an_unmarked_field_is_believed_if_its_convention_is_named(self, written):
-        path = without_card(written("itk"), intent_code=0)
+        path = without_metadata(written("itk"), intent_code=0)
         with pytest.raises(InputError, match=r"name it: itk or freesurfer"):
             read_transform(path)
         found = read_transform(path, convention="itk").transform.points(POINTS)
@@ -154,7 +154,7 @@ class TestReading:
         found = read_transform(path).transform.points(POINTS)
         assert found == pytest.approx(registration().points(POINTS), abs=1e-4)
 
-    def test_a_card_of_another_grid_says_nothing(self, written):
+    def test_metadata_of_another_grid_says_nothing(self, written):
         """A tool that resamples a field and keeps its header's extension."""
         path = written("itk")
         image = nib.load(path)
@@ -178,11 +178,11 @@ class TestReading:
         with pytest.raises(InputError, match=r"--moving: .* does not exist"):
             read_transform(tmp_path / "none.nii.gz", "--moving")
         with pytest.raises(InputError, match=r"intent 2009, coefficients of fnirt .*: fnirtfileutils --in=warp_fsl"):
-            read_transform(without_card(written("fsl"), intent_code=2009))
+            read_transform(without_metadata(written("fsl"), intent_code=2009))
 
     def test_a_header_in_metres_is_meant_in_metres(self, written):
         """As for images, and in ITK; the numbers are mm in either."""
-        path = without_card(written("itk"))
+        path = without_metadata(written("itk"))
         image = nib.load(path)
         affine = np.diag([1e-3, 1e-3, 1e-3, 1.0]) @ image.affine
         metres = nib.Nifti1Image(np.asanyarray(image.dataobj), affine)
@@ -229,7 +229,7 @@ class TestReading:
         """Coordinates instead of displacements are noticed in other tools' files."""
         start, end, path = Space(FIXED[place]), Space(MOVING[place]), tmp_path / "warp.nii.gz"
         write_transform(path, registration(), "fsl", start, end)
-        image = nib.load(without_card(path))
+        image = nib.load(without_metadata(path))
         read_transform(path, end=end.grid)
         own = nib.affines.apply_affine(scaled_voxels(start.grid), voxels_of(start.grid)).reshape(image.shape)
         nib.save(nib.Nifti1Image(image.get_fdata() + own, image.affine, image.header), path)
@@ -237,7 +237,7 @@ class TestReading:
             read_transform(path, end=end.grid)
 
     def test_a_warp_of_ours_may_change_sizes_as_much_as_it_likes(self, tmp_path):
-        """A map that doubles lengths moves voxels as coordinates would; our card says that they are displacements."""
+        """A map that doubles lengths moves voxels as coordinates would; our metadata says they are displacements."""
         double = np.diag([2.0, 2.0, 2.0, 1.0])
         assert write_verified(tmp_path / "warp.nii.gz", AffineTransform(double), "fsl", START, END) < 1e-3
         found = read_transform(tmp_path / "warp.nii.gz").transform
@@ -254,7 +254,7 @@ class TestWriting:
         path = written(convention)
         shift = np.eye(4)
         shift[0, 3] = 0.011
-        with pytest.raises(InputError, match=r"read back it is 0.011 mm from what it should be, expected 0.01 mm"):
+        with pytest.raises(InputError, match=r"read back, it differs by 0.011 mm from the transform, expected 0.01 mm"):
             verify_transform(path, convention, Chain((registration(), AffineTransform(shift))), START, END)
 
     def test_what_is_not_read_back_as_it_should_be_does_not_replace_a_file(self, tmp_path, monkeypatch):
@@ -263,7 +263,7 @@ class TestWriting:
         before, read = path.read_bytes(), nifti_field.read_field
         flipped = Frame(START.grid, np.eye(3), np.eye(4))
         monkeypatch.setattr(nifti_field, "read_field", lambda *given: replace(read(*given), frame=flipped))
-        with pytest.raises(InputError, match=rf"^{path}: read back it is .* mm .*; nothing was written$"):
+        with pytest.raises(InputError, match=rf"^{path}: read back, it differs by .* mm .*; nothing was written$"):
             write_verified(path, registration(), "itk", START, END)
         assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
@@ -289,7 +289,7 @@ class TestWriting:
         affine = AffineTransform(AFFINES["affine"])
         refused("a.mha", affine, "itk", r"cannot be written as itk, .* ends in .nii, .nii.gz, .txt, .tfm, .mat")
         refused("a.h5", affine, "fsl", r"cannot be written as fsl, .* ends in .nii, .nii.gz, .mat")
-        refused("a.txt", registration(), "ras", r"is a file for affine transforms, got one that is none")
+        refused("a.txt", registration(), "ras", r"is a file for affine transforms, got one that is not affine")
         refused("a.nii", affine, "elastix", r"convention: got 'elastix'")
         refused("a.nii", affine, "itk", r"displacement: got shape \(2, 2, 2, 3\)", displacement=np.zeros((2, 2, 2, 3)))
         refused("a.nii", affine, "fsl", r"end: is not known", end=None)

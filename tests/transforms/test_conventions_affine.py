@@ -53,7 +53,7 @@ def test_a_centre_of_two_numbers_is_refused(tmp_path):
 
 
 def test_a_composite_of_an_affine_holds_no_field(tmp_path):
-    """SimpleITK takes points with it as far from the fixed grid as one likes; the card says both sides."""
+    """SimpleITK maps points with it at any distance from the fixed grid; the metadata names both sides."""
     path = tmp_path / "transform.h5"
     write_transform(path, AffineTransform(MATRIX), "h5", START, END)
     expected = POINTS @ MATRIX[:3, :3].T + MATRIX[:3, 3]
@@ -62,7 +62,7 @@ def test_a_composite_of_an_affine_holds_no_field(tmp_path):
     assert (found.start.sha256, found.end.name) == ("a" * 64, "moving.nii.gz")
 
 
-def test_ours_carries_a_card_that_other_readers_skip(tmp_path):
+def test_ours_carries_metadata_that_other_readers_skip(tmp_path):
     path = tmp_path / "affine.txt"
     write_transform(path, AffineTransform(MATRIX), "ras", START, END)
     found = read_transform(path)
@@ -82,7 +82,7 @@ def test_an_affine_survives_its_text_file_exactly(tmp_path):
         ("1 0 0 0\n0 1 0 0\n0 0 0 0\n0 0 0 1\n", "singular"),
         ("1 0 0 0\n0 1 0 nan\n0 0 1 0\n0 0 0 1\n", "not finite"),
         ("1 0 0 0\n0 1 0 0\n0 0 1 0\n1 0 0 1\n", "last row"),
-        ("#Insight Transform File V1.0\nTransform: AffineTransform\n", "no text file of four rows"),
+        ("#Insight Transform File V1.0\nTransform: AffineTransform\n", "not a text file of four rows"),
     ],
 )
 def test_affine_files_that_are_none_are_refused(tmp_path, content, fault):
@@ -181,9 +181,9 @@ class TestRefused:
             ("a.mat", b"\0\0\0\0\xff\xff\xff\x7f" + b"\1\0\0\0" * 3 + b"a\0", "cannot be read as an affine of ANTs"),
             ("a.lta", "type = 14\n", "is of type 14, expected 0"),
             ("a.lta", "nothing\n", "cannot be read as a linear transform of FreeSurfer"),
-            ("a.mat", "1 0 0 0\n0 1 0 0\n0 0 1 0\n0 0 0 1\n", "may be FLIRT's or in RAS mm"),
-            ("a.xfm", "1 0 0 0\n0 1 0 0\n0 0 1 0\n0 0 0 1\n", "may be FLIRT's or in RAS mm"),
-            ("a.txt", "1  0  0  0  \n0  1  0  0  \n0  0  1  0  \n0  0  0  1  \n", "may be FLIRT's or in RAS mm"),
+            ("a.mat", "1 0 0 0\n0 1 0 0\n0 0 1 0\n0 0 0 1\n", "may be a FLIRT matrix or in RAS mm"),
+            ("a.xfm", "1 0 0 0\n0 1 0 0\n0 0 1 0\n0 0 0 1\n", "may be a FLIRT matrix or in RAS mm"),
+            ("a.txt", "1  0  0  0  \n0  1  0  0  \n0  0  1  0  \n0  0  0  1  \n", "may be a FLIRT matrix or in RAS mm"),
         ],
     )
     def test_in_one_line(self, tmp_path, name, content, fault):
@@ -194,7 +194,7 @@ class TestRefused:
 
     def test_flirt_without_grids(self, tmp_path):
         write_transform(tmp_path / "a.mat", AffineTransform(MATRIX), "fsl", START, END)
-        with pytest.raises(InputError, match="is FLIRT's, which needs the grids of both images"):
+        with pytest.raises(InputError, match="is a FLIRT matrix, which needs the grids of both images"):
             read_transform(tmp_path / "a.mat", convention="fsl", end=END.grid)
 
 

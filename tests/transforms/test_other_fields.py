@@ -79,7 +79,7 @@ def test_a_field_in_nifti_2(tmp_path):
 @pytest.mark.parametrize("value", [2, 3, 4, 5, 6, 17])
 def test_niftyregs_grids_and_velocities_are_no_fields(tmp_path, value):
     path = field(tmp_path / "cpp.nii", MOVE, 1007, b"NREG_TRANS", value)
-    with pytest.raises(InputError, match=r"NiftyReg, no displacement field; .* reg_transform -ref FIXED -def IT"):
+    with pytest.raises(InputError, match=r"NiftyReg, not a displacement field; .* reg_transform -ref FIXED -def IT"):
         read_transform(path)
 
 
@@ -169,9 +169,11 @@ class TestBounds:
 
     @pytest.mark.parametrize("size", ["Infinity", "1e400", "[" * 20000, '"x"', "-3"])
     def test_a_damaged_card_is_a_damaged_file(self, tmp_path, size):
-        card = f'# rpnet transform {{"version":1,"convention":"itk","start":{{"shape":[{size},3,3],"affine":[]}}}}\n'
-        (tmp_path / "a.txt").write_text(card + "1 0 0 0\n0 1 0 0\n0 0 1 0\n0 0 0 1\n")
-        with pytest.raises(InputError, match=r"^-t: .* says of itself what cannot be") as refusal:
+        metadata = (
+            f'# rpnet transform {{"version":1,"convention":"itk","start":{{"shape":[{size},3,3],"affine":[]}}}}\n'
+        )
+        (tmp_path / "a.txt").write_text(metadata + "1 0 0 0\n0 1 0 0\n0 0 1 0\n0 0 0 1\n")
+        with pytest.raises(InputError, match=r"^-t: .* holds invalid metadata") as refusal:
             read_transform(tmp_path / "a.txt")
         assert "\n" not in str(refusal.value)
 

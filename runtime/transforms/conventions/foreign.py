@@ -1,4 +1,4 @@
-"""Transforms of other tools that are not read: told by content or name, with the command that converts them."""
+"""Transforms of other tools that are not read: recognised by content or name, with the command that converts them."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ _BY_CONTENT = (  # (what it holds, what it is, what to do)
     (
         ELASTIX,
         "a parameter file of elastix",
-        "make a field of it: transformix -def all -tp {name} -out FOLDER, and give its deformationField",
+        "convert it to a field: transformix -def all -tp {name} -out FOLDER, and give its deformationField",
     ),
     (
         re.compile(rb"^\s*MNI Transform File"),
@@ -37,7 +37,7 @@ _BY_NAME = (  # (suffix, what it is, what to do)
 
 
 def foreign_transform(path: Path, beginning: bytes) -> str | None:
-    """Name a format that is not read, and what makes a transform for ITK of it; None: unknown.
+    """Name a format that is not read, and the command that converts it to ITK's; None: unknown.
 
     Args:
         path: the file.

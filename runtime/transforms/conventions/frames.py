@@ -1,11 +1,12 @@
-"""What the numbers of a displacement file mean: every convention is one formula with its own two constants.
+"""Meaning of the numbers in a displacement file: one formula, with two constants for each convention.
 
-A file holds numbers s(v), three for each voxel v of a grid of the start. With x = W v (RAS mm) they stand for the map
+A file holds three numbers s(v) for each voxel v of a grid in the start's space. With x = W v (RAS mm) they define
 
     T(x) = affine( x + units s(v) )
 
 trilinear between voxels. ITK, FreeSurfer, FSL and Learn2Reg differ in the 3x3 matrix `units`, mm of RAS per stored
-number, in `affine`, which is the identity but for FSL and ITK's composites, and in shape and intent of the NIfTI file.
+number, in `affine`, which is the identity except for FSL and ITK's composites, and in shape and intent of the NIfTI
+file.
 """
 
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from ...geometry.transform import SpatialTransform
 
 Array = np.ndarray
 ComponentPlanes = Callable[[int, slice], Array]  # (component, span of K) -> (I, J, k)
-LPS = np.array([-1.0, -1.0, 1.0])  # times a vector in RAS mm: mm of DICOM and ITK; and back
+LPS = np.array([-1.0, -1.0, 1.0])  # factor from RAS mm to the LPS mm of DICOM and ITK, and back
 TO_LPS = np.diag([*LPS, 1.0])  # the same for (4, 4)
 
 
@@ -27,7 +28,7 @@ class Frame:
     """The formula's constants for one file.
 
     Attributes:
-        grid: of the voxels, a part of the start.
+        grid: grid of the voxels, in the start's space.
         units: (3, 3) RAS mm per stored number.
         affine: (4, 4) RAS mm -> RAS mm.
     """
@@ -37,20 +38,23 @@ class Frame:
     affine: Array
 
     def transform(self, numbers: Array) -> SpatialTransform:
-        """The map that stored numbers (I, J, K, 3) stand for; fastest where I is faster than J than K in memory."""
+        """Return the map that stored numbers (I, J, K, 3) define; fastest with I, then J, contiguous in memory."""
         to_voxels = (np.linalg.inv(self.grid.affine[:3, :3]) @ self.units).astype(np.float32)
         flow = to_voxels @ numbers.T.reshape(3, -1)
         return SpatialTransform(self.affine, flow.reshape(numbers.T.shape).transpose(0, 3, 2, 1), self.grid)
 
     def places(self, voxels: Array, numbers: Array) -> Array:
-        """Where voxels (N, 3) whose stored numbers are (N, 3) come to lie in the end: RAS mm, (N, 3)."""
+        """Return the positions in the end, (N, 3) RAS mm, of voxels (N, 3) with the stored numbers (N, 3)."""
         moved = self.grid.to_physical(voxels) + numbers.astype(np.float64) @ self.units.T
         return moved @ self.affine[:3, :3].T + self.affine[:3, 3]
 
     def numbers(self, displacement: Array) -> ComponentPlanes:
-        """What to store for a displacement ``T(x) - x``, (I, J, K, 3) RAS mm, computed piece by piece.
+        """Return a function that computes the numbers to store for a displacement, plane by plane.
 
         Solved for s(v), the formula is ``linear u + ramp [v, 1]``; `ramp` is 0 where `affine` is the identity.
+
+        Args:
+            displacement: u = ``T(x) - x``, (I, J, K, 3) RAS mm.
 
         Returns:
             (component, span of K) -> (I, J, k) float32.
@@ -69,7 +73,7 @@ class Frame:
 
 
 def _mix(weights: Array, vectors: Array) -> Array:
-    """``weights . vector`` (I, J, K) float32; weights of 0 cost nothing, so that shear-free files are copied."""
+    """Return ``weights . vector``, (I, J, K) float32; zero weights are skipped: one product without shear."""
     used = np.flatnonzero(weights)
     result = vectors[..., used[0]] * np.float32(weights[used[0]])
     for component in used[1:]:
@@ -78,6 +82,6 @@ def _mix(weights: Array, vectors: Array) -> Array:
 
 
 def _ramp(slopes: Array, shape: tuple[int, int, int], span: slice) -> Array:
-    """``slopes . [i, j, k, 1]`` on planes `span` of K."""
+    """Return ``slopes . [i, j, k, 1]`` on planes `span` of K."""
     i, j, k = np.ogrid[: shape[0], : shape[1], span.start : min(span.stop, shape[2])]
     return ((slopes[0] * i + slopes[1] * j) + (slopes[2] * k + slopes[3])).astype(np.float32)

@@ -31,14 +31,14 @@ def read_lta(path: Path, argument: str) -> TransformFile:
     try:
         return _parsed(path.read_text(encoding="utf-8").splitlines(), path, name)
     except InputError as error:
-        told = str(error)
-        raise InputError(told if told.startswith(name) else f"{name}: {told}") from None
+        message = str(error)
+        raise InputError(message if message.startswith(name) else f"{name}: {message}") from None
     except (ValueError, KeyError, IndexError, StopIteration, OverflowError, TypeError) as error:
         raise InputError(f"{name} cannot be read as a linear transform of FreeSurfer ({first_line(error)})") from None
 
 
 def write_lta(path: Path, affine: Array, start: Space, end: Space | None) -> None:
-    """Write an affine fixed -> moving, (4, 4) RAS mm, as RAS to RAS from the moving to the fixed image."""
+    """Write an affine fixed -> moving, (4, 4) RAS mm, as its inverse: RAS to RAS from the moving to the fixed image."""
     matrix = ["mean      = 0.0 0.0 0.0", "sigma     = 1.0", "1 4 4", rows(np.linalg.inv(affine)).strip()]
     lines = [f"type      = {RAS_TO_RAS}", "nxforms   = 1", *matrix, *_geometry("src", end), *_geometry("dst", start)]
     write_text(path, "\n".join(lines) + "\n")
@@ -61,7 +61,7 @@ def _parsed(lines: list[str], path: Path, name: str) -> TransformFile:
 
 
 def _space(lines: list[str]) -> Space | None:
-    """The image that a ``volume info`` describes; None where it says that it does not know."""
+    """Return the image described by a ``volume info``; None if it is marked as not valid."""
     fields = {key.strip(): value.strip() for key, _, value in (line.partition("=") for line in lines[1:9])}
     if not int(fields["valid"]):
         return None

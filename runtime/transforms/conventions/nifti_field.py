@@ -14,24 +14,24 @@ from ...images.formats.headers import MGH_VERSION, Header
 from ...images.formats.image_file import open_image
 from ...images.formats.nifti_bytes import CODES_NOT_KNOWN
 from ...images.volume import grid_of, rescaled, write_nifti
-from ..spaces import Card, ConventionError, ImagesNeededError, Space, card_in, sides
+from ..spaces import ConventionError, ImagesNeededError, Space, TransformMetadata, metadata_in, sides
 from . import freesurfer, fsl, learn2reg
 from .frames import Frame
 from .itk import field as itk_field
-from .other_fields import Told, displacements, told
+from .other_fields import FieldOrigin, displacements, field_origin
 
 Array = np.ndarray
-LARGEST_EXTENSION = 1 << 24  # bytes before the voxels in which a card is looked for
+LARGEST_EXTENSION = 1 << 24  # bytes before the voxels that are searched for metadata
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A convention's place in NIfTI.
+    """The layout of a convention's NIfTI files.
 
     Attributes:
-        frame: (grid of the start, grid of the end) -> what the numbers mean.
-        intent: NIfTI's code.
-        axes: of the array: five, (I, J, K, 1, 3), or four, (I, J, K, 3).
+        frame: (grid of the start, grid of the end) -> meaning of the numbers.
+        intent: NIfTI intent code.
+        axes: number of axes of the array: five, (I, J, K, 1, 3), or four, (I, J, K, 3).
     """
 
     frame: Callable[[Grid, Grid | None], Frame]
@@ -49,14 +49,14 @@ LAYOUTS = {
 
 @dataclass(frozen=True, eq=False)
 class StoredField:
-    """A displacement file as it was read.
+    """A displacement field as it was read.
 
     Attributes:
-        convention: whose it is.
-        numbers: (I, J, K, 3) as they are stored.
-        frame: what they mean.
+        convention: convention of the file.
+        numbers: (I, J, K, 3) as stored.
+        frame: their meaning.
         start, end: the sides.
-        doubts: of the header, one line each.
+        doubts: warnings about the header, one line each.
     """
 
     convention: str
@@ -71,30 +71,30 @@ class StoredField:
         return self.frame.transform(self.numbers)
 
     def places(self, voxels: Array) -> Array:
-        """Where voxels (N, 3), integers, come to lie: RAS mm."""
+        """Return the positions, (N, 3) RAS mm, to which voxels, (N, 3) integers, are mapped."""
         return self.frame.places(voxels, self.numbers[tuple(voxels.T)])
 
 
 def write_field(
     path: Path,
     displacement: Array,
-    card: Card,
+    metadata: TransformMetadata,
     codes: tuple[int, int] = CODES_NOT_KNOWN,
     pool: Executor | None = None,
 ) -> None:
-    """Write ``T(x) - x`` on the start's grid as the card's convention wants it, float32.
+    """Write ``T(x) - x`` on the start's grid in the metadata's convention, float32.
 
     Args:
         path: ends in .nii or .nii.gz.
-        displacement: (I, J, K, 3) RAS mm; fastest with the first axis fastest.
-        card: convention and both sides, kept in the header's extension.
+        displacement: (I, J, K, 3) RAS mm; fastest if the first axis is contiguous in memory.
+        metadata: convention and both sides, stored in the header's extension.
         codes: NIfTI (sform, qform) codes of the start's image.
-        pool: compresses; None: threads of its own.
+        pool: threads that compress; None: the writer starts its own.
     """
-    layout, grid = LAYOUTS[card.convention], card.start.grid
-    if card.convention == "fsl":
-        fsl.check_zooms(card.start, card.end)
-    numbers = layout.frame(grid, card.end and card.end.grid).numbers(displacement)
+    layout, grid = LAYOUTS[metadata.convention], metadata.start.grid
+    if metadata.convention == "fsl":
+        fsl.check_zooms(metadata.start, metadata.end)
+    numbers = layout.frame(grid, metadata.end and metadata.end.grid).numbers(displacement)
     values = displacement if layout.axes == 4 else displacement[:, :, :, None]
     write_nifti(
         path,
@@ -105,7 +105,7 @@ def write_field(
         layout.intent,
         planes=lambda span, index: numbers(index[-1], span),
         pool=pool,
-        comment=card.line(),
+        comment=metadata.line(),
     )
 
 
@@ -114,22 +114,22 @@ def read_field(path: Path, argument: str, convention: str, end: Grid | None) -> 
 
     Args:
         path: NIfTI or MGH, compressed or not.
-        argument: what to call it in messages.
+        argument: its name in messages.
         convention: a key of `LAYOUTS`, or "auto".
-        end: the moving image's grid, for FSL's warps that have no card.
+        end: the moving image's grid, for FSL's warps without metadata.
 
     Raises:
-        InputError: damaged, no displacement field, or of a convention that cannot be told.
+        InputError: damaged, not a displacement field, or of an unknown convention.
     """
     name = f"{argument}: {path}"
     with open_image(path, argument) as image:
         _check_kind(image.header, path, name)
         grid = grid_of(image.header, name)
         stored = image.voxels()
-    header, card = image.header, card_in(image.between[:LARGEST_EXTENSION].decode(errors="replace"), name)
-    other = None if card else told(header, image.between[:LARGEST_EXTENSION], name)
-    convention = _convention(header, card, other, convention, name)
-    start, known_end = sides(card, grid)
+    header, metadata = image.header, metadata_in(image.between[:LARGEST_EXTENSION].decode(errors="replace"), name)
+    other = None if metadata else field_origin(header, image.between[:LARGEST_EXTENSION], name)
+    convention = _convention(header, metadata, other, convention, name)
+    start, known_end = sides(metadata, grid)
     ours = known_end is not None
     if convention == "fsl":
         fsl.check_zooms(Space(grid, name=name, zooms=header.other_zooms))
@@ -141,28 +141,28 @@ def read_field(path: Path, argument: str, convention: str, end: Grid | None) -> 
     doubts = tuple(f"{path.name}: {line}" for line in header.doubts)
     field = StoredField(convention, numbers, frame, start, known_end, doubts)
     check_field(field, name)
-    # Where a map changes sizes by half or more, displacements of ours look like coordinates.
+    # Where a map changes sizes by half or more, displacements look like coordinates; ours are known not to be.
     if convention == "fsl" and not ours and fsl.looks_absolute(field.numbers, field.frame):
         raise InputError(f"{name}: seems to hold coordinates, expected displacements; use FSL's convertwarp --relout")
     return field
 
 
 def _axes(header: Header) -> int:
-    """Of an array of vectors: 5, (I, J, K, 1, 3), or 4, (I, J, K, 3); 0 of others."""
+    """Return the number of axes of an array of vectors: 5, (I, J, K, 1, 3), or 4, (I, J, K, 3); 0 for others."""
     shape = header.shape
     return 5 if len(shape) == 5 and shape[3:] == (1, 3) else 4 if len(shape) == 4 and shape[3] == 3 else 0
 
 
 def _check_kind(header: Header, path: Path, name: str) -> None:
-    """Refuse what holds no vectors, and vectors that are no displacements."""
+    """Refuse files that hold no vectors, and vectors that are not displacements."""
     what = f"{name} has shape {header.shape} and intent {header.intent}"
     if header.intent in fsl.OTHER_INTENTS:
         raise InputError(
-            f"{what}, coefficients of fnirt or topup, expected a displacement field; make one of them: fnirtfileutils "
+            f"{what}, coefficients of fnirt or topup, expected a displacement field; convert them: fnirtfileutils "
             f"--in={path.name} --ref=TARGET --out=field --withaff"
         )
     if header.version > MGH_VERSION:
-        raise InputError(f"{what}, a warp in FreeSurfer's own form; make one for ITK of it: mri_warp_convert --outitk")
+        raise InputError(f"{what}, a warp in FreeSurfer's own form; convert it to ITK's: mri_warp_convert --outitk")
     if (
         header.kind not in ("NIfTI", "MGH")
         or not _axes(header)
@@ -172,32 +172,34 @@ def _check_kind(header: Header, path: Path, name: str) -> None:
         raise InputError(f"{what}, expected a displacement field, (I, J, K, 1, 3) or (I, J, K, 3)")
 
 
-def _convention(header: Header, card: Card | None, other: Told | None, wanted: str, name: str) -> str:
-    """Whose file it is: what was asked for, the card, the header; refused where they cannot be true or do not say."""
+def _convention(
+    header: Header, metadata: TransformMetadata | None, other: FieldOrigin | None, wanted: str, name: str
+) -> str:
+    """Return the convention: as asked for, or from the metadata or the header; refuse contradictions and no answer."""
     axes, intent = _axes(header), header.intent
     possible = [key for key, layout in LAYOUTS.items() if layout.axes == axes]
     possible = ["freesurfer"] if header.kind == "MGH" else possible
     what = f"{name} has shape {header.shape} and intent {intent}"
     by_intent = next((key for key in possible if intent and LAYOUTS[key].intent == intent), None)
-    said = card.convention if card else other.convention if other else by_intent
+    said = metadata.convention if metadata else other.convention if other else by_intent
     choice = said if wanted == "auto" else wanted
     if choice is None:
         hint = " (AFNI's fields are as ITK's)" if "itk" in possible else ""
         raise InputError(f"{what}, which does not tell its convention; name it: {' or '.join(possible)}{hint}")
-    if choice not in possible or ((card or other) and choice != said):
-        of = f"which is {other.whose if other else said}'s" if said else f"as {' and '.join(possible)} have"
+    if choice not in possible or ((metadata or other) and choice != said):
+        of = f"which is {other.tool if other else said}'s" if said else f"as {' and '.join(possible)} have"
         raise ConventionError(f"{what}, {of}, not {choice}'s; name another convention, or none")
     return choice
 
 
 def _end_of_warp(end: Grid | None, name: str) -> Space:
     if end is None:
-        raise ImagesNeededError(f"{name}: is a warp of FSL, which needs the moving image's grid as well", "moving")
+        raise ImagesNeededError(f"{name}: is an FSL warp, which needs the moving image's grid as well", "moving")
     return Space(end)
 
 
 def check_field(field: StoredField, name: str) -> None:
-    """Refuse, in one line, numbers that are not finite or beyond measure, and grids that are no volumes."""
+    """Refuse, in one line, numbers that are not finite or too large, and grids with a single voxel along an axis."""
     with np.errstate(invalid="ignore"):
         total = field.numbers.sum(dtype=np.float64)
     if not np.isfinite(total):

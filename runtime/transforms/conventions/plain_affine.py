@@ -8,10 +8,10 @@ from ...errors import InputError, first_line
 from ...geometry.grid import check_affine
 from ...host.files.regular_files import read_bytes
 from ...host.files.whole_files import write_text
-from ..spaces import Card
+from ..spaces import TransformMetadata
 
 Array = np.ndarray
-LARGEST = 1 << 24  # bytes of a text of 16 numbers, with all its comments
+LARGEST = 1 << 24  # bytes of a text of 16 numbers, including comments
 
 
 def read_affine(path: str | PathLike, argument: str) -> Array:
@@ -26,18 +26,18 @@ def read_affine(path: str | PathLike, argument: str) -> Array:
         matrix = np.loadtxt(lines, ndmin=2) if lines else np.empty((0, 0))
     except ValueError as error:
         raise InputError(
-            f"{argument}: {path} is no text file of four rows of four numbers ({first_line(error)})"
+            f"{argument}: {path} is not a text file of four rows of four numbers ({first_line(error)})"
         ) from None
     check_affine(matrix, f"{argument}: {path}")
     return matrix
 
 
-def write_affine(path: str | PathLike, matrix: Array, card: Card | None = None) -> None:
-    """Write a (4, 4) RAS mm affine, fixed -> moving, as `read_affine` reads it, without loss; a card as a comment."""
-    comment = f"# {card.line()}\n" if card else ""
+def write_affine(path: str | PathLike, matrix: Array, metadata: TransformMetadata | None = None) -> None:
+    """Write a (4, 4) RAS mm affine, fixed -> moving, for `read_affine`, without loss; metadata becomes a comment."""
+    comment = f"# {metadata.line()}\n" if metadata else ""
     write_text(path, "# 4x4, RAS mm, fixed to moving\n" + comment + rows(matrix))
 
 
 def rows(matrix: Array) -> str:
-    """Four lines of four numbers, without loss."""
+    """Format a matrix as lines of numbers, without loss."""
     return "".join(" ".join(repr(float(value)) for value in row) + "\n" for row in matrix)

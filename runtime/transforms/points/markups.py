@@ -1,4 +1,4 @@
-"""Points in 3D Slicer's markups (.mrk.json): control points move, everything else in the document stays."""
+"""Points in 3D Slicer's markups (.mrk.json): control points are moved, everything else in the document is kept."""
 
 import copy
 import json
@@ -23,11 +23,11 @@ LARGEST = 1 << 28  # bytes of a document
 
 @dataclass(frozen=True, eq=False)
 class MarkupsFile:
-    """A document of markups; as `runtime.transforms.points.tables.PointsFile`.
+    """A markups document, with the interface of `runtime.transforms.points.tables.PointsFile`.
 
     Attributes:
         document: the whole JSON.
-        frame: of its coordinates, "lps" or "ras".
+        frame: frame of its coordinates, "lps" or "ras".
         coordinates: (N, 3) float64 of all control points, list by list, mm.
     """
 
@@ -36,16 +36,16 @@ class MarkupsFile:
     coordinates: Array
 
     def physical(self, grid: Grid | None) -> Array:
-        """(N, 3) RAS mm."""
+        """Return the points, (N, 3) RAS mm; `grid` is not used."""
         return self.coordinates * (LPS if self.frame == "lps" else 1.0)
 
     def moved(self, points: Array, grid: Grid | None) -> "MarkupsFile":
-        """The same document with other points, (N, 3) RAS mm; those that are not finite become undefined."""
+        """Return the document with other points, (N, 3) RAS mm; points that are not finite become undefined."""
         document = copy.deepcopy(self.document)
         coordinates = points * (LPS if self.frame == "lps" else 1.0)
-        for point, place in zip(_control_points(document), coordinates.tolist(), strict=True):
-            if all(map(math.isfinite, place)):
-                point["position"] = place
+        for point, position in zip(_control_points(document), coordinates.tolist(), strict=True):
+            if all(map(math.isfinite, position)):
+                point["position"] = position
             else:
                 point.pop("position")
                 point["positionStatus"] = "undefined"
@@ -61,12 +61,12 @@ def read_markups(path: Path, frame: str | None, argument: str) -> MarkupsFile:
 
     Args:
         path: the file.
-        frame: what the coordinates shall be; None: what the document says.
-        argument: what to call the file in messages.
+        frame: expected frame of the coordinates; None: as the document says.
+        argument: the file's name in messages.
 
     Raises:
-        InputError: no such document, no point, lists of two frames, another frame than was named, or a position that
-            is none.
+        InputError: not such a document, no points, lists in different frames, another frame than expected, or an
+            invalid position.
     """
     content = read_bytes(path, argument, LARGEST)
     try:
@@ -76,15 +76,15 @@ def read_markups(path: Path, frame: str | None, argument: str) -> MarkupsFile:
         coordinates = np.array([point["position"] for point in points], dtype=np.float64).reshape(len(points), 3)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = f"{type(error).__name__}: {first_line(error)}"
-        raise InputError(f"{argument}: {path} is no Slicer markups document with positions ({reason})") from None
+        raise InputError(f"{argument}: {path} is not a Slicer markups document with positions ({reason})") from None
     if not len(coordinates) or not np.isfinite(coordinates).all():
-        raise InputError(f"{argument}: {path} holds no point, or one that is not finite; correct or remove it")
+        raise InputError(f"{argument}: {path} holds no points, or one that is not finite; correct or remove it")
     if len(systems) > 1 or not systems <= SYSTEMS.keys():
         raise InputError(f"{argument}: {path} has coordinates in {' and '.join(sorted(systems))}, expected LPS or RAS")
-    told = SYSTEMS[systems.pop()]
-    if frame not in (None, told):
-        raise InputError(f"{argument}: {path} says that its points are {told}, but --points-in says {frame}")
-    return MarkupsFile(document, told, coordinates)
+    stated = SYSTEMS[systems.pop()]
+    if frame not in (None, stated):
+        raise InputError(f"{argument}: {path} says that its points are {stated}, but --points-in says {frame}")
+    return MarkupsFile(document, stated, coordinates)
 
 
 def _control_points(document: dict[str, Any]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Points in files: which columns hold coordinates, in which frame, and everything else carried through as it is.
+"""Tables of points: the columns that hold coordinates, and their frame; everything else is passed through unchanged.
 
 CSV with commas, semicolons or tabs, Slicer's .fcsv, and its .mrk.json (`runtime.transforms.points.markups`).
 """
@@ -21,7 +21,7 @@ from .markups import MarkupsFile, read_markups
 
 Array = np.ndarray
 FRAMES = ("ras", "lps", "voxels")
-# Names of the three columns, and the frame they tell; x, y, z tell none.
+# Names of the three columns, and the frame they imply; x, y, z imply none.
 COLUMNS = {("r", "a", "s"): "ras", ("l", "p", "s"): "lps", ("i", "j", "k"): "voxels", ("x", "y", "z"): None}
 FCSV_SYSTEMS = {"LPS": "lps", "1": "lps", "RAS": "ras", "0": "ras"}
 FCSV_COLUMNS = "id,x,y,z,ow,ox,oy,oz,vis,sel,lock,label,desc,associatedNodeID"
@@ -33,14 +33,14 @@ class PointsFile:
     """A CSV of points.
 
     Attributes:
-        header: column names as they stand in the file.
+        header: column names as in the file.
         rows: all cells as text, one tuple for each point.
-        columns: which three are the coordinates.
-        frame: of the coordinates: "ras" and "lps" (mm) or "voxels" (I, J, K from 0, of some grid).
+        columns: indices of the three coordinate columns.
+        frame: frame of the coordinates: "ras" and "lps" (mm) or "voxels" (I, J, K from 0, of some grid).
         coordinates: (N, 3) float64, as in the file.
-        divider: of the cells.
-        preamble: lines that stand in place of the header, of Slicer's .fcsv; None: the header is one.
-        decimal: what stands before the decimals.
+        divider: character between cells.
+        preamble: lines of Slicer's .fcsv that are written instead of the header; None: the header is written.
+        decimal: decimal mark, "." or ",".
     """
 
     header: tuple[str, ...]
@@ -53,25 +53,25 @@ class PointsFile:
     decimal: str = "."
 
     def physical(self, grid: Grid | None) -> Array:
-        """(N, 3) RAS mm; `grid` is that of voxels, and needed for them alone."""
+        """Return the points, (N, 3) RAS mm; `grid` is needed for voxel coordinates only."""
         if self.frame == "voxels":
             return grid.to_physical(self.coordinates)
         return self.coordinates * (LPS if self.frame == "lps" else 1.0)
 
     def moved(self, points: Array, grid: Grid | None) -> "PointsFile":
-        """The same file with other points, (N, 3) RAS mm; rows that are not finite get empty cells.
+        """Return the file with other points; coordinates that are not finite become empty cells.
 
         Args:
-            points: in the file's order.
-            grid: whose voxels are meant where the frame is voxels.
+            points: (N, 3) RAS mm, in the file's order.
+            grid: grid of voxel coordinates; needed for them only.
         """
         if self.frame == "voxels":
             points = grid.to_voxels(points)
         coordinates = points * (LPS if self.frame == "lps" else 1.0)
         rows = []
-        for cells, place in zip(map(list, self.rows), coordinates.tolist(), strict=True):
-            for column, value in zip(self.columns, place, strict=True):
-                number = repr(round(value, DIGITS) + 0.0).replace(".", self.decimal)
+        for cells, position in zip(map(list, self.rows), coordinates.tolist(), strict=True):
+            for column, value in zip(self.columns, position, strict=True):
+                number = repr(round(value, DIGITS) + 0.0).replace(".", self.decimal)  # + 0.0: no -0.0
                 cells[column] = number if math.isfinite(value) else ""
             rows.append(tuple(cells))
         return replace(self, rows=tuple(rows), coordinates=coordinates)
@@ -85,26 +85,28 @@ class PointsFile:
 
 
 def point_suffixes(path: str | PathLike) -> tuple[str, ...]:
-    """How the name of a file of moved points may end: as its input's."""
+    """Return the suffixes allowed for a file of moved points, given its input: those of the same format."""
     name = Path(path).name.lower()
     kinds = (".mrk.json", ".json"), (".fcsv",)
     return next((suffixes for suffixes in kinds if name.endswith(suffixes)), (".csv", ".tsv", ".txt"))
 
 
 def read_points(path: str | PathLike, frame: str | None = None, argument: str = "--points") -> PointsFile | MarkupsFile:
-    """Read points of a CSV, or of Slicer's .fcsv or .mrk.json, which say their frame.
+    """Read points of a CSV, or of Slicer's .fcsv or .mrk.json, which state their frame.
 
-    A CSV has a header and one point a line, cells divided by commas, semicolons or tabs; columns x,y,z or r,a,s or
-    l,p,s or i,j,k, in any case and place. Other columns are kept as they are, so that ANTs' x,y,z,t,label passes.
+    A CSV has a header and one point per line, cells separated by commas, semicolons or tabs; columns x,y,z or r,a,s or
+    l,p,s or i,j,k, in upper or lower case and any order. Other columns are kept unchanged, so that ANTs' x,y,z,t,label
+    passes.
 
     Args:
         path: the file.
-        frame: of the coordinates, one of `FRAMES`; None: what r,a,s, l,p,s or i,j,k say. x,y,z say nothing.
-        argument: what to call the file in messages.
+        frame: frame of the coordinates, one of `FRAMES`; None: as implied by the columns r,a,s, l,p,s or i,j,k. x,y,z
+            imply none.
+        argument: the file's name in messages.
 
     Raises:
-        InputError: no such file, no such columns, a frame that is missing or contradicts the columns, no point, or a
-            cell that is no finite number.
+        InputError: no such file, no such columns, a frame that is missing or contradicts the columns, no points, or a
+            cell that is not a finite number.
     """
     path = Path(path)
     suffixes = point_suffixes(path)
@@ -115,51 +117,51 @@ def read_points(path: str | PathLike, frame: str | None = None, argument: str = 
     header, numbered = read_csv(path, argument, "x,y,z")
     with path.open(encoding="utf-8-sig") as file:
         divider = divider_in(file.readline())
-    columns, told = _find_columns(header, f"{argument}: {path}")
-    if frame is None and told is None:
+    columns, stated = _find_columns(header, f"{argument}: {path}")
+    if frame is None and stated is None:
         raise InputError(f"{argument}: {path} has columns x,y,z; say what they are: --points-in ras, lps or voxels")
-    if frame is not None and told not in (None, frame):
+    if frame is not None and stated not in (None, frame):
         names = ",".join(header[column] for column in columns)
-        raise InputError(f"{argument}: {path} has columns {names}, which are {told}, but --points-in says {frame}")
-    found = PointsFile(tuple(header), (), columns, frame or told, np.empty((0, 3)), divider)
+        raise InputError(f"{argument}: {path} has columns {names}, which are {stated}, but --points-in says {frame}")
+    found = PointsFile(tuple(header), (), columns, frame or stated, np.empty((0, 3)), divider)
     return _filled(found, numbered, f"{argument}: {path}")
 
 
 def _filled(file: PointsFile, numbered: Lines, name: str) -> PointsFile:
-    """A file with its lines."""
+    """Return the file with the rows and coordinates of its lines."""
     cells = [line[column] for _, line in numbered for column in file.columns if column < len(line)]
     decimal = "," if file.divider != "," and any("," in cell for cell in cells) else "."
     coordinates = [_numbers(line, file, decimal, f"{name} line {number}") for number, line in numbered]
     if not coordinates:
-        raise InputError(f"{name} holds no point, expected one a line below the header")
+        raise InputError(f"{name} holds no points, expected one per line below the header")
     rows = tuple(tuple(line) for _, line in numbered)
     return replace(file, rows=rows, coordinates=np.array(coordinates), decimal=decimal)
 
 
 def _read_fcsv(path: Path, frame: str | None, argument: str) -> PointsFile:
-    """Slicer's list before version 4.11 of its markups: lines that begin with # say the frame and the columns."""
+    """Read Slicer's format before version 4.11: lines that begin with # state the frame and the columns."""
     text = read_bytes(path, argument, LARGEST).decode(errors="replace")
     lines = [(number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
     preamble = tuple(line for _, line in lines if line.startswith("#"))
     said = dict(line.lstrip("# ").split("=", 1) for line in preamble if "=" in line)
     said = {key.strip().casefold(): value.strip() for key, value in said.items()}
-    told = FCSV_SYSTEMS.get(said.get("coordinatesystem", "").upper())
+    stated = FCSV_SYSTEMS.get(said.get("coordinatesystem", "").upper())
     name = f"{argument}: {path}"
-    if told is None:
-        raise InputError(f"{name} has no line '# CoordinateSystem = LPS' or RAS; save it anew in Slicer")
-    if frame not in (None, told):
-        raise InputError(f"{name} says that its points are {told}, but --points-in says {frame}")
+    if stated is None:
+        raise InputError(f"{name} has no line '# CoordinateSystem = LPS' or RAS; save it again in Slicer")
+    if frame not in (None, stated):
+        raise InputError(f"{name} says that its points are {stated}, but --points-in says {frame}")
     header = tuple(said.get("columns", FCSV_COLUMNS).split(","))
     try:
         numbered = [(number, next(csv.reader([line]))) for number, line in lines if not line.startswith("#")]
     except csv.Error as error:
-        raise InputError(f"{name} cannot be read ({first_line(error)}); save it anew in Slicer") from None
-    file = PointsFile(header, (), _find_columns(list(header), name)[0], told, np.empty((0, 3)), preamble=preamble)
+        raise InputError(f"{name} cannot be read ({first_line(error)}); save it again in Slicer") from None
+    file = PointsFile(header, (), _find_columns(list(header), name)[0], stated, np.empty((0, 3)), preamble=preamble)
     return _filled(file, numbered, name)
 
 
 def _find_columns(header: list[str], name: str) -> tuple[tuple[int, int, int], str | None]:
-    """Which columns hold coordinates, and the frame their names tell."""
+    """Return the indices of the coordinate columns, and the frame their names imply, or None."""
     names = [cell.strip().casefold() for cell in header]
     for wanted, frame in COLUMNS.items():
         if set(wanted) <= set(names):

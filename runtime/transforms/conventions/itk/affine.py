@@ -3,12 +3,12 @@
     y = A (x - c) + c + t,   x, y and the centre c in mm of LPS
 
 from the fixed into the moving image's space. Parameters are A row by row, then t; c is the fixed parameter. Rigid and
-similarity transforms have fewer parameters, of which A is made.
+similarity transforms have fewer parameters, from which A is computed.
 
-A MATLAB-4 file is a list of matrices: five 32-bit integers (type, rows, columns, whether there is an imaginary part,
-length of the name with its zero), name, numbers column by column.
+A MATLAB-4 file is a list of matrices: five 32-bit integers (type, rows, columns, flag for an imaginary part, length of
+the name with its zero), name, numbers column by column.
 
-Source: itk::MatrixOffsetTransformBase and those derived from it, itk::TxtTransformIO, itk::MatlabTransformIO; "Level 4
+Source: itk::MatrixOffsetTransformBase and its subclasses, itk::TxtTransformIO, itk::MatlabTransformIO; "Level 4
 MAT-File Format" in MathWorks' MAT-File Format.
 """
 
@@ -28,21 +28,21 @@ from ..frames import TO_LPS
 Array = np.ndarray
 BANNER = "#Insight Transform File V1.0"
 NAME = "AffineTransform_double_3_3"
-SHORTER = 1e-10  # of a versor's length, relative, in itk::VersorRigid3DTransform::SetParameters
-LONGEST_NAME = 256  # bytes of a matrix' name in a .mat file
+SHORTER = 1e-10  # relative margin in a versor's length, as in itk::VersorRigid3DTransform::SetParameters
+LONGEST_NAME = 256  # bytes of a matrix's name in a .mat file
 MATLAB_TYPES = {0: "f8", 10: "f4", 20: "i4"}
 
 
 def matrix_of(kind: str, parameters: Array, fixed: Array, name: str) -> Array:
-    """(4, 4) RAS mm of a transform of ITK.
+    """Return the (4, 4) RAS mm matrix of an ITK transform.
 
     Args:
-        kind: class without precision, such as ``AffineTransform``.
-        parameters, fixed: its numbers.
-        name: of the file, for messages.
+        kind: name of the class without precision, such as ``AffineTransform``.
+        parameters, fixed: its parameters and fixed parameters.
+        name: name of the file, for messages.
 
     Raises:
-        InputError: a kind that is no affine map, or another number of numbers.
+        InputError: a class that is not an affine map, a wrong number of parameters, or parameters out of range.
     """
     if kind not in LINEAR_PARTS:
         raise InputError(f"{name} holds a {kind}, expected one of {', '.join(LINEAR_PARTS)}")
@@ -65,16 +65,16 @@ def matrix_of(kind: str, parameters: Array, fixed: Array, name: str) -> Array:
 
 
 def parameters_of(matrix: Array) -> Array:
-    """The 12 parameters of an AffineTransform with its centre at 0, for a (4, 4) RAS mm affine."""
+    """Return the 12 parameters of an AffineTransform with its centre at 0, for a (4, 4) RAS mm affine."""
     lps = TO_LPS @ matrix @ TO_LPS
     return np.concatenate([lps[:3, :3].ravel(), lps[:3, 3]])
 
 
 def read_text(path: Path, argument: str) -> Array:
-    """The affine in a text file of ITK, (4, 4) RAS mm; a composite's parts are multiplied, the last applied first.
+    """Read the affine in an ITK text file, (4, 4) RAS mm; a composite's parts are multiplied, the last applied first.
 
     Raises:
-        InputError: no transform, several that are no composite, or one that is no affine map.
+        InputError: no transform, several that are not a composite, or one that is not an affine map.
     """
     name = f"{argument}: {path}"
     parts = list(_text_parts(path, name))
@@ -86,16 +86,16 @@ def read_text(path: Path, argument: str) -> Array:
 
 
 def read_matlab(path: Path, argument: str) -> Array:
-    """The affine in a .mat file of ANTs, (4, 4) RAS mm.
+    """Read the affine in an ANTs .mat file, (4, 4) RAS mm.
 
     Raises:
-        InputError: another version of MATLAB's format, damaged, or no affine map.
+        InputError: another version of MATLAB's format, damaged, or not an affine map.
     """
     name, content = f"{argument}: {path}", path.read_bytes()
     if content.startswith(b"MATLAB"):
         raise InputError(
-            f"{name} is a MATLAB file of version 5 or later, expected one of ANTs, which are of version 4; of an "
-            "..._sn.mat of SPM its tool Deformations makes a y_*.nii"
+            f"{name} is a MATLAB file of version 5 or later, expected one of ANTs, which are of version 4; convert an "
+            "..._sn.mat of SPM to a y_*.nii with its Deformations tool"
         )
     try:
         numbers = dict(_matlab_matrices(content))
@@ -113,12 +113,12 @@ def write_text_file(path: Path, matrix: Array) -> None:
 
 
 def write_matlab(path: Path, matrix: Array) -> None:
-    """Write a (4, 4) RAS mm affine as ANTs keeps it in .mat, without loss."""
+    """Write a (4, 4) RAS mm affine as an ANTs .mat, without loss."""
     write_bytes(path, _matlab_matrix(NAME, parameters_of(matrix)) + _matlab_matrix("fixed", np.zeros(3)))
 
 
 def _text_parts(path: Path, name: str) -> Iterator[tuple[str, Array, Array]]:
-    """(kind, parameters, fixed parameters) of each transform in a text file."""
+    """Yield (kind, parameters, fixed parameters) of each transform in a text file."""
     kind, found = "", {}
     try:
         for line in path.read_text(encoding="utf-8").splitlines():
@@ -138,6 +138,7 @@ def _text_parts(path: Path, name: str) -> Iterator[tuple[str, Array, Array]]:
 def _matlab_matrices(content: bytes) -> Iterator[tuple[str, Array]]:
     at = 0
     while at < len(content):
+        # Types are below 5000 (MOPT), so the first integer reveals the byte order.
         order = "<" if int.from_bytes(content[at : at + 4], "little") < 5000 else ">"
         kind, rows, columns, _, length = struct.unpack_from(f"{order}5i", content, at)
         if not (0 < length <= LONGEST_NAME and 0 <= rows * columns <= len(content) and rows >= 0):
@@ -159,7 +160,7 @@ def _rows(parameters: Array, fixed: Array) -> Array:
 
 
 def _versor(parameters: Array, fixed: Array) -> Array:
-    """The rotation of a unit quaternion's vector part; one that is longer than 1 is shortened as ITK does it."""
+    """Return the rotation of a unit quaternion's vector part; one longer than 1 is shortened as in ITK."""
     length = np.linalg.norm(parameters[:3])
     x, y, z = parameters[:3] / (length * (1 + SHORTER) if length >= 1 - SHORTER else 1.0)
     w = np.sqrt(max(1 - x * x - y * y - z * z, 0.0))
@@ -173,7 +174,7 @@ def _versor(parameters: Array, fixed: Array) -> Array:
 
 
 def _euler(parameters: Array, fixed: Array) -> Array:
-    """Rotations about x, y, z in the order Rz Rx Ry, or Rz Ry Rx where the fourth fixed parameter is set."""
+    """Return the rotation about x, y and z, Rz Rx Ry, or Rz Ry Rx if the fourth fixed parameter is set."""
     cosines, sines = np.cos(parameters[:3]), np.sin(parameters[:3])
     about = [np.eye(3) for _ in range(3)]
     for axis, (c, s) in enumerate(zip(cosines, sines, strict=True)):
@@ -189,12 +190,12 @@ def _similarity(parameters: Array, fixed: Array) -> Array:
 
 
 def _scale_versor(parameters: Array, fixed: Array) -> Array:
-    """ITK adds what scales differ from 1 by to the rotation's diagonal; it does not multiply."""
+    """Return rotation and scales: ITK adds (scale - 1) to the rotation's diagonal; it does not multiply."""
     return _versor(parameters, fixed) + np.diag(parameters[6:9] - 1)
 
 
 def _scale_skew_versor(parameters: Array, fixed: Array) -> Array:
-    """Skews are added too, row by row beside the diagonal."""
+    """Return rotation, scales and skews: skews are added too, to the off-diagonal elements, row by row."""
     matrix = _scale_versor(parameters, fixed)
     matrix[~np.eye(3, dtype=bool)] += parameters[9:15]
     return matrix
@@ -202,12 +203,12 @@ def _scale_skew_versor(parameters: Array, fixed: Array) -> Array:
 
 @dataclass(frozen=True)
 class LinearPart:
-    """How parameters of a class of ITK make a map.
+    """The affine map defined by the parameters of an ITK class.
 
     Attributes:
-        count: of the parameters.
-        linear: the matrix A of parameters and fixed parameters.
-        shift: where the translation begins; None: there is none.
+        count: number of parameters.
+        linear: (parameters, fixed parameters) -> the matrix A.
+        shift: index of the translation's first parameter; None: there is none.
     """
 
     count: int

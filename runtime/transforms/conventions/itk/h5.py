@@ -1,12 +1,12 @@
-"""ITK's composite transforms in HDF5, ``...Composite.h5``: an affine and a displacement field, or the first alone.
+"""ITK's composite transforms in HDF5, ``...Composite.h5``: an affine and a displacement field, or an affine alone.
 
     T(x) = affine( x + diag(-1, -1, 1) s(v) )
 
-``/TransformGroup/0`` names the composite, 1, 2, ... its parts, of which the *last* is applied first: affine, then
-field. Of a field the fixed parameters are size, origin, spacing and direction of its grid, in LPS, and the parameters
-its vectors in mm of LPS, component fastest, then I, J, K. Outside the grid ITK takes displacements to be 0, so there
-the affine goes on alone; ours go on as at the border. Any direction is kept as it is: unlike NIfTI, these files
-hold sheared grids.
+``/TransformGroup/0`` names the composite, 1, 2, ... hold its parts, of which the *last* is applied first: affine, then
+field. A field's fixed parameters are size, origin, spacing and direction of its grid, in LPS; its parameters are the
+vectors in mm of LPS, component fastest, then I, J, K. Outside the grid ITK takes displacements to be 0, so there only
+the affine remains; ours continue the border values. Any direction matrix is kept as it is: unlike NIfTI in ITK, these
+files may have sheared grids.
 
 Source: itk::HDF5TransformIO (also for the older spelling "Tranform"), itk::CompositeTransform,
 itk::DisplacementFieldTransform::SetFixedParameters.
@@ -23,29 +23,29 @@ from ....geometry.grid import LARGEST_ENTRY, Grid
 from ....geometry.transform import AffineTransform, Chain, SpatialTransform, Transform
 from ....host.files.reading_process import Unreadable, read_elsewhere
 from ....host.files.whole_files import atomic_path
-from ...spaces import Card, TransformFile, card_in, sides
+from ...spaces import TransformFile, TransformMetadata, metadata_in, sides
 from ..frames import LPS, TO_LPS, Frame
 from ..nifti_field import StoredField, check_field
 from .affine import matrix_of, parameters_of
 
 Array = np.ndarray
 MAGIC = b"\x89HDF\r\n\x1a\n"
-ATTRIBUTE = "description"  # of /TransformGroup, holds the card
+ATTRIBUTE = "description"  # attribute of /TransformGroup that holds the metadata
 FIELD, AFFINE = "DisplacementFieldTransform", "AffineTransform"
 GRID_NUMBERS = 18  # size, origin, spacing, direction
 READER = Path(__file__).with_name("h5_reader.py")
-PLANES = 16  # of K, written at a time
+PLANES = 16  # planes of K written at a time
 
 
-def write_composite(path: Path, transform: Transform, displacement: Array | None, card: Card) -> None:
-    """Write an affine and the displacement that goes before it, float32.
+def write_composite(path: Path, transform: Transform, displacement: Array | None, metadata: TransformMetadata) -> None:
+    """Write an affine and the displacement field applied before it, float32.
 
     Args:
         path: ends in .h5.
-        transform: of a `SpatialTransform` the affine is kept apart; others have none.
-        displacement: ``T(x) - x``, (I, J, K, 3) RAS mm on the start's grid; None: the transform is an affine and
-            nothing else, and so is the file.
-        card: both sides.
+        transform: the affine of a `SpatialTransform` is stored as a part of its own; for others it is the identity.
+        displacement: ``T(x) - x``, (I, J, K, 3) RAS mm on the start's grid; None: the transform is an affine, and the
+            file holds it alone.
+        metadata: convention and both sides.
     """
     import h5py
 
@@ -55,11 +55,11 @@ def write_composite(path: Path, transform: Transform, displacement: Array | None
         affine = transform.affine if isinstance(transform, SpatialTransform) else np.eye(4)
     with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
         group = file.create_group("TransformGroup")
-        group.attrs[ATTRIBUTE] = card.line()
+        group.attrs[ATTRIBUTE] = metadata.line()
         _add(group, "CompositeTransform_double_3_3")
         _add(group, f"{AFFINE}_double_3_3", np.zeros(3), parameters_of(affine))
         if displacement is not None:
-            frame = _frame(card.start.grid, affine)
+            frame = _frame(metadata.start.grid, affine)
             part = _add(group, f"{FIELD}_double_3_3", _grid_parameters(frame.grid))
             _fill(part.create_dataset("TransformParameters", (displacement.size,), np.float32), frame, displacement)
 
@@ -68,15 +68,15 @@ def read_composite(path: Path, argument: str) -> StoredField | TransformFile:
     """Read a composite of affines and displacement fields, or one of these alone.
 
     Returns:
-        The field, with the affine that follows it; as a `TransformFile` what is any other list.
+        A field with the affine that follows it as `StoredField`, any other list of parts as `TransformFile`.
 
     Raises:
         InputError: damaged, or with parts of other kinds.
     """
     name = f"{argument}: {path}"
     contents, description = _contents(path, name)
-    card = card_in(description, name)
-    parts = [_part(*content, name, card) for content in contents]
+    metadata = metadata_in(description, name)
+    parts = [_part(*content, name, metadata) for content in contents]
     links = tuple(part for part in reversed(parts) if part is not None)
     match links:
         case ():
@@ -86,17 +86,17 @@ def read_composite(path: Path, argument: str) -> StoredField | TransformFile:
         case (StoredField() as field, AffineTransform() as affine):
             return replace(field, frame=replace(field.frame, affine=affine.matrix))
         case (AffineTransform() as affine,):
-            return TransformFile(affine, "h5", path, card and card.start, card and card.end)
+            return TransformFile(affine, "h5", path, metadata and metadata.start, metadata and metadata.end)
     transforms = tuple(link.transform if isinstance(link, StoredField) else link for link in links)
     first = links[0].start if isinstance(links[0], StoredField) else None
     return TransformFile(Chain(transforms), "h5", path, first, None)
 
 
 def _contents(path: Path, name: str) -> tuple[list[tuple[str, Array, Array]], str]:
-    """(kind, fixed parameters, parameters) of each part, and the description, as a process of its own reads them.
+    """Read (kind, fixed parameters, parameters) of each part, and the description, in a separate process.
 
     Raises:
-        InputError: the file is damaged, in whatever way the HDF5 library takes that: an error, an end, or no end.
+        InputError: a damaged file, on which the HDF5 library may raise an error, crash or hang.
     """
     try:
         head, content = read_elsewhere(READER, path)
@@ -116,17 +116,17 @@ def _damaged(name: str, reason: str) -> InputError:
 
 
 def _part(
-    kind: str, fixed: Array, parameters: Array, name: str, card: Card | None
+    kind: str, fixed: Array, parameters: Array, name: str, metadata: TransformMetadata | None
 ) -> StoredField | AffineTransform | None:
-    """One part of a composite; None for the entry that only names it."""
+    """Return one part of a composite; None for the entry that only names the composite."""
     if kind == "CompositeTransform":
         return None
     if kind != FIELD:
         return AffineTransform(matrix_of(kind, parameters, fixed, name))
     grid = _grid(fixed, name)
     if parameters.size != 3 * math.prod(grid.shape):
-        raise _damaged(name, f"{parameters.size} numbers do not make a field of {grid.shape}")
-    start, end = sides(card, grid)
+        raise _damaged(name, f"{parameters.size} numbers for a field of {grid.shape}, expected 3 per voxel")
+    start, end = sides(metadata, grid)
     with np.errstate(over="ignore"):  # infinite numbers are refused
         numbers = parameters.astype(np.float32, copy=False).reshape(3, *grid.shape, order="F")
     field = StoredField("h5", np.moveaxis(numbers, 0, -1), _frame(grid, np.eye(4)), start, end)
@@ -140,7 +140,9 @@ def _frame(grid: Grid, affine: Array) -> Frame:
 
 def _grid(fixed: Array, name: str) -> Grid:
     if fixed.size != GRID_NUMBERS or not np.abs(fixed).max() <= LARGEST_ENTRY:
-        raise _damaged(name, f"{fixed.size} numbers do not make a grid of a field")
+        raise _damaged(
+            name, f"{fixed.size} numbers for a field's grid, expected {GRID_NUMBERS}, finite and not too large"
+        )
     size, origin, spacing, direction = fixed[:3], fixed[3:6], fixed[6:9], fixed[9:18].reshape(3, 3)
     lps = np.eye(4)
     lps[:3, :3], lps[:3, 3] = direction * spacing, origin
@@ -156,7 +158,7 @@ def _grid_parameters(grid: Grid) -> Array:
 
 
 def _fill(parameters, frame: Frame, displacement: Array) -> None:
-    """Writes the numbers of a displacement, some planes at a time: their order in the file is another."""
+    """Write the numbers of a displacement, some planes at a time, since the file's memory order differs."""
     numbers, (width, height, depth) = frame.numbers(displacement), frame.grid.shape
     for k in range(0, depth, PLANES):
         span = slice(k, min(k + PLANES, depth))
@@ -165,7 +167,7 @@ def _fill(parameters, frame: Frame, displacement: Array) -> None:
 
 
 def _add(group, kind: str, fixed: Array | None = None, parameters: Array | None = None):
-    """A part with the next number."""
+    """Add a part with the next number, and return it."""
     part = group.create_group(str(len(group)))
     part.create_dataset("TransformType", data=[kind.encode()])
     for name, values in (("TransformFixedParameters", fixed), ("TransformParameters", parameters)):

@@ -1,10 +1,10 @@
-"""Reader of ITK's HDF5 transforms for `runtime.host.files.reading_process`: damaged files may end the HDF5 library.
+"""Reader of ITK's HDF5 transforms for `runtime.host.files.reading_process`: damaged files may crash the HDF5 library.
 
 Facts: {"description": text, "parts": [{"kind": text, "fixed": count, "parameters": count, "type": "<f4"}, ...]}.
 Arrays: fixed parameters, of type "<f8", and parameters of each part in this order.
 """
 
-MOST_DENSE = 1040  # times the bytes that deflate makes of one
+MOST_DENSE = 1040  # largest compression factor of deflate
 MOST_PARTS = 1000
 
 
@@ -39,14 +39,14 @@ def read(path: str, size: int) -> tuple[dict, list]:
 
 
 def _numbers(dataset, size: int):
-    """All of a dataset's floats, of which a file of `size` bytes can hold so many at most."""
+    """Return all of a dataset's floats; ValueError for more than a file of `size` bytes can hold."""
     if dataset.dtype.kind != "f" or dataset.size * dataset.dtype.itemsize > MOST_DENSE * size:
         raise ValueError(f"{dataset.size} numbers of type {dataset.dtype} cannot be what it holds")
     return dataset[()].ravel()
 
 
 def _other(file) -> str:
-    """What an HDF5 file without a transform of ITK is."""
+    """Describe an HDF5 file without an ITK transform."""
     if str(file.attrs.get("Format", "")) == "X5":
-        return "it is X5, the format of nitransforms, which has to write it as ITK's: .to_filename(..., fmt='itk')"
+        return "it is X5, the format of nitransforms; write it as ITK's there: .to_filename(..., fmt='itk')"
     return "it holds no TransformGroup of ITK"
