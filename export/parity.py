@@ -13,10 +13,10 @@ from runtime.errors import InputError
 from runtime.geometry.grid import SIZE_MULTIPLE
 from runtime.loop.schedules import ON_STOP, iterstop_schedule, parse_schedule
 from runtime.registration.arrays import register_arrays
+from runtime.types import Array
 from train.model.loop import register_with_torch
 from train.model.network import LEVELS, RPNet
 
-Array = np.ndarray
 GATE_SCHEDULES = ("1,1,1,1", "1,2,2,2", "cascade:2")
 GATE_ON_STOP = ON_STOP
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import torch
 
@@ -39,6 +38,7 @@ from runtime.images.volume import read_volume
 from runtime.loop.schedules import DEFAULT_DELTA, DEFAULT_LIMIT
 from runtime.registration.engines import open_engines
 from runtime.registration.preprocessing import prepare
+from runtime.types import Array
 from train.model.checkpoint import Checkpoint, load_checkpoint
 from train.model.network import LEVELS
 
@@ -147,7 +147,7 @@ def _read_notes(path: Path) -> str:
         raise InputError(f"--notes: {path} is no text ({error}), expected a Markdown file") from None
 
 
-def _gate_pair(options: ExportOptions, engine_set: EngineSet) -> tuple[str, tuple[np.ndarray, np.ndarray]]:
+def _gate_pair(options: ExportOptions, engine_set: EngineSet) -> tuple[str, tuple[Array, Array]]:
     """What the gate runs on, in words, and fixed and moving (I, J, K) in [0, 1]."""
     if options.gate_fixed is None:
         shape = options.gate_shape or GENERATED_SHAPE

@@ -6,12 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Self, TypeVar
 
-import numpy as np
-
 from ..errors import InputError
 from ..host.machine import cores
 from ..host.progress import Progress, silent
 from ..host.shipped import shipped_engines
+from ..types import Array
 from .engine_set import ENGINES, EngineSet
 from .pair import FixedSide
 from .registry import GRAPHS, check_precision, choose_backend, choose_precision, open_backend
@@ -41,7 +40,7 @@ class OpenEngines:
     fields: Any
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
-    def fixed_side(self, fixed: np.ndarray, similarity: str) -> FixedSide:
+    def fixed_side(self, fixed: Array, similarity: str) -> FixedSide:
         """Makes a fixed image (I, J, K) ready, float32 in [0, 1] on a working grid."""
         return FixedSide(self.networks, self.fields, self.fields.to_device(fixed), similarity)
 

@@ -3,8 +3,7 @@
 import numpy as np
 
 from ..geometry.flow import resize, upsample, warp
-
-Array = np.ndarray
+from ..types import Array
 
 
 def example_pair(shape: tuple[int, int, int], seed: int = 0, displacement: float = 3.0) -> tuple[Array, Array]:

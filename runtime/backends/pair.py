@@ -9,10 +9,10 @@ import copy
 from typing import Any, Protocol, SupportsFloat
 
 from ..geometry.smoothing import check_sigma
+from ..types import Shape
 from .holes import Holes
 
 Array = Any
-Shape = tuple[int, int, int]
 FINEST = 1  # the level of the image's own grid
 
 

@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-
-Array = np.ndarray
+from ..types import Array
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import itertools
 
 import numpy as np
 
-Array = np.ndarray
+from ..types import Array
 
 
 def sample(image: Array, coordinates: Array) -> Array:

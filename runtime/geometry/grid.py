@@ -12,8 +12,8 @@ import nibabel as nib
 import numpy as np
 
 from ..errors import InputError
+from ..types import Array
 
-Array = np.ndarray
 ORTHOGONAL = 1e-3  # largest cosine between two axes that still counts as a right angle (0.06 degrees)
 SAME_SPACING = 0.01  # relative difference of spacing below which the fixed image's own voxels are used
 FEWEST_VOXELS = 2  # of the working grid that the foreground must span along its longest axis

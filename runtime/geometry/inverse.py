@@ -5,10 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..types import Array
 from .grid import Grid
 from .transform import TOLERANCE_MM, NumericalInverse, SpatialTransform, Transform, slabs
-
-Array = np.ndarray
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,9 +5,8 @@ import math
 import numpy as np
 
 from ..errors import InputError
+from ..types import Array
 from .grid import Grid
-
-Array = np.ndarray
 
 
 def jacobian_of_displacement(displacement: Array, grid: Grid) -> Array:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..types import Array
 from .grid import Grid
 from .kernels import maps as kernels
 
-Array = np.ndarray
 FITTED = 24  # samples of a flow along each axis, from which its trend is taken
 SINGULAR = 1e3  # condition from which on a trend is none
 

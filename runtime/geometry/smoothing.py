@@ -10,8 +10,8 @@ import math
 import numpy as np
 
 from ..errors import InputError
+from ..types import Array
 
-Array = np.ndarray
 EDGE = 0.002  # squared gradient, (intensity / voxel)^2 of images in [0, 1], that is trusted by half
 LEAST = 1e-4  # added to the confidence around, so that a flow far from every edge fades to nothing
 LARGEST_SIGMA, RECOMMENDED_SIGMA = 5.0, 1.5  # voxels

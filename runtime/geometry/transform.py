@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import InputError
+from ..types import Array
 from .grid import FARTHEST_MM, Grid, check_affine
 
 if TYPE_CHECKING:
     from .lattice import Lattice
 
-Array = np.ndarray
 TOLERANCE_MM = 1e-3  # an inverse is found where |T(x) - y| is no more
 AIM_MM = TOLERANCE_MM / 10  # at which the search for it ends: in a chain the links' residuals add up
 LARGEST_STRETCH = 5.0  # of a plausible affine

@@ -17,6 +17,7 @@ import numba
 import numpy as np
 
 from ..errors import InputError, first_line
+from ..types import Array
 from .compiled import compiled
 
 SMALL = 1 << 15  # numbers in the largest array, up to which a second thread costs more than it brings
@@ -110,7 +111,7 @@ if hasattr(os, "register_at_fork"):
 class _Alias:
     """Passes for an array that may be written to, and holds the one it stands for."""
 
-    def __init__(self, array: np.ndarray) -> None:
+    def __init__(self, array: Array) -> None:
         self._array = array
         self.__array_interface__ = array.__array_interface__ | {"data": (array.ctypes.data, False)}
 

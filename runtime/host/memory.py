@@ -11,7 +11,8 @@ import threading
 
 import numpy as np
 
-Array = np.ndarray
+from ..types import Array
+
 LARGE = 1 << 20  # bytes, from which on reuse pays
 MOST_KEPT = 1 << 30  # bytes that may lie unused
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # of glibc's malloc.h

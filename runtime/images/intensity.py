@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
+from ..types import Array
 
-Array = np.ndarray
 FOREGROUND = 0.05  # normalised intensity above which a voxel counts as foreground
 BLOCK = 4  # edge, in voxels, of the blocks that tell structure from specks
 BLOCK_SHARE = 0.25  # a block holds structure if at least this share of it is foreground

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-Array = np.ndarray
+from ..types import Array
+
 PLANES = 24  # along K, about, that are looked at
 ALIKE = 0.6  # share of neighbours with one value from which on an image is made of labels; scans of 8 bits have 0.2
 FEWEST = 100  # voxels above the lowest value, below which nothing is told

@@ -13,9 +13,8 @@ import numpy as np
 
 from ..errors import InputError
 from ..geometry.grid import Grid
+from ..types import Array
 from .volume import Volume, read_labels
-
-Array = np.ndarray
 
 
 @dataclass(frozen=True, eq=False)

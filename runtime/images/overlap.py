@@ -5,8 +5,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-Array = np.ndarray
-
+from ..types import Array
 
 SMALLEST_LABEL = 50  # voxels
 

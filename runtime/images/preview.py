@@ -12,10 +12,9 @@ import numpy as np
 from ..geometry.flow import jacobian_determinant
 from ..geometry.grid import bounding_box
 from ..host.files.whole_files import atomic_path
+from ..types import Array
 from .intensity import foreground_mask
 from .similarity import ncc
-
-Array = np.ndarray
 
 WIDTH, MARGIN, GAP, GUTTER, HEADER, FOOTER = 1520, 20, 8, 24, 70, 62
 GRID_STEP = 8

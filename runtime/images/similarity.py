@@ -4,7 +4,8 @@ import math
 
 import numpy as np
 
-Array = np.ndarray
+from ..types import Array
+
 LNCC_WINDOW = 9
 LNCC_EPSILON = 1e-5
 

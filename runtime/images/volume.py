@@ -15,6 +15,7 @@ from ..geometry.grid import Grid
 from ..host.files.hashes import sha256_of_file
 from ..host.files.whole_files import atomic_path
 from ..host.machine import require_memory
+from ..types import Array
 from .formats.gzip_stream import write_gzip
 from .formats.headers import Header
 from .formats.image_file import SUFFIXES, open_image, read_header
@@ -22,7 +23,6 @@ from .formats.nifti_bytes import CODES_NOT_KNOWN, Planes, nifti_header, pieces, 
 from .formats.remarks import Remarks
 from .kinds import looks_like_labels
 
-Array = np.ndarray
 WHOLE = 1e-3  # how far a label may be from a whole number: scl_slope is stored in single precision
 LABEL_TYPES = (np.uint8, np.int16, np.uint16, np.int32)
 NOT_SCALAR = {  # by NIfTI's intent: what an image is whose volumes turn with the head

@@ -13,9 +13,8 @@ from ..host.progress import Stages
 from ..images.masks import Mask, filled
 from ..loop import iterstop
 from ..loop.schedules import LEVELS, Schedule
+from ..types import Array
 from .options import Options
-
-Array = np.ndarray
 
 
 def register_arrays(

@@ -8,8 +8,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..backends.engine_set import load_engine_set
 from ..backends.engines import SHIPPED, OpenEngines, open_set
 from ..backends.registry import BACKENDS
@@ -17,9 +15,8 @@ from ..errors import InputError
 from ..host.progress import Progress, silent
 from ..loop import iterstop
 from ..loop.schedules import Schedule
+from ..types import Array
 from .arrays import register_arrays
-
-Array = np.ndarray
 
 
 def register_many(

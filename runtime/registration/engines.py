@@ -6,8 +6,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from ..backends.engine_set import load_engine_set
 from ..backends.engines import SHIPPED, OpenEngines, open_set
 from ..errors import InputError
@@ -15,12 +13,12 @@ from ..host.background import Job, Jobs
 from ..host.progress import Progress, silent
 from ..images.volume import Volume
 from ..loop.iterstop import Iterations
+from ..types import Array
 from .arrays import register_arrays
 from .options import Options
 from .reading import Reading, ReadMoving, ReadScan, Scan
 from .scans import FixedScan, Registration, register
 
-Array = np.ndarray
 # Options that say how two scans come onto one grid in [0, 1]; arrays are there already.
 OF_SCANS = ("affine", "convention", "nan", "volume_factor", "window")
 

@@ -13,9 +13,9 @@ from ..host.progress import Stages
 from ..images.intensity import FOREGROUND, Rule
 from ..images.masks import Mask, filled
 from ..images.volume import Source, Volume
+from ..types import Array
 from .affine.choice import AffineChoice
 
-Array = np.ndarray
 AUTO = AffineChoice("auto")
 LEAST_PART = 1e-3  # of a hole, in a voxel that is interpolated from it
 

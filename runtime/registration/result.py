@@ -17,9 +17,9 @@ from ..images.label_place import label_place_doubts
 from ..images.volume import Source, Volume
 from ..loop import iterstop
 from ..loop.schedules import Schedule
+from ..types import Array
 from .options import Options
 
-Array = np.ndarray
 DARK_SHARE = 0.05  # of voxels below 0, from which on a scan is probably CT
 SMALL, USUAL = 24, 160  # voxels of the working grid: of a body that is too small for the network, and of a head
 UNSEEN_SHARE = 0.05  # of the fixed foreground beyond the moving scan's edges, from which on it is told

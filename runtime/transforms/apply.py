@@ -17,12 +17,12 @@ from ..images.formats.image_file import read_header
 from ..images.kinds import looks_like_directions, looks_like_labels
 from ..images.label_place import label_place_doubts
 from ..images.volume import Source, Volume, read_labels, read_series, read_source, write_volume
+from ..types import Array
 from .chain import ReadRoute, Route, read_route
 from .motion import read_motion
 from .operations import with_warnings
 from .points.tables import read_points
 
-Array = np.ndarray
 IMAGE_ORDERS, LABEL_ORDERS = ("linear", "cubic", "nearest"), ("nearest", "smooth")
 PROBABILITY_ORDERS = ("linear", "nearest")
 MOST_PROBABLE = (1.0, 100.0)  # largest sums of probabilities, as fractions and as percent

@@ -13,6 +13,7 @@ from ..geometry.transform import AffineTransform, Chain, NumericalInverse, Trans
 from ..images.formats.image_file import read_header
 from ..images.formats.nifti_bytes import CODES_NOT_KNOWN
 from ..images.volume import Source, read_source
+from ..types import Array
 from . import (
     ConventionError,
     ImagesNeededError,
@@ -24,8 +25,6 @@ from . import (
     check_zooms,
     read_transform,
 )
-
-Array = np.ndarray
 
 
 @dataclass(frozen=True)

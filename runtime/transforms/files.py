@@ -12,12 +12,12 @@ from ..geometry.transform import Transform, check_plausible
 from ..host.files.regular_files import require_file
 from ..host.files.whole_files import atomic_path
 from ..images.formats.nifti_bytes import CODES_NOT_KNOWN
+from ..types import Array
 from .conventions.foreign import foreign_transform
 from .conventions.nifti_field import StoredField
 from .formats import AUTO, CONVENTIONS, RAS, Read, Reading, Writing, format_of, writer_of
 from .spaces import ConventionError, Space, TransformFile, TransformMetadata
 
-Array = np.ndarray
 TOLERANCE_MM = 0.01  # largest difference between a transform and its file, read back
 PLACES = 4096  # voxels at which the two are compared
 ANYWHERE = Grid((513, 513, 513), np.eye(4) - np.outer((256, 256, 256, 0), (0, 0, 0, 1)))  # where no grid is known

@@ -9,20 +9,18 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from ..errors import InputError
 from ..geometry.grid import Grid
 from ..geometry.transform import AffineTransform, Transform
 from ..host.files.whole_files import write_text
 from ..images.formats.image_file import GZIP, SUFFIXES
+from ..types import Array
 from .conventions import freesurfer_lta, fsl, nifti_field, plain_affine
 from .conventions.itk import affine as itk_affine
 from .conventions.itk import h5 as itk_h5
 from .conventions.nifti_field import StoredField
 from .spaces import ConventionError, ImagesNeededError, Space, TransformFile, TransformMetadata, metadata_in
 
-Array = np.ndarray
 Read = StoredField | TransformFile
 CONVENTIONS = ("itk", "freesurfer", "fsl", "learn2reg", "h5")
 AUTO, RAS = "auto", "ras"  # "ras": our own text of a 4x4 matrix

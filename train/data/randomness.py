@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from runtime.types import Array, Shape
 from train.model import definition
 
-Shape = tuple[int, int, int]
 _SPLINE_DEVIATION = 0.479**1.5  # of unit noise under cubic B-splines: about the integral of their square, 151/315
 
 identity = lru_cache(maxsize=64)(definition.identity)
@@ -49,7 +49,7 @@ class Randomness:
         """(3, 1, 1, 1), each between `low` and `high`."""
         return self.tensor(self.numbers.uniform(low, high, 3)).view(3, 1, 1, 1)
 
-    def tensor(self, array: np.ndarray) -> Tensor:
+    def tensor(self, array: Array) -> Tensor:
         return torch.from_numpy(np.asarray(array, np.float32)).to(self.device)
 
     def smooth(self, shape: Shape, spacing: float) -> Tensor:

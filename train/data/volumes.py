@@ -19,10 +19,10 @@ from runtime.images import volume as files
 from runtime.images.formats.image_file import read_header
 from runtime.images.intensity import PercentileRule
 from runtime.images.scan_list import Scan
+from runtime.types import Array, Shape
 from train.data.augment import Augmentation, augment
 from train.data.image_pair import ImagePair
 
-Shape = tuple[int, int, int]
 _READERS = 8  # at once; reading is mostly decompression, which threads share out well
 _WHOLE = 65535  # of the 16-bit numbers in which images are kept: [0, 1] in steps of 0.000015
 
@@ -31,8 +31,8 @@ _WHOLE = 65535  # of the 16-bit numbers in which images are kept: [0, 1] in step
 class StoredScan:
     """A scan as it is kept, (I, J, K) in RAS order: [0, 1] in uint16, labels in the smallest type that holds them."""
 
-    stored: np.ndarray
-    stored_labels: np.ndarray | None
+    stored: Array
+    stored_labels: Array | None
 
     @property
     def digest(self) -> str:
@@ -96,7 +96,7 @@ class VolumeCache:
                 self.bytes += scan.bytes
 
 
-def content_digest(arrays: Iterable[np.ndarray]) -> str:
+def content_digest(arrays: Iterable[Array]) -> str:
     """Return a hash of arrays, of their kinds and shapes too."""
     found = hashlib.blake2b(digest_size=16)
     for array in arrays:
@@ -127,17 +127,17 @@ def read_scan(scan: Scan, shape: Shape) -> StoredScan:
     return StoredScan(stored, None if labels is None else _fitted(labels, shape))
 
 
-def _fitted(array: np.ndarray, shape: Shape) -> np.ndarray:
+def _fitted(array: Array, shape: Shape) -> Array:
     return np.ascontiguousarray(fit_to(array, shape))
 
 
-def _to_ras(volume: files.Volume) -> tuple[np.ndarray, Grid]:
+def _to_ras(volume: files.Volume) -> tuple[Array, Grid]:
     """Voxels and grid with the axes in the order and direction nearest to RAS."""
     axes, signs = closest_ras(volume.grid.affine)
     return reorient_array(volume.data, axes, signs), reorient(volume.grid, axes, signs)
 
 
-def _companion(file: Path, name: str, scan: Scan, grid: Grid) -> np.ndarray:
+def _companion(file: Path, name: str, scan: Scan, grid: Grid) -> Array:
     """A label map or mask, on its image's grid."""
     array, own = _to_ras(files.read_labels(file, name, lowest=0))
     _require_grid(own, grid, f"{name}: {file}", scan.image, "give the map of this image, or resample it onto its grid")

@@ -15,6 +15,7 @@ from torch.library import custom_op
 
 from runtime.backends.fields import cpu_gradients
 from runtime.backends.fields.cpu import NumbaFields
+from runtime.types import Array
 
 
 @custom_op("rpnet::warp", mutates_args=(), device_types="cpu")
@@ -74,7 +75,7 @@ def _channels_last(like: Tensor) -> Tensor:
     return like.new_empty((batch, *sizes, channels)).permute(0, 4, 1, 2, 3)
 
 
-def _arrays(tensor: Tensor) -> list[np.ndarray]:
+def _arrays(tensor: Tensor) -> list[Array]:
     """Each volume of a batch as a C-contiguous array (I, J, K, C), without a copy if its memory is channels-last."""
     return list(tensor.detach().permute(0, 2, 3, 4, 1).contiguous().numpy())
 

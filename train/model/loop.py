@@ -12,6 +12,7 @@ from torch import Tensor
 from runtime.images.similarity import SIMILARITIES
 from runtime.loop import iterstop
 from runtime.loop.schedules import Schedule
+from runtime.types import Array
 from train.model import definition
 from train.model.network import RPNet
 
@@ -66,7 +67,7 @@ class TorchPair:
         return TorchPair(self._network, moving, self._fixed, self._similarity, self._fixed_features, self._fields)
 
 
-def image_tensor(image: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
+def image_tensor(image: Array, device: torch.device | str = "cpu") -> Tensor:
     """An image (I, J, K) as float32 (1, 1, I, J, K) on a device."""
     return torch.from_numpy(np.ascontiguousarray(image, np.float32)).to(device)[None, None]
 
@@ -79,7 +80,7 @@ def _similarity(name: str, fixed: Tensor, warped: Tensor) -> float:
 
 
 def register_with_torch(
-    network: RPNet, fixed: np.ndarray, moving: np.ndarray, schedule: Schedule, similarity: str = "ncc"
+    network: RPNet, fixed: Array, moving: Array, schedule: Schedule, similarity: str = "ncc"
 ) -> iterstop.Iterations:
     """Registers two images (I, J, K), float32 in [0, 1], sizes multiples of 8; the result's flow is (3, I, J, K)."""
     device = next(network.parameters()).device

@@ -14,6 +14,7 @@ import numpy as np
 
 from ...errors import InputError, first_line
 from ...host.memory import ARRAYS
+from ...types import Array
 from .dlpack import read_capsule
 from .driver import Driver
 from .gpu import ON_GPU
@@ -89,14 +90,14 @@ class Device:
         self.driver.clear(array.pointer, array.nbytes)
         return array
 
-    def upload(self, array: np.ndarray) -> DeviceArray:
+    def upload(self, array: Array) -> DeviceArray:
         """A copy of a host array, contiguous."""
         array = np.ascontiguousarray(array)
         found = self.empty(array.shape, array.dtype)
         self.driver.upload(found.pointer, array.ctypes.data, array.nbytes)
         return found
 
-    def download(self, array: DeviceArray) -> np.ndarray:
+    def download(self, array: DeviceArray) -> Array:
         """A copy on the host, with the strides of the array's own axes; waits for the device.
 
         Raises:

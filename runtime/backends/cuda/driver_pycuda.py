@@ -11,6 +11,7 @@ import pycuda.compiler
 import pycuda.driver as driver
 
 from ...errors import InputError, NotAvailableError, first_line
+from ...types import Array
 from . import KERNELS
 
 NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: in no order with the default stream
@@ -151,7 +152,7 @@ def compile_kernels(capability: tuple[int, int]) -> bytes:
         ) from None
 
 
-def _memory(address: int, size: int) -> np.ndarray:
+def _memory(address: int, size: int) -> Array:
     return np.frombuffer((ctypes.c_char * size).from_address(address), np.uint8)
 
 

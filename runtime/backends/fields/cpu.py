@@ -12,10 +12,9 @@ from ...host.kernels import on_threads
 from ...host.memory import ARRAYS
 from ...images.resampling.resample import smooth
 from ...images.similarity import LNCC_EPSILON, LNCC_WINDOW, OF_SUMS, SIMILARITIES
+from ...types import Array
 from . import cpu_kernels as kernels
 from . import cpu_lncc, cpu_smoothing
-
-Array = np.ndarray
 
 
 class NumbaFields:

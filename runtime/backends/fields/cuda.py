@@ -14,6 +14,7 @@ import numpy as np
 from ...errors import InputError
 from ...geometry.smoothing import EDGE, LEAST, gaussian_weights
 from ...images.similarity import LNCC_EPSILON, LNCC_WINDOW, OF_SUMS, SIMILARITIES
+from ...types import Array
 from ..cuda.device import THREADS, Device, Slot
 from ..cuda.gpu import on_gpu
 from ..cuda.layout import is_wide, layout_of
@@ -169,7 +170,7 @@ class CudaFields:
             )
         return found
 
-    def to_host(self, array: DeviceArray) -> np.ndarray:
+    def to_host(self, array: DeviceArray) -> Array:
         """An array as everything outside the loop knows it: an image (I, J, K), a flow (3, I, J, K). Waits for it."""
         host = self._device.download(array)
         return np.moveaxis(host, -1, 0) if host.ndim == 4 else host

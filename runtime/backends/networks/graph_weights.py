@@ -3,15 +3,14 @@
 import itertools
 from dataclasses import dataclass
 
-import numpy as np
 import onnx
 from onnx import numpy_helper
 
 from ...errors import InputError
 from ...loop.schedules import LEVELS
+from ...types import Array
 from ..engine_set import EXTRACTOR, EngineSet
 
-Array = np.ndarray
 PLAIN = {
     "Conv": {"kernel_shape": [3] * 3, "pads": [1] * 6, "strides": [1] * 3, "dilations": [1] * 3, "group": 1},
     "AveragePool": {"kernel_shape": [2] * 3, "pads": [0] * 6, "strides": [2] * 3, "dilations": [1] * 3, "ceil_mode": 0},

@@ -18,10 +18,9 @@ with without_telemetry():
 from ...errors import InputError, NotAvailableError, first_line
 from ...host.memory import ARRAYS
 from ...loop.schedules import LEVELS
+from ...types import Array, Shape
 from ..engine_set import EXTRACTOR, FEATURES, IMAGE, RESIDUAL, EngineSet, estimator_name, features_name
 
-Array = np.ndarray
-Shape = tuple[int, int, int]
 VERSION = onnxruntime.__version__
 CPU = "CPUExecutionProvider"
 OUTPUTS = [features_name(level) for level in sorted(LEVELS)]

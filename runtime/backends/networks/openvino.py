@@ -23,10 +23,9 @@ from ...host.machine import processor_features, processor_name
 from ...host.memory import ARRAYS
 from ...host.progress import fastest
 from ...loop.schedules import LEVELS
+from ...types import Array, Shape
 from ..engine_set import ENGINES, EXTRACTOR, RESIDUAL, EngineSet, estimator_name, features_name
 
-Array = np.ndarray
-Shape = tuple[int, int, int]
 CHANNELS_FIRST, CHANNELS_LAST = "NCDHW", "NDHWC"
 HINTS = {"fp32": "f32", "bf16": "bf16"}
 # Without these OpenVINO emulates bf16, slower than fp32. The names are LLVM's.

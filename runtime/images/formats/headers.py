@@ -16,10 +16,10 @@ from nibabel.quaternions import quat2mat
 
 from ...errors import InputError
 from ...geometry.grid import SAME_SPACING
+from ...types import Array
 from .nifti_bytes import CODES_NOT_KNOWN
 from .remarks import Remarks
 
-Array = np.ndarray
 FORMS_DIFFER_MM = 0.1
 TOO_LONG = 1e-3  # by which a quaternion's square may exceed 1 through rounding, as some scanners write it
 MILLIMETRES = {1: ("meter", 1e3), 3: ("micron", 1e-3)}  # NIfTI's code of a unit other than mm: name, mm

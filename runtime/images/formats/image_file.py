@@ -21,11 +21,11 @@ import numpy as np
 
 from ...errors import InputError, ScarceError, explained, first_line
 from ...host.files.regular_files import require_file
+from ...types import Array
 from .foreign import BEGINNING, DICOM_FOLDER, foreign_image
 from .headers import Header, header_in
 from .itk_image import MARKS, ItkImage
 
-Array = np.ndarray
 SUFFIXES = (".nii.gz", ".nii", ".mgz", ".mgh", ".nrrd", ".mha")
 GZIP = b"\x1f\x8b"
 MOST_DENSE = 1040  # times the bytes that deflate can make of one, rounded up

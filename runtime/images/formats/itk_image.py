@@ -8,9 +8,9 @@ import numpy as np
 from ...errors import InputError
 from ...host.files.hashes import sha256_of_file
 from ...host.files.reading_process import Unreadable, read_elsewhere
+from ...types import Array
 from .headers import Header
 
-Array = np.ndarray
 READER = Path(__file__).with_name("itk_reader.py")
 MARKS = (b"NRRD000", b"ObjectType", b"NDims", b"Comment")  # what files begin with
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])

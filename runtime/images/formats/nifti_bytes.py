@@ -10,10 +10,10 @@ import numpy as np
 
 from ...errors import InputError
 from ...geometry.grid import Grid
+from ...types import Array
 from .gzip_stream import Piece
 from .remarks import Remarks
 
-Array = np.ndarray
 Planes = Callable[[slice, tuple[int, ...]], Array]  # (span of K, index of the further axes) -> (I, J, k)
 HEADER_SIZE = 348
 COMMENT_CODE = 6  # NIFTI_ECODE_COMMENT

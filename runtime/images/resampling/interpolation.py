@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+from ...types import Array
 from . import interpolation_kernels as kernels
 
-Array = np.ndarray
 Sampler = Callable[[Array, Array], None]  # places (N, 3) in voxels, values there (N,), which it fills
 SIGMA = 0.7  # source voxels: a sheet of one voxel still has the most votes in its middle
 REACH = 2.5  # standard deviations to which votes are heard

@@ -10,9 +10,9 @@ from ...errors import InputError
 from ...geometry.grid import Grid
 from ...geometry.smoothing import gaussian_weights
 from ...geometry.transform import slabs
+from ...types import Array
 from . import kernels
 
-Array = np.ndarray
 ORDERS = ("linear", "nearest", "cubic", "smooth")
 OF_LABELS = ("nearest", "smooth")
 WIDE = ("cubic", "smooth")

@@ -14,13 +14,13 @@ import numpy as np
 
 from ...errors import InputError
 from ...geometry.grid import Grid
+from ...types import Array
 from .detail import ALIKE, alike, climb_detail, detail
 from .gauss_newton import AFFINE, RIGID, climb
 from .limits import LIMITS, Limits
 from .pyramid import Level, half, longest_edge, prepared
 from .turns import TILTS, TURNS, described, turn_of
 
-Array = np.ndarray
 # Correlations below which headers may be turned: of details at the finest spacing, where pairs of brains have 0.2 to
 # 0.37 and turned ones 0.02 to 0.13, and of whole images at the coarsest, 0.985 to 0.993 and 0.90 to 0.974.
 DOUBTFUL = (0.16, 0.985)

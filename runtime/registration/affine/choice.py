@@ -22,9 +22,9 @@ from ...transforms import (
     read_transform,
 )
 from ...transforms.formats import AUTO
+from ...types import Array
 from .limits import LIMITS, Limits
 
-Array = np.ndarray
 NONE, FOUND = "none", ("auto", "affine", "rigid")
 FITTED = 20_000  # places at which a field is looked at for the affine that fits it best
 

@@ -9,10 +9,10 @@ import numpy as np
 
 from ...images.intensity import FOREGROUND
 from ...images.resampling.resample import resample, smooth
+from ...types import Array
 from .gauss_newton import climb
 from .pyramid import Level, LevelImage
 
-Array = np.ndarray
 WINDOW = 1.0  # standard deviation of what counts as near, in spacings of the level
 FAINT = 0.005  # intensity: contrast far below it is noise and stays small
 OUTLINE = 0.7  # weight of the outermost voxels; one to two spacings further in it is 1

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ...types import Array
 from .kernels import MOMENTS, SUMS, normal_equations
 from .pyramid import Level
 
-Array = np.ndarray
 STEPS = 30
 
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...errors import InputError
+from ...types import Array
 
-Array = np.ndarray
 STRETCH = (0.5, 2.0)  # singular values that go with the usual limits of the volume
 
 

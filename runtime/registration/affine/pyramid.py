@@ -14,9 +14,9 @@ from ...errors import InputError
 from ...geometry.grid import Grid, bounding_box, closest_ras, reorient, reorient_array
 from ...images.intensity import FOREGROUND
 from ...images.resampling.resample import smooth
+from ...types import Array
 from .kernels import MOMENTS, block_means, correlation_moments
 
-Array = np.ndarray
 FINEST_SHARE = 1 / 85  # finest spacing as a share of the fixed foreground's longest edge: about 2 mm for a head
 LEVELS = (4, 2, 1)  # spacings, in units of the finest
 MARGIN = 0.03  # of the longest edge, kept around both foregrounds, in units of the level's step

@@ -8,7 +8,8 @@ import itertools
 
 import numpy as np
 
-Array = np.ndarray
+from ...types import Array
+
 ANGLE = 30.0  # degrees of a tilt about an axis
 
 

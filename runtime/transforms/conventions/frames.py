@@ -16,8 +16,8 @@ import numpy as np
 
 from ...geometry.grid import Grid
 from ...geometry.transform import SpatialTransform
+from ...types import Array
 
-Array = np.ndarray
 ComponentPlanes = Callable[[int, slice], Array]  # (component, span of K) -> (I, J, k)
 LPS = np.array([-1.0, -1.0, 1.0])  # factor from RAS mm to the LPS mm of DICOM and ITK, and back
 TO_LPS = np.diag([*LPS, 1.0])  # the same for (4, 4)

@@ -14,10 +14,10 @@ from ...errors import InputError, first_line
 from ...geometry.grid import LARGEST_ENTRY, Grid, check_affine
 from ...geometry.transform import AffineTransform
 from ...host.files.whole_files import write_text
+from ...types import Array
 from ..spaces import Space, TransformFile
 from .plain_affine import rows
 
-Array = np.ndarray
 VOXEL_TO_VOXEL, RAS_TO_RAS = 0, 1
 
 

@@ -18,10 +18,10 @@ import numpy as np
 
 from ...errors import InputError
 from ...geometry.grid import Grid
+from ...types import Array
 from ..spaces import Space
 from .frames import Frame
 
-Array = np.ndarray
 INTENT = 2006
 OTHER_INTENTS = range(2007, 2019)  # coefficients of splines and the like
 

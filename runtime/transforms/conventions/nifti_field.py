@@ -14,13 +14,13 @@ from ...images.formats.headers import MGH_VERSION, Header
 from ...images.formats.image_file import open_image
 from ...images.formats.nifti_bytes import CODES_NOT_KNOWN
 from ...images.volume import grid_of, rescaled, write_nifti
+from ...types import Array
 from ..spaces import ConventionError, ImagesNeededError, Space, TransformMetadata, metadata_in, sides
 from . import freesurfer, fsl, learn2reg
 from .frames import Frame
 from .itk import field as itk_field
 from .other_fields import FieldOrigin, displacements, field_origin
 
-Array = np.ndarray
 LARGEST_EXTENSION = 1 << 24  # bytes before the voxels that are searched for metadata
 
 

@@ -15,8 +15,8 @@ import numpy as np
 from ...errors import InputError
 from ...geometry.grid import Grid
 from ...images.formats.headers import Header
+from ...types import Array
 
-Array = np.ndarray
 AFNI = b"<AFNI_attributes"  # beginning of AFNI's extension
 NIFTYREG = {  # intent_p1 of files that are not fields: their content
     2: "a grid of spline control points",

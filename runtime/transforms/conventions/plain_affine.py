@@ -8,9 +8,9 @@ from ...errors import InputError, first_line
 from ...geometry.grid import check_affine
 from ...host.files.regular_files import read_bytes
 from ...host.files.whole_files import write_text
+from ...types import Array
 from ..spaces import TransformMetadata
 
-Array = np.ndarray
 LARGEST = 1 << 24  # bytes of a text of 16 numbers, including comments
 
 

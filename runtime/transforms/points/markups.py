@@ -14,9 +14,9 @@ from ...errors import InputError, first_line
 from ...geometry.grid import Grid
 from ...host.files.regular_files import read_bytes
 from ...host.files.whole_files import write_text
+from ...types import Array
 from ..conventions.frames import LPS
 
-Array = np.ndarray
 SYSTEMS = {"LPS": "lps", "RAS": "ras"}
 LARGEST = 1 << 28  # bytes of a document
 

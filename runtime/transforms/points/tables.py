@@ -16,10 +16,10 @@ from ...geometry.grid import Grid
 from ...host.files.csv_lines import LARGEST, Lines, divider_in, read_csv
 from ...host.files.regular_files import read_bytes
 from ...host.files.whole_files import atomic_path
+from ...types import Array
 from ..conventions.frames import LPS
 from .markups import MarkupsFile, read_markups
 
-Array = np.ndarray
 FRAMES = ("ras", "lps", "voxels")
 # Names of the three columns, and the frame they imply; x, y, z imply none.
 COLUMNS = {("r", "a", "s"): "ras", ("l", "p", "s"): "lps", ("i", "j", "k"): "voxels", ("x", "y", "z"): None}

@@ -10,8 +10,8 @@ from ...backends.engines import SHIPPED
 from ...backends.registry import BACKENDS, PRECISIONS
 from ...errors import InputError
 from ...host.files.regular_files import require_file
+from ...types import Shape
 
-Shape = tuple[int, int, int]
 SHAPE = (160, 192, 160)  # a 1 mm brain
 SMALLEST = 16
 MULTIPLE = 8

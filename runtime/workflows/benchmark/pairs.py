@@ -7,8 +7,8 @@ import numpy as np
 
 from ...backends.engine_set import load_engine_set
 from ...geometry.grid import Grid, fit_to
+from ...types import Shape
 
-Shape = tuple[int, int, int]
 INTENSITIES = 1000  # of a generated pair written as integer scans
 
 

@@ -5,7 +5,6 @@ import json
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from ...backends.engine_set import ENGINES, EngineSet, load_engine_set
 from ...host.files.whole_files import write_text
@@ -13,6 +12,7 @@ from ...host.machine import cores
 from ...host.progress import silent
 from ...loop.schedules import Schedule
 from ...registration.options import Options
+from ...types import Record
 from .contenders.arithmetic import NetworkWork
 from .contenders.contender import Others, Task
 from .contenders.line_up import Field, Peaks
@@ -30,7 +30,6 @@ from .report import text as table
 FORMAT, VERSION = "rpnet-benchmark", 1
 WHOLE_RUNS = 3  # most rounds of whole registrations, and of many moving images to one fixed
 SWEEP_SCHEDULE = "1,1,1,1"
-Record = dict[str, Any]
 Pair = GeneratedPair | ScanPair
 
 

@@ -6,8 +6,8 @@ import numpy as np
 
 from ...geometry.flow import jacobian_determinant
 from ...geometry.grid import Grid
+from ...types import Array
 
-Array = np.ndarray
 
 MAX_WARP_MM = 10.0
 SMALLEST_JACOBIAN = 0.15

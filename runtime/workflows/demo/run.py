@@ -19,8 +19,8 @@ from ...images.volume import Volume, read_labels, read_volume, write_volume
 from ...host.files.whole_files import atomic_path
 from .known_warp import KnownWarp, interpolate, move, random_pose, random_warp, rotation, smooth_field
 from ...host.progress import Progress, silent
+from ...types import Array
 
-Array = np.ndarray
 PointMap = Callable[[Array], Array]
 Echo = Callable[[str], object]
 

@@ -10,8 +10,8 @@ from ...errors import InputError
 from ...geometry.grid import SIZE_MULTIPLE, is_network_shape
 from ...images.intensity import PercentileRule, Rule, WindowRule
 from ...images.mni152 import NAME as MNI152
+from ...types import Shape
 
-Shape = tuple[int, int, int]
 FIRST = "first"
 AFFINES = ("auto", "rigid", "centre", "none")
 

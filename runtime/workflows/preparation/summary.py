@@ -4,14 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, median
-from typing import Any
 
 from ...host.progress import Countdown, Progress, duration
 from ...registration.result import LOW_NCC
+from ...types import Record
 from .output.folder import SHEET, TABLE
 from .scan.quality import MUCH_CROPPED
 
-Record = dict[str, Any]
 SHOWN = 5  # scans with warnings in the summary
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.ndimage import distance_transform_edt, gaussian_filter
 
+from runtime.types import Array
+
 # The box of a brain with its cerebellum in MNI152 space, mm from the anterior commissure: right, front, up.
 BOX = ((-72.0, -106.0, -72.0), (72.0, 74.0, 84.0))
 REACH = 10.0  # voxels: levels are cut off at this distance
@@ -67,7 +69,7 @@ PLACES = (
 )
 
 
-def deep_levels(grey: np.ndarray, white: np.ndarray, box: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+def deep_levels(grey: Array, white: Array, box: tuple[Array, Array]) -> Array:
     """Level functions (structures, I, J, K) float32: voxels inside each border, from -REACH to REACH.
 
     Args:
@@ -77,7 +79,7 @@ def deep_levels(grey: np.ndarray, white: np.ndarray, box: tuple[np.ndarray, np.n
     return np.stack([_level(place, grey, white, box) for place in PLACES])
 
 
-def _level(place: Place, grey: np.ndarray, white: np.ndarray, box: tuple) -> np.ndarray:
+def _level(place: Place, grey: Array, white: Array, box: tuple) -> Array:
     tissue = grey if place.tissue == "grey" else grey + white
     level = np.full(grey.shape, -REACH, np.float32)
     low, high = np.array(BOX)
@@ -92,14 +94,14 @@ def _level(place: Place, grey: np.ndarray, white: np.ndarray, box: tuple) -> np.
     return level
 
 
-def _around(centres: np.ndarray, shape: tuple[int, ...]) -> tuple[slice, ...]:
+def _around(centres: Array, shape: tuple[int, ...]) -> tuple[slice, ...]:
     """The part of a grid that holds voxels (N, 3) and a margin."""
     first = np.clip(np.floor(centres.min(0)) - _MARGIN, 0, np.array(shape) - 1).astype(int)
     last = np.clip(np.ceil(centres.max(0)) + _MARGIN + 1, first + 1, shape).astype(int)
     return tuple(slice(a, b) for a, b in zip(first, last, strict=True))
 
 
-def _chain(places: np.ndarray, balls: np.ndarray) -> np.ndarray:
+def _chain(places: Array, balls: Array) -> Array:
     """Depth in mm inside a chain of balls joined by cones. places: (..., 3), balls: (N, 4), all in mm."""
     depth = np.full(places.shape[:-1], -np.inf)
     for a, b in zip(balls, balls[1:] if len(balls) > 1 else balls, strict=False):
@@ -110,13 +112,13 @@ def _chain(places: np.ndarray, balls: np.ndarray) -> np.ndarray:
     return depth
 
 
-def _belongs(share: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
+def _belongs(share: Array, limits: tuple[float, float]) -> Array:
     """1 where a share of tissue lies well between two limits, 0.5 at them, 0 beyond."""
     low, high = limits
     return np.clip(np.minimum(share - low, high - share) / 0.3 + 0.5, 0, 1)
 
 
-def _signed(inside: np.ndarray) -> np.ndarray:
+def _signed(inside: Array) -> Array:
     """Smoothed distance to the border, positive inside, in voxels."""
     if not inside.any():
         return np.full(inside.shape, -REACH, np.float32)

@@ -14,6 +14,7 @@ from runtime.geometry.grid import bounding_box, closest_ras, reorient_array
 from runtime.images.intensity import PercentileRule
 from runtime.images.mni152 import NAME, mni152_file
 from runtime.images.volume import read_volume
+from runtime.types import Array
 from train.data.synthetic.places import deep_levels
 from train.data.volumes import content_digest
 
@@ -68,12 +69,12 @@ def load_template(name: str | Path, device: torch.device | str = "cpu") -> Templ
     return Template(*(torch.from_numpy(stack).to(device) for stack in stacks))
 
 
-def _oriented(path: Path) -> np.ndarray:
+def _oriented(path: Path) -> Array:
     volume = read_volume(path, "template")
     return reorient_array(volume.data, *closest_ras(volume.grid.affine))
 
 
-def _tissues(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _tissues(image: Array) -> tuple[Array, Array]:
     """Shares of grey and white matter from the middle and the brightest of three clusters of the intensities."""
     brain = image[image > 0]
     if len(np.unique(brain)) < 3:

@@ -11,13 +11,12 @@ from ....host.kernels import SMALL
 from ....host.memory import ARRAYS
 from ....host.progress import fastest
 from ....loop.schedules import LEVELS
+from ....types import Array, Shape
 from ...engine_set import ENGINES, EXTRACTOR, EngineSet, estimator_name
 from ..graph_weights import Convolution, read_chain
 from . import kernels
 from .llvm import VOXELS
 
-Array = np.ndarray
-Shape = tuple[int, int, int]
 PLANES = 4  # of a ring: while one is written, the next layer reads the three before it
 PEAK_BLOCKS, PEAK_RUNS = 20_000, 5  # of the measured peak
 LINE = 16  # floats of a cache line

@@ -19,6 +19,7 @@ from ....host.cache_folder import cache_folder, keep_latest
 from ....host.files.hashes import sha256
 from ....host.files.whole_files import write_bytes, write_text
 from ....loop.schedules import LEVELS
+from ....types import Shape
 from ...engine_set import ENGINES, EXTRACTOR, FEATURES, IMAGE, RESIDUAL, EngineSet, features_name
 
 FORMAT, VERSION = "rpnet-plans", 1
@@ -27,8 +28,6 @@ CACHED, MOST_CACHED = "rpnet-plans", 20  # sets whose plans are in the cache fol
 AGAIN = "built again"
 CHANNELS_LAST = {"fp16": "DHWC8", "fp32": "DHWC"}
 DTYPES = {"fp16": "float16", "fp32": "float32"}
-
-Shape = tuple[int, int, int]
 
 
 @dataclass(frozen=True)

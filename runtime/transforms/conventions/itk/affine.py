@@ -23,9 +23,9 @@ import numpy as np
 from ....errors import InputError, first_line
 from ....geometry.grid import LARGEST_ENTRY, check_affine
 from ....host.files.whole_files import write_bytes, write_text
+from ....types import Array
 from ..frames import TO_LPS
 
-Array = np.ndarray
 BANNER = "#Insight Transform File V1.0"
 NAME = "AffineTransform_double_3_3"
 SHORTER = 1e-10  # relative margin in a versor's length, as in itk::VersorRigid3DTransform::SetParameters

@@ -23,12 +23,12 @@ from ....geometry.grid import LARGEST_ENTRY, Grid
 from ....geometry.transform import AffineTransform, Chain, SpatialTransform, Transform
 from ....host.files.reading_process import Unreadable, read_elsewhere
 from ....host.files.whole_files import atomic_path
+from ....types import Array
 from ...spaces import TransformFile, TransformMetadata, metadata_in, sides
 from ..frames import LPS, TO_LPS, Frame
 from ..nifti_field import StoredField, check_field
 from .affine import matrix_of, parameters_of
 
-Array = np.ndarray
 MAGIC = b"\x89HDF\r\n\x1a\n"
 ATTRIBUTE = "description"  # attribute of /TransformGroup that holds the metadata
 FIELD, AFFINE = "DisplacementFieldTransform", "AffineTransform"

@@ -6,16 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-
 from ....backends.engines import OpenEngines
 from ....host.progress import Progress, silent
 from ....loop import iterstop
 from ....loop.schedules import LEVELS, Schedule
 from ....registration.engines import open_engines
+from ....types import Array
 from .timing import Recorder, Span, timed
 
-Array = np.ndarray
 FINEST = LEVELS[-1]
 ENGINE_FACTS = ("backend", "library", "device", "fields", "precision", "threads")
 

@@ -9,10 +9,9 @@ import numpy as np
 
 from ....host.machine import peak_bytes
 from ....host.progress import Progress, silent
+from ....types import Array
 from ..machine.host import Interference
 from .contender import Contender, EngineRunner, Run, Runner, Task, solve
-
-Array = np.ndarray
 
 
 @dataclass

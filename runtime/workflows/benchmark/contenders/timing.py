@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 from ....backends.engines import OpenEngines
+from ....types import Shape
 
 Array = Any
-Shape = tuple[int, int, int]
 
 
 class Clock(Protocol):

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 
 from ....host.files.whole_files import atomic_path
+from ....types import Record
 from ...figures import new_figure
 
-Record = dict[str, Any]
 SIZE = (8, 4.5)  # inches
 # Finest level first; the rest of a run's time is "other".
 COLOURS = {

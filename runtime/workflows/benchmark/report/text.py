@@ -1,8 +1,8 @@
 """The record as text: Markdown tables, readable in a terminal. All that is said here is in the record."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
+from ....types import Record
 from ..machine.gpu import gpu_words
 from .cells import (
     PERCENTILES,
@@ -18,7 +18,6 @@ from .cells import (
     percentiles,
 )
 
-Record = dict[str, Any]
 LEAST_SHARE = 0.0005  # of a run's time, below which a stage has no row of its own
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from ....types import Record
 from ..methods import Method
 from .folder import BOXES, CURVES, DELTAS, MARKDOWN
 
-Record = dict[str, Any]
 # Scores of a method, in the order of tables; `iterations` besides.
 FIGURES = (
     "dice",

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ....errors import InputError, explained
 from ....host.files.hashes import sha256_of_facts, sha256_of_file
 from ....host.files.plain_json import as_json, read_record
 from ....host.files.whole_files import write_text
 from ....transforms.formats import AUTO
+from ....types import Record
 from ..engine_sets import EXPORTED
 from ..options import EvaluateOptions
 from ..pair_list import Pair
@@ -18,7 +18,6 @@ PAIRS = "pairs"
 SCORES, TABLE, LABELS = "scores.json", "scores.csv", "labels.csv"
 MARKDOWN, BOXES, CURVES, DELTAS = "table.md", "boxes.png", "curves.png", "deltas.png"
 KEPT = ("engine_sets", "versions", "methods")  # of an earlier record of the same inputs and choices
-Record = dict[str, Any]
 
 
 class ScoresFolder:

@@ -9,9 +9,9 @@ from statistics import fmean
 import numpy as np
 
 from ....geometry.grid import Grid
+from ....types import Array
 from .surfaces import Surface, surfaces
 
-Array = np.ndarray
 COUNTED_BY_ID = 1 << 16  # where all ids are below, an array of this length counts them; only int32 maps hold others
 
 

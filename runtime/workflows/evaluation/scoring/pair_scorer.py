@@ -5,8 +5,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ....backends.engines import OpenEngines
 from ....errors import InputError
 from ....host.files.csv_lines import read_csv
@@ -21,12 +19,12 @@ from ....registration.preprocessing import normalised
 from ....registration.scans import FixedScan, Registration
 from ....transforms.chain import Route, read_route
 from ....transforms.points.tables import COLUMNS, PointsFile, read_points
+from ....types import Array
 from ..methods import BEFORE, NO_ITERATION, Method
 from ..pair_list import Pair
 from .memoised_pair import LIMIT, Bill, Memory, RememberingPair
 from .scores import Judge, LabelPair, pair_labels
 
-Array = np.ndarray
 MEMORY_SHARE = 4  # a pair's memory takes no more than this part of what is free
 LOOP_STAGES = ("encode", "iterate")
 NETWORK_STAGES = (*LOOP_STAGES, "finish")  # which the affine start alone would not have

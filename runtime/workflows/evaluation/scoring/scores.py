@@ -15,9 +15,8 @@ from ....images.resampling.resample import resample_through
 from ....images.similarity import ncc, negative_mse
 from ....images.volume import Volume
 from ....registration.preprocessing import Normalised
+from ....types import Array
 from .label_scores import FixedLabels, LabelScores
-
-Array = np.ndarray
 
 
 @dataclass(frozen=True)

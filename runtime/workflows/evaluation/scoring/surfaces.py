@@ -11,8 +11,8 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from ....geometry.grid import Grid, bounding_box
+from ....types import Array
 
-Array = np.ndarray
 PERCENTILE = 95
 
 

@@ -14,13 +14,13 @@ import numpy as np
 
 from ....host.files.whole_files import atomic_path
 from ....images.preview import FAINT, FOLD, INK, LINE, PANEL, PAPER, PNG_LEVEL, Plane
+from ....types import Array
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
     from PIL.ImageDraw import ImageDraw
     from PIL.ImageFont import FreeTypeFont
 
-Array = np.ndarray
 COLUMNS, MARGIN, GAP, HEADER, CAPTION = 4, 20, 18, 64, 40
 EDGE = 128  # pixels of a panel's longest side
 SPACE = 4  # pixels between the panels of a scan

@@ -17,8 +17,8 @@ from ....host.files.plain_json import read_record
 from ....host.files.whole_files import write_text
 from ....images.scan_list import COLUMNS, Scan
 from ....images.volume import write_volume
+from ....types import Array
 
-Array = np.ndarray
 FORMAT, VERSION = "rpnet-prepared-scan", 1
 FOLDERS = dict(zip(COLUMNS, ("images", "labels", "masks"), strict=True))
 RECORDS, TABLE, SHEET, REFERENCE = "records", "prepared.csv", "contact_sheet.png", "reference.nii.gz"

@@ -8,8 +8,7 @@ from ....errors import InputError
 from ....geometry.grid import Grid
 from ....registration.affine.align import AffineStart, FixedPyramid, nearest_rigid
 from ....registration.affine.pyramid import prepared
-
-Array = np.ndarray
+from ....types import Array
 
 
 @dataclass(frozen=True, eq=False)

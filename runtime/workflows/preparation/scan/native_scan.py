@@ -12,8 +12,7 @@ from ....images.resampling.resample import resample
 from ....images.scan_list import Scan
 from ....images.volume import Volume, read_labels, read_volume
 from ....registration.result import DARK_SHARE
-
-Array = np.ndarray
+from ....types import Array
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,7 +3,6 @@
 import platform
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from ....host.progress import Stages
 from ....images.resampling.resample import resample
 from ....images.scan_list import COLUMNS, Scan
 from ....images.volume import read_volume, write_volume
+from ....types import Array, Record
 from ..options import PrepareOptions
 from ..output.contact_sheet import Tile, draw_tile
 from ..output.folder import FORMAT, VERSION, OutputFolder, write_unit_image
@@ -23,8 +23,6 @@ from .native_scan import NativeScan, on_target, read_native
 from .quality import cropped_share, doubts, label_facts, likeness
 from .reference import Reference
 
-Array = np.ndarray
-Record = dict[str, Any]
 PACKAGES = ("numpy", "nibabel", "numba", "llvmlite", "nilearn")
 
 

@@ -8,8 +8,8 @@ import numpy as np
 from ....geometry.grid import Grid
 from ....images.similarity import ncc
 from ....registration.result import LOW_NCC
+from ....types import Array
 
-Array = np.ndarray
 MUCH_CROPPED = 0.01  # share of the foreground outside the grid, from which on it is worth a warning
 FEW_POINTS = 200_000  # foreground voxels that the share is estimated from, about
 

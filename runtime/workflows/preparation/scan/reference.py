@@ -10,11 +10,11 @@ from ....geometry.grid import Grid, plan_working_grid
 from ....images.mni152 import NAME as MNI152
 from ....images.mni152 import mni152_file
 from ....images.scan_list import Scan
+from ....types import Array
 from ..options import FIRST, PrepareOptions, Shape
 from .alignment import Aligner
 from .native_scan import on_target, read_native
 
-Array = np.ndarray
 ALIGNED, MNI = 2, 4  # NIfTI codes: coordinates of some other scan, and of the MNI152 template
 
 
