@@ -1,16 +1,16 @@
-"""Scores the affine start alone on real brains: labels carried by it against those that are there.
+"""Score the affine initialisation alone on real brains: labels warped by it against the fixed labels.
 
     python -m measurements.affine_start --data DIR --output table.md
 
 `--data` as in real_pairs_list.py. Groups: Mindboggle's subjects in a chain; the two brains of `pair`, both ways;
-subjects against either of those two, both ways, their cortex joined to one label a side; and subjects carried into
+subjects against either of those two, both ways, their cortex joined to one label per side; and subjects registered to
 MNI152, each scored against the next one there. Dice is the mean over labels with 50 voxels or more in both maps, on the
-fixed grid, nearest neighbour. "whole" is the affine start without its steps on the detail inside, "CPU s" the time of
-all cores together, both measured in turn.
+fixed grid, nearest neighbour. "whole" is the affine initialisation without its steps on the detail inside the
+foreground, "CPU s" the time of all cores together, both measured in turn.
 
-`--greedy DIR` adds a column for greedy's affine: NCC 2x2x2, 100x50x10 iterations, one thread, images cut to their
-foreground, as greedy starts from their centres. DIR keeps its matrices, and those that it has are read. Nothing else
-needs picsl-greedy (pip install picsl-greedy). `--only-kept` leaves a cell empty where DIR has no matrix.
+`--greedy DIR` adds a column for greedy's affine: NCC 2x2x2, 100x50x10 iterations, one thread, images cropped to their
+foreground, because greedy starts from their centres. DIR keeps its matrices; those that exist are read. Only this needs
+picsl-greedy (pip install picsl-greedy). `--only-kept` leaves a cell empty where DIR has no matrix.
 """
 
 import functools
@@ -39,15 +39,15 @@ Array = np.ndarray
 TUTORIAL = ("fixed", "moving")
 TEMPLATE = "mni152"
 ACROSS = (3, 6, 9, 12, 14, 17)
-CORTEX = ((1002, 1035, 3), (2002, 2035, 42))  # first and last id of Mindboggle's cortex, and what `pair` calls it
+CORTEX = ((1002, 1035, 3), (2002, 2035, 42))  # first and last id of Mindboggle's cortex, and its label in `pair`
 FEWEST = 50  # voxels of a label
 METHODS = ("headers", "whole", "detail", "greedy")
-EDGE = 8  # voxels left about the foreground for greedy
+EDGE = 8  # margin in voxels around the foreground for greedy
 
 
 @dataclass(frozen=True)
 class Case:
-    """fixed -> moving of a group; `against` is the subject it is scored with where the fixed image has no labels."""
+    """A pair of a group; `against` is the subject it is scored with if the fixed image has no labels."""
 
     group: str
     fixed: str
@@ -72,7 +72,7 @@ def cases() -> list[Case]:
 
 
 class Scans:
-    """What is in the folder, read once."""
+    """Images and labels of the data folder, each read once."""
 
     def __init__(self, data: Path) -> None:
         self._data = data
@@ -99,7 +99,7 @@ class Scans:
 
 
 class Scorer:
-    """Dice of a case, from its matrix and, in the template, that of the subject it is scored with."""
+    """Dice of a case, from its matrix and, in the template group, that of the subject it is scored with."""
 
     def __init__(self, scans: Scans) -> None:
         self._scans = scans
@@ -127,7 +127,7 @@ class Scorer:
 
 
 def ours(scans: Scans, case: Case, whole: bool) -> tuple[Array, float]:
-    """The matrix (4, 4) RAS mm and CPU seconds; `whole` leaves the steps on the detail out."""
+    """Return our matrix (4, 4) RAS mm and CPU seconds; `whole` skips the steps on the detail."""
     images = *scans.image(case.fixed), *scans.image(case.moving)
     with mock.patch.object(detail, "ALIKE", 2.0 if whole else detail.ALIKE):
         begin = time.process_time()
@@ -136,7 +136,7 @@ def ours(scans: Scans, case: Case, whole: bool) -> tuple[Array, float]:
 
 
 def greedy(scans: Scans, case: Case, kept: Path, only_kept: bool) -> Array | None:
-    """Greedy's matrix (4, 4) RAS mm, from `kept` if it is there."""
+    """Return greedy's matrix (4, 4) RAS mm, read from `kept` if it exists; None if it does not and `only_kept`."""
     file = kept / f"{case.fixed}-{case.moving}.mat"
     if not file.exists():
         if only_kept:
@@ -154,7 +154,7 @@ def greedy(scans: Scans, case: Case, kept: Path, only_kept: bool) -> Array | Non
 
 
 def cut(scans: Scans, name: str, folder: Path) -> Path:
-    """The image cut to its foreground, as a file."""
+    """Write the image cropped to its foreground and return the file."""
     first, last = bounding_box(scans.image(name)[0] > FOREGROUND)
     box = tuple(slice(max(int(a) - EDGE, 0), int(b) + EDGE + 1) for a, b in zip(first, last, strict=True))
     nibabel.save(nibabel.load(scans.file(name)).slicer[box], folder / f"{name}.nii.gz")
@@ -164,7 +164,7 @@ def cut(scans: Scans, name: str, folder: Path) -> Path:
 def scored(
     scans: Scans, chosen: list[Case], compare: Callable[[Case], Array | None]
 ) -> Iterator[tuple[Case, list[float]]]:
-    """A case and its row: Dice by headers, without and with detail, by greedy (NaN without it); CPU seconds of ours."""
+    """Yield each case and its row: Dice of headers, whole, detail and greedy (or NaN), then our CPU seconds."""
     scorer, matrices, seconds = Scorer(scans), {}, {}
     for case in chosen:
         (whole, slow), (detail, slower) = ours(scans, case, True), ours(scans, case, False)
@@ -177,7 +177,7 @@ def scored(
 
 
 def means(group: str, rows: Array) -> Iterator[str]:
-    """The mean of a group, and that of the rows which have greedy's Dice, if those are others."""
+    """Yield the mean of a group, and that of the rows with greedy's Dice if some rows lack it."""
     compared = rows[np.isfinite(rows[:, METHODS.index("greedy")])]
     if len(compared) < len(rows):
         yield row(f"**{group}, mean of {len(rows)}**", rows.mean(axis=0))
@@ -192,8 +192,8 @@ def row(name: str, figures: Sequence[float]) -> str:
 
 @click.command(help=__doc__.split("\n\n")[0])
 @click.option("--data", type=click.Path(path_type=Path), required=True)
-@click.option("--greedy", "kept", type=click.Path(path_type=Path), help="Compare with greedy; keeps its matrices here.")
-@click.option("--only-kept", is_flag=True, help="Run no greedy: only matrices that are kept already.")
+@click.option("--greedy", "kept", type=click.Path(path_type=Path), help="Compare with greedy; folder for its matrices.")
+@click.option("--only-kept", is_flag=True, help="Do not run greedy; use existing matrices only.")
 @click.option("--groups", default="chain,pair,across,template", show_default=True)
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="Markdown.")
 def main(data: Path, kept: Path | None, only_kept: bool, groups: str, output: Path) -> None:

@@ -1,11 +1,11 @@
-"""Checks everything that computes on a CUDA GPU, then measures it; writes gpu_check.md and gpu_check.json.
+"""Check everything that computes on a CUDA GPU, then measure it; write gpu_check.md and gpu_check.json.
 
     python -m measurements.gpu_check --engine-dir engines/ --output gpu_check --quick
 
-On the GPU: all kernels against their definitions (and under compute-sanitizer where it is installed), every backend
-against the CPU, the latency table with PyTorch in turn, each kernel's share of the memory's bandwidth, and where the
-loop's time goes. With --fixed and --moving also on two scans, with --fixed-labels and --moving-labels also by Dice.
-Exit code 1 where anything is wrong, or there is no GPU.
+On the GPU: all kernels against the reference implementation (and under compute-sanitizer if it is installed), every
+backend against the CPU, the latency table with PyTorch in turn, each kernel's share of the memory bandwidth, and the
+loop's time by stage. With --fixed and --moving also on two scans, with --fixed-labels and --moving-labels also by Dice.
+Exit code 1 if anything is wrong or there is no GPU.
 """
 
 import sys
@@ -38,7 +38,7 @@ KERNEL_RUNS, KERNEL_RUNS_QUICK = 40, 10
 
 @dataclass
 class Check:
-    """One check, part after part."""
+    """A check, run part by part."""
 
     engine_dir: Path
     scans: Scans | None
@@ -49,7 +49,7 @@ class Check:
     def parts(self) -> Iterator[Part]:
         yield guarded("Machine", place)
         tell("the kernels' tests")
-        yield guarded("Kernels against the definitions", lambda: kernel_tests(sanitize=not self.quick))
+        yield guarded("Kernels against the reference", lambda: kernel_tests(sanitize=not self.quick))
         yield guarded("GPU against CPU", self._agreement)
         tell("the kernels' times")
         runs = KERNEL_RUNS_QUICK if self.quick else KERNEL_RUNS
@@ -64,7 +64,7 @@ class Check:
         return part
 
     def _latency(self) -> Iterator[Part]:
-        tell("the command benchmark, some minutes")
+        tell("the command benchmark, which takes some minutes")
         torch, records = torch_sees_gpu(), []
 
         def measured() -> Part:
@@ -87,11 +87,11 @@ def tell(text: str) -> None:
 
 @click.command(help=__doc__.split("\n\n")[0])
 @click.option("--engine-dir", type=PATH, default=SHIPPED, show_default="engines/ of the project")
-@click.option("--fixed", type=PATH, help="Two scans besides the generated pair.")
-@click.option("--moving", type=PATH, help="See --fixed.")
-@click.option("--fixed-labels", type=PATH, help="Label maps of both, for Dice.")
-@click.option("--moving-labels", type=PATH, help="See --fixed-labels.")
-@click.option("--shape", type=int, nargs=3, default=SHAPE, show_default=True, help="Of images; less for a small GPU.")
+@click.option("--fixed", type=PATH, help="Fixed scan of a real pair, besides the generated one.")
+@click.option("--moving", type=PATH, help="Moving scan of that pair.")
+@click.option("--fixed-labels", type=PATH, help="Label map of the fixed scan, for Dice.")
+@click.option("--moving-labels", type=PATH, help="Label map of the moving scan.")
+@click.option("--shape", type=int, nargs=3, default=SHAPE, show_default=True, help="Image size; less for a small GPU.")
 @click.option("--output", type=PATH, default="gpu_check", show_default=True, help="Folder for the record.")
 @click.option("--quick", is_flag=True, help="Fewer runs; no files, no start-up, no compute-sanitizer.")
 def main(engine_dir, fixed, moving, fixed_labels, moving_labels, shape, output, quick) -> None:

@@ -1,4 +1,4 @@
-"""What happens to inputs that break naive readers: each file against itself, and one brain in three orientations.
+"""Register inputs that break naive readers: each file against itself, and one brain in three orientations.
 
     python -m measurements.hostile_inputs --engine-dir engines/ --data ../shared/data
 
@@ -43,7 +43,7 @@ def orientation_differences(engines, data: Path) -> list[str]:
 def main(engine_dir, data) -> None:
     folder = data / "hostile"
     if not folder.is_dir():
-        raise click.ClickException(f"--data: {folder} is absent; give the folder that holds hostile/ and pair/")
+        raise click.ClickException(f"--data: {folder} is missing; give the folder that holds hostile/ and pair/")
     with runtime.open_engines(engine_dir) as engines:
         click.echo("| as moving image | mean difference, mm | largest, mm | iterations |\n| --- | --- | --- | --- |")
         for line in orientation_differences(engines, data):

@@ -1,11 +1,12 @@
-"""Registers real pairs and prints how exact the inverse of each transform is, as a markdown table.
+"""Register real pairs and print the accuracy of the inverse of each transform, as a Markdown table.
 
     python -m measurements.inverse_consistency --data DIR --pairs pair,s3-s4
 
 For every voxel x of the fixed foreground (above 0) where the Jacobian determinant is positive: |inverse(forward(x)) -
-x| in mm, "solved" with the inverse found at forward(x), "on the grid" with the displacement on the moving grid that
-goes into a file, interpolated there. Before it that displacement's residuals |T(x) - y| at the moving grid's own voxels
-y, the share of them for which no x was found within the tolerance, and its seconds. `--data` as in real_pairs_list.py.
+x| in mm, "solved" with the inverse solved at forward(x), "on the grid" with the displacement field on the moving grid,
+as written to a file, interpolated at forward(x). The columns before give that field's residuals |T(x) - y| at the
+voxels y of the moving grid, the share of voxels for which no x was found within the tolerance, and its seconds.
+`--data` as in real_pairs_list.py.
 """
 
 import time
@@ -28,12 +29,12 @@ COLUMNS = (
 
 
 def spread(errors: np.ndarray) -> list[float]:
-    """Mean, 95th percentile and maximum."""
+    """Return mean, 95th percentile and maximum."""
     return [float(errors.mean()), float(np.percentile(errors, 95)), float(errors.max())]
 
 
 def figures(engines, fixed: Path, moving: Path, options: runtime.Options) -> list[float]:
-    """One pair's row, but for its name."""
+    """Return the row of one pair without its name."""
     result = runtime.register(fixed, moving, engines, options)
     transform, grid, end = result.transform, result.fixed.grid, result.moving.grid
     begin = time.perf_counter()

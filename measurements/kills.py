@@ -1,11 +1,11 @@
-"""What is left when commands are killed or asked to stop at random moments: half files, and what the next run leaves.
+"""Kill or stop commands at random moments, and count the incomplete files left then and after the next run.
 
     python -m measurements.kills --kills 40 --signals 20
 
 Half of the moments are drawn over the time that a whole run takes, half from its last fifth, in which results are
-written; those that came too late are drawn again. A half file is one under its final name that cannot be read whole,
-or a sign of a whole result (a report, a manifest) beside files that are not those it names. Left over is what the next
-whole run leaves besides what a first one does.
+written; moments after the end of the run are drawn again. A half file is one under its final name that is incomplete,
+or a report or manifest beside files other than those it names. Left over are the files that the next whole run leaves
+in addition to those of a first run.
 """
 
 import csv
@@ -37,17 +37,17 @@ ROOT = Path(__file__).resolve().parent.parent
 CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}
 WORD = "Stopped by"
 STEPS = 6  # of a training run
-MEASURED = 10  # stopped runs, after which a whole one shows what is left over and how long it takes by now
+MEASURED = 10  # stopped runs before a whole one, which shows the files left over and the current duration
 
 
 @dataclass(frozen=True)
 class Job:
-    """A command that can be run again and again into one folder, and what its results must be like.
+    """A command that can be run repeatedly into one folder, and a check of its results.
 
     Attributes:
-        whole: whether what the folder holds is what it says it is.
-        forget: removes what the command would keep instead of doing it again.
-        resumes: the option with which it continues what is in the folder, where there is one.
+        whole: checks that the results in the folder are complete and consistent.
+        forget: removes results that the command would keep instead of computing them again.
+        resumes: the option that makes the command continue from the folder, if it has one.
     """
 
     name: str
@@ -64,7 +64,7 @@ class Job:
         return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
     def run(self) -> float:
-        """To its end; seconds."""
+        """Run to the end; return the seconds."""
         begin = time.monotonic()
         process = self.start()
         _, errors = process.communicate()
@@ -86,12 +86,14 @@ class Job:
 
 @dataclass
 class Tally:
-    """How often a signal met a command while it ran, and what was found then.
+    """Counts over all signals sent to one command.
 
     Attributes:
-        late: how often it came after the end.
-        half, left: half files; left-overs and half files after the next whole run.
-        wrong: exit codes, words and hidden files that are not as they should be.
+        met: signals that arrived while the command ran.
+        late: signals that came after its end.
+        half: runs after which there were half files.
+        left: next whole runs that left half files or files over.
+        wrong: wrong exit codes and messages, and hidden files left.
     """
 
     met: int = 0
@@ -106,7 +108,7 @@ def _hidden(name: str) -> bool:
 
 
 def readable(path: Path) -> bool:
-    """Whether a file is all there, as far as its kind tells."""
+    """Return True if a file is complete, as far as its format shows."""
     try:
         if path.suffix == ".gz":
             gzip.decompress(path.read_bytes())
@@ -122,7 +124,7 @@ def readable(path: Path) -> bool:
 
 
 def registered(folder: Path) -> bool:
-    """A report stands beside all the files it names, and files of a result without one are none."""
+    """Check that all files named in the report exist, and that there is no result without a report."""
     report = folder / "report.json"
     if not report.is_file():
         return not (folder / "warp.nii.gz").exists()
@@ -142,14 +144,14 @@ def _accepted(read: Callable[[Path], object], path: Path) -> bool:
 
 
 def prepared(folder: Path) -> bool:
-    """Each record's files are those it was written with."""
+    """Check that the files of each record have the recorded hashes."""
     records = [json.loads(path.read_text()) for path in folder.glob("records/*.json")]
     outputs = [output for record in records for output in record.get("outputs", {}).values()]
     return all(sha256_of_file(folder / output["path"]) == output["sha256"] for output in outputs)
 
 
 def trained(folder: Path) -> bool:
-    """Checkpoints load, the best one never alone; the log has a row for each step of last.pt, and no step twice."""
+    """Check that checkpoints load, best.pt never alone, and that the log has each step up to last.pt exactly once."""
     last, best, log = (folder / name for name in ("last.pt", "best.pt", "log.csv"))
     if not all(_accepted(load_checkpoint, path) for path in (last, best) if path.exists()):
         return False
@@ -161,7 +163,7 @@ def trained(folder: Path) -> bool:
 
 
 def jobs(work: Path) -> dict[str, Job]:
-    """By name, with their inputs."""
+    """Write the inputs and return the jobs by name."""
     fixed, moving = str(work / "f.nii.gz"), str(work / "m.nii.gz")
     for path, move in ((fixed, lambda points: points), (moving, scans.bend)):
         write_volume(path, scans.scan(scans.grid(), move), scans.grid())
@@ -185,25 +187,27 @@ def jobs(work: Path) -> dict[str, Job]:
 
 
 def forget_records(folder: Path) -> None:
-    """Of `prepare` and `evaluate`, which keep what is done."""
+    """Remove the records of `prepare` and `evaluate`, which keep finished work."""
     for path in [*folder.glob("records/*"), *folder.glob("pairs/*")]:
         path.unlink()
 
 
 def forget_finished_run(folder: Path) -> None:
-    """One of `train` that was stopped is continued."""
+    """Remove a finished run of `train`; a stopped one stays and is resumed."""
     last = folder / "last.pt"
     if last.exists() and load_checkpoint(last).training["step"] == STEPS:
         shutil.rmtree(folder)
 
 
 def attack(job: Job, number: int, times: int, expected: set[str], draw: random.Random) -> Tally:
-    """Sends a signal so many times while the command runs.
+    """Send a signal `times` times while the command runs.
 
     Args:
-        job, number, times: what, the signal, how often.
+        job: the command.
+        number: the signal.
+        times: how often.
         expected: names in the folder after a first whole run.
-        draw: moments.
+        draw: draws the moments.
     """
     tally = Tally()
     shares = (draw.uniform(low, 1.0) for low in itertools.cycle((0.0, 0.8)))
@@ -213,21 +217,21 @@ def attack(job: Job, number: int, times: int, expected: set[str], draw: random.R
         while not _met(job, number, seconds * next(shares), tally):
             tally.late += 1
         tally.met += 1
-        tally.half += _told(job, job.half_files())
+        tally.half += _report(job, job.half_files())
     _measured(job, expected, tally)
     return tally
 
 
 def _measured(job: Job, expected: set[str], tally: Tally) -> float:
-    """A run to its end, which must leave what a first one does, and one of which nothing is done yet; seconds."""
+    """Finish the last run and compare its files with those of a first one; return the seconds of a run from scratch."""
     job.run()
-    tally.left += _told(job, [*(job.names() ^ expected), *job.half_files()])
+    tally.left += _report(job, [*(job.names() ^ expected), *job.half_files()])
     job.forget(job.folder)
     return job.run()
 
 
 def _met(job: Job, number: int, moment: float, tally: Tally) -> bool:
-    """Whether a signal at this many seconds met the command before its end."""
+    """Send a signal after `moment` seconds; return True if it arrived before the command's end."""
     job.forget(job.folder)
     process = job.start()
     time.sleep(moment)
@@ -239,15 +243,15 @@ def _met(job: Job, number: int, moment: float, tally: Tally) -> bool:
     met = process.returncode != 0
     if met and number in CODES:
         right = process.returncode == CODES[number] and lines[-1:] and lines[-1].startswith(WORD)
-        tally.wrong += _told(job, [] if right and "Traceback" not in errors else [process.returncode, errors[-2000:]])
-        tally.wrong += _told(job, job.hidden())
+        tally.wrong += _report(job, [] if right and "Traceback" not in errors else [process.returncode, errors[-2000:]])
+        tally.wrong += _report(job, job.hidden())
     elif not met:
-        tally.wrong += _told(job, ["swallowed", errors[-2000:]] if "ignored" in errors else [])
+        tally.wrong += _report(job, ["swallowed", errors[-2000:]] if "ignored" in errors else [])
     return met
 
 
 def _answers(process: int) -> bool:
-    """Whether it handles signals by now: before that one ends it as it ends every program (Linux)."""
+    """Return True if the process handles SIGTERM by now; before, a signal ends it like any program (Linux)."""
     try:
         lines = Path(f"/proc/{process}/status").read_text().splitlines()
     except OSError:
@@ -256,8 +260,8 @@ def _answers(process: int) -> bool:
     return bool(caught >> (signal.SIGTERM - 1) & 1)
 
 
-def _told(job: Job, trouble: list) -> int:
-    """Says what is wrong; 1 if anything is."""
+def _report(job: Job, trouble: list) -> int:
+    """Print what is wrong; return 1 if anything is, else 0."""
     if trouble:
         click.echo(f"{job.name}: {trouble}", err=True)
     return bool(trouble)
@@ -265,11 +269,11 @@ def _told(job: Job, trouble: list) -> int:
 
 @click.command(help=__doc__.split("\n\n")[0])
 @click.option("--kills", default=40, show_default=True)
-@click.option("--signals", default=20, show_default=True, help="Of each of SIGTERM and Ctrl-C.")
-@click.option("--command", "wanted", multiple=True, help="Of register, prepare, evaluate, train, export.")
+@click.option("--signals", default=20, show_default=True, help="Number of each of SIGTERM and Ctrl-C.")
+@click.option("--command", "wanted", multiple=True, help="One of register, prepare, evaluate, train, export.")
 @click.option("--seed", default=0, show_default=True)
 def main(kills, signals, wanted, seed) -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells let what runs in their background ignore it
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells make background processes ignore SIGINT
     draw = random.Random(seed)
     with tempfile.TemporaryDirectory() as folder:
         made = jobs(Path(folder))

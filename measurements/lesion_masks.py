@@ -1,12 +1,12 @@
-"""Puts a ball of one intensity into the moving scan of real pairs and registers it with and without a mask of it.
+"""Put a ball of one intensity into the moving scan of real pairs, and register with and without a mask of the ball.
 
     python -m measurements.lesion_masks --data DIR --pairs pair,s3-s4,s11-s12
 
-The ball lies in the left hemisphere, about the labelled voxel nearest to the centre of mass of its part of the map
-(labels 1 to 39 and 1000 to 1999, as FreeSurfer counts). Dice is over
-all labels that both maps hold in 50 voxels or more, those under the ball too; the largest displacement is beyond the
-affine. What the ball did is the distance, mm, from the same pair's transform without a ball: under the ball, within
-10 mm of it, and farther off, means over the fixed foreground. `--data` as in real_pairs_list.py.
+The ball lies in the left hemisphere (FreeSurfer's labels 1 to 39 and 1000 to 1999), around the labelled voxel nearest
+to the hemisphere's centre of mass. Dice is the mean over all labels with 50 voxels or more in both maps, those under
+the ball too; the largest displacement is that beyond the affine. The effect of the ball is the distance in mm from the
+same pair's transform without a ball: under the ball, within 10 mm of it, and farther away, means over the fixed
+foreground. `--data` as in real_pairs_list.py.
 """
 
 from dataclasses import replace
@@ -28,7 +28,7 @@ COLUMNS = ("pair", "moving scan", "mask", "Dice", "largest mm", "under mm", "nea
 
 
 def ball(labels: Volume, radius: float) -> np.ndarray:
-    """(I, J, K) bool."""
+    """Return the ball as a mask (I, J, K) bool on the grid of the labels."""
     numbers = labels.data
     inside = np.argwhere(((numbers > 0) & (numbers < 40)) | ((numbers >= 1000) & (numbers < 2000)))
     centre = inside[np.argmin(np.sum((inside - inside.mean(axis=0)) ** 2, axis=1))]
@@ -42,7 +42,7 @@ def lengths(vectors: np.ndarray) -> np.ndarray:
 
 
 class Pair:
-    """One pair, the ball in its moving scan, and the transform that it has without one."""
+    """One pair, the ball in its moving scan, and its transform without the ball."""
 
     def __init__(self, name: str, engines, paths, radius: float) -> None:
         fixed, moving, fixed_labels, moving_labels = paths
@@ -58,7 +58,7 @@ class Pair:
         self._distance = distance_transform_edt(under <= 0.5, sampling=fixed.grid.spacing)
 
     def row(self, what: str, intensity: float | None, masked: bool) -> list:
-        """Registers with the ball at an intensity (None: without one) and gives a row of the table."""
+        """Register with the ball at an intensity (None: without a ball) and return a row of the table."""
         scan, mask = self.moving, None
         if intensity is not None:
             scan = replace(scan, data=np.where(self.ball, np.float32(intensity), scan.data))
@@ -82,7 +82,7 @@ class Pair:
 @click.option("--engine-dir", default="engines", show_default=True)
 @click.option("--data", type=click.Path(path_type=Path), required=True)
 @click.option("--pairs", default="pair,s3-s4,s11-s12", show_default=True)
-@click.option("--radius", default=12.0, show_default=True, help="Of the ball, mm.")
+@click.option("--radius", default=12.0, show_default=True, help="Radius of the ball, mm.")
 @click.option("--threads", type=int)
 def main(engine_dir: str, data: Path, pairs: str, radius: float, threads: int | None) -> None:
     click.echo("| " + " | ".join(COLUMNS) + " |\n" + "| --- " * len(COLUMNS) + "|")

@@ -1,12 +1,12 @@
-"""Measures what each term of the training loss and the other direction cost a step, or how hard each term pulls.
+"""Measure the time that each term of the training loss and the second direction add to a step, or their gradients.
 
     python -m measurements.loss_terms --shape 80,96,80 --rounds 7 --threads 1
     python -m measurements.loss_terms --start runs/shipped/last.pt --iterations 2,3,2,2
 
-With --start: value and gradient norm of each term of weight 1, means over generated pairs, by which weights are chosen.
+With --start: value and gradient norm of each term of weight 1, means over generated pairs; weights are chosen by them.
 
-Every contender is the step of `train` with one thing more than the plain one. Seconds are processor time of the
-process: with one thread what a step takes on a core of its own, however busy the machine is.
+Every contender is the step of `train` with additions to the plain one. Seconds are processor time of the process: with
+one thread, the time of a step on an idle core, however busy the machine is.
 """
 
 import statistics
@@ -40,7 +40,7 @@ CONTENDERS = {
 
 
 def measure(runs: dict[str, Run], rounds: int) -> dict[str, list[float]]:
-    """Processor seconds of every step by contender; the first round only warms up."""
+    """Return the processor seconds of every step by contender; the first round is a warm-up."""
     pairs = [runs["plain"].sources.pair(2 * number) for number in range(2)]
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(rounds + 1):
@@ -53,8 +53,8 @@ def measure(runs: dict[str, Run], rounds: int) -> dict[str, list[float]]:
     return seconds
 
 
-def pulls(run: Run, pairs: int) -> dict[str, tuple[float, float]]:
-    """Value and norm of the weights' gradient of each term, means over some pairs taken both ways round."""
+def gradients(run: Run, pairs: int) -> dict[str, tuple[float, float]]:
+    """Return value and norm of the weights' gradient of each term, means over some pairs in both directions."""
     found: dict[str, list[tuple[float, float]]] = {}
     for number in range(pairs):
         pair = run.sources.pair(number)
@@ -72,10 +72,10 @@ def pulls(run: Run, pairs: int) -> dict[str, tuple[float, float]]:
 
 @click.command(help=__doc__.split("\n\n")[0])
 @click.option("--shape", default="80,96,80", show_default=True, help="Multiples of 8.")
-@click.option("--iterations", default="1,1,1,1", show_default=True, help="Most at levels 4,3,2,1, as of `train`.")
-@click.option("--rounds", default=7, show_default=True, help="Steps of each that count.")
+@click.option("--iterations", default="1,1,1,1", show_default=True, help="Maximum at levels 4,3,2,1, as for `train`.")
+@click.option("--rounds", default=7, show_default=True, help="Timed steps of each, or pairs with --start.")
 @click.option("--threads", default=1, show_default=True)
-@click.option("--start", type=click.Path(path_type=Path, exists=True), help="Weights that the terms pull at.")
+@click.option("--start", type=click.Path(path_type=Path, exists=True), help="Weights at which gradients are taken.")
 def main(shape: str, iterations: str, rounds: int, threads: int, start: Path | None) -> None:
     torch.set_num_threads(threads)
     keep_freed_memory()
@@ -87,7 +87,7 @@ def main(shape: str, iterations: str, rounds: int, threads: int, start: Path | N
     if start is not None:
         click.echo("| term | value | norm of its gradient |\n| --- | --- | --- |")
         run = Run(replace(usual, start=start, template="mni152", both_directions=True))
-        for name, (value, norm) in pulls(run, rounds).items():
+        for name, (value, norm) in gradients(run, rounds).items():
             click.echo(f"| {name} | {value:.3f} | {norm:.2f} |")
         return
     runs = {name: Run(replace(usual, **changes)) for name, changes in CONTENDERS.items()}

@@ -1,4 +1,4 @@
-"""Writes the list of real pairs for `cli.py evaluate`: two brains of a tutorial, and Mindboggle's subjects in a chain.
+"""Write the list of real pairs for `cli.py evaluate`: two brains of a tutorial, and Mindboggle's subjects in a chain.
 
     python -m measurements.real_pairs_list --data DIR --output pairs.csv
     python cli.py evaluate --pairs pairs.csv --output scores
@@ -22,17 +22,17 @@ ALL = ("pair", *(f"s{a}-s{b}" for a, b in pairwise(SUBJECTS)))
 
 
 def files(data: Path, name: str) -> tuple[Path, Path, Path, Path]:
-    """Fixed, moving, fixed labels and moving labels of a pair."""
+    """Return the paths of fixed, moving, fixed labels and moving labels of a pair."""
     folder, sides = ("pair", ("fixed", "moving")) if name == "pair" else ("mindboggle", name.split("-"))
     found = tuple(data / folder / f"{side}_{kind}.nii.gz" for kind in ("t1", "labels") for side in sides)
     for file in found:
         if not file.is_file():
-            raise click.ClickException(f"--data: {file} is absent; give the folder that holds pair/ and mindboggle/")
+            raise click.ClickException(f"--data: {file} is missing; give the folder that holds pair/ and mindboggle/")
     return found
 
 
 def row(data: Path, name: str) -> dict[str, str]:
-    """One line of the list."""
+    """Return one line of the list."""
     ids = " ".join(map(str, PAIR_LABELS)) if name == "pair" else ""
     return dict(zip(COLUMNS, (name, *(str(file.resolve()) for file in files(data, name)), ids), strict=True))
 

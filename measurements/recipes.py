@@ -1,10 +1,9 @@
-"""Trains by several recipes for equally many steps from one start, in turn, and sets their ends side by side.
+"""Train by several recipes for equally many steps from the same weights, in turn, and compare their final results.
 
     python -m measurements.recipes a.toml b.toml --start runs/long/last.pt --steps 400 --output runs/compared
 
-What is compared is the last line of each log.csv: means over the validation pairs. Options in `--with` go to every run:
-`--with "--validation pairs.csv --validation-pairs 50"`. A recipe whose run is complete is not run again, one
-that was interrupted goes on.
+The table compares the last line of each log.csv: means over the validation pairs. Options in `--with` go to every run:
+`--with "--validation pairs.csv --validation-pairs 50"`. A complete run is not repeated, an interrupted one is resumed.
 """
 
 import csv
@@ -30,7 +29,7 @@ COLUMNS = {
 
 
 def train(recipe: Path, start: Path, steps: int, output: Path, further: tuple[str, ...]) -> None:
-    """One run at the lowest priority, or what is left of one that was interrupted; its validation is at its end."""
+    """Run or resume one training at the lowest priority, with validation at its end; skip it if it is complete."""
     if (output / "log.csv").exists() and end(output)["step"] == str(steps):
         return
     goes_on = ("--resume",) if (output / "last.pt").exists() else ("--start", start)
@@ -40,17 +39,21 @@ def train(recipe: Path, start: Path, steps: int, output: Path, further: tuple[st
 
 
 def end(output: Path) -> dict[str, str]:
-    """The last line of a run's log."""
+    """Return the last line of a run's log."""
     with (output / "log.csv").open(newline="") as file:
         return list(csv.DictReader(file))[-1]
 
 
 @click.command(help=__doc__.split("\n\n")[0])
 @click.argument("recipes", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
-@click.option("--start", required=True, type=click.Path(path_type=Path, exists=True), help="Weights of all runs.")
+@click.option(
+    "--start", required=True, type=click.Path(path_type=Path, exists=True), help="Initial weights of all runs."
+)
 @click.option("--steps", default=400, show_default=True)
-@click.option("--output", required=True, type=click.Path(path_type=Path), help="Gets a folder for each recipe.")
-@click.option("--with", "further", default="", help="Options for every run, in one text.")
+@click.option(
+    "--output", required=True, type=click.Path(path_type=Path), help="Folder for the runs, one subfolder per recipe."
+)
+@click.option("--with", "further", default="", help="Options for every run, in one string.")
 def main(recipes: tuple[Path, ...], start: Path, steps: int, output: Path, further: str) -> None:
     click.echo(f"| {steps} steps | {' | '.join(COLUMNS)} |\n|{' --- |' * (len(COLUMNS) + 1)}")
     for recipe in recipes:

@@ -1,4 +1,4 @@
-"""Two more judges, for those who install them (``pip install fslpy surfa``): FSL's and FreeSurfer's own Python."""
+"""Two more tools for the round trips, if installed (``pip install fslpy surfa``): FSL's and FreeSurfer's Python."""
 
 import contextlib
 from pathlib import Path
@@ -39,7 +39,7 @@ def fslpy_writes(folder: Path, case: Case) -> Path:
 
 
 def fslpy_flirt(path: Path, case: Case) -> Applied:
-    """FSL's matrix takes the moving into the fixed image."""
+    """Apply a FLIRT matrix, which maps the moving to the fixed image."""
     from fsl.transform.flirt import fromFlirt, readFlirt
     from fsl.utils.image.resample import resampleToReference
 
@@ -77,7 +77,7 @@ def surfa_writes(folder: Path, case: Case) -> Path:
 
 
 def add_installed() -> None:
-    """Adds to `APPLY` and `WRITE` what is installed."""
+    """Add the installed ones of these tools to `APPLY` and `WRITE`."""
     with contextlib.suppress(ImportError):
         import fsl.transform  # noqa: F401
 

@@ -1,11 +1,11 @@
-"""Transforms through other tools and back: convention x tool x grid, worst error in mm and of the image.
+"""Round trips of transforms through other tools: convention x tool x grid, worst error in mm and of the image.
 
     python -m measurements.round_trips [--output table.md]
 
-Known maps (shifts, rotations and scales along each axis, an affine, a smooth map that is none, a registration's
-transform) on five pairs of grids are written by us and applied by the tool, and written by the tool and applied by us.
-The truth is closed-form; of images, SciPy's resampling of it. Needs requirements.txt, no engines and no data; with
-fslpy and surfa installed, these judge as well.
+Known maps (shifts, rotations and scales along each axis, an affine, a smooth nonlinear map, a registration's transform)
+on five pairs of grids are written by us and applied by the tool, and written by the tool and applied by us. The truth
+is closed-form; for images, it is resampled by SciPy. Needs requirements.txt, no engines and no data; fslpy and surfa
+are used as well if they are installed.
 """
 
 import argparse
@@ -26,7 +26,7 @@ Errors = list[tuple[float, float]]
 
 
 def main() -> None:
-    """Runs everything and prints the table as Markdown; status 1 if a case is out of bounds."""
+    """Run everything and print the table as Markdown; exit status 1 if a case is out of bounds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, help="also write the table to this file")
     output = parser.parse_args().output
@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def measure(folder: Path) -> dict[tuple[str, Key, str], Errors]:
-    """(direction, key, fixed grid) -> (mm, share of the intensity range) for each map that the file can hold."""
+    """Return errors (mm, share of the intensity range) of maps a file can hold, by direction, key and fixed grid."""
     found: dict[tuple[str, Key, str], Errors] = {}
     for place in FIXED:
         images = write_images(folder, place)
@@ -54,7 +54,7 @@ def measure(folder: Path) -> dict[tuple[str, Key, str], Errors]:
 
 
 def errors_of(case: Case, folder: Path) -> Iterator[tuple[str, Key, tuple[float, float]]]:
-    """The case through every tool, both ways."""
+    """Yield the errors of a case through every tool, in both directions."""
     for key, apply in APPLY.items():
         if holds(key[1], case):
             places, image = apply(written(folder, key, case), case)
@@ -70,7 +70,7 @@ def within(error: tuple[float, float]) -> bool:
 
 
 def versions() -> Iterator[str]:
-    """What was compared with."""
+    """Yield the versions of the tools."""
     for name in JUDGES:
         try:
             yield f"{name} {importlib.metadata.version(name)}"
@@ -79,7 +79,7 @@ def versions() -> Iterator[str]:
 
 
 def table(found: dict[tuple[str, Key, str], Errors]) -> Iterator[str]:
-    """Markdown: one row for direction, file and tool; cells are the worst mm / the worst image error over the maps."""
+    """Yield a Markdown table, a row per direction, file and tool; cells are the worst mm / the worst image error."""
     yield f"| file | tool | {' | '.join(FIXED)} | cases | within |"
     yield f"| --- | --- | {' | '.join('---' for _ in FIXED)} | --- | --- |"
     for direction in ("written by us", "read by us"):
@@ -93,7 +93,7 @@ def table(found: dict[tuple[str, Key, str], Errors]) -> Iterator[str]:
 
 
 def summary(found: dict[tuple[str, Key, str], Errors]) -> str:
-    """The worst of all."""
+    """Summarise all cases with their worst errors."""
     every = [error for errors in found.values() for error in errors]
     distance, image = (max(values) for values in zip(*every, strict=True))
     share = 100 * sum(map(within, every)) / len(every)

@@ -1,10 +1,10 @@
-"""Times the smoothing of residuals beside what it is added to, in turn, on images cropped or padded to one size.
+"""Time the smoothing of residuals and the iteration it is added to, in turn, on images cropped or padded to one size.
 
     python -m measurements.smoothing_cost --fixed FIXED --moving MOVING
 
-"smoothed" is every level's residual smoothed once, "made once" what all levels need of the fixed image beforehand,
-"iteration" one at level 1 without smoothing, "share" the first in the last. Medians of --runs, wall-clock; cores may be
-shared, so trust the share.
+"smoothed" is smoothing the residual of every level once, "made once" the preparation of all levels from the fixed
+image, "iteration" one iteration at level 1 without smoothing, "share" the ratio of "smoothed" to "iteration". Medians
+of --runs, wall-clock time; cores may be shared, so the share is more reliable than the times.
 """
 
 import tempfile
@@ -33,7 +33,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def measure(pair: EnginePair, fields, fixed: Array, sigma: float, runs: int) -> dict[str, float]:
-    """Medians of what the module's first lines name, after one round that does not count."""
+    """Return the medians of the times that the module docstring defines, after one warm-up round."""
     residuals = {level: pair.step(level, pair.zero(level)) for level in LEVELS}
     images = {1: fixed}
     for level in sorted(LEVELS)[1:]:

@@ -1,14 +1,13 @@
-"""Compares stop rules on real pairs, as they are and with one scan changed: Dice, folds and work, side by side.
+"""Compare stop rules on real pairs, unchanged and with one scan changed: Dice, folds and work, side by side.
 
     python -m measurements.stop_rules --data DIR --pairs pair,s3-s4 --change none,skull \\
         --rule iterstop --rule iterstop:delta=0.001
 
-A change is made to the moving scan after normalisation, on the working grid: `contrast` brings grey and white matter
-near to one another, `skull` leaves patches of a bright shell 4 to 8 voxels outside the brain, `noise` adds noise and a
-field of uneven brightness. Work counts the iterations that ran, in iterations at full size
-(`runtime.loop.schedules.WORK`); every schedule is driven by the loop itself over flows that are computed once
-(`runtime.workflows.evaluation.scoring.memoised_pair`). Pairs, labels and `--data` are those of
-measurements/real_pairs_list.py, but Dice is taken on the working grid.
+A change is made to the moving scan after normalisation, on the working grid: `contrast` brings the intensities of grey
+and white matter closer together, `skull` adds patches of a bright shell 4 to 8 voxels outside the brain, `noise` adds
+noise and a bias field. Work counts the iterations that ran, in iterations at full size (`runtime.loop.schedules.WORK`);
+the loop itself runs every schedule, over memoised flows (`runtime.workflows.evaluation.scoring.memoised_pair`). Pairs,
+labels and `--data` are those of measurements/real_pairs_list.py, but Dice is taken on the working grid.
 """
 
 import json
@@ -52,7 +51,7 @@ def noise(image: Array, brain: Array, chance: np.random.Generator) -> Array:
 
 
 def _blobs(chance: np.random.Generator, shape: tuple[int, ...], size: float) -> Array:
-    """Smooth noise, blobs about `size` voxels wide, standard deviation 1."""
+    """Return smooth noise with blobs about `size` voxels wide, standard deviation 1."""
     field = gaussian_filter(chance.standard_normal(shape), size)
     return field / field.std()
 
@@ -61,13 +60,13 @@ CHANGES = {"none": lambda image, brain, chance: image, "contrast": contrast, "sk
 
 
 def changed(image: Array, change: str, seed: int = 5) -> Array:
-    """An image (I, J, K) in [0, 1] after one of `CHANGES`."""
+    """Return an image (I, J, K) in [0, 1] after one of `CHANGES`."""
     out = CHANGES[change](image, binary_fill_holes(image > 0.02), np.random.default_rng(seed))
     return np.require(np.clip(out, 0, 1), np.float32, ["C", "W"])
 
 
 def working(engines, data: Path, pair: str) -> tuple[Array, Array, Array, Array]:
-    """Fixed, moving, fixed labels and moving labels of a pair on one grid, aligned by the affine."""
+    """Return fixed, moving, fixed labels and moving labels of a pair on the working grid, aligned by the affine."""
     fixed, moving, fixed_labels, moving_labels = files(data, pair)
     result = runtime.register(fixed, moving, engines, runtime.Options(schedule="0,0,0,0"))
     grid, found = result.transform.grid, []
@@ -78,7 +77,7 @@ def working(engines, data: Path, pair: str) -> tuple[Array, Array, Array, Array]
 
 
 def carried(labels: Array, flow: Array) -> Array:
-    """Labels (I, J, K) warped by a flow (I, J, K, 3), nearest neighbour, 0 outside."""
+    """Warp labels (I, J, K) by a flow (I, J, K, 3), nearest neighbour, 0 outside."""
     places = np.rint(flow + np.stack(np.indices(labels.shape), -1)).astype(np.intp)
     inside = ((places >= 0) & (places < labels.shape)).all(axis=-1)
     i, j, k = np.moveaxis(np.where(inside[..., None], places, 0), -1, 0)
@@ -86,7 +85,7 @@ def carried(labels: Array, flow: Array) -> Array:
 
 
 def options_of(text: str) -> runtime.Options:
-    """``schedule:option=value:...``, the options those of stop rules, similarity and smoothing, one value each."""
+    """Parse ``schedule:option=value:...``, with options of stop rules, similarity and smoothing, one value each."""
     schedule, *settings = text.split(":")
     if schedule.startswith("cascade"):
         raise click.ClickException(f"--rule: got {text!r}, expected counts or a stop rule")
@@ -101,7 +100,7 @@ def options_of(text: str) -> runtime.Options:
 
 
 def compare(engines, images: tuple, rules: tuple[str, ...], labels) -> list[dict]:
-    """One record a rule for a pair on the working grid."""
+    """Return one record per rule for a pair on the working grid."""
     fixed, moving, fixed_labels, moving_labels = images
     there = [engines.fields.to_device(image) for image in (fixed, moving)]
     ncc, records, memory = engines.fields.scorer(there[0], "ncc"), [], Memory()
@@ -109,8 +108,8 @@ def compare(engines, images: tuple, rules: tuple[str, ...], labels) -> list[dict
     for rule in rules:
         options = options_of(rule).resolved(engines.engine_set)
         asked = pair.watching(options.similarity).smoothing(options.smooth)
-        remembering = RememberingPair(asked, memory, options.similarity, options.smooth, Bill())
-        found = iterstop.run(remembering, options.build_schedule())
+        memoised = RememberingPair(asked, memory, options.similarity, options.smooth, Bill())
+        found = iterstop.run(memoised, options.build_schedule())
         host = np.moveaxis(engines.fields.to_host(found.flow), 0, -1)
         ran = {trace.level: len(trace.decisions) for trace in found.passes[0]}
         records.append(
@@ -138,10 +137,10 @@ def row(cells) -> str:
 @click.option("--rule", "rules", multiple=True, default=RULES, show_default=True, help="schedule:option=value:...")
 @click.option("--backend", default="auto", show_default=True)
 @click.option("--threads", type=int)
-@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the figures here as well.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Also write the figures to this file.")
 def main(engine_dir, data, pairs, changes, rules, backend, threads, json_path) -> None:
     records = []
-    for rule in rules:  # what makes no sense is said before any work
+    for rule in rules:  # invalid rules are refused before any work
         options_of(rule)
     with runtime.open_engines(engine_dir, backend, threads) as engines:
         for pair in pairs.split(","):
@@ -159,7 +158,7 @@ def main(engine_dir, data, pairs, changes, rules, backend, threads, json_path) -
 
 
 def table(records: list[dict]) -> list[str]:
-    """One line a change and rule: means over the pairs, and every pair's iterations."""
+    """Return one line per change and rule: means over the pairs, and every pair's iterations."""
     lines = [row(["change", "rule", *COLUMNS, "iterations"]), row(["---"] * (len(COLUMNS) + 3))]
     for change, rule in dict.fromkeys((record["change"], record["rule"]) for record in records):
         chosen = [record for record in records if (record["change"], record["rule"]) == (change, rule)]

@@ -1,10 +1,10 @@
-"""Measures training steps per second and peak memory, ours against the same recipe done naively, in turn, in one run.
+"""Measure training steps per second and peak memory of `train` and of a naive implementation, in turn, in one run.
 
     python -m measurements.training_speed --shape 96,96,96 --rounds 7 --threads 2
 
-Ours is the step that `train` takes. The naive one is what the paper's recipe amounts to without further thought: fp32,
-contiguous memory, warps by `grid_sample`, and local NCC by convolution with a 9x9x9 box. Both train the same network
-from the same weights on the same pairs, and must come to the same losses, or the exit code is 1.
+"ours" is the step of `train`, "naive" a direct implementation of the paper's recipe: fp32, contiguous memory, warps by
+`grid_sample`, and local NCC by convolution with a 9x9x9 box. Both train the same network from the same weights on the
+same pairs, and must give the same losses, or the exit code is 1.
 """
 
 import json
@@ -31,11 +31,11 @@ from train.steps.run import Run
 PAIRS = 4
 TOLERANCE = {"fp32": 2e-3, "bf16": 5e-3, "fp16": 5e-3}  # of a step's loss, which is between -1 and 1
 MEMORY_STEPS = 2
-SPREAD = 30  # times larger flows than those of a new network, which are so small that a wrong warp would not show
+SPREAD = 30  # factor on the flows of a new network, which are so small that a wrong warp would not show
 
 
 class Ours:
-    """The step of `train`."""
+    """The training step of `train`."""
 
     name = "ours"
 
@@ -54,7 +54,7 @@ class Ours:
 
 
 class Naive:
-    """The same recipe in the plainest PyTorch."""
+    """The same recipe in plain PyTorch."""
 
     name, facts = "naive", "fp32, contiguous, grid_sample, box convolutions"
 
@@ -88,7 +88,7 @@ class Naive:
 
 
 def warp(image: Tensor, flow: Tensor) -> Tensor:
-    """``image(x + flow(x))`` as tutorials write it: an align-corners grid from -1 to 1."""
+    """Return ``image(x + flow(x))`` as in common tutorials: an align-corners grid from -1 to 1."""
     sizes = flow.shape[2:]
     axes = [torch.arange(size, device=flow.device, dtype=torch.float32) for size in sizes]
     place = torch.stack(torch.meshgrid(*axes, indexing="ij"))[None] + flow
@@ -97,7 +97,7 @@ def warp(image: Tensor, flow: Tensor) -> Tensor:
 
 
 def box_ncc(fixed: Tensor, warped: Tensor, form: str) -> Tensor:
-    """Mean local correlation over 9^3 voxels by convolution with ones."""
+    """Return the mean local correlation over 9^3 voxels by convolution with ones."""
     box, count = torch.ones(1, 1, *[LNCC_WINDOW] * 3, device=fixed.device), LNCC_WINDOW**3
 
     def total(image: Tensor) -> Tensor:
@@ -115,7 +115,7 @@ def roughness(flow: Tensor) -> Tensor:
 
 
 def seconds(step: Callable[[ImagePair], float], pair: ImagePair, device: torch.device) -> tuple[float, float]:
-    """Of one step, until its last number is there; and its loss."""
+    """Return the seconds of one step, until the device has finished, and its loss."""
     before = time.perf_counter()
     loss = step(pair)
     if device.type == "cuda":
@@ -124,7 +124,7 @@ def seconds(step: Callable[[ImagePair], float], pair: ImagePair, device: torch.d
 
 
 def measure(contenders: tuple, pairs: list[ImagePair], rounds: int, device: torch.device) -> dict:
-    """Seconds and losses of every step, by contender: one step each in turn; the first round only warms up."""
+    """Return seconds and losses of every step by contender, one step each in turn; the first round is a warm-up."""
     results = {contender.name: {"seconds": [], "losses": []} for contender in contenders}
     for number in range(rounds + 1):
         for contender in contenders[:: 1 if number % 2 else -1]:
@@ -137,14 +137,14 @@ def measure(contenders: tuple, pairs: list[ImagePair], rounds: int, device: torc
 
 
 def peak_on_gpu(contender, pair: ImagePair, device: torch.device) -> float:
-    """MB allocated at most by a step; weights and optimiser states of both contenders, about 10 MB, included."""
+    """Return the peak MB allocated in a step, including weights and optimiser states of both contenders (10 MB)."""
     torch.cuda.reset_peak_memory_stats(device)
     contender.step(pair)
     return torch.cuda.max_memory_allocated(device) / 1e6
 
 
 def peak_on_cpu(contender) -> float:
-    """MB of a process of its own in which the contender takes some steps, Python and libraries included."""
+    """Return the peak MB, with Python and libraries, of a separate process in which the contender takes some steps."""
     command = [sys.executable, *sys.argv, "--peak-of", contender.name]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
@@ -156,7 +156,7 @@ def own_peak(contender, pairs: list[ImagePair]) -> float:
 
 
 def random_pairs(shape: tuple[int, int, int], seed: int) -> list[ImagePair]:
-    """Smooth random images; what they show does not change how long a step takes."""
+    """Return pairs of smooth random images; the time of a step does not depend on their content."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand((PAIRS, 2, *(size // 4 for size in shape)), generator=generator)
     images = F.interpolate(coarse, size=shape, mode="trilinear")
@@ -180,12 +180,12 @@ def parsed(text: str) -> tuple[int, int, int]:
 
 @click.command(help=__doc__.split("\n\n")[0])
 @click.option("--shape", default="96,96,96", show_default=True, help="Multiples of 8.")
-@click.option("--rounds", default=7, show_default=True, help="Steps of each that count.")
+@click.option("--rounds", default=7, show_default=True, help="Timed steps of each.")
 @click.option("--threads", type=int, help="CPU threads; default: torch's choice.")
 @click.option("--device", default="auto", show_default=True)
-@click.option("--precision", default="auto", show_default=True, help="Of ours.")
-@click.option("--compile", "compiled", is_flag=True, help="Ours with torch.compile.")
-@click.option("--memory/--no-memory", default=True, help="Measure peak memory, too.")
+@click.option("--precision", default="auto", show_default=True, help="Precision of ours.")
+@click.option("--compile", "compiled", is_flag=True, help="Use torch.compile for ours.")
+@click.option("--memory/--no-memory", default=True, help="Measure peak memory too.")
 @click.option("--output", type=click.Path(path_type=Path), help="JSON of every step.")
 @click.option("--peak-of", hidden=True)
 def main(shape, rounds, threads, device, precision, compiled, memory, output, peak_of) -> None:
@@ -225,7 +225,7 @@ def report(options: FitOptions, contenders: tuple, results: dict, place: torch.d
         facts = {"machine": name, "threads": torch.get_num_threads(), "torch": str(torch.__version__)}
         output.write_text(json.dumps(facts | {"shape": options.shape, "ratio": ratio, "steps": results}, indent=1))
     if not apart <= bound:
-        raise click.ClickException("the two do not compute the same loss")
+        raise click.ClickException("the two implementations do not compute the same loss")
 
 
 if __name__ == "__main__":

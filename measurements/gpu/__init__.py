@@ -1,1 +1,1 @@
-"""The parts of `measurements/gpu_check.py`."""
+"""Parts of `measurements/gpu_check.py`."""

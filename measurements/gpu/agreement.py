@@ -1,4 +1,4 @@
-"""Every backend of the GPU beside ONNX Runtime in fp32 on the CPU: flow, iteration counts, and Dice with labels."""
+"""Every backend of the GPU compared with ONNX Runtime in fp32 on the CPU: flow, iterations, and Dice with labels."""
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +26,7 @@ LARGEST_DICE_DIFFERENCE = 0.002
 
 @dataclass(frozen=True)
 class Scans:
-    """Two scans, and labels of both where Dice is wanted."""
+    """Two scans, and optionally labels of both for Dice."""
 
     fixed: Path
     moving: Path
@@ -34,9 +34,10 @@ class Scans:
     moving_labels: Path | None = None
 
     def check(self) -> None:
-        """
+        """Check that all files exist.
+
         Raises:
-            InputError: labels of one scan only, or a file that is not there.
+            InputError: labels of one scan only, or a file that does not exist.
         """
         if (self.fixed_labels is None) != (self.moving_labels is None):
             raise InputError("--fixed-labels, --moving-labels: got one, expected both or neither")
@@ -46,17 +47,17 @@ class Scans:
 
 
 class Candidate(Session):
-    """A contender that may not be to be had here, and that can register scans with their labels."""
+    """A contender that may be unavailable on this machine, and that can register scans with their labels."""
 
     def try_open(self) -> dict[str, Any]:
-        """``facts``, or ``not_here`` with the reason; InputError where it should open and does not."""
+        """Return ``facts``, or ``not_here`` with the reason; InputError if it is available but does not open."""
         try:
             return {"facts": self.open()}
         except NotAvailableError as error:
             return {"not_here": str(error)}
 
     def register_scans(self, scans: Scans, flow_path: Path) -> dict[str, Any]:
-        """Writes the flow (.npy); gives counts, similarity and, where there are labels, their mean Dice."""
+        """Register and write the flow (.npy); return counts, similarity and, with labels, their mean Dice."""
         import runtime
         from runtime.images.overlap import common_labels, mean_dice
         from runtime.images.volume import read_labels
@@ -72,7 +73,7 @@ class Candidate(Session):
 
 
 def compare(found: dict, expected: dict, voxels: dict[str, float], precision: str) -> dict[str, Any]:
-    """A row for one result beside the CPU's: differences, and ``refusal``, why it does not pass; None where it does."""
+    """Compare a result with the CPU's: a row of differences, and ``refusal``, the reason it fails, or None."""
     row = {
         "voxels": voxels,
         "counts": found["counts"],
@@ -91,14 +92,14 @@ def compare(found: dict, expected: dict, voxels: dict[str, float], precision: st
 
 
 class Agreement:
-    """Candidates beside the reference on a generated pair and, where they are given, on scans.
+    """Comparison of candidates with the reference on a generated pair and, if given, on scans.
 
     Args:
         engine_dir: the engine set.
-        shape: of the generated pair.
-        scans: two more.
-        candidates: those to hold against the reference; None: all of the GPU's.
-        progress: told what happens.
+        shape: shape of the generated pair.
+        scans: a second pair.
+        candidates: contenders to compare with the reference; None: all of the GPU.
+        progress: receives the name of each step.
     """
 
     def __init__(
@@ -118,7 +119,7 @@ class Agreement:
         self.failed: list[EngineContender] = []
 
     def part(self) -> Part:
-        """The comparison; afterwards `passed` and `failed` have those that are to be had here."""
+        """Compare; afterwards `passed` and `failed` hold the candidates that are available on this machine."""
         part = Part("GPU against CPU", record={"rows": [], "not opened": []})
         with tempfile.TemporaryDirectory() as folder:
             self._folder = Path(folder)
@@ -139,7 +140,7 @@ class Agreement:
         return part
 
     def _results(self, worker: Worker, name: str) -> Iterator[tuple[str, tuple[dict, Path]]]:
-        """By pair: what a contender found, and where its flow lies."""
+        """Yield, for each pair, its name, a contender's result and the file of its flow."""
         worker.call("load", self._images)
         path = self._folder / f"{name}.npy"
         yield GeneratedPair(self._shape).words, (worker.call("check", self._task, path), path)
@@ -148,7 +149,7 @@ class Agreement:
             yield self._scans.moving.name, (worker.call("register_scans", self._scans, path), path)
 
     def _add(self, part: Part, candidate: EngineContender, expected: dict[str, tuple[dict, Path]]) -> None:
-        """Rows of one candidate, or why there are none."""
+        """Add the rows of one candidate to the part, or the reason why there are none."""
         self._progress(f"{candidate.name} beside the CPU")
         try:
             with Worker(Candidate(candidate), candidate.name) as worker:
@@ -177,7 +178,7 @@ class Agreement:
 
 
 def of_the_gpu(engine_dir: Path) -> Iterator[EngineContender]:
-    """Every backend of a GPU, in each of the precisions that the set has for it."""
+    """Yield every backend of a GPU, in each of the precisions that the set offers for it."""
     engine_set = load_engine_set(engine_dir)
     for name, backend in BACKENDS.items():
         for precision in backend.offered(engine_set) if backend.gpu else ():

@@ -1,4 +1,4 @@
-"""Throughput: pairs of host images to host flows, one after another and several in flight on the GPU."""
+"""Throughput from host images to host flows, one pair after another and several in flight on the GPU."""
 
 import time
 from collections.abc import Sequence
@@ -16,18 +16,18 @@ from runtime.workflows.benchmark.pairs import GeneratedPair, Shape
 from runtime.workflows.benchmark.report.cells import markdown, ms, number
 
 IN_FLIGHT = (1, 2, 4)
-ROUNDS, FILLING = 8, 2  # results a lane that count, and those before, while lanes open and fill
+ROUNDS, FILLING = 8, 2  # timed results per lane, and untimed ones before them, while lanes open and fill
 
 
 @dataclass(frozen=True)
 class Flights:
-    """Registers one generated pair many times, in a process of its own."""
+    """Repeated registration of one generated pair, in a process of its own."""
 
     contender: EngineContender
     shape: Shape
 
     def measure(self, in_flight: int, folder: Path) -> dict[str, Any]:
-        """Seconds a pair, over `ROUNDS` results a lane after the first ones."""
+        """Return the seconds per pair, over `ROUNDS` results per lane after the first ones."""
         from runtime.registration.concurrent import register_many
 
         with np.load(folder / "pair.npz") as arrays:
@@ -41,7 +41,7 @@ class Flights:
 
 
 def flights(contenders: Sequence[EngineContender], shape: Shape, folder: Path) -> Part:
-    """The table; a number in flight for which memory does not suffice is noted."""
+    """Measure all contenders and return the table; a number in flight that needs too much memory is noted."""
     GeneratedPair(shape).make(folder / "pair.npz")
     part = Part("Throughput", record=[])
     for contender in contenders:
@@ -57,7 +57,7 @@ def flights(contenders: Sequence[EngineContender], shape: Shape, folder: Path) -
 
 
 def table(record: Sequence[dict[str, Any]]) -> list[str]:
-    """ms a pair, pairs an hour, and how many times as many as with one in flight."""
+    """Return the table: ms per pair, pairs per hour, and throughput relative to one in flight."""
     one = {row["name"]: row["seconds"] for row in record if row["in_flight"] == 1}
     rows = [
         [
@@ -69,6 +69,6 @@ def table(record: Sequence[dict[str, Any]]) -> list[str]:
         ]
         for row in record
     ]
-    words = "From arrays of the host to a flow there: checked, uploaded, registered, downloaded. With several in flight"
+    words = "From arrays on the host to a flow there: checked, uploaded, registered, downloaded. With several in flight"
     words += " no CUDA graphs are captured."
-    return [words, "", *markdown(("", "in flight", "ms a pair", "pairs an hour", "times one"), rows)]
+    return [words, "", *markdown(("", "in flight", "ms per pair", "pairs per hour", "times one"), rows)]

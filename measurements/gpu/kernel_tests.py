@@ -1,4 +1,4 @@
-"""The project's own tests of the kernels, run on the GPU; then every kernel once under compute-sanitizer."""
+"""The project's tests of the kernels, run on the GPU; then every kernel once under compute-sanitizer."""
 
 import os
 import shutil
@@ -13,16 +13,16 @@ from measurements.gpu.part import Part
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TESTS = ("tests/backends/test_fields.py", "tests/backends/test_kernels_cuda.py")
-ON_GPU = {"RPNET_TEST_GPU": "1"}  # tests.backends.host_gpu.gpu then opens the GPU, not its stand-in
+ON_GPU = {"RPNET_TEST_GPU": "1"}  # makes tests.backends.host_gpu.gpu open the GPU, not its stand-in
 SANITIZER = "compute-sanitizer"
 PLACES = "/usr/local/cuda*/bin/compute-sanitizer"
-FOUND_SOMETHING = 86  # exit code of ours
+FOUND_SOMETHING = 86  # exit code that the sanitizer returns for errors; any code that nothing else uses
 TEST_SECONDS, SANITIZER_SECONDS = 900, 600
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What pytest came to."""
+    """Outcome of pytest."""
 
     passed: int
     failed: tuple[str, ...]
@@ -34,7 +34,7 @@ class Outcome:
 
 
 def read_outcome(report: str) -> Outcome:
-    """Out of pytest's JUnit report; skipped ones with their reasons, each once."""
+    """Read the outcome from pytest's JUnit report; of skipped tests, each reason once."""
     passed, failed, skipped = 0, [], {}
     for case in ElementTree.fromstring(report).iter("testcase"):
         kinds = {child.tag: child for child in case}
@@ -48,9 +48,9 @@ def read_outcome(report: str) -> Outcome:
 
 
 def kernel_tests(sanitize: bool) -> Part:
-    """All kernels against their definitions, on the GPU."""
+    """Test all kernels against the reference implementation, on the GPU."""
     outcome, ending = _run_tests()
-    part = Part("Kernels against the definitions", record=vars(outcome), wrong=outcome.wrong())
+    part = Part("Kernels against the reference", record=vars(outcome), wrong=outcome.wrong())
     part.lines = [f"{outcome.passed} tests passed on the GPU, {len(outcome.failed)} failed."]
     if not outcome.passed and not outcome.failed:
         part.lines += ["", f"pytest ended with: {ending}"]
@@ -72,7 +72,7 @@ def _run_tests() -> tuple[Outcome, str]:
 
 
 def _sanitize(part: Part) -> None:
-    """Adds what memcheck says of every kernel, run once on a small grid."""
+    """Add the result of memcheck for every kernel, run once on a small grid."""
     program = shutil.which(SANITIZER) or next(map(str, sorted(Path("/").glob(PLACES[1:]))), None)
     if program is None:
         part.notes.append(f"{SANITIZER} is not installed; memory accesses were not checked")
@@ -81,7 +81,7 @@ def _sanitize(part: Part) -> None:
     code, output = _run([*command, sys.executable, "-m", "measurements.gpu.kernel_times"], SANITIZER_SECONDS)
     part.record = {**part.record, "sanitizer": {"exit code": code, "output": output[-4000:]}}
     if code == 0:
-        part.lines.append(f"{SANITIZER} (memcheck) finds nothing in any kernel.")
+        part.lines.append(f"{SANITIZER} (memcheck) finds no error in any kernel.")
     elif code == FOUND_SOMETHING:
         part.wrong.append(f"{SANITIZER}: {sanitizer_summary(output)}")
     else:
@@ -89,14 +89,14 @@ def _sanitize(part: Part) -> None:
 
 
 def sanitizer_summary(output: str) -> str:
-    """The sanitizer's first complaint, in a line."""
+    """Return the sanitizer's first message, in one line."""
     marked = [line.strip("= \t") for line in output.splitlines() if line.startswith("=========")]
-    told = [line for line in marked if line and "COMPUTE-SANITIZER" not in line]
-    return told[0] if told else output.strip().rpartition("\n")[2] or "it says nothing"
+    messages = [line for line in marked if line and "COMPUTE-SANITIZER" not in line]
+    return messages[0] if messages else output.strip().rpartition("\n")[2] or "no output"
 
 
 def _run(command: list[str], seconds: float, variables: dict[str, str] | None = None) -> tuple[int, str]:
-    """Exit code and all output of a command in the project's folder; -1 where it took too long."""
+    """Run a command in the project's folder; return exit code and output, the code -1 if it took too long."""
     environment = {**os.environ, **(variables or {})}
     try:
         done = subprocess.run(

@@ -1,6 +1,6 @@
-"""Time of every kernel by the GPU's own events, beside the least its memory would need for the bytes it moves.
+"""Time of every kernel by the GPU's own events, and the minimum time that its memory traffic takes.
 
-As a program it runs each kernel once on a small grid, for compute-sanitizer to look at.
+Run as a program, it executes each kernel once on a small grid, under compute-sanitizer.
 """
 
 import sys
@@ -21,12 +21,12 @@ Shape = tuple[int, int, int]
 CHANNELS = {1: 8, 2: 16, 3: 32, 4: 32}
 COPY_BYTES = 2**30  # of the copy that measures the bandwidth, and its repeats
 COPIES = 20
-FLUSH_BYTES, FLUSH_BLOCKS = 2**28, 1024  # read between timed calls, so that no input is in a cache: larger than any
+FLUSH_BYTES, FLUSH_BLOCKS = 2**28, 1024  # larger than any cache; read between timed calls so that no input is cached
 WARMUP = 3
 SCORE_TARGET = 2.0  # times its floor
 SMALL = (24, 40, 56)
-DISPLACEMENT = 3.0  # voxels, of the flows that sampling follows
-SIGMA = 1.5  # voxels, of the smoothing of residuals
+DISPLACEMENT = 3.0  # voxels, magnitude of the flows
+SIGMA = 1.5  # voxels, smoothing of residuals
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ class Case:
     """A kernel on some arrays.
 
     Attributes:
-        name, level: what it is, and the level whose size it has.
+        name, level: name of the kernel, and the level that gives the size.
         least: bytes it must move, see `runtime.backends.fields.cuda.traffic`.
-        work: sends it.
-        waits: whether its host side waits for the result, which is then in its time.
+        work: launches it.
+        waits: whether the host waits for the result; the wait is then part of its time.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Case:
 
 
 def cases(device: Any, fields: Any, shape: Shape) -> Iterator[Case]:
-    """Every field operation at the sizes a registration of images of `shape` has, in the device's context."""
+    """Yield every field operation at the sizes of a registration of images of `shape`, in the device's context."""
     images = Images(device, fields, shape)
     for level in (1, 2, 3, 4):
         yield from _feature_cases(device, fields, images, level)
@@ -61,7 +61,7 @@ def cases(device: Any, fields: Any, shape: Shape) -> Iterator[Case]:
 
 
 class Images:
-    """Images, features and flows in a device's memory. Flows are smooth and of a few voxels, as real ones are."""
+    """Images, features and flows in a device's memory; flows are smooth and of a few voxels, like real ones."""
 
     def __init__(self, device: Any, fields: Any, shape: Shape) -> None:
         self.shape, self._device, self._fields = shape, device, fields
@@ -79,15 +79,15 @@ class Images:
         return tuple(size // 2 ** (level - 1) for size in self.shape)
 
     def flow(self, level: int) -> Any:
-        """(i, j, k, 3), the same displacement at every level."""
+        """Return the flow (i, j, k, 3) of a level; the displacement is the same at every level."""
         return self._coarsest if level == 4 else self._fields.upsample(self._coarsest, 2 ** (4 - level))
 
     def averaged(self, level: int) -> Any:
-        """The fixed image on a level's grid."""
+        """Return the fixed image on a level's grid."""
         return self.fixed if level == 1 else self._fields.halve(self.averaged(level - 1))
 
     def features(self, level: int, dtype: Any) -> Any:
-        """(i, j, k, C)."""
+        """Return random features (i, j, k, C) of a level."""
         values = self._random.random((*self.size(level), CHANNELS[level]), np.float32)
         return self._device.upload(values.astype(dtype))
 
@@ -133,9 +133,9 @@ def _bound(function: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
 
 
 def times(device: Any, work: Callable[[], Any], runs: int, flush: Any = None) -> list[float]:
-    """Seconds of the device for each run; nothing waits between them. `flush` is read before each, untimed.
+    """Return the device's seconds of each run, without waits in between; `flush` is read before each, untimed.
 
-    Read and not written: a cache full of what has yet to be written would cost the next kernel.
+    It is read, not written: a cache full of data to be written back would slow down the next kernel.
     """
     marks = []
     blocks = 0 if flush is None else min(FLUSH_BLOCKS, -(-flush.size // THREADS))
@@ -151,14 +151,14 @@ def times(device: Any, work: Callable[[], Any], runs: int, flush: Any = None) ->
 
 
 def bandwidth(device: Any, size: int = COPY_BYTES, runs: int = COPIES) -> float:
-    """Bytes a second that the device's memory reads and writes together, in the best of some large copies."""
+    """Return the bytes per second that the device's memory reads and writes in total, in the best of some copies."""
     source, target = device.zeros((size,), np.uint8), device.empty((size,), np.uint8)
     found = times(device, lambda: device.driver.copy(target.pointer, source.pointer, size), runs)
     return 2 * size / max(min(found), 1e-9)
 
 
 def measure(device: Any, shape: Shape, runs: int, copy_bytes: int = COPY_BYTES, flush_bytes: int = FLUSH_BYTES) -> dict:
-    """Bandwidth, time between two events with nothing between them, and a row for every kernel; plain types."""
+    """Measure the bandwidth, the time between two consecutive events, and a row for every kernel; plain types."""
     with device.current():
         reached, fields = bandwidth(device, copy_bytes), CudaFields(device)
         flush = device.zeros((flush_bytes // 4,))
@@ -168,7 +168,7 @@ def measure(device: Any, shape: Shape, runs: int, copy_bytes: int = COPY_BYTES, 
 
 
 def row(case: Case, seconds: list[float], reached: float) -> dict[str, Any]:
-    """What a kernel's times come to: its floor at the bandwidth `reached`, bytes a second, and its share of that."""
+    """Summarise a kernel's times: its floor at the bandwidth `reached`, bytes per second, and its share of that."""
     found, floor = summary(seconds), case.least / reached
     facts = {"name": case.name, "level": case.level, "bytes": case.least, "waits": case.waits, "seconds": found}
     share = floor / found["median"] if found["median"] else None
@@ -177,7 +177,7 @@ def row(case: Case, seconds: list[float], reached: float) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Kernels:
-    """Measures the GPU's kernels, in a process of its own."""
+    """Measurement of the GPU's kernels, in a process of its own."""
 
     shape: Shape
     runs: int
@@ -189,12 +189,12 @@ class Kernels:
 
 
 def kernel_times(shape: Shape, runs: int) -> Part:
-    """The kernels of the GPU, as a part of the check."""
+    """Measure the kernels of the GPU, as a part of the check."""
     return report(call_once(Kernels(shape, runs), "the kernels", "measure"))
 
 
 def report(found: dict[str, Any]) -> Part:
-    """The table of `measure`, and whether the fused score comes as near to its floor as it should."""
+    """Return the table of `measure`, with notes on fused scores that are too far above their floor."""
     head = ("ms", "level", "median", "p10", "p90", "floor", "share of bandwidth %", "MB")
     table = [
         [
@@ -209,24 +209,24 @@ def report(found: dict[str, Any]) -> Part:
     ]
     words = [
         f"Grid {by(found['shape'])}; a large copy on the GPU moves {found['bandwidth'] / 1e9:.0f} GB/s.",
-        f"Caches are emptied before each call. Events with nothing between them are {ms(found['nothing'])} ms apart.",
-        "Floor: what each kernel must read and write at least, each voxel once, at that bandwidth.",
+        f"Caches are flushed before each call. Consecutive events are {ms(found['nothing'])} ms apart.",
+        "Floor: the time to read and write each voxel once at that bandwidth.",
     ]
     return Part("Kernels and the memory's bandwidth", [*words, "", *markdown(head, table)], found, notes=_misses(found))
 
 
 def _misses(found: dict[str, Any]) -> list[str]:
-    """The fused scores that are too far above their floor."""
+    """Return notes on fused scores that are too far above their floor."""
     slow = [kernel for kernel in found["kernels"] if kernel["name"] == "score ncc" and kernel["share"]]
     return [
-        f"{kernel['name']}, level {kernel['level']}: {1 / kernel['share']:.1f} times its floor, wanted {SCORE_TARGET:g}"
+        f"{kernel['name']}, level {kernel['level']}: {1 / kernel['share']:.1f} times its floor, target {SCORE_TARGET:g}"
         for kernel in slow
         if kernel["share"] * SCORE_TARGET < 1
     ]
 
 
 def run_once() -> None:
-    """Every kernel once, on a small grid, and what went wrong on the GPU meanwhile."""
+    """Run every kernel once on a small grid; errors of the GPU are raised at the final synchronisation."""
     from runtime.backends.cuda.open_device import open_device
 
     device = open_device()

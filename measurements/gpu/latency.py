@@ -1,4 +1,4 @@
-"""The latency table of the command `benchmark` on the GPU, with PyTorch in turn, and where the loop's time goes."""
+"""Latency table of the command `benchmark` on the GPU, with PyTorch in turn, and the loop's time by stage."""
 
 import json
 import subprocess
@@ -22,14 +22,14 @@ RIVAL = "torch fp32 cuda"
 
 
 def torch_sees_gpu() -> bool:
-    """Asked in a process of its own, which leaves nothing on the GPU."""
+    """Return True if PyTorch can use the GPU; asked in a separate process, which leaves nothing on the GPU."""
     return subprocess.run([sys.executable, "-c", TORCH_ON_GPU], capture_output=True).returncode == 0
 
 
 def arguments(
     engine_dir: Path, contenders: Sequence[EngineContender], shape: Shape, scans: Scans | None, torch: bool, quick: bool
 ) -> list[str]:
-    """Of `benchmark`: the backends and precisions of those that have passed."""
+    """Return the arguments of `benchmark`, with the backends and precisions of the contenders that passed."""
     names = [list(dict.fromkeys(getattr(each, part) for each in contenders)) for part in ("backend", "precision")]
     found = ["benchmark", "--engine-dir", engine_dir, "--backend", ",".join(names[0])]
     found += ["--precision", ",".join(names[1])]
@@ -43,13 +43,13 @@ def arguments(
 
 
 def clean(passed: Sequence[EngineContender], failed: Sequence[EngineContender]) -> list[EngineContender]:
-    """Those that passed, of backends none of whose precisions failed: `benchmark` times nobody beside a wrong one."""
+    """Return the contenders that passed on backends without failures: `benchmark` times nothing if one is wrong."""
     backends = {each.backend for each in failed}
     return [each for each in passed if each.backend not in backends]
 
 
 def latency(command: Sequence[str], torch: bool) -> tuple[Part, dict[str, Any] | None]:
-    """What `benchmark` says, as a part, and its record where it came to one."""
+    """Run `benchmark`; return its output as a part, and its record if there is one."""
     part = Part("Latency")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "benchmark.json"
@@ -65,31 +65,31 @@ def latency(command: Sequence[str], torch: bool) -> tuple[Part, dict[str, Any] |
     if done.returncode:
         part.wrong.append(done.stderr.strip().rpartition("\n")[2] or f"benchmark ended with {done.returncode}")
     if not torch:
-        part.notes.append("PyTorch is not installed or sees no GPU: not timed beside the engines")
+        part.notes.append("PyTorch is not installed or sees no GPU: it is not timed")
     part.notes += _slow(record or {})
     return part, record
 
 
 def _one_level_down(text: str) -> list[str]:
-    """Markdown inside another document's section."""
+    """Demote the headings of a Markdown text to place it in a section of another document."""
     return [f"##{line}" if line.startswith("#") else line for line in text.strip().splitlines()]
 
 
 def _slow(record: dict[str, Any]) -> list[str]:
-    """Engines that are not as many times faster than eager PyTorch as they should be."""
+    """Return notes on engines whose speed-up over eager PyTorch misses the target."""
     found = record.get("against", {}).get(RIVAL, {})
     return [
-        f"{name} is {ratio['median']:.1f} times as fast as {RIVAL}, wanted {LEAST_SPEED_UP:g}"
+        f"{name} is {ratio['median']:.1f} times as fast as {RIVAL}, target {LEAST_SPEED_UP:g}"
         for name, ratio in found.items()
         if not name.startswith("torch") and ratio["median"] < LEAST_SPEED_UP
     ]
 
 
 def stages(record: dict[str, Any]) -> Part:
-    """Where the loop's time goes on the GPU: its stages, and when it had nothing to do."""
+    """Return the loop's time on the GPU by stage, and its idle time."""
     rows = [share_of(row) for row in record["contenders"] if row.get("card_memory") and "account" in row]
     parts = ("encode", "estimator", "fields", "idle")
-    head = ("mean ms a run", "loop", *parts, "idle %", "decisions", "idle a decision", "images an hour")
+    head = ("mean ms per run", "loop", *parts, "idle %", "decisions", "idle per decision", "images per hour")
     table = [
         [
             row["name"],
@@ -101,13 +101,13 @@ def stages(record: dict[str, Any]) -> Part:
         ]
         for row in rows
     ]
-    words = "Idle is what no stage's span covers: the GPU waits for the host, at decisions or for the next kernel."
-    words += " PyTorch's waits are in its scores. Images an hour: one after another, to the same fixed image."
+    words = "Idle is the time in no stage: the GPU waits for the host, at decisions or for the next kernel."
+    words += " PyTorch's waits are in its scores. Images per hour: one after another, to the same fixed image."
     return Part("Where time goes on the GPU", [words, "", *markdown(head, table)], rows)
 
 
 def share_of(row: dict[str, Any]) -> dict[str, Any]:
-    """A contender's mean seconds by part, which add up to the loop, and its iterations run, each one decided on."""
+    """Return a contender's mean seconds by part, which add up to the loop, and its decisions, one per iteration."""
     account = row["account"]
     decisions = max(sum(sum(counts) for counts in row["samples"][0]["executed"]), 1)
     found = {name: account[name] for name in ("loop", "encode", "estimator", "fields")}

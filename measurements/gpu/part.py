@@ -1,4 +1,4 @@
-"""A part of the check: what it found, as text and as plain data, and what of it is wrong."""
+"""A part of the check: its findings, as text and as plain data, and its errors."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -18,11 +18,11 @@ class Part:
     """One part.
 
     Attributes:
-        title: what it is about.
+        title: heading of the part.
         lines: Markdown.
-        record: the same as plain types, with all that was measured.
-        wrong: what fails the check, one line each.
-        notes: targets that were missed, and what could not be looked at, one line each.
+        record: the same as plain types, with everything that was measured.
+        wrong: errors that fail the check, one line each.
+        notes: missed targets and omitted checks, one line each.
     """
 
     title: str
@@ -37,7 +37,7 @@ class Part:
 
 
 def guarded(title: str, make: Callable[[], Part]) -> Part:
-    """The part, or what kept it from coming about: one broken part does not take the others with it."""
+    """Return the part that `make` makes; if it raises, a part with the error, so that the other parts still run."""
     try:
         return make()
     except InputError as error:
@@ -47,7 +47,7 @@ def guarded(title: str, make: Callable[[], Part]) -> Part:
 
 
 def verdict(parts: Sequence[Part]) -> str:
-    """All that is wrong, or that nothing is."""
+    """Return the verdict: all errors, or that there are none, and the notes."""
     wrong = [f"- {part.title}: {line}" for part in parts for line in part.wrong]
     notes = [f"- {part.title}: {line}" for part in parts for line in part.notes]
     head = f"Wrong: {len(wrong)}." if wrong else "Nothing is wrong."
@@ -55,7 +55,7 @@ def verdict(parts: Sequence[Part]) -> str:
 
 
 def write(folder: Path, head: str, parts: Sequence[Part], done: bool) -> None:
-    """Writes text and data of the parts so far, each whole or not at all."""
+    """Write text and data of the parts so far, each file complete or not at all."""
     texts = [head, *(part.text() for part in parts), verdict(parts) if done else "Not finished."]
     write_text(folder / TEXT, "\n\n".join(texts) + "\n")
     record = {"format": FORMAT, "version": VERSION, "finished": done, "parts": [vars(part) for part in parts]}

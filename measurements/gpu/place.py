@@ -1,17 +1,17 @@
-"""Where the check runs: GPU, driver, clocks, processor, versions of all libraries."""
+"""The machine of the check: GPU, driver, clocks, processor, versions of all libraries."""
 
 from measurements.gpu.part import Part
 from runtime.host.machine import installed_versions
 from runtime.workflows.benchmark.machine.gpu import gpu_doubts, gpu_words
 from runtime.workflows.benchmark.machine.host import machine_facts
 
-# Distributions beyond what a registration's report names; the engine libraries come under several names.
+# Distributions beyond those in a registration's report; the engine libraries have several names.
 PACKAGES = ("numpy", "numba", "onnx", "onnxruntime", "onnxruntime-gpu", "torch", "cuda-python", "cuda-bindings")
 PACKAGES += ("cuda-core", "nvidia-cuda-nvrtc", "pycuda", "tensorrt", "tensorrt-rtx")
 
 
 def place() -> Part:
-    """The machine, as a part; what makes its figures doubtful stands in the notes."""
+    """Describe the machine, as a part, with warnings about its figures in the notes."""
     facts, libraries = machine_facts(), installed_versions(PACKAGES)
     gpu = facts["card"]
     lines = [
@@ -27,5 +27,5 @@ def place() -> Part:
 def _now(gpu: dict) -> str:
     units = {"clock_mhz": "MHz", "memory_clock_mhz": "MHz of memory", "temperature_c": "degrees C"}
     units |= {"memory_used_mib": "MiB used", "used_percent": "% busy"}
-    told = [f"{gpu[name]:.0f} {unit}" for name, unit in units.items() if isinstance(gpu.get(name), float)]
-    return ", ".join(told) or "nvidia-smi tells nothing"
+    values = [f"{gpu[name]:.0f} {unit}" for name, unit in units.items() if isinstance(gpu.get(name), float)]
+    return ", ".join(values) or "no values from nvidia-smi"

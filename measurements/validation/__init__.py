@@ -1,1 +1,1 @@
-"""Validation on pairs as users have them: one data set, two scanners, a template, degraded scans; see `__main__`."""
+"""Validation on realistic pairs: one data set, two scanners, a template, degraded scans; see `__main__`."""

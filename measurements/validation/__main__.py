@@ -1,11 +1,11 @@
-"""Score registrations on pairs as users have them, by group of pairs and group of structures.
+"""Score registrations on realistic pairs, by group of pairs and group of structures.
 
     python -m measurements.validation --data DIR --output runs/validation --schedule 1,1,1,1 --schedule iterstop
 
 Groups: `chain` (Mindboggle subjects one after the other), `pair` (two scans of a tutorial), `across` (each subject to
 and from both of those, on the labels they share), `template` (each subject to and from the MNI152 brain), and couples
 of which one scan is degraded (`thick`, `noise`, `contrast`, `bias`). Every couple is registered both ways. `--data`
-holds pair/ and mindboggle/, none of which is part of this project. Run again, it goes on where it was stopped.
+holds pair/ and mindboggle/, none of which is part of this project. An interrupted run continues when started again.
 """
 
 import itertools
@@ -46,9 +46,11 @@ def with_greedy(couples: list[Couple], each: int) -> list[Couple]:
 @click.option("--schedule", "schedules", multiple=True, default=["1,1,1,1", "iterstop"], show_default=True,
               help="SCHEDULE:OPTION=VALUE:..., options as for `register`.")  # fmt: skip
 @click.option("--group", "groups", multiple=True, type=click.Choice(GROUPS), help="May be repeated.  [default: all]")
-@click.option("--half", type=click.Choice(["a", "b"]), help="Every second couple of a group: a to choose, b to show.")
+@click.option(
+    "--half", type=click.Choice(["a", "b"]), help="Every second couple of a group: a for choices, b for results."
+)
 @click.option("--affine", default="auto", show_default=True, help="auto, none, or OUTPUT of an earlier run.")
-@click.option("--greedy", type=click.IntRange(min=0), default=0, help="Couples of each group given to greedy as well.")
+@click.option("--greedy", type=click.IntRange(min=0), default=0, help="Couples of each group registered by greedy too.")
 @click.option("--backend", default="auto", show_default=True)
 @click.option("--threads", type=click.IntRange(min=1))
 @one_line_errors
@@ -74,7 +76,7 @@ def main(data, output, engine_dirs, schedules, groups, half, affine, greedy, bac
 def _jobs(
     sets: dict[str, EngineSet], schedules: tuple[str, ...], couples: list[Couple], greedy: int
 ) -> dict[str, tuple[list[list[Method]], list[list[Couple]]]]:
-    """Return by engine set lists of methods, and the couples each list runs on; greedy runs with the first set."""
+    """Return, by engine set, lists of methods and the couples for each list; greedy runs with the first set."""
     jobs = {name: ([methods_of(name, schedules)], [couples]) for name in sets}
     methods, chosen = next(iter(jobs.values()))
     methods[0].insert(0, Method("", BEFORE, Options(schedule=NO_FLOW)))

@@ -1,4 +1,4 @@
-"""Scans made harder, each change drawn from a fixed seed: thick slices, noise, another contrast, a bias field."""
+"""Degraded scans, each change drawn from a fixed seed: thick slices, noise, another contrast, a bias field."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def contrast(image: Array, chance: np.random.Generator) -> Array:
 
 
 def bias(image: Array, chance: np.random.Generator) -> Array:
-    """Multiply by a smooth field."""
+    """Multiply by a smooth bias field."""
     field = gaussian_filter(chance.standard_normal(image.shape), min(image.shape) / 5)
     return image * np.exp(BIAS * field / np.abs(field).max())
 
@@ -41,11 +41,12 @@ DEGRADATIONS = {"thick": thick, "noise": noise, "contrast": contrast, "bias": bi
 
 
 def write_degraded(path: Path, scan: Volume, kind: str) -> None:
-    """Write a scan after one of `DEGRADATIONS`; thick slices come on the grid that belongs to them."""
+    """Write a scan after one of `DEGRADATIONS`; thick slices get their own grid."""
     scaled = scan.data / np.percentile(scan.data[scan.data > 0], 99)
     image = DEGRADATIONS[kind](scaled, np.random.default_rng(5)).astype(np.float32)
     affine = scan.grid.affine
     if kind == "thick":
+        # Slice n averages the voxels around 5 n + 2, so the first slice is centred on voxel 2.
         step = np.diag([1.0, 1.0, THICKNESS, 1.0])
         step[2, 3] = THICKNESS // 2
         affine = affine @ step

@@ -1,4 +1,4 @@
-"""Registrations by greedy (PyPI: picsl-greedy), an established classical tool, as a peer."""
+"""Registrations by greedy (PyPI: picsl-greedy), an established classical tool, for comparison."""
 
 from pathlib import Path
 
@@ -12,10 +12,10 @@ SETTINGS = "-d 3 -m NCC 2x2x2 -n 100x50x10 -threads 1"
 
 
 class Greedy:
-    """Runs greedy with `SETTINGS`, affine and then deformable; what was computed before is kept.
+    """Greedy with `SETTINGS`, affine and then deformable; its transforms are kept and reused.
 
     Args:
-        folder: where its transforms are kept.
+        folder: folder of its transforms.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -26,8 +26,8 @@ class Greedy:
 
         Args:
             fixed, moving: scans.
-            name: of the transform's files.
-            deformable: whether to go on after the affine.
+            name: name of the transform's files.
+            deformable: whether to continue after the affine.
 
         Raises:
             InputError: picsl-greedy is not installed.

@@ -1,4 +1,4 @@
-"""What is compared: schedules of engine sets, the affine initialisation alone, and greedy."""
+"""Methods to compare: schedules of engine sets, the affine initialisation alone, and greedy."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ BEFORE, GREEDY_AFFINE, GREEDY = "affine", "greedy affine", "greedy"
 
 @dataclass(frozen=True)
 class Method:
-    """One way to register. options is None of greedy's, engines is empty of what needs none."""
+    """A registration method; options is None for greedy, engines is empty for methods that need none."""
 
     engines: str
     name: str
@@ -22,10 +22,10 @@ class Method:
 
 
 def parse_options(text: str) -> Options:
-    """Options of ``schedule:option=value:...``, such as ``iterstop:delta=0.001``.
+    """Parse the options of ``schedule:option=value:...``, such as ``iterstop:delta=0.001``.
 
     Raises:
-        InputError: an option that `Options` does not have, or no number where one is expected.
+        InputError: an option that `Options` does not have, or not a number where one is expected.
     """
     schedule, *settings = text.split(":")
     given = dict(setting.partition("=")[::2] for setting in settings)

@@ -1,4 +1,4 @@
-"""Registers the couples both ways by every method, and keeps a record of each; what is recorded is not run again."""
+"""Registration of the couples in both directions by every method; recorded results are not computed again."""
 
 import json
 from collections.abc import Callable
@@ -28,7 +28,7 @@ DIRECTIONS = ("forward", "backward")
 
 @dataclass(frozen=True)
 class Folder:
-    """Where results lie: ``records/``, ``carried/`` (template group), ``affine/`` (the matrices used), ``greedy/``."""
+    """Output folder: ``records/``, ``carried/`` (template group), ``affine/`` (the matrices used), ``greedy/``."""
 
     path: Path
 
@@ -43,19 +43,19 @@ class Folder:
 
 
 def key_of(method: Method, hashes: dict[str, str], affine: str) -> str:
-    """Return what a record's name says of method, engines and affine initialisation."""
+    """Return the name of a record: a hash of method, engines and affine initialisation."""
     options = method.options and {k: v for k, v in vars(method.options).items() if k != "affine" and v is not None}
     return sha256_of_facts([method.name if options is None else options, hashes, affine])[:16]
 
 
 class ReadyCouple:
-    """Both directions of a couple, read, aligned and encoded when they are first asked for.
+    """Both directions of a couple, read, aligned and encoded on first use.
 
     Args:
-        couple: see there.
-        engines: open.
+        couple: the two scans.
+        engines: open engines.
         affine: "auto", "none", or a folder of matrices that an earlier run wrote (`Folder.affine`).
-        folder: of this run.
+        folder: output folder of this run.
     """
 
     def __init__(self, couple: Couple, engines: OpenEngines, affine: str, folder: Folder) -> None:
@@ -64,7 +64,7 @@ class ReadyCouple:
 
     @cached_property
     def pairs(self) -> dict[str, ReadyPair]:
-        """By direction; "forward" has `couple.one` as its fixed scan."""
+        """Pairs by direction; "forward" has `couple.one` as its fixed scan."""
         one, other = self._couple.one.image, self._couple.other.image
         found = {}
         for direction, (fixed, moving) in zip(DIRECTIONS, ((one, other), (other, one)), strict=True):
@@ -79,18 +79,16 @@ class ReadyCouple:
 
     @cached_property
     def scorers(self) -> dict[str, Scorer]:
-        """By direction."""
+        """Scorers by direction."""
         scans = self._couple.one, self._couple.other
         ends = dict(zip(DIRECTIONS, (scans, scans[::-1]), strict=True))
         return {name: Scorer(self.pairs[name], *ends[name], self._couple.labels) for name in DIRECTIONS}
 
     def register(self, direction: str, options: Options) -> tuple[Transform, dict[str, Any]]:
-        """Return the transform that a method finds, and what its loop did."""
+        """Return the transform that a method finds, and the iterations and seconds of its loop."""
         bill, memory = Bill(), self._memories[direction]
-        told_apart = options.resolved(self._engines.engine_set).similarity, options.smooth
-        result = self.pairs[direction].register(
-            options, through=lambda pair: RememberingPair(pair, memory, *told_apart, bill)
-        )
+        key = options.resolved(self._engines.engine_set).similarity, options.smooth
+        result = self.pairs[direction].register(options, through=lambda pair: RememberingPair(pair, memory, *key, bill))
         return result.transform, {"iterations": list(result.iterations.counts[0]), "seconds": bill.seconds}
 
 
@@ -102,7 +100,7 @@ def run(
     folder: Folder,
     tell: Callable[[str], None],
 ) -> None:
-    """Run and record what is missing of some methods, all of one engine set (greedy's belong to any)."""
+    """Run and record the missing results of some methods, all of one engine set (greedy's belong to any set)."""
     hashes = dict(engines.engine_set.hashes)
     for number, couple in enumerate(couples, start=1):
         ready = ReadyCouple(couple, engines, affine, folder)
@@ -112,7 +110,7 @@ def run(
                 continue
             try:
                 record = _run_one(ready, couple, method, folder, key)
-            except InputError as error:  # one couple's trouble must not stop the others
+            except InputError as error:  # a failure of one couple must not stop the others
                 tell(f"{couple.name}, {method.title}: failed: {error}")
                 continue
             write_record(folder.record(couple, key), record)
@@ -148,7 +146,7 @@ def write_record(path: Path, record: dict[str, Any]) -> None:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """Return a record, its labels as numbers again."""
+    """Read a record; its labels, strings in JSON, become numbers again."""
     record = json.loads(path.read_text())
     for direction in DIRECTIONS:
         if "dice" in record[direction]:

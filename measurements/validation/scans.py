@@ -1,4 +1,4 @@
-"""The scans of the validation and the groups of pairs they form; derived scans are written on first use."""
+"""Scans of the validation and the groups of pairs they form; derived scans are written on first use."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -21,7 +21,7 @@ GROUPS = ("chain", "pair", "across", "template", *DEGRADATIONS)
 
 @dataclass(frozen=True)
 class Scan:
-    """A scan and its label map; labels is None of the template."""
+    """A scan and its label map; labels is None for the template."""
 
     name: str
     image: Path
@@ -34,7 +34,7 @@ class Couple:
 
     Attributes:
         group: one of `GROUPS`.
-        half: "a", on which choices are made, or "b", on which they are shown.
+        half: "a", used for choices, or "b", used for results.
         labels: ids to score; None: all that both maps hold with 50 voxels or more.
     """
 
@@ -54,10 +54,10 @@ class Catalogue:
 
     Args:
         data: folder that holds `pair/` and `mindboggle/`.
-        folder: where derived scans are written.
+        folder: folder for derived scans.
 
     Raises:
-        InputError: a scan is absent.
+        InputError: a scan is missing.
     """
 
     def __init__(self, data: Path, folder: Path) -> None:
@@ -65,7 +65,7 @@ class Catalogue:
         folder.mkdir(parents=True, exist_ok=True)
 
     def couples(self, groups: tuple[str, ...] = GROUPS, half: str | None = None) -> list[Couple]:
-        """The couples of some groups, of one half or both; every second couple of a group is of half "b"."""
+        """Return the couples of some groups, of one half or both; every second couple of a group is in half "b"."""
         found = []
         for group in groups:
             rows = self._rows(group)
@@ -78,7 +78,8 @@ class Catalogue:
         if group == "pair":
             return [(*map(self._tutorial, TUTORIAL), PAIR_LABELS)]
         if group == "across":
-            turns = [TUTORIAL[:: 1 if n % 2 else -1] for n in range(len(SUBJECTS))]  # so that both halves see both
+            # Alternate the order of the two tutorial scans, so that both halves contain both of them.
+            turns = [TUTORIAL[:: 1 if n % 2 else -1] for n in range(len(SUBJECTS))]
             order = [(name, side) for k in range(2) for name, turn in zip(SUBJECTS, turns, strict=True)
                      for side in turn[k : k + 1]]  # fmt: skip
             return [(self._tutorial(side), self._joined(self._subject(name))) for name, side in order]
@@ -105,7 +106,7 @@ class Catalogue:
         files = [self._data / folder / f"{name}_{kind}.nii.gz" for kind in ("t1", "labels")]
         for file in files:
             if not file.is_file():
-                raise InputError(f"--data: {file} is absent; give the folder that holds pair/ and mindboggle/")
+                raise InputError(f"--data: {file} is missing; give the folder that holds pair/ and mindboggle/")
         return Scan(name, *files)
 
     def _joined(self, scan: Scan) -> Scan:

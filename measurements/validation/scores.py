@@ -1,4 +1,4 @@
-"""Scores of a transform from one scan of a couple to the other: overlap of labels, roughness, likeness."""
+"""Scores of a transform from one scan of a couple to the other: overlap of labels, regularity, similarity."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,16 +18,16 @@ from runtime.registration.scans import ReadyPair
 from runtime.workflows.evaluation.scoring.label_scores import count_of_each, dice_of_each
 
 Array = np.ndarray
-MARGIN = 12  # voxels about the fixed labels within which warped ones are counted
-SAMPLES = 40_000  # points at which there and back is tried
+MARGIN = 12  # voxels around the fixed labels within which warped ones are counted
+SAMPLES = 40_000  # points at which inverse consistency is measured
 
 
 class Scorer:
-    """Scores transforms from a fixed to a moving scan.
+    """Scorer of transforms from a fixed to a moving scan.
 
     Args:
         ready: the pair on its working grid.
-        fixed, moving: the scans; where one has no label map no labels are scored.
+        fixed, moving: the scans; if one has no label map, no labels are scored.
         labels: ids to score; None: all that both maps hold with 50 voxels or more.
     """
 
@@ -43,7 +43,7 @@ class Scorer:
 
     @cached_property
     def brain(self) -> Array:
-        """Voxels (I, J, K) of the working grid that are brain of the fixed scan."""
+        """Brain mask (I, J, K) of the fixed scan on the working grid."""
         return self._image > 0
 
     @cached_property
@@ -54,18 +54,18 @@ class Scorer:
 
     @cached_property
     def fixed_labels(self) -> Volume | None:
-        """The fixed label map cut to its labels and a margin."""
+        """The fixed label map cropped to its labels and a margin."""
         return self._fixed and cut(self._fixed)
 
     @cached_property
     def labels(self) -> tuple[int, ...]:
-        """Ids that are scored."""
+        """Ids of the labels to score."""
         smallest = SMALLEST_LABEL if self._asked is None else 1
         shared = common_labels(self._fixed.data, self._moving.data, smallest)
         return tuple(label for label in shared if self._asked is None or label in self._asked)
 
     def score(self, transform: Transform) -> dict:
-        """Return Dice by label (where there are labels), folds and SDlogJ inside the brain, NCC; plain types."""
+        """Return Dice by label (if there are labels), folds and SDlogJ inside the brain, and NCC; plain types."""
         displacement = transform.displacement(self.grid)
         determinant = jacobian_of_displacement(displacement, self.grid)
         warped = resample_through(self._moving_image, self._moving_scan.grid, displacement, self.grid)
@@ -99,6 +99,6 @@ def cut(labels: Volume) -> Volume:
 
 
 def inconsistency(there: Transform, back: Transform, points: Array) -> dict[str, float]:
-    """Return mean and 95th percentile of how far there and back moves points (N, 3), mm."""
+    """Return mean and 95th percentile of the distance by which `back(there(x))` misses x, for points (N, 3), mm."""
     distances = np.linalg.norm(back.points(there.points(points)) - points, axis=1)
     return {"mean_mm": float(distances.mean()), "p95_mm": float(np.percentile(distances, 95))}

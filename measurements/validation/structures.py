@@ -1,10 +1,10 @@
-"""Groups of FreeSurfer's labels, and label maps of different protocols brought to the labels they share."""
+"""Groups of FreeSurfer's labels, and the conversion of label maps of different protocols to shared labels."""
 
 import numpy as np
 
 Array = np.ndarray
 CORTEX = {3: range(1000, 1036), 42: range(2000, 2036)}  # left and right: the joined label and its parcels
-# Mindboggle calls the cerebellum's cortex its exterior.
+# Mindboggle calls the cerebellar cortex its exterior.
 JOINED = {parcel: side for side, parcels in CORTEX.items() for parcel in parcels} | {6: 8, 45: 47}
 GROUPS = {
     "cortex": (*CORTEX, *(parcel for parcels in CORTEX.values() for parcel in parcels)),
@@ -23,7 +23,7 @@ def joined(labels: Array) -> Array:
 
 
 def mean_by_group(dice: dict[int, float]) -> dict[str, float]:
-    """Mean Dice of each group of structures that has a label in `dice` (label -> Dice), and "all"."""
+    """Return the mean Dice of each group of structures with a label in `dice` (label -> Dice), and of "all"."""
     found = {name: [dice[label] for label in labels if label in dice] for name, labels in GROUPS.items()}
     means = {name: float(np.mean(values)) for name, values in found.items() if values}
     return {"all": float(np.mean(list(dice.values()))), **means}

@@ -1,4 +1,4 @@
-"""Tables of what was recorded: means by group of pairs and method, and every couple."""
+"""Tables of the records: means by group of pairs and method, and every couple."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from measurements.validation.template import overlaps
 
 FIGURES = ("all", *GROUPS, "folded", "sd_log_jacobian", "inconsistency", "ncc")
 HEADINGS = ("Dice", *GROUPS, "folded %", "SDlogJ", "there and back, mm", "NCC")
-ONE_WAY = ("chain", "pair")  # groups whose Dice is that of the first direction alone, as other tables have it
+ONE_WAY = ("chain", "pair")  # groups averaged over the first direction only, as in other tables
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Row:
 
 
 def rows(couples: list[Couple], method: Method, hashes: dict[str, str], affine: str, folder: Folder) -> list[Row]:
-    """Return what is recorded of a method."""
+    """Return the recorded rows of a method."""
     key = key_of(method, hashes if method.options else {}, affine if method.options else "")
     files = {couple: folder.record(couple, key) for couple in couples}
     records = {couple: read_record(path) for couple, path in files.items() if path.exists()}
@@ -51,7 +51,7 @@ def _figures(entry: dict[str, Any]) -> dict[str, float]:
 
 
 def sections(found: list[Row]) -> dict[str, list[Row]]:
-    """Rows by the heading they are averaged under; the template's by direction."""
+    """Group rows by the heading they are averaged under; those of the template by direction."""
     parts: dict[str, list[Row]] = {}
     for row in found:
         group = row.couple.group
@@ -64,11 +64,11 @@ def sections(found: list[Row]) -> dict[str, list[Row]]:
 
 
 def table(by_method: dict[str, list[Row]], couples: Iterable[str] | None = None) -> str:
-    """Return a markdown table, one line for a group and method.
+    """Return a Markdown table, one line per group and method.
 
     Args:
         by_method: rows by title.
-        couples: names of the couples to average over; None: those that the method has.
+        couples: names of the couples to average over; None: all that the method has.
     """
     lines = [_line(["pairs", "n", "method", *HEADINGS]), _line(["---"] * (len(HEADINGS) + 3))]
     parts = {title: sections(found) for title, found in by_method.items()}
@@ -89,7 +89,7 @@ def _means(chosen: list[Row]) -> list[str]:
 
 
 def details(by_method: dict[str, list[Row]]) -> str:
-    """Return a markdown table of every couple and direction: Dice and SDlogJ of each method."""
+    """Return a Markdown table of every couple and direction: Dice and SDlogJ of each method."""
     titles = list(by_method)
     lines = [_line(["pair", *titles]), _line(["---"] * (len(titles) + 1))]
     cells: dict[str, dict[str, str]] = {}

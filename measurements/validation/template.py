@@ -1,7 +1,7 @@
-"""Scores of the template group: labels of subjects carried to the template, and back from it by a vote.
+"""Scores of the template group: labels of subjects warped to the template, and a majority vote warped back.
 
-MNI152 has no labels of these protocols. A registration onto it is scored by how subjects' labels overlap with one
-another in template space, one from it by the Dice of a subject's labels with those that most other subjects have there.
+MNI152 has no labels of these protocols. A registration onto it is scored by the overlap of the subjects' labels with
+one another in template space; one from it by the Dice of a subject's labels with the majority vote of the others there.
 """
 
 from itertools import combinations
@@ -19,16 +19,17 @@ Array = np.ndarray
 
 
 def write_carried(path: Path, onto: Scorer, there: Transform, back_from: Scorer, back: Transform, grid: Grid) -> None:
-    """Write what the template's scores need of one subject, .npz.
+    """Write the data of one subject that the template's scores need, .npz.
 
     Args:
-        path: to write.
+        path: file to write.
         onto, there: scorer and transform of the registration onto the template, template -> subject.
         back_from, back: those of the registration of the template onto the subject, subject -> template.
-        grid: the template's.
+        grid: grid of the template.
 
-    The file holds `carried`, the subject's labels on the template's grid (I, J, K); `labels`, the subject's own (cut
-    to them, flat); and `places`, the flat template voxel nearest to where `back` takes each of those, -1 outside.
+    The file holds `carried`, the subject's labels on the template's grid (I, J, K); `labels`, the subject's own label
+    map (cropped and flattened); and `places`, for each voxel of `labels`, the flat index of the template voxel nearest
+    to its position under `back`, -1 outside.
     """
     own = back_from.fixed_labels
     displacement = back.displacement(own.grid)
@@ -47,10 +48,10 @@ def write_carried(path: Path, onto: Scorer, there: Transform, back_from: Scorer,
 
 
 def overlaps(files: dict[str, Path]) -> dict[str, dict[str, dict[int, float]]]:
-    """Dice by label of each subject, "forward" (onto the template) and "backward" (the template onto it).
+    """Return the Dice by label of each subject, "forward" (onto the template) and "backward" (the template onto it).
 
     Args:
-        files: of `write_carried`, by subject; two or more.
+        files: files of `write_carried`, by subject; two or more.
     """
     found = {name: dict(np.load(path)) for name, path in files.items()}
     seen = np.flatnonzero(np.any([each["carried"] > 0 for each in found.values()], axis=0))
@@ -69,7 +70,7 @@ def overlaps(files: dict[str, Path]) -> dict[str, dict[str, dict[int, float]]]:
 
 
 def majority(maps: list[Array]) -> Array:
-    """Return the label that most of several maps of one shape have at each voxel; of equals the lowest."""
+    """Return the most frequent label of several maps of one shape at each voxel; in a tie, the lowest."""
     best, most = np.zeros_like(maps[0]), np.zeros(maps[0].shape, np.uint8)
     for label in np.flatnonzero(sum(np.bincount(each.ravel(), minlength=1 << 16) for each in maps)):
         votes = np.zeros(maps[0].shape, np.uint8)
@@ -81,7 +82,7 @@ def majority(maps: list[Array]) -> Array:
 
 
 def _dice(fixed: Array, warped: Array) -> dict[int, float]:
-    """Dice of the labels that two flat maps of 16 bits hold in 50 voxels or more each."""
+    """Return the Dice of labels with 50 voxels or more in both of two flat 16-bit maps."""
     in_fixed, in_warped, in_both = (
         np.bincount(labels, minlength=1 << 16) for labels in (fixed, warped, fixed[fixed == warped])
     )

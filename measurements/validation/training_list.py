@@ -2,8 +2,8 @@
 
     python -m measurements.validation.training_list --data DIR --output runs/validation
 
-Each pair is aligned by the affine initialisation and resampled on its working grid with both label maps. The template
-gets the labels that most subjects have there after RP-Net. `make train-on` validates on the list where it exists.
+Each pair is aligned by the affine initialisation and resampled on its working grid with both label maps. The labels of
+the template are the majority vote of the subjects after RP-Net. `make train-on` validates on the list if it exists.
 """
 
 import csv
@@ -26,7 +26,7 @@ from runtime.images.volume import Volume, read_labels, read_volume, write_volume
 from runtime.registration.engines import open_engines
 
 COLUMNS = ("fixed", "moving", "fixed_labels", "moving_labels", "group")
-# Couples of half "a" and which way round.
+# Couples of half "a" and their direction.
 CHOSEN = (
     ("chain.s9-s11", "forward"),
     ("pair.fixed-moving", "forward"),
@@ -42,7 +42,13 @@ CHOSEN = (
 
 
 def template_labels(couples: list[Couple], engines: OpenEngines, folder: Folder) -> Path:
-    """Write the vote of the subjects' labels carried onto the template by RP-Net; couples of the template group."""
+    """Write the majority vote of the subjects' labels warped to the template by RP-Net; return the file.
+
+    Args:
+        couples: those of the template group.
+        engines: open engines.
+        folder: output folder.
+    """
     path = folder.path / "template_labels.nii.gz"
     if not path.exists():
         rpnet = Method("", "1,1,1,1", parse_options("1,1,1,1"))
@@ -54,7 +60,7 @@ def template_labels(couples: list[Couple], engines: OpenEngines, folder: Folder)
 
 
 def write_pair(couple: Couple, direction: str, engines: OpenEngines, folder: Folder, template: Path) -> dict[str, str]:
-    """Write the images and labels of one pair on its working grid; returns its line of the list."""
+    """Write the images and labels of one pair on its working grid; return its line of the list."""
     ready = ReadyCouple(couple, engines, "auto", folder).pairs[direction].ready
     fixed, moving = (couple.one, couple.other)[:: 1 if direction == "forward" else -1]
     labels = [

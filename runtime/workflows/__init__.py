@@ -1,1 +1,1 @@
-"""Many registrations: demo, evaluation, benchmark and preparation of data sets; none imports another."""
+"""Workflows: demo, evaluation, benchmark and preparation of data sets; none imports another."""

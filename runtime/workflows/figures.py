@@ -1,4 +1,4 @@
-"""Matplotlib's figures, without a display; it keeps its list of fonts in our cache folder."""
+"""Matplotlib figures without a display; Matplotlib's list of fonts lies in the project's cache folder."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from ..host.cache_folder import keep_in_cache
 
 
 def new_figure(width: float, height: float) -> Any:
-    """An empty figure of a size in inches.
+    """Return an empty figure of `width` x `height` inches.
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.

@@ -1,4 +1,4 @@
-"""The check on a GPU, as far as it goes without one: its arithmetic, its verdicts, and its parts on stand-ins."""
+"""The GPU check without a GPU: its arithmetic, its verdicts, and its parts on stand-ins."""
 
 import json
 import math
@@ -113,7 +113,7 @@ class TestKernelTests:
 
 
 class TestTraffic:
-    """Bytes are those of the arrays that go in and come out."""
+    """The traffic is the bytes of all input and output arrays."""
 
     def flow(self, scale=1):
         return np.zeros((*(size // scale for size in SHAPE), 3), np.float32).nbytes
@@ -172,7 +172,7 @@ class TestVerdict:
 
 
 class TestAgreement:
-    """On backends of the CPU, in the GPU's place."""
+    """Runs on backends of the CPU, in place of the GPU's."""
 
     def test_every_backend_of_a_gpu_is_a_candidate_in_each_precision(self, engine_dir):
         names = {contender.name for contender in of_the_gpu(engine_dir)}
@@ -242,7 +242,7 @@ class TestLatency:
     def test_too_slow_is_noted(self):
         ratio = {"torch fp32 cuda": {"cuda fp32": {"median": 3.0}, "torch autocast cuda": {"median": 2.0}}}
         assert latency._slow({"against": ratio}) == [
-            "cuda fp32 is 3.0 times as fast as torch fp32 cuda, wanted 5",
+            "cuda fp32 is 3.0 times as fast as torch fp32 cuda, target 5",
         ]
 
     def test_the_parts_of_the_loop_add_up(self):
@@ -267,7 +267,7 @@ KERNEL_SHAPE = (16, 24, 32)
 
 
 class Noted:
-    """Field operations that remember which verbs were called."""
+    """Field operations that record the names of the methods called."""
 
     def __init__(self, fields, called):
         self._fields, self._called = fields, called
@@ -278,7 +278,7 @@ class Noted:
 
 
 class TestKernelTimes:
-    """On the stand-in for a GPU: what is timed and reported, not how long it takes."""
+    """Runs on the stand-in for a GPU; checks what is timed and reported, not the times."""
 
     @pytest.fixture
     def device(self):
@@ -312,11 +312,11 @@ def test_shares_and_misses():
     rows = [found("score ncc", 0.0019), found("score ncc", 0.0021), found("score lncc", 1.0)]
     assert rows[0]["floor"] == 0.001 and rows[0]["share"] == pytest.approx(0.001 / 0.0019)
     report = kernel_times.report({"shape": (8, 8, 8), "bandwidth": 1e6, "nothing": 0.0, "kernels": rows})
-    assert report.notes == ["score ncc, level 1: 2.1 times its floor, wanted 2"] and not report.wrong
+    assert report.notes == ["score ncc, level 1: 2.1 times its floor, target 2"] and not report.wrong
 
 
 def test_times_are_asked_for_after_all_work_is_sent():
-    """Ticks stand for events: asking for seconds may wait, so it must not come between two pieces of work."""
+    """Ticks stand for events: reading seconds may wait, so it must not happen between two pieces of work."""
     order = []
     device = SimpleNamespace(
         mark=lambda: order.append("mark") or len(order),

@@ -1,4 +1,4 @@
-"""The validation on pairs as users have them: which pairs, how degraded, how scored, and that it resumes."""
+"""The validation on realistic pairs: pairs, degradations, scores, and resumption."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ GRID = scans.grid((40, 44, 40))
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    """The folders of the validation with a small body in place of every scan."""
+    """Folders for the validation with a small body in place of every scan."""
     folder = tmp_path_factory.mktemp("data")
     for name in (*(f"mindboggle/{subject}" for subject in SUBJECTS), *(f"pair/{side}" for side in TUTORIAL)):
         (folder / name).parent.mkdir(exist_ok=True)
@@ -42,7 +42,7 @@ class TestPairs:
         assert {c.one.name for c in a} == {c.one.name for c in b} == set(TUTORIAL)
 
     def test_an_absent_scan_is_named(self, tmp_path):
-        with pytest.raises(InputError, match=r"--data: .*s3_t1.nii.gz is absent"):
+        with pytest.raises(InputError, match=r"--data: .*s3_t1.nii.gz is missing"):
             Catalogue(tmp_path, tmp_path).couples(("chain",))
 
 

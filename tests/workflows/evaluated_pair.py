@@ -1,4 +1,4 @@
-"""For tests of `evaluate`: a pair whose true transform, a shift, is known, as files; and the command on it."""
+"""Helpers for tests of `evaluate`: files of a pair with a known transform, a shift, and the command on it."""
 
 import json
 from collections.abc import Callable
@@ -21,7 +21,7 @@ POINTS = ("fixed_landmarks", "moving_landmarks")
 
 
 def write_pair(folder: Path, moving: Grid = FIXED) -> SimpleNamespace:
-    """A body, the same body shifted, labels, landmarks, and the shift as an affine."""
+    """Write a body, the same body shifted, labels, landmarks, and the shift as an affine."""
 
     def shifted(points):
         return points - SHIFT
@@ -44,19 +44,19 @@ def write_pair(folder: Path, moving: Grid = FIXED) -> SimpleNamespace:
 
 
 def of_pair(pair: SimpleNamespace, *names: str) -> list[str]:
-    """Options that name files of a pair."""
+    """Return the options that name files of a pair."""
     return [part for name in names for part in (f"--{name.replace('_', '-')}", str(getattr(pair, name)))]
 
 
 def write_list(pair: SimpleNamespace, *lines: str, columns: str = "transform") -> Path:
-    """A list of pairs beside the pair's files."""
+    """Write a list of pairs to the folder of the pair's files."""
     path = pair.fixed.parent / "pairs.csv"
     path.write_text("\n".join((f"name,fixed,moving,fixed_labels,moving_labels,{columns}", *lines)) + "\n")
     return path
 
 
 def runner(engine_dir: Path) -> Callable:
-    """Runs the command on an engine set, or on others."""
+    """Return a function that runs the command on an engine set, or on those in `sets`."""
 
     def invoke(*arguments, code=0, sets=(), **settings):
         folders = sets or (engine_dir,)
@@ -69,5 +69,5 @@ def runner(engine_dir: Path) -> Callable:
 
 
 def scores(folder: Path) -> dict[str, dict]:
-    """The first pair's scores by method."""
+    """Return the first pair's scores by method."""
     return json.loads((folder / "scores.json").read_text())["pairs"][0]["methods"]

@@ -1,4 +1,4 @@
-"""Native scans to prepare: the body of `tests.scans` in three places and orders of voxels, with labels and a list."""
+"""Native scans to prepare: the body of `tests.scans` in three poses and voxel orders, with labels and a list."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ SHAPE = (40, 48, 40)
 
 
 def affine_map(degrees: float, scale: float, shift=(0.0, 0.0, 0.0)) -> np.ndarray:
-    """(4, 4): rotation about S through the body's centre, scaling, and a shift in mm."""
+    """Return an affine (4, 4): rotation about S through the body's centre, scaling, and a shift in mm."""
     angle = np.radians(degrees)
     matrix = np.eye(4)
     matrix[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
@@ -22,7 +22,7 @@ def affine_map(degrees: float, scale: float, shift=(0.0, 0.0, 0.0)) -> np.ndarra
 
 
 def moved(matrix: np.ndarray):
-    """For `scans.scan`: the body after `matrix`, so that the point x of the body lies at ``matrix @ x``."""
+    """Return the map for `scans.scan` that moves the body by `matrix`: its point x lies at ``matrix @ x``."""
     inverse = np.linalg.inv(matrix)
     return lambda points: points @ inverse[:3, :3].T + inverse[:3, 3]
 
@@ -36,7 +36,7 @@ PLACES = {
 
 
 def write_native(folder: Path) -> Path:
-    """The three scans and list.csv, in a new folder."""
+    """Write the three scans and list.csv into a new folder."""
     folder.mkdir()
     for name, (place, matrix) in PLACES.items():
         scans.write_scan(folder / f"{name}.nii.gz", place, moved(matrix))
@@ -50,7 +50,7 @@ def write_list(folder: Path, *lines: str) -> None:
 
 
 def options(native: Path, output: Path, **others) -> PrepareOptions:
-    """For list.csv of a folder, aligned with its first scan, in this process."""
+    """Return options for list.csv of a folder, aligned with its first scan, in this process."""
     choices = {"data": str(native / "list.csv"), "reference": "first", "shape": SHAPE, "jobs": 1} | others
     return PrepareOptions(output=output, **choices)
 

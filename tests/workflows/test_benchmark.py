@@ -1,4 +1,4 @@
-"""The benchmark as a user meets it: what it prints, what it writes, what it refuses; and the processes it works in."""
+"""The benchmark from the user's side: its output, its files, its errors; and its worker processes."""
 
 import json
 import os
@@ -111,7 +111,7 @@ def test_a_sweep_fits_a_line_through_the_volumes(engine_dir, tmp_path):
     assert [row["shape"] for row in record["shapes"]] == [[16, 16, 16], [24, 16, 16]]
     assert all(row["gate"]["rows"][1]["voxels"]["max"] < 0.01 for row in record["shapes"])
     assert record["fits"]["onnxruntime fp32"].keys() == {"slope", "intercept", "deviation"}
-    assert "ms a megavoxel" in result.stdout and render(record).split() == result.stdout.split()
+    assert "ms per megavoxel" in result.stdout and render(record).split() == result.stdout.split()
     assert (tmp_path / "b.svg").read_text().startswith("<?xml")
 
 
@@ -136,11 +136,11 @@ class TestErrors:
             (("--shape", "20,16,16"), "--shape: got (20, 16, 16), expected three multiples of 8, at least 16"),
             (("--shape", "64,64"), "expected 3 comma-separated int value"),
             (("--shapes", "64"), "--shapes: got '64', expected default, or shapes such as"),
-            (("--shapes", "16,16,16", "--shape", "16,16,16"), "--shapes: runs on generated pairs of its own"),
+            (("--shapes", "16,16,16", "--shape", "16,16,16"), "--shapes: runs on its own generated pairs"),
             (("--crop-to", "16,16,16"), "--crop-to: is for two scans, but none are given"),
             (("--fixed", "README.md"), "--fixed, --moving: got one, expected both or neither"),
             (("--fixed", "nowhere.nii", "--moving", "README.md"), "--fixed: nowhere.nii does not exist"),
-            (("--fixed", "README.md", "--moving", "README.md", "--shape", "16,16,16"), "--shape: is of a generated"),
+            (("--fixed", "README.md", "--moving", "README.md", "--shape", "16,16,16"), "--shape: is for a generated"),
             (("--backend", "abacus"), "--backend: got 'abacus', expected auto, all, or some of"),
             (("--backend", "onnxruntime,abacus"), "--backend: got 'abacus', expected auto, all, or some of"),
             (("--precision", "fp8"), f"--precision: got 'fp8', expected auto, all, or some of {', '.join(PRECISIONS)}"),
@@ -172,7 +172,7 @@ class TestErrors:
         assert "--plot: needs the package matplotlib" in failure(run("--plot", tmp_path / "b.png"))
 
     def test_a_gate_that_is_not_passed_tells_no_speed(self, engine_dir, shipped, tmp_path):
-        """The reference is made from other weights than those that are timed."""
+        """The reference is built from other weights than the timed engines."""
         told, others = [], Others(references=(export.contender.TorchContender(shipped),))
         options = BenchmarkOptions(engine_dir, shape=(16, 16, 16), backends=("onnxruntime",), json=tmp_path / "b.json")
         with pytest.raises(InputError, match="onnxruntime fp32 is not timed: its flow differs by"):
@@ -254,7 +254,7 @@ class TestWorker:
 
 @dataclass(frozen=True)
 class Scripted:
-    """A contender without a network, for the order of things."""
+    """A contender without a network, to test the order of calls."""
 
     name: str = "scripted"
     words: str = "nothing"

@@ -1,4 +1,4 @@
-"""The reference, and the gate that stands before every figure of speed."""
+"""The reference implementation, and the accuracy gate before all timing."""
 
 import dataclasses
 from types import MappingProxyType
@@ -70,7 +70,7 @@ def run_graph(engine_set, engine, tensor):
 
 
 class Here:
-    """A session in this process, in a worker's place."""
+    """A session in this process, in place of a worker."""
 
     def __init__(self, name, runner, images):
         self.name, self._session = name, Session(None)
@@ -95,7 +95,7 @@ def reference(engine_dir, images):
 
 
 class Wrong:
-    """Networks whose residual flows are off by so many voxels along I."""
+    """Networks whose residual flows are off by `error` voxels along I."""
 
     def __init__(self, networks, error):
         self._networks, self._error = networks, error
@@ -164,7 +164,7 @@ def test_flow_difference_is_the_length_of_the_difference():
 
 
 def test_autocast_computes_in_half_precision_and_passes_its_gate(engine_dir, images, reference, tmp_path):
-    """On the processor, which has autocast as well; the same code runs on a GPU."""
+    """Runs on the CPU, which has autocast as well; the same code runs on a GPU."""
     contender = TorchContender(engine_dir, 1, "cpu", "autocast")
     runner = contender.open()
     assert contender.name == "torch autocast" and runner.facts["precision"] == "fp16"
@@ -178,7 +178,7 @@ def test_autocast_computes_in_half_precision_and_passes_its_gate(engine_dir, ima
 
 
 class TestWhereTorchRuns:
-    """PyTorch is compared with, and defines what is right, where the engines run."""
+    """PyTorch, as a rival and as the reference, runs on the device of the engines."""
 
     def test_on_the_processor(self, engine_dir):
         found = torch_others(engine_dir, 1, timed=True, on_gpu=False)

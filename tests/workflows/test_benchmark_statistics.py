@@ -1,4 +1,4 @@
-"""The benchmark's arithmetic: summaries, ratios, lines, work, and the sums that must come out."""
+"""The arithmetic of the benchmark: summaries, ratios, line fits, work, and sums that must agree."""
 
 import subprocess
 from types import SimpleNamespace
@@ -43,7 +43,7 @@ def test_spread_sees_the_slow_tenth_and_not_the_one_outlier_above_it():
 
 
 def test_ratios_are_taken_round_by_round():
-    """A machine that slows down for both in one round changes neither's ratio."""
+    """A machine that slows down for both contenders in one round does not change the ratio."""
     assert ratios([4, 40, 4], [2, 20, 2]) == {"median": 2, "min": 2, "max": 2, "n": 3}
     with pytest.raises(ValueError):
         ratios([1, 2], [1])
@@ -178,7 +178,7 @@ class TestGpuFacts:
 
     def test_a_busy_gpu_is_doubted(self):
         assert facts.gpu_doubts({"used_percent": 37.0}) == [
-            "the GPU was 37% busy before the start; others use it"
+            "the GPU was 37% busy before the start; other processes use it"
         ]
         assert facts.gpu_doubts({"used_percent": 0.0}) == facts.gpu_doubts(None) == []
 
@@ -186,5 +186,5 @@ class TestGpuFacts:
 def test_doubts_are_told():
     assert doubts("a", SAMPLES[:1] * 3) == []
     assert "a: runs spread by 33%" in doubts("a", SAMPLES)[0]
-    assert "others used 50% of the machine" in doubts("a", [sample(1.0, [], others=0.5)])[0]
-    assert "above the measured peak" in doubts("a", SAMPLES[:1], {"share_of_peak_fastest": 1.1})[0]
+    assert "other processes used 50% of the machine" in doubts("a", [sample(1.0, [], others=0.5)])[0]
+    assert "exceeds the measured peak" in doubts("a", SAMPLES[:1], {"share_of_peak_fastest": 1.1})[0]

@@ -1,4 +1,4 @@
-"""The timing instrument: it changes nothing, and nothing below the loop escapes it."""
+"""The timing wrappers: results are unchanged, and every call below the loop is recorded."""
 
 import dataclasses
 import inspect
@@ -51,7 +51,7 @@ def test_a_timed_run_is_the_same_run(engines, pair, schedule):
 
 
 class Counted:
-    """Passes everything on and counts the calls of public methods."""
+    """A wrapper that forwards everything and counts the calls of public methods."""
 
     def __init__(self, inner, calls):
         self._inner, self._calls = inner, calls
@@ -128,7 +128,7 @@ def test_executed_counts_the_candidate_that_was_undone(engines, pair):
 
 
 class Ticks:
-    """A clock whose marks are 1, 2, 3, ..., as a device's events would be; it is read afterwards only."""
+    """A clock with marks 1, 2, 3, ..., like a device's events, that must be read only after the run."""
 
     def __init__(self):
         self.now, self.read = 0, False
@@ -169,7 +169,7 @@ def test_a_number_that_is_still_to_come_is_not_waited_for():
 
 
 class GpuClock(Ticks):
-    """A device, as far as the benchmark asks for one."""
+    """The part of a device that the benchmark uses."""
 
     peak_bytes = 5
     driver = SimpleNamespace(memory=lambda: (30, 100))

@@ -1,6 +1,6 @@
-"""The demonstration's truth: the known warp is what it says, and points the way registration does.
+"""The truth of the demonstration: the known warp is correct, and has the direction of a registration's transform.
 
-SimpleITK reads the written files here, so that headers, directions and signs are judged by another library.
+SimpleITK reads the written files here, so that headers, directions and signs are checked by an independent library.
 """
 
 import importlib.metadata
@@ -25,7 +25,7 @@ def pair(tmp_path_factory):
 
 
 def values(path, points, interpolator=sitk.sitkLinear):
-    """An image at points (N, 3), RAS mm; zero outside it."""
+    """Sample an image at points (N, 3), RAS mm; zero outside it."""
     image = sitk.ReadImage(str(path), sitk.sitkFloat32)
     found = np.zeros(len(points))
     last = np.array(image.GetSize()) - 1
@@ -158,7 +158,7 @@ class TestKnownWarp:
             known_warp.random_warp(np.random.default_rng(0), np.eye(4), self.GRID)
 
     def test_an_inverse_that_is_not_found_is_refused(self):
-        """The iteration needs a field that changes by less than 1 mm a mm."""
+        """The iteration converges only for fields that change by less than 1 mm per mm."""
         with pytest.raises(ArithmeticError, match="residual"):
             self.linear(1.5 * np.eye(3)).to_moving(self.GRID.to_physical(np.array([[3.0, 4, 5]])))
 

@@ -1,4 +1,4 @@
-"""`evaluate` from files to files: scores whose truth is known; runs that are continued, fail in part, or compare."""
+"""`evaluate` from files to files: scores with a known truth; runs that continue, fail in part, or compare sets."""
 
 import csv
 import json
@@ -65,7 +65,7 @@ def test_a_masked_lesion_changes_no_score(pair, run):
 
 
 class TestKnownTruth:
-    """The true shift, given as another tool's transform, is perfect; without it every score is known as well."""
+    """The true shift, given as another tool's transform, scores perfectly; other scores are known as well."""
 
     @pytest.fixture
     def found(self, pair, run):
@@ -156,7 +156,7 @@ class TestWhatIsWritten:
 class TestContinuing:
     @pytest.fixture
     def runs(self, monkeypatch):
-        """Which methods were run."""
+        """The methods that were run."""
         names, original = [], PairScorer.run
 
         def counted(scorer, method):
@@ -188,7 +188,7 @@ class TestContinuing:
 
     def test_an_interrupted_run_goes_on(self, pair, run, runs, monkeypatch):
         files = of_pair(pair, *SCANS, *LABELS)
-        monkeypatch.setattr(running._ResultsTold, "step", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        monkeypatch.setattr(running._ResultProgress, "step", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         run(*files, *QUICK, code=1)
         monkeypatch.undo()
         assert (pair.output / "pairs" / "f-m.json").exists() and not (pair.output / "scores.json").exists()
@@ -221,7 +221,7 @@ class TestFailures:
 
     @pytest.mark.parametrize("error, code", [(ScarceError("memory"), 75), (MemoryError(), 75), (ValueError("bad"), 1)])
     def test_where_nothing_but_scarcity_stood_in_the_way_it_is_75(self, pair, run, monkeypatch, error, code):
-        """A pair that cannot be read for want of memory, and a method that may fail for other reasons too."""
+        """A pair that cannot be read for lack of memory, and a method that may fail for other reasons too."""
         bad = pair.fixed.parent / "bad.nii.gz"
         shutil.copy(pair.moving, bad)
         read, score = scoring.read_volume, PairScorer.run
@@ -246,7 +246,7 @@ class TestFailures:
         lines = pair.moving_landmarks.read_text().splitlines()
         pair.moving_landmarks.write_text("\n".join(lines[:-1]) + "\n")
         done = run(*of_pair(pair, *SCANS, *POINTS), *QUICK, code=1)
-        assert "has 2 points, the fixed file 3; expected one for one" in done.stderr
+        assert "has 2 points, the fixed file 3; expected the same points in the same order" in done.stderr
 
     def test_an_input_among_the_results_is_refused(self, pair, run):
         (pair.output / "pairs").mkdir(parents=True)
@@ -288,7 +288,7 @@ class TestSeveralEngineSets:
 
     @pytest.fixture
     def broken(self, monkeypatch):
-        """Folders of engine sets for which no pair can be made ready."""
+        """Folders of engine sets on which no pair can be prepared."""
         folders, original = set(), PairScorer.__init__
 
         def ready(scorer, pair, engines, *others):
@@ -301,7 +301,7 @@ class TestSeveralEngineSets:
 
     @pytest.mark.parametrize("bad", [0, 1])
     def test_a_pair_that_fails_on_one_set_is_scored_on_the_other(self, pair, run, sets, broken, bad):
-        """What failed is said; the affine start and the given transform come from the set that works."""
+        """Failures are reported; the affine initialisation and the given transform come from the working set."""
         broken.add(sets[bad])
         arguments = [*of_pair(pair, *SCANS, *LABELS), "-t", pair.shift, *QUICK]
         done = run(*arguments, sets=sets, code=1)

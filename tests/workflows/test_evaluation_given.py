@@ -1,4 +1,4 @@
-"""What a user gives `evaluate` beside scans: other tools' transforms in their conventions, landmarks, numbers."""
+"""Other inputs of `evaluate`: transforms of other tools in their conventions, landmarks, numbers."""
 
 import gzip
 from types import SimpleNamespace
@@ -38,13 +38,13 @@ def run(engine_dir):
 
 
 def write_field(path, displacement):
-    """The same displacement everywhere, in a file that does not say what its numbers are."""
+    """Write a constant displacement to a file that does not state its convention."""
     nib.save(nib.Nifti1Image(np.full((*FIXED.shape, 3), displacement, np.float32), FIXED.affine), path)
     return path
 
 
 def scaled_voxels(grid) -> np.ndarray:
-    """FSL's mm from RAS mm on a grid of 1 mm: voxels, counted from the right where its axes are right-handed."""
+    """Return the map from RAS mm to FSL's mm on a 1 mm grid: voxels, counted from the right on right-handed axes."""
     flip = np.eye(4)
     if np.linalg.det(grid.affine) > 0:
         flip[0] = -1, 0, 0, grid.shape[0] - 1
@@ -52,11 +52,11 @@ def scaled_voxels(grid) -> np.ndarray:
 
 
 class TestConventions:
-    """The true shift as other tools write it, without saying so: perfect once its convention is named."""
+    """The true shift as other tools write it, without a stated convention: perfect once the convention is given."""
 
     @pytest.mark.parametrize("inverse", [False, True])
     def test_a_matrix_of_flirt(self, tmp_path, run, inverse):
-        """`flirt -in moving -ref fixed`, which maps moving to fixed; or the inverse of the other way round."""
+        """The matrix of `flirt -in moving -ref fixed` (moving to fixed), or that of the opposite run, inverted."""
         pair = write_pair(tmp_path, MOVING)
         truth = np.loadtxt(pair.shift)
         matrix = scaled_voxels(MOVING) @ truth @ np.linalg.inv(scaled_voxels(FIXED))
@@ -113,7 +113,7 @@ class TestConventions:
 
 class TestLandmarks:
     def test_columns_that_say_their_frame_keep_it(self, pair, run):
-        """Fixed points in r,a,s; moving ones in x,y,z, which --points-in alone speaks for."""
+        """Fixed points in r,a,s; moving ones in x,y,z, whose frame only --points-in gives."""
         points = (LANDMARKS + SHIFT) * (-1, -1, 1)
         np.savetxt(pair.moving_landmarks, points, delimiter=",", header="x,y,z", comments="")
         run(*of_pair(pair, *SCANS, *POINTS), "-t", pair.shift, "--points-in", "lps", *QUICK)

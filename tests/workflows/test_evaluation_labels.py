@@ -1,4 +1,4 @@
-"""Dice and surface distances: known shifts of known shapes, and SimpleITK as the judge on random label maps."""
+"""Dice and surface distances: known shifts of known shapes, and random label maps compared with SimpleITK."""
 
 import tracemalloc
 
@@ -51,7 +51,7 @@ class TestShiftedBoxes:
 
     @pytest.mark.parametrize("axis, spacing", [(0, 0.5), (1, 2.0), (2, 3.0)])
     def test_distance_is_in_mm_along_each_axis(self, axis, spacing):
-        """Plates a voxel thick: every point of one is n spacings from the other."""
+        """Plates one voxel thick: every point of one is n spacings from the other."""
         size = [9, 9, 9]
         size[axis] = 1
         place = grid((20, 20, 20), (0.5, 2.0, 3.0))
@@ -73,7 +73,7 @@ class TestShiftedBoxes:
 
 
 class TestIds:
-    """Which numbers stand for labels changes no score, and costs nothing."""
+    """Label ids influence neither scores nor cost."""
 
     @pytest.mark.parametrize("factor", [1, 13_007, 12_000_000])
     @pytest.mark.parametrize("seed", range(3))
@@ -182,6 +182,6 @@ class TestAgainstSimpleITK:
 
 
 def directed(one, two) -> np.ndarray:
-    """Distances of one contour's voxels from the other's."""
+    """Return the distances of one contour's voxels from the other's."""
     away = sitk.SignedMaurerDistanceMap(two, squaredDistance=False, useImageSpacing=True)
     return np.abs(sitk.GetArrayFromImage(away))[sitk.GetArrayFromImage(one) > 0]

@@ -1,4 +1,4 @@
-"""The memory between the loop and a pair: same results, nothing computed twice, every schedule charged in full."""
+"""The memoised pair: same results, nothing computed twice, every schedule charged in full."""
 
 import itertools
 
@@ -14,7 +14,7 @@ SCHEDULES = ("1,1,1,1", "1,2,1,1", "1,2,2,2", "0,0,0,0", "cascade:2", "cascade:3
 
 
 class CountingPair:
-    """Flows are small arrays that hold how often they were stepped; what is asked is written down."""
+    """A pair whose flows are small arrays that count their steps; its calls are logged."""
 
     def __init__(self, log=None, moved: float = 0.0) -> None:
         self.log, self.moved = [] if log is None else log, moved
@@ -46,7 +46,7 @@ class CountingPair:
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Every look at the clock is a second after the one before, so that each thing computed takes one."""
+    """A clock that advances one second per reading, so that every computation takes one second."""
     ticks = itertools.count()
     monkeypatch.setattr(memoised_pair.time, "perf_counter", lambda: float(next(ticks)))
 
@@ -102,7 +102,7 @@ def test_the_image_is_not_warped_where_all_that_follows_is_known():
 @pytest.mark.parametrize("schedule", ["1,2,1,1", "iterstop", "cascade:3"])
 @pytest.mark.parametrize("limit", [1, 1 << 20])
 def test_a_schedule_is_charged_for_all_it_asks_for(clock, schedule, limit):
-    """A second for each call of the pair, whether it was made now or remembered."""
+    """One second for each call of the pair, whether computed now or taken from memory."""
     memory, pair = Memory(limit), CountingPair()
     _, first = through(pair, memory, schedule)
     calls = len(pair.log)

@@ -1,4 +1,4 @@
-"""What the command line compares, and which pairs it lists: expansions, names, and what is refused."""
+"""Methods and pairs of the command line: expansions, names and errors."""
 
 import pytest
 

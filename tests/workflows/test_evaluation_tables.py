@@ -1,4 +1,4 @@
-"""Means, spreads, tables and pictures of an evaluation that is made up, so that every number in them is known."""
+"""Means, spreads, tables and pictures of an artificial evaluation in which every number is known."""
 
 import dataclasses
 import math
@@ -44,7 +44,7 @@ def without_labels(found: dict) -> dict:
 
 
 def evaluation(methods, *pairs, folder=Path("nowhere"), sets=({"name": "", "res_blocks": 2},)) -> Evaluation:
-    """Of pairs that are mappings from a method's title to its entry."""
+    """Return an evaluation of pairs, each a mapping from a method's title to its entry."""
     records = tuple({"name": f"p{n}", "methods": dict(found)} for n, found in enumerate(pairs))
     return Evaluation(folder, tuple(methods), records, sets)
 
@@ -153,7 +153,10 @@ class TestPictures:
         scored = {BEFORE: entry(0.3), KEEP.title: entry(0.6)}
         bare = {title: without_labels(found) for title, found in scored.items()}
         (legend,) = draw_boxes(evaluation([BEFORE_METHOD, KEEP], scored, bare)).legends
-        assert [text.get_text() for text in legend.get_texts()] == ["affine start", f"{KEEP.title} (1 pair)"]
+        assert [text.get_text() for text in legend.get_texts()] == [
+            "affine initialisation",
+            f"{KEEP.title} (1 pair)",
+        ]
 
     def test_every_family_has_a_line_in_every_panel(self):
         methods = [counted(f"{family} at {t}", (family, t)) for family in FAMILIES for t in (1, 2, 3)]

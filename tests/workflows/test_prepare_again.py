@@ -1,4 +1,4 @@
-"""Preparing again: what is whole is kept, what is missing, changed or failed is made, and nothing else is touched."""
+"""Repeated preparation: complete results are kept; missing, changed or failed ones are made; the rest is untouched."""
 
 import json
 import os
@@ -23,7 +23,7 @@ from tests.workflows.preparation import affine_map, moved, options, write_list
 
 @pytest.fixture
 def out(prepared, tmp_path):
-    """A copy of what was prepared, to run on again."""
+    """A copy of the prepared folder for a second run."""
     return Path(shutil.copytree(prepared.folder, tmp_path / "out"))
 
 
@@ -34,7 +34,7 @@ def picture(folder) -> np.ndarray:
 
 
 class TestFailures:
-    """What is wrong with one scan is kept as data; the others go on."""
+    """The error of one scan is recorded; the others continue."""
 
     def test_each_has_its_reason_and_the_rest_is_prepared(self, native_copy, tmp_path):
         native = native_copy
@@ -92,18 +92,18 @@ class TestFailures:
 
         choices = options(native, tmp_path / "out", jobs=2)
         reference = open_reference(choices, Scan(native / "first.nii.gz"))
-        with pytest.raises(InputError, match=r"--jobs: one of 2 processes was ended by the system.* is kept"):
+        with pytest.raises(InputError, match=r"--jobs: one of 2 processes was ended by the system.* are kept"):
             list(outcomes(choices, reference, OutputFolder(choices.output, []), {"a": Deadly()}))
 
 
 class TestAgain:
-    """A second run does what is missing and no more."""
+    """A second run makes only missing results."""
 
     def times(self, folder):
         return {path: path.stat().st_mtime_ns for name in ("images", "labels") for path in (folder / name).iterdir()}
 
     def kept_of_turned(self, native, folder, **choices) -> int:
-        """Of a list of the second scan alone, 1 or 0."""
+        """Prepare a list of the second scan alone; return the number kept, 1 or 0."""
         listed = folder / "turned.csv"
         listed.write_text(f"image,labels\n{native / 'turned.nii.gz'},{native / 'turned_labels.nii.gz'}\n")
         chosen = {"data": str(listed), "reference": str(native / "first.nii.gz")} | choices

@@ -1,4 +1,4 @@
-"""`prepare` as it is typed: what it says, shows and refuses, and that training reads what it writes."""
+"""The command `prepare`: its output, contact sheet and errors, and that training reads its files."""
 
 import errno
 from pathlib import Path
@@ -33,7 +33,7 @@ def command(native, output) -> tuple:
 
 class TestCommand:
     def test_it_prepares_what_training_reads(self, native, tmp_path):
-        """Two volumes to train on and two to validate on; training sees the very numbers in the files."""
+        """Two volumes to train on and two to validate on; training gets exactly the numbers in the files."""
         out, names = tmp_path / "out", ("first", "turned", "shifted", "fourth")
         for kind in ("", "_labels"):
             (tmp_path / f"fourth{kind}.nii.gz").write_bytes((native / f"turned{kind}.nii.gz").read_bytes())
@@ -89,7 +89,7 @@ class TestCommand:
             (("--preset", "mindboggle", "--percentile", "0"), "percentile 0.0, expected above 0"),
             (
                 ("--window", "0,9", "--percentile", "9", "--preset", "flare"),
-                "--percentile: is for images without --window",
+                "--percentile: cannot be combined with --window",
             ),
             (("--preset", "mindboggle", "--affine", "some"), "'some' is not one of"),
             (("--preset", "mindboggle", "--jobs", "0"), "0 is not in the range"),

@@ -1,4 +1,4 @@
-"""Prepared scans: the right place, the right numbers, one interpolation, nothing lost silently.
+"""Prepared scans: correct positions and intensities, one interpolation, nothing lost silently.
 
 The body of `tests.scans` has a known value at every point, so what a prepared voxel should hold is known; SimpleITK
 resamples the native files independently through the affine that the record states.
@@ -71,7 +71,7 @@ class TestPlace:
         assert record["labels"] == [10, 250, 1035] and record["labels_lost"] == []
 
     def test_the_reference_is_not_interpolated_where_its_voxels_fit(self, native, prepared):
-        """So the first scan, which is the reference, keeps its voxels."""
+        """The first scan, which is the reference, keeps its voxels."""
         data = read_volume(native / "first.nii.gz", "image").data[2:42, 1:49, 1:41]
         np.testing.assert_array_equal(prepared.records[0]["affine"]["reference_to_scan"], np.eye(4))
         expected = PercentileRule().normalise(PercentileRule().normalise(data))  # native, then on the grid
@@ -168,7 +168,7 @@ class TestIntensities:
 
 
 class TestKinds:
-    """How much freedom an alignment has."""
+    """The degrees of freedom of each kind of alignment."""
 
     def matrix(self, kind: str, matrix: np.ndarray) -> np.ndarray:
         reference = scans.scan(WIDE) / 1000
@@ -234,8 +234,11 @@ class TestFindings:
         first, _, shifted = result.records
         assert first["cropped_share"] > 0.5 and "of the foreground lies outside the grid" in first["warnings"][0]
         assert any("similarity with the reference is low" in line for line in shifted["warnings"])
-        assert "warnings    for 3 of 3 scans; most are unlike the reference: is it a typical one?" in result.summary()
-        assert "; a larger --shape or --spacing holds more" in result.summary()
+        assert (
+            "warnings    for 3 of 3 scans; most differ strongly from the reference: is it a typical scan?"
+            in result.summary()
+        )
+        assert "; a larger --shape or --spacing crops less" in result.summary()
         assert result.summary().index("shifted: the similarity") < result.summary().index("first: ")
 
     def test_the_few_that_are_doubtful_may_not_belong(self, tmp_path):
@@ -245,7 +248,7 @@ class TestFindings:
         records = tuple(record(f"s{n}", 0.9) for n in range(20))
         odd = tuple(record(f"odd{n}", 0.5 - n / 100, "unlike") for n in range(7))
         lines = Preparation(tmp_path, (*records, *odd), 0, None, 1.0).summary().splitlines()
-        assert "warnings    for 7 of 27 scans; they are in prepared.csv too; drop from the list" in lines[3]
+        assert "warnings    for 7 of 27 scans; they are in prepared.csv too; remove from the list" in lines[3]
         assert [line.split() for line in lines[4:9]] == [[f"odd{n}:", "unlike"] for n in (6, 5, 4, 3, 2)]
         assert "and 2 more, see records/" in lines[9]
 

@@ -1,7 +1,7 @@
-"""The benchmark: first that an engine computes the right flow, then how long it takes, on what, and why.
+"""The benchmark: first the accuracy of each engine's flow, then its speed, the machine, and where the time goes.
 
-Every contender lives in a process of its own and waits while another one runs, so that no library's threads disturb
-another's and each one's peak memory is its own. `run_benchmark` returns one record of plain types; everything that is
+Every contender has its own process and waits while another one runs, so that threads of one library do not disturb
+another and peak memory is measured per contender. `run_benchmark` returns one record of plain types; everything that is
 printed or drawn is made from that record.
 """
 

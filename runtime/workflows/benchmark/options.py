@@ -1,4 +1,4 @@
-"""What to measure, checked before any work."""
+"""Options of the benchmark, checked before any work."""
 
 import importlib.util
 import tempfile
@@ -17,28 +17,28 @@ SMALLEST = 16
 MULTIPLE = 8
 SWEEP = ((64, 64, 64), (96, 96, 96), (128, 128, 128), (128, 160, 128), (160, 192, 160), (192, 224, 192))
 PLOTS = (".png", ".svg", ".pdf")
-RUNS, RUNS_ON_GPU = 10, 40  # rounds are short on a GPU, and its clocks are never quite at rest
+RUNS, RUNS_ON_GPU = 10, 40  # rounds are short on a GPU, and its clock frequencies vary
 WARMUP, WARMUP_ON_GPU = 1, 3
 ALL = "all"
 
 
 @dataclass(frozen=True)
 class BenchmarkOptions:
-    """How to measure.
+    """Options of `run_benchmark`.
 
     Attributes:
         engine_dir: the engine set.
         fixed, moving: two scans, prepared as `register` does; None: a generated pair of `shape`.
-        shape: of the generated pair; None: 160 x 192 x 160.
+        shape: shape of the generated pair; None: 160 x 192 x 160.
         crop_to: brings prepared scans to this shape, cropped or padded about their centre.
         backends, precisions: names, "auto" (what `register` takes) or "all" (what can run here).
-        runs, warmup: timed and untimed rounds; None: 10 and 1, with a GPU among the contenders 40 and 3.
+        runs, warmup: timed and untimed rounds; None: 10 and 1, or 40 and 3 if all contenders run on a GPU.
         schedule: as in `runtime.Options`; None: iterstop, in a sweep 1,1,1,1.
-        threads: None: all cores.
-        shapes: a sweep over these instead of one pair.
-        files: whether to measure from file to file too.
-        start_up: whether to measure opening too, with nothing cached and again.
-        json, plot: where the record and a picture of it go.
+        threads: CPU threads; None: all cores.
+        shapes: shapes of a sweep, measured instead of one pair.
+        files: whether to measure whole registrations from file to file too.
+        start_up: whether to measure the start-up too, with an empty and a filled cache.
+        json, plot: files of the record and its picture.
     """
 
     engine_dir: Path = SHIPPED
@@ -73,7 +73,7 @@ class BenchmarkOptions:
         _check_plot(self.plot)
 
     def rounds(self, on_gpu: bool) -> tuple[int, int]:
-        """Timed rounds, and those before; `on_gpu`: whether all contenders compute on a GPU."""
+        """Return the numbers of timed and warm-up rounds; `on_gpu`: whether all contenders compute on a GPU."""
         runs, warmup = (RUNS_ON_GPU, WARMUP_ON_GPU) if on_gpu else (RUNS, WARMUP)
         return runs if self.runs is None else self.runs, warmup if self.warmup is None else self.warmup
 
@@ -84,23 +84,23 @@ class BenchmarkOptions:
             if path is not None:
                 require_file(path, name)
         if self.fixed is not None and self.shape:
-            raise InputError("--shape: is of a generated pair, but scans are given; --crop-to brings those to a shape")
+            raise InputError("--shape: is for a generated pair, but scans are given; use --crop-to to set their shape")
         if self.fixed is None and self.crop_to:
             raise InputError("--crop-to: is for two scans, but none are given; use --shape for a generated pair")
         if self.shapes and (self.fixed is not None or self.shape):
-            raise InputError("--shapes: runs on generated pairs of its own; leave out --shape, --fixed and --moving")
+            raise InputError("--shapes: runs on its own generated pairs; leave out --shape, --fixed and --moving")
 
 
 def parse_names(given: Sequence[str]) -> tuple[str, ...]:
-    """Names out of several strings, each a comma-separated list."""
+    """Split several comma-separated lists into names."""
     return tuple(name.strip() for text in given for name in text.split(","))
 
 
 def parse_shapes(text: str) -> tuple[Shape, ...]:
-    """``default``, or shapes I,J,K separated by blanks.
+    """Parse ``default``, or shapes I,J,K separated by blanks.
 
     Raises:
-        InputError: anything else.
+        InputError: any other text.
     """
     if text.strip() == "default":
         return SWEEP

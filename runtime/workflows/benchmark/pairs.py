@@ -1,4 +1,4 @@
-"""The pairs a benchmark runs on: two scans prepared as `register` does, or a generated pair, as arrays and as files."""
+"""Pairs for a benchmark: two scans prepared as `register` does, or a generated pair, as arrays and as files."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +9,12 @@ from ...backends.engine_set import load_engine_set
 from ...geometry.grid import Grid, fit_to
 from ...types import Shape
 
-INTENSITIES = 1000  # of a generated pair written as integer scans
+INTENSITIES = 1000  # scale of a generated pair written as integer scans
 
 
 @dataclass(frozen=True)
 class GeneratedPair:
-    """A body of soft blobs and the same deformed; see `runtime.backends.example`."""
+    """A body of soft blobs and a deformed copy; see `runtime.backends.example`."""
 
     shape: Shape
 
@@ -23,7 +23,7 @@ class GeneratedPair:
         return f"a generated pair {_by(self.shape)}"
 
     def make(self, path: Path) -> Shape:
-        """Writes ``fixed`` and ``moving`` (I, J, K), float32 in [0, 1], to an .npz file; their shape."""
+        """Write ``fixed`` and ``moving`` (I, J, K), float32 in [0, 1], to an .npz file; return their shape."""
         from ...backends.example import example_pair
 
         fixed, moving = example_pair(self.shape)
@@ -31,7 +31,7 @@ class GeneratedPair:
         return self.shape
 
     def scans(self, arrays: Path, folder: Path) -> tuple[Path, Path]:
-        """The pair as two scans of 1 mm voxels in a folder."""
+        """Write the pair to a folder as two scans with 1 mm voxels; return their paths."""
         from ...images.volume import write_volume
 
         paths = folder / "fixed.nii.gz", folder / "moving.nii.gz"
@@ -44,7 +44,7 @@ class GeneratedPair:
 
 @dataclass(frozen=True)
 class ScanPair:
-    """Two scans on the working grid, after the affine start."""
+    """Two scans on the working grid, after the affine initialisation."""
 
     fixed: Path
     moving: Path
@@ -57,7 +57,7 @@ class ScanPair:
         return f"{self.fixed.name} and {self.moving.name}{cropped}"
 
     def make(self, path: Path) -> Shape:
-        """As for a generated pair.
+        """Write the pair as `GeneratedPair.make` does.
 
         Raises:
             InputError: the scans cannot be registered.
@@ -74,7 +74,7 @@ class ScanPair:
         return shape
 
     def scans(self, arrays: Path, folder: Path) -> tuple[Path, Path]:
-        """The two files themselves, whole."""
+        """Return the two original files, not cropped."""
         return self.fixed, self.moving
 
 

@@ -1,4 +1,4 @@
-"""The benchmark from options to record: contenders opened, the gate, then speed and what else was asked for."""
+"""The benchmark from options to record: open the contenders, check accuracy, then measure what the options ask for."""
 
 import datetime
 import json
@@ -40,22 +40,22 @@ def run_benchmark(
     echo: Callable[[str], None] = lambda text: None,
     progress: Progress = silent,
 ) -> Record:
-    """Measures what the options ask for; nothing is timed before all contenders have passed the accuracy gate.
+    """Measure what the options ask for; nothing is timed before all contenders have passed the accuracy gate.
 
     Args:
-        options: checked already.
-        others: gives contenders besides the runtime's, such as PyTorch, and who defines what is right; told whether
-            any engine runs on a GPU. Speed is given as a ratio to each.
-        command: how the program is started, such as (python, cli.py); None: the command itself is not measured.
-        echo: told each part of the result, as text, when it is known.
-        progress: told what happens.
+        options: options, already checked.
+        others: returns contenders from outside the runtime, such as PyTorch, and the references; its argument says
+            whether any engine runs on a GPU. Speed is given as a ratio to each.
+        command: command line that starts the program, such as (python, cli.py); None: the command is not measured.
+        echo: receives each part of the result, as text, when it is known.
+        progress: receives the name of each step.
 
     Returns:
-        The record: plain types, all that was echoed and every raw sample. `table.render` makes the text of it again.
+        The record: plain types, everything that was echoed and every raw sample. `table.render` renders it again.
 
     Raises:
         InputError: anything that makes the benchmark impossible.
-        GateError: a contender does not compute what the reference computes.
+        GateError: the flow of a contender differs too much from the reference.
     """
     engine_set = load_engine_set(options.engine_dir)
     record = _head(options, engine_set)
@@ -63,13 +63,13 @@ def run_benchmark(
         bench = Bench(options, engine_set, field, command, Path(folder), record, echo, progress)
         try:
             bench.sweep() if options.shapes else bench.one_pair()
-        finally:  # what was measured is kept, whatever a later part came to
+        finally:  # measurements so far are kept if a later part fails
             _save(record, options)
     return record
 
 
 def _save(record: Record, options: BenchmarkOptions) -> None:
-    """Writes the record and its picture, once there are times in it."""
+    """Write the record and its picture, once there are times in it."""
     if not {"against", "fits"} & record.keys():
         return
     if options.json:
@@ -81,7 +81,7 @@ def _save(record: Record, options: BenchmarkOptions) -> None:
 
 
 class Bench:
-    """One benchmark at work: fills a record, part by part."""
+    """A running benchmark, which fills a record part by part."""
 
     def __init__(
         self,
@@ -102,12 +102,12 @@ class Bench:
         record["contenders"] = [{"name": entry.name, **entry.facts} for entry in field.entries]
         record["left_out"] = field.left_out
 
-    def _tell(self, part: str) -> None:
+    def _echo_part(self, part: str) -> None:
         if text := table.section(part, self._record):
             self._echo(text)
 
     def _make(self, pair: Pair) -> Shape:
-        """The pair on disk and in every contender's hands; its shape."""
+        """Write the pair to disk and load it into every contender; return its shape."""
         self._progress(f"preparing {pair.words}")
         shape = tuple(call_once(pair, "preparing the pair", "make", self._images))
         for worker in self._field.workers:
@@ -124,16 +124,16 @@ class Bench:
         return {"reference": words, "rows": rows}
 
     def one_pair(self) -> None:
-        """Gate, speed, throughput, whole registrations and start-up on one pair."""
+        """Measure accuracy, speed, throughput, whole registrations and start-up on one pair."""
         options = self._options
         pair: Pair = GeneratedPair(options.shape or SHAPE)
         if options.fixed is not None:
             pair = ScanPair(options.fixed, options.moving, options.engine_dir, options.crop_to)
         shape = self._make(pair)
         self._record["pair"] = {"words": pair.words, "shape": shape, "spacing_mm": self._set.spacing}
-        self._tell("head")
+        self._echo_part("head")
         self._record["gate"] = self._gate()
-        self._tell("gate")
+        self._echo_part("gate")
         self._speed(shape)
         self._throughput()
         if options.files:
@@ -141,9 +141,9 @@ class Bench:
         if options.start_up:
             contenders = [entry.contender for entry in self._field.entries if entry.ours]
             self._record["start_up"] = start_up(contenders, self._images, self._task, self._progress)
-            self._tell("start_up")
-        self._record["doubts"] = self._doubts()
-        self._tell("doubts")
+            self._echo_part("start_up")
+        self._record["doubts"] = self._warnings()
+        self._echo_part("doubts")
 
     def _speed(self, shape: Shape) -> None:
         field, options = self._field, self._options
@@ -161,36 +161,36 @@ class Bench:
         self._record["peaks"] = peaks.values
         self._record["against"] = {rival: against(samples, rival) for rival in field.rivals}
         for part in ("speed", "stages", "account", "against"):
-            self._tell(part)
+            self._echo_part(part)
 
     def _throughput(self) -> None:
-        """One fixed image, encoded once, and many moving ones."""
+        """Measure the throughput of many moving images to one fixed image, which is encoded once."""
         runs, workers = min(self._rounds[0], WHOLE_RUNS), self._field.workers
         samples = take_turns(workers, "run_on_same_fixed", self._task, runs, 1, self._progress)
         self._record["throughput"] = {name: _per_image(own) for name, own in samples.items()}
         for worker in workers:
             worker.call("drop_fixed_side")
-        self._tell("throughput")
+        self._echo_part("throughput")
 
     def _whole(self, pair: Pair) -> None:
         scans = pair.scans(self._images, self._folder)
         ours = [(entry.worker, entry.contender) for entry in self._field.entries if entry.ours]
         runs, text = min(self._rounds[0], WHOLE_RUNS), _schedule_text(self._options)
         self._record["whole"] = end_to_end(ours, self._command, scans, text, runs, self._progress)
-        self._tell("whole")
+        self._echo_part("whole")
 
     def sweep(self) -> None:
-        """Time against volume, each shape behind its own gate."""
-        self._tell("head")
+        """Measure time against volume, each shape after its own accuracy gate."""
+        self._echo_part("head")
         rows = self._record["shapes"] = [self._one_shape(shape) for shape in self._options.shapes]
         volumes = [row["megavoxels"] for row in rows]
         self._record["fits"] = {
             entry.name: line_fit(volumes, [row["loops"][entry.name]["median"] for row in rows])
             for entry in self._field.entries
         }
-        self._record["doubts"] = self._doubts() + [line for row in rows for line in row["doubts"]]
+        self._record["doubts"] = self._warnings() + [line for row in rows for line in row["doubts"]]
         for part in ("shapes", "doubts"):
-            self._tell(part)
+            self._echo_part(part)
 
     def _one_shape(self, shape: Shape) -> Record:
         self._make(GeneratedPair(shape))
@@ -205,11 +205,11 @@ class Bench:
             "doubts": [f"{shape}: {line}" for name, own in samples.items() for line in doubts(name, own)],
         }
 
-    def _doubts(self) -> list[str]:
-        """Everything that speaks against these figures, one line each."""
+    def _warnings(self) -> list[str]:
+        """Return the warnings about these figures, one line each."""
         machine, lines = self._record["machine"], []
         if (load := machine["load_average"]) is not None and load > BUSY_LOAD * machine["cores"]:
-            lines.append(f"the load average was {load:.1f} before the start; others are busy on this machine")
+            lines.append(f"the load average was {load:.1f} before the start; other processes are busy on this machine")
         if self._field.on_gpu:
             lines += gpu_doubts(machine["card"])
         for row in self._record.get("gate", {}).get("rows", ()):

@@ -1,4 +1,4 @@
-"""A random smooth warp that is known exactly, to judge registrations by. Needs SciPy, which nilearn brings."""
+"""A random smooth warp, known exactly: the ground truth of a registration. Needs SciPy, which nilearn installs."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from ...types import Array
 
 MAX_WARP_MM = 10.0
 SMALLEST_JACOBIAN = 0.15
-# Distance of control points in mm -> amplitude: lobes, gyri, sulci.
+# Spacing of control points in mm -> amplitude, at the scale of lobes, gyri and sulci.
 WARP_SCALES = {56: 1.0, 32: 0.8, 20: 0.5}
 MOST_ITERATIONS = 100
 LARGEST_RESIDUAL_MM = 0.01
@@ -21,13 +21,13 @@ LARGEST_RESIDUAL_MM = 0.01
 class KnownWarp:
     """A smooth invertible map between fixed and moving points, RAS mm.
 
-    It is defined from moving to fixed, ``g(z) = affine^-1 z + v(z)``, so that a moving image can be made of a fixed one
-    by ``moving(z) = fixed(g(z))``. What registration seeks is its inverse.
+    It is defined from moving to fixed, ``g(z) = affine^-1 z + v(z)``, so that a moving image can be made from a fixed
+    one by ``moving(z) = fixed(g(z))``. Registration seeks its inverse.
 
     Attributes:
         affine: (4, 4), fixed -> moving.
-        field: (3, I, J, K), v in mm (RAS components), trilinear between voxels, the border's value beyond.
-        grid: the grid of v, in moving space.
+        field: (3, I, J, K), v in mm (RAS components), trilinear between voxels, constant beyond the border.
+        grid: grid of v, in moving space.
     """
 
     affine: Array
@@ -35,19 +35,19 @@ class KnownWarp:
     grid: Grid
 
     def to_fixed(self, points: Array) -> Array:
-        """g: moving points (N, 3) -> fixed points (N, 3), RAS mm."""
+        """Return g at moving points (N, 3): fixed points (N, 3), RAS mm."""
         return move(np.linalg.inv(self.affine), points) + self._displacement(points)
 
     def voxels_to_fixed(self) -> Array:
-        """g at every voxel of the grid: fixed points (I, J, K, 3), RAS mm."""
+        """Return g at every voxel of the grid: fixed points (I, J, K, 3), RAS mm."""
         voxels = np.moveaxis(np.indices(self.grid.shape), 0, -1)
         return move(np.linalg.inv(self.affine), self.grid.to_physical(voxels)) + np.moveaxis(self.field, 0, -1)
 
     def to_moving(self, points: Array) -> Array:
-        """g^-1: fixed points (N, 3) -> moving points (N, 3), RAS mm, by the iteration ``z <- affine (x - v(z))``.
+        """Return g^-1 at fixed points (N, 3): moving points (N, 3), RAS mm, by iterating ``z <- affine (x - v(z))``.
 
         Raises:
-            ArithmeticError: a point is left with a residual of 0.01 mm or more.
+            ArithmeticError: the residual of a point stays at 0.01 mm or more.
         """
         moved, change = move(self.affine, points), np.inf
         for _ in range(MOST_ITERATIONS):
@@ -61,8 +61,9 @@ class KnownWarp:
         return moved
 
     def smallest_jacobian(self) -> float:
-        """Smallest Jacobian determinant of the warp without its affine, from every second voxel; 1: volume kept."""
+        """Return the smallest Jacobian determinant of the warp without its affine (1 keeps volume), at every 2nd voxel."""
         to_voxels = np.linalg.inv(self.grid.affine)[:3, :3] @ self.affine[:3, :3]
+        # Every second voxel is kept: a displacement of n voxels is n / 2 steps of the coarser grid.
         flow = np.tensordot(to_voxels, self.field[:, ::2, ::2, ::2], axes=1) / 2
         return float(jacobian_determinant(flow).min())
 
@@ -72,10 +73,10 @@ class KnownWarp:
 
 
 def random_warp(rng: np.random.Generator, affine: Array, grid: Grid) -> KnownWarp:
-    """A warp of several scales on a grid of moving space: at most 10 mm, and nowhere near a fold.
+    """Draw a warp of several scales on a grid of moving space: at most 10 mm, and nowhere near a fold.
 
     Raises:
-        ArithmeticError: the field drawn squeezes a voxel to less than 0.15 of its volume.
+        ArithmeticError: the drawn field compresses a voxel to less than 0.15 of its volume.
     """
     field = np.zeros((3, *grid.shape), np.float32)
     for spacing, amplitude in WARP_SCALES.items():
@@ -89,7 +90,7 @@ def random_warp(rng: np.random.Generator, affine: Array, grid: Grid) -> KnownWar
 
 
 def random_pose(rng: np.random.Generator, centre: Array) -> Array:
-    """(4, 4): turned about `centre` by 4 to 9 degrees an axis, scaled by up to 4 %, shifted by 6 to 12 mm an axis."""
+    """Draw an affine (4, 4): per axis, 4 to 9 degrees about `centre`, up to 4 % scaling and a shift of 6 to 12 mm."""
     pose = np.eye(4)
     pose[:3, :3] = rotation(rng.uniform(4, 9, 3) * rng.choice((-1, 1), 3)) @ np.diag(rng.uniform(0.96, 1.04, 3))
     pose[:3, 3] = centre + rng.uniform(6, 12, 3) * rng.choice((-1, 1), 3) - pose[:3, :3] @ centre
@@ -97,7 +98,7 @@ def random_pose(rng: np.random.Generator, centre: Array) -> Array:
 
 
 def smooth_field(rng: np.random.Generator, grid: Grid, spacing: float) -> Array:
-    """A random field (I, J, K) of unit spread: a cubic B-spline of normal coefficients every `spacing` mm, float32."""
+    """Draw a field (I, J, K) of unit standard deviation: a cubic B-spline with knots every `spacing` mm, float32."""
     bases = [_spline_basis(size, spacing / step) for size, step in zip(grid.shape, grid.spacing, strict=True)]
     field = rng.standard_normal([basis.shape[1] for basis in bases])
     for basis in bases:
@@ -106,7 +107,7 @@ def smooth_field(rng: np.random.Generator, grid: Grid, spacing: float) -> Array:
 
 
 def _spline_basis(size: int, spacing: float) -> Array:
-    """(size, coefficients): the cubic B-splines centred `spacing` voxels apart, at every voxel of an axis."""
+    """Return the basis (size, coefficients): cubic B-splines centred `spacing` voxels apart, at the voxels of an axis."""
     centres = np.arange(-1, int(np.ceil((size - 1) / spacing)) + 2)
     distance = np.abs(np.arange(size)[:, None] / spacing - centres)
     near, far = 2 / 3 - distance**2 + distance**3 / 2, np.clip(2 - distance, 0, None) ** 3 / 6
@@ -114,7 +115,7 @@ def _spline_basis(size: int, spacing: float) -> Array:
 
 
 def rotation(degrees: Array) -> Array:
-    """(3, 3): about R, then A, then S."""
+    """Return the rotation (3, 3) about R, then A, then S."""
     matrix = np.eye(3)
     for axis, angle in enumerate(np.radians(degrees)):
         turn, (a, b) = np.eye(3), [n for n in range(3) if n != axis]
@@ -124,14 +125,14 @@ def rotation(degrees: Array) -> Array:
 
 
 def move(affine: Array, points: Array) -> Array:
-    """Points (..., 3) through a (4, 4) affine."""
+    """Apply a (4, 4) affine to points (..., 3)."""
     return points @ affine[:3, :3].T + affine[:3, 3]
 
 
 def interpolate(image: Array, voxels: Array, order: int = 1, mode: str = "constant") -> Array:
-    """An image at voxel coordinates (..., 3): trilinear (order 1) or nearest (0); zero beyond its border, or by `mode`.
+    """Sample an image at voxel coordinates (..., 3): trilinear (order 1) or nearest (0); 0 outside, or as `mode` says.
 
-    SciPy's, not this project's own sampling, so that what is made here can judge it.
+    SciPy samples here, not this project's own code, so that the ground truth is independent of what it checks.
     """
     from scipy.ndimage import map_coordinates
 

@@ -1,8 +1,8 @@
-"""A sample pair whose answer is known: the MNI152 brain that ships inside nilearn, and the same brain made hard.
+"""A sample pair with a known transform: the MNI152 brain shipped with nilearn, and the same brain warped and degraded.
 
 The moving scan is the template seen through a known warp, with another contrast, a bias field, noise, thicker slices,
-another storage order and an oblique header, as from another scanner. Where every point of the template lies in it is
-known, so the demonstration can say how far a registration is from the truth.
+another storage order and an oblique header, as from another scanner. The position of every point of the template in it
+is known, so the demonstration can report the distance of a registration from the truth.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,7 +24,7 @@ from ...types import Array
 PointMap = Callable[[Array], Array]
 Echo = Callable[[str], object]
 
-IN_VENTRICLE = (-21.0, -38.0, 17.0)  # RAS mm; tells the ventricles from the fluid in the sulci
+IN_VENTRICLE = (-21.0, -38.0, 17.0)  # RAS mm; separates the ventricles from the fluid in the sulci
 LABELS = {
     1: "grey matter, left",
     2: "grey matter, right",
@@ -41,13 +41,13 @@ TRUTH_STEP = 4
 
 @dataclass(frozen=True, eq=False)
 class DemoPair:
-    """A pair on disk and the truth about it.
+    """A pair on disk and its true transform at a set of points.
 
     Attributes:
         fixed, fixed_labels: the template brain and its structures (`LABELS`).
-        moving, moving_labels: the brain made hard, and its structures.
+        moving, moving_labels: the warped and degraded brain, and its structures.
         points: (N, 3), RAS mm, a lattice over the fixed brain.
-        moving_points: (N, 3), RAS mm, where these points truly lie in the moving scan.
+        moving_points: (N, 3), RAS mm, the true positions of these points in the moving scan.
     """
 
     fixed: Path
@@ -60,7 +60,7 @@ class DemoPair:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How good a stage is: distance from the truth over the fixed brain in mm, and mean Dice over `LABELS`."""
+    """Quality of a stage: distance from the truth over the fixed brain in mm, and mean Dice over `LABELS`."""
 
     mean_mm: float
     percentile_95_mm: float
@@ -70,16 +70,16 @@ class Outcome:
 def run_demo(
     folder: str | Path, engine_dir: str | Path, echo: Echo = print, progress: Progress = silent
 ) -> dict[str, Outcome]:
-    """Make the pair, register it, and say how far each stage is from the truth and which files to open.
+    """Make the pair, register it, and report the distance of each stage from the truth and which files to open.
 
     Args:
-        folder: gets the pair, and the registration in ``aligned/``.
+        folder: receives the pair, and the registration in ``aligned/``.
         engine_dir: the engine set to register with.
-        echo: takes the findings, one line of text at a time.
-        progress: told the name of each stage as it begins.
+        echo: receives the findings, one line of text at a time.
+        progress: receives the name of each stage as it begins.
 
     Returns:
-        Outcome of "headers only", "affine start" and "registered".
+        Outcome of "headers only", "affine start" (the affine initialisation) and "registered".
 
     Raises:
         InputError: nilearn is missing, or the engine set is missing or damaged.
@@ -102,7 +102,7 @@ def run_demo(
 
 
 def _check_folder(folder: Path) -> None:
-    """Only what an earlier demo wrote may be replaced."""
+    """Refuse a file, and a folder with other files than those of an earlier demo."""
     if folder.is_file():
         raise InputError(f"--output: {folder} is a file, expected a folder; choose another")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / TRUTH).is_file():
@@ -110,9 +110,9 @@ def _check_folder(folder: Path) -> None:
 
 
 def make_pair(folder: str | Path, seed: int = 0) -> DemoPair:
-    """Write fixed, moving, fixed_labels, moving_labels (.nii.gz) and truth.npz into a folder. Same seed, same pair.
+    """Write fixed, moving, fixed_labels, moving_labels (.nii.gz) and truth.npz into a folder.
 
-    ``truth.npz`` holds `points` and `moving_points` of `DemoPair`.
+    ``truth.npz`` holds `points` and `moving_points` of `DemoPair`. The same seed gives the same pair.
 
     Raises:
         InputError: nilearn, whose template brain is used, is not installed.
@@ -140,7 +140,7 @@ def make_pair(folder: str | Path, seed: int = 0) -> DemoPair:
 
 
 def error_mm(transform: PointMap, pair: DemoPair) -> tuple[float, float]:
-    """How far a transform is from the truth: mean and 95th percentile over the fixed brain, mm.
+    """Return the distance of a transform from the truth: mean and 95th percentile over the fixed brain, mm.
 
     Args:
         transform: fixed points (N, 3) -> moving points (N, 3), RAS mm, such as `SpatialTransform.points`.
@@ -151,17 +151,17 @@ def error_mm(transform: PointMap, pair: DemoPair) -> tuple[float, float]:
 
 
 def mean_dice(fixed_labels: Array, labels: Array) -> float:
-    """Overlap of two label maps (I, J, K) on one grid: the mean Dice over `LABELS`, in [0, 1]."""
+    """Return the mean Dice over `LABELS` of two label maps (I, J, K) on one grid, in [0, 1]."""
     return overlap.mean_dice(fixed_labels, labels, LABELS)
 
 
 def _template(kind: str) -> Volume:
-    """The template's T1 image ("t1", skull-stripped), or its grey ("gm") or white ("wm") matter map, 0 to 255."""
+    """Read the template's T1 image ("t1", skull-stripped), or its grey ("gm") or white ("wm") matter map, 0 to 255."""
     return read_volume(mni152_file(kind), "template brain")
 
 
 def _structures(template: Volume, grey: Array, white: Array) -> Array:
-    """The label map `LABELS`: the likeliest tissue of every brain voxel; left and right meet at x = 0."""
+    """Return the label map `LABELS`: the most likely tissue of every brain voxel; left and right meet at x = 0."""
     from scipy.ndimage import label
 
     tissue = np.argmax([grey, white, 255 - grey - white], axis=0)
@@ -170,18 +170,19 @@ def _structures(template: Volume, grey: Array, white: Array) -> Array:
     ventricles = fluid == fluid[tuple(np.rint(template.grid.to_voxels(np.array(IN_VENTRICLE))).astype(int))]
     along_i = np.arange(tissue.shape[0])[:, None] * [1, 0, 0]
     right = (template.grid.to_physical(along_i)[:, 0] > 0)[:, None, None]
+    # tissue 0 or 1 (grey, white) and side give labels 1 to 4; fluid outside the ventricles is background
     labels = np.where(tissue == 2, 5 * ventricles, 1 + 2 * tissue + right)
     return np.where(brain, labels, 0).astype(np.uint8)
 
 
 def _lattice(template: Volume) -> Array:
-    """Every fourth voxel's place along each axis inside the brain, (N, 3) RAS mm."""
+    """Return the position of every fourth voxel along each axis inside the brain, (N, 3) RAS mm."""
     voxels = np.argwhere(template.data > 0)
     return template.grid.to_physical(voxels[(voxels % TRUTH_STEP == 0).all(axis=1)].astype(np.float64))
 
 
 def _moving_grid(brain: Array) -> Grid:
-    """A tilted LPS grid with thicker slices about points (N, 3) of moving space."""
+    """Return a tilted LPS grid with thicker slices around points (N, 3) of moving space."""
     axes = rotation(MOVING_TILT_DEGREES) @ np.diag((-1.0, -1.0, 1.0))
     low, high = (brain @ axes).min(axis=0) - MARGIN_MM, (brain @ axes).max(axis=0) + MARGIN_MM
     affine = np.eye(4)
@@ -190,7 +191,7 @@ def _moving_grid(brain: Array) -> Grid:
 
 
 def _rescan(rng: np.random.Generator, template: Volume, labels: Array, warp: KnownWarp) -> tuple[Array, Array]:
-    """The moving scan (int16) and its labels, on the warp's grid."""
+    """Return the moving scan (int16) and its labels, on the warp's grid."""
     voxels = template.grid.to_voxels(warp.voxels_to_fixed())
     image = interpolate(template.data / template.data.max(), voxels)
     brain, image = image > 0, image ** rng.uniform(1.3, 1.7)
@@ -200,7 +201,7 @@ def _rescan(rng: np.random.Generator, template: Volume, labels: Array, warp: Kno
 
 
 def _outcomes(pair: DemoPair, result) -> dict[str, Outcome]:
-    """By stage, of a `runtime.Registration` of the pair."""
+    """Return the outcome of each stage of a `runtime.Registration` of the pair."""
     from ...images.resampling.resample import resample
 
     fixed, moving = read_labels(pair.fixed_labels, "fixed labels"), result.labels

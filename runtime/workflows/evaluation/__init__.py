@@ -1,1 +1,1 @@
-"""Scores of registrations on lists of pairs: ours by any schedule, and other tools' beside them."""
+"""Scores of registrations on lists of pairs: this project's by any schedule, and transforms of other tools."""

@@ -1,4 +1,4 @@
-"""Engine sets that are compared: their names in tables, their sizes, and those made of checkpoints."""
+"""Engine sets to compare: their names in tables, their sizes, and the export of checkpoints."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,19 +13,19 @@ from ...host.progress import Progress
 from ...loop.schedules import LEVELS
 from .options import EvaluateOptions, Export
 
-EXPORTED = "engines"  # folder of sets made of checkpoints, beside the results: run again, they are there
+EXPORTED = "engines"  # folder of exported checkpoints, beside the results, so that another run finds them
 KERNEL = 27  # weights of a 3x3x3 convolution for one channel in and one out
 
 
 @dataclass(frozen=True)
 class NamedSet:
-    """An engine set and what tables call it; the name of the only one is empty."""
+    """An engine set and its name in tables; empty if there is only one."""
 
     name: str
     engine_set: EngineSet
 
     def facts(self) -> dict[str, Any]:
-        """What tables and readers need to know of it."""
+        """Return the facts that tables and readers need, plain types."""
         return {
             "name": self.name,
             "engine_dir": str(self.engine_set.folder),
@@ -36,10 +36,10 @@ class NamedSet:
 
 
 def open_sets(options: EvaluateOptions, export: Export | None, progress: Progress) -> tuple[NamedSet, ...]:
-    """The sets of all folders and checkpoints, checked; checkpoints are exported where that has not been done.
+    """Load and check the sets of all folders and checkpoints; checkpoints are exported unless done already.
 
     Raises:
-        InputError: a set or checkpoint that cannot be used, or checkpoints where nothing can export them.
+        InputError: a set or checkpoint that cannot be used, or checkpoints without `export`.
     """
     folders = [*options.engine_dirs]
     for checkpoint in options.checkpoints:
@@ -60,7 +60,7 @@ def _exported(checkpoint: Path, folder: Path, export: Export | None, progress: P
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """What tells paths apart: their last names, or as much more of them as that takes."""
+    """Return the shortest distinct names of paths: their last parts, with as many parents as needed."""
     if len(paths) == 1:
         return [""]
     parts = [path.absolute().with_suffix("").parts for path in paths]
@@ -72,7 +72,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 
 def parameters(engine_set: EngineSet) -> int:
-    """Weights and biases of the network that a set holds, from the shape its manifest states."""
+    """Return the number of weights and biases of a set's network, from the layers its manifest describes."""
     channels, blocks = engine_set.channels, int(engine_set.manifest["network"]["res_blocks"])
     finest_first = [1, *(channels[level] for level in reversed(LEVELS))]
     total = sum(_convolution(a, b) for a, b in pairwise(finest_first))

@@ -1,4 +1,4 @@
-"""Which ways to register are compared: schedules, thresholds and stop rules of the command line, and the paper's."""
+"""Registration methods to compare: schedules, thresholds and stop rules of the command line, and the paper's."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -8,10 +8,10 @@ from ...backends.engine_set import EngineSet
 from ...loop.schedules import ON_STOP, STOP_RULES, StopRule, stop_rule
 from ...registration.options import STOP_OPTIONS, Options, ignored
 
-BEFORE, TRANSFORM = "before", "transform"  # the affine start alone; another tool's transform
+BEFORE, TRANSFORM = "before", "transform"  # the affine initialisation alone; another tool's transform
 PLACEHOLDER = "t"
 NO_ITERATION, RP_NET, ITERSTOP = "0,0,0,0", "1,1,1,1", "iterstop"
-SWEPT = {"on_stop": "on_stops", "stability": "stabilities", "delta": "deltas"}  # option of stop rules -> its choices
+SWEPT = {"on_stop": "on_stops", "stability": "stabilities", "delta": "deltas"}  # stop option -> field of `Choices`
 # Families of the paper's Figure 5, and the thresholds of its Table 3.
 FAMILIES = ("t,1,1,1", "1,t,1,1", "1,1,t,1", "1,1,1,t", "t,t,t,t", "cascade:t")
 PAPER_DELTAS = (0.01, 0.005, 0.001, 0.0005)
@@ -21,13 +21,13 @@ Place = tuple[str, int]
 
 @dataclass(frozen=True)
 class Method:
-    """One way to register.
+    """A registration method.
 
     Attributes:
-        name: what tables call it; unlike any other's on the same engine set.
-        options: resolved; None of another tool's transform.
-        places: the families of counts it belongs to, and its t in each.
-        engines: name of the engine set, where several are compared.
+        name: name in tables, unique on an engine set.
+        options: resolved options; None for another tool's transform.
+        places: families of iteration counts it belongs to, and its t in each.
+        engines: name of the engine set; empty if only one is used.
     """
 
     name: str
@@ -37,34 +37,34 @@ class Method:
 
     @property
     def title(self) -> str:
-        """Name and engine set, unlike any other method's."""
+        """Engine set and name, unique among all methods."""
         return f"{self.engines}: {self.name}" if self.engines else self.name
 
     @property
     def schedule(self) -> str:
-        """As `register` takes it; empty of another tool's transform."""
+        """The schedule as `register` takes it; empty for another tool's transform."""
         return self.options.schedule if self.options else ""
 
     @property
     def stops(self) -> bool:
-        """Whether a stop rule ends its levels, rather than a count."""
+        """True if a stop rule ends its levels, not a fixed count."""
         return stop_rule(self.schedule) is not None
 
 
 @dataclass(frozen=True)
 class Choices:
-    """What the command line asks for; every combination that makes sense is a method.
+    """Choices of the command line; every valid combination is a method.
 
     Attributes:
         schedules: as `register` takes them; a `t` stands for each of `times`.
-        deltas: thresholds of stop rules; none: the engine set's, or the rule's.
-        stabilities: of tci, likewise.
-        on_stops: "keep", "revert", of iterstop; none: the engine set's.
-        similarities: what stop rules watch; none: the engine set's.
+        deltas: thresholds of stop rules; empty: the engine set's, or the rule's.
+        stabilities: stability thresholds of tci; empty: as for `deltas`.
+        on_stops: "keep" or "revert", for iterstop; empty: the engine set's.
+        similarities: similarities that stop rules watch; empty: the engine set's.
         max_iterations: per level, one value or four; None: the engine set's.
-        smooths: smoothings of residual flows, voxels, each with every schedule that iterates; none: no smoothing.
-        times: what `t` in a schedule stands for.
-        paper: everything of the paper's Tables 1 and 3 and Figure 5, and every stop rule, beside the rest.
+        smooths: sigmas that smooth residual flows, voxels, each with every schedule that iterates; empty: no smoothing.
+        times: values that replace `t` in a schedule.
+        paper: adds everything of the paper's Tables 1 and 3 and Figure 5, and every stop rule.
     """
 
     schedules: tuple[str, ...] = ()
@@ -79,18 +79,18 @@ class Choices:
 
 
 def methods(choices: Choices, engine_set: EngineSet, engines: str = "") -> tuple[Method, ...]:
-    """The affine start alone, then the methods that choices ask for on an engine set, each once.
+    """Return the affine initialisation alone, then the methods that `choices` give on an engine set, each once.
 
     Args:
-        choices: see there; without schedules and `paper` it is RP-Net and the engine set's own stop rule.
-        engine_set: says what is not chosen.
-        engines: name of the set where several are compared.
+        choices: see `Choices`; without schedules and `paper`, RP-Net and IterStop with its settings in the set.
+        engine_set: gives the defaults of options.
+        engines: name of the engine set; empty if only one is used.
 
     Raises:
-        InputError: options that no schedule can use or that cannot be meant.
+        InputError: options that are invalid or that no schedule uses.
     """
     found: dict[Options, Method] = {}
-    for options, place in ((Options(schedule=NO_ITERATION), None), *_asked_for(choices)):
+    for options, place in ((Options(schedule=NO_ITERATION), None), *_requested(choices)):
         options = options.resolved(engine_set)
         options.build_schedule()
         method = found.setdefault(options, Method(_name(options, engine_set), options, engines=engines))
@@ -99,8 +99,8 @@ def methods(choices: Choices, engine_set: EngineSet, engines: str = "") -> tuple
     return tuple(found.values())
 
 
-def _asked_for(choices: Choices) -> Iterator[tuple[Options, Place | None]]:
-    """Every schedule with every smoothing, and the place of those that belong to a family."""
+def _requested(choices: Choices) -> Iterator[tuple[Options, Place | None]]:
+    """Yield every schedule with every smoothing, and the place of those that belong to a family."""
     for options, place in _scheduled(choices):
         for sigma in choices.smooths or (0.0,):
             smooth = 0.0 if options.schedule == NO_ITERATION else sigma
@@ -108,7 +108,7 @@ def _asked_for(choices: Choices) -> Iterator[tuple[Options, Place | None]]:
 
 
 def _smoothed(name: str, sigma: float) -> str:
-    """A schedule's or family's name with its smoothing."""
+    """Append the smoothing to the name of a schedule or family."""
     return f"{name} smooth {sigma:g}" if sigma else name
 
 
@@ -130,12 +130,12 @@ def _scheduled(choices: Choices) -> Iterator[tuple[Options, Place | None]]:
 
 
 def _tidy(schedule: str) -> str:
-    """One way to write what means the same."""
+    """Normalise the spelling of a schedule."""
     return "".join(schedule.split()).lower()
 
 
 def _refuse_ignored(choices: Choices, rules: Iterable[str]) -> None:
-    """What no schedule uses is an error."""
+    """Raise an InputError for an option that no schedule uses."""
     used = {name for rule in rules for name in stop_rule(rule).takes}
     for field, name in STOP_OPTIONS.items():
         value = getattr(choices, SWEPT.get(field, field))
@@ -144,7 +144,7 @@ def _refuse_ignored(choices: Choices, rules: Iterable[str]) -> None:
 
 
 def is_family(schedule: str) -> bool:
-    """Whether a schedule holds a `t`."""
+    """Return True if a schedule holds a `t`."""
     return PLACEHOLDER in schedule.removeprefix("cascade:").split(",")
 
 
@@ -156,7 +156,7 @@ def _family(schedule: str, times: Iterable[int]) -> Iterator[tuple[Options, Plac
 
 
 def _ruled(schedule: str, choices: Choices) -> Iterator[Options]:
-    """A stop rule with every combination of those choices that it takes."""
+    """Yield a stop rule with every combination of the choices that it takes."""
     takes = stop_rule(schedule).takes
     on_stops, stabilities, deltas = (
         getattr(choices, several) if STOP_OPTIONS[field] in takes else () for field, several in SWEPT.items()
@@ -183,16 +183,16 @@ def _paper(choices: Choices) -> Iterator[tuple[Options, Place | None]]:
 
 
 def _name(options: Options, engine_set: EngineSet) -> str:
-    """What tables call it: the schedule, of a stop rule what it was told, and the smoothing."""
+    """Return the name in tables: the schedule, the settings of a stop rule, and the smoothing."""
     if options.schedule == NO_ITERATION:
         return BEFORE
     rule = stop_rule(options.schedule)
-    words = [options.schedule, *(_told(rule, options, engine_set) if rule else ())]
+    words = [options.schedule, *(_rule_settings(rule, options, engine_set) if rule else ())]
     return _smoothed(" ".join(words), options.smooth)
 
 
-def _told(rule: StopRule, options: Options, engine_set: EngineSet) -> Iterator[str]:
-    """What a stop rule is told, its defaults left out but for the threshold."""
+def _rule_settings(rule: StopRule, options: Options, engine_set: EngineSet) -> Iterator[str]:
+    """Yield the settings of a stop rule without those at their defaults, except the threshold."""
     if options.on_stop is not None:
         yield options.on_stop
     if options.delta is not None:

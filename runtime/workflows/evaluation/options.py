@@ -1,4 +1,4 @@
-"""What is evaluated, on what, and where the results go."""
+"""Options of an evaluation: pairs, methods, engine sets and the output folder."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,22 +16,22 @@ Export = Callable[[Path, Path], None]  # writes the engine set of a checkpoint i
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """What to evaluate.
+    """Options of `evaluate`.
 
     Attributes:
         pairs: from `read_pairs`, or one.
         output: folder for the results.
-        choices: which schedules and so on.
+        choices: schedules and other settings to compare.
         engine_dirs: engine sets to compare.
-        checkpoints: checkpoints to compare, exported first; beside or instead of engine sets.
+        checkpoints: checkpoints to compare, exported first; in addition to engine sets or instead of them.
         backend, precision, threads: as for `runtime.open_engines`.
         affine: as for `register`; the same for every pair.
-        window: likewise.
-        label_ids: labels to score where a pair does not say; None: all that both maps hold with 50 voxels or more.
-        points_in: frame of those landmark files whose columns are x,y,z; others say theirs.
+        window: as for `register`; the same for every pair.
+        label_ids: labels to score for pairs without their own; None: all that both maps hold with 50 voxels or more.
+        points_in: coordinate frame of landmark files with columns x,y,z; other columns state theirs.
 
     Raises:
-        InputError: nothing to evaluate on or with, or what no pair can use.
+        InputError: no pair, no engine set, or an option that no pair can use.
     """
 
     pairs: tuple[Pair, ...]
@@ -61,11 +61,11 @@ class EvaluateOptions:
 
     @property
     def start(self) -> Options:
-        """What all methods share."""
+        """The options that all methods share."""
         return Options(affine=self.affine, window=self.window)
 
     def of_a_pair(self, label_ids: tuple[int, ...] | None) -> dict[str, Any]:
-        """The choices that every score of a pair depends on, beside the files themselves; plain types."""
+        """Return the options that every score of a pair depends on, besides the files themselves; plain types."""
         return {
             "affine": self.affine,
             "window": self.window and list(self.window),

@@ -1,4 +1,4 @@
-"""Which pairs are scored: a CSV of images, label maps, landmarks and other tools' transforms, or one pair."""
+"""Pairs to score: a CSV of images, label maps, landmarks and other tools' transforms, or one pair."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -20,17 +20,17 @@ KNOWN = (AUTO, *CONVENTIONS, RAS)
 
 @dataclass(frozen=True)
 class Pair:
-    """A pair and what it is scored by; what is None is not scored.
+    """A pair and the files it is scored by; scores without their files are left out.
 
     Attributes:
-        name: of its record.
+        name: name of the pair and its record.
         fixed, moving: scans.
         fixed_labels, moving_labels: label maps, both or neither.
         fixed_landmarks, moving_landmarks: CSVs of points that correspond line by line, both or neither.
-        transform: another tool's transforms to score beside ours, a chain from the fixed to the moving scan.
+        transform: another tool's transforms to score as well, a chain from the fixed to the moving scan.
         label_ids: labels to score; None: those of the command line, or all that both maps hold.
-        convention: of those of the transform's files that do not say theirs, one of `KNOWN`.
-        fixed_mask, moving_mask: where the scans count, see `runtime.images.masks`; None: everywhere.
+        convention: convention of those transform files that do not state theirs, one of `KNOWN`.
+        fixed_mask, moving_mask: regions of the scans that count, see `runtime.images.masks`; None: everything.
     """
 
     name: str
@@ -57,41 +57,41 @@ class Pair:
             require_file(file, f"pair {self.name}: {what}")
 
     def files(self) -> dict[str, Path]:
-        """Every file there is, by what it is; the links of the transform are numbered."""
+        """Return the files of the pair by attribute name; the links of the transform are numbered."""
         named = {name: file for name in FILES if (file := getattr(self, name)) is not None}
         links = {f"transform {n}": link.path for n, link in enumerate(self.transform, start=1)}
         return {**named, **links}
 
 
 def read_pairs(path: Path) -> tuple[Pair, ...]:
-    """Pairs of a CSV with a header: fixed, moving and any other of `COLUMNS`, in upper or lower case.
+    """Read the pairs of a CSV with a header: fixed, moving and any other of `COLUMNS`, in upper or lower case.
 
     Cells may be empty; paths may be relative to the CSV's folder. `transform` lists a chain as `apply` takes it, FILE
-    or FILE,inverse, divided by semicolons, and `convention` says whose its files are; `label_ids` lists numbers,
-    divided by blanks, commas or semicolons. Without `name` a pair is called after its scans.
+    or FILE,inverse, separated by semicolons, and `convention` names the convention of its files; `label_ids` lists
+    numbers, separated by blanks, commas or semicolons. Without `name` a pair is named after its scans.
 
     Raises:
-        InputError: the CSV cannot be read, has an unknown or lacks a necessary column, lists nothing or a name twice,
-            or names a file that does not exist.
+        InputError: the CSV cannot be read, has an unknown column or lacks a required one, lists no pair or a name
+            twice, or names a file that does not exist.
     """
     with explained("--pairs"):
         pairs = tuple(_pair(path, line, row) for line, row in _rows(path))
     if not pairs:
-        raise InputError(f"--pairs: {path} lists no pair; expected a line for each below the header")
+        raise InputError(f"--pairs: {path} lists no pair; expected one line per pair below the header")
     seen: dict[str, Pair] = {}
     for pair in pairs:
         if (first := seen.setdefault(pair.name.casefold(), pair)) is not pair:
-            raise InputError(f"--pairs: {path} has two pairs called {first.name}; tell them apart in the column name")
+            raise InputError(f"--pairs: {path} has two pairs called {first.name}; give different names in column name")
     return pairs
 
 
 def pair_name(fixed: Path, moving: Path) -> str:
-    """What a pair without a name is called."""
+    """Return the default name of a pair."""
     return _safe(f"{scan_name(fixed)}-{scan_name(moving)}")
 
 
 def parse_label_ids(text: str, argument: str) -> tuple[int, ...]:
-    """Label ids divided by blanks, commas or semicolons: numbers above 0, each once."""
+    """Parse label ids separated by blanks, commas or semicolons: numbers above 0, each once."""
     try:
         ids = tuple(int(part) for part in re.split(r"[\s,;]+", text.strip()))
     except ValueError:
@@ -102,7 +102,7 @@ def parse_label_ids(text: str, argument: str) -> tuple[int, ...]:
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """Line numbers and cells by column, of lines that are not blank."""
+    """Yield line numbers and cells by column, of lines that are not blank."""
     header, lines = read_csv(path, "--pairs", "fixed,moving")
     columns = list(by_column(header, []))
     unknown = [column for column in columns if column not in COLUMNS]
@@ -119,7 +119,7 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
 def _pair(path: Path, line: int, row: dict[str, str]) -> Pair:
     for column in ("fixed", "moving"):
         if not row[column]:
-            raise InputError(f"--pairs: {path} line {line} names no {column} scan; fill or remove it")
+            raise InputError(f"--pairs: {path} line {line} names no {column} scan; name one or remove the line")
     files = {name: path.parent / row[name] for name in FILES if row.get(name)}
     links = [link.strip() for link in row.get("transform", "").split(";") if link.strip()]
     ids = row.get("label_ids")
@@ -133,11 +133,11 @@ def _pair(path: Path, line: int, row: dict[str, str]) -> Pair:
 
 
 def _safe(name: str) -> str:
-    """What may be a file's name."""
+    """Return a name with only characters that file names may have."""
     return re.sub(r"[^\w.+-]+", "_", name).strip("._")
 
 
 def label_ids_of(pair: Pair, default: Sequence[int] | None) -> tuple[int, ...] | None:
-    """Those of the pair, or of the command line; None: all that both maps hold."""
+    """Return the label ids of the pair, or else of the command line; None: all that both maps hold."""
     chosen = default if pair.label_ids is None else pair.label_ids
     return None if chosen is None else tuple(chosen)

@@ -1,4 +1,4 @@
-"""A list of pairs evaluated by many methods on one or several engine sets, resumed where an earlier run ended."""
+"""Evaluation of pairs by many methods on one or several engine sets, resumed where an earlier run ended."""
 
 import importlib.util
 from collections.abc import Callable, Iterator
@@ -26,21 +26,21 @@ from .scoring.pair_scorer import PairScorer
 
 
 def evaluate(options: EvaluateOptions, progress: Progress = silent, export: Export | None = None) -> Evaluation:
-    """Scores every pair by every method, and writes records, tables and pictures into ``options.output``.
+    """Score every pair by every method, and write records, tables and pictures into ``options.output``.
 
-    What an earlier run scored with the same files, choices and engines is kept. What goes wrong with a pair or a method
-    is recorded, and the others go on; the next run tries it again. For a process of its own (`start_kernels`).
+    Scores of an earlier run with the same files, options and engines are kept. A failure of a pair or a method is
+    recorded, the others continue, and the next run tries it again. Needs a process of its own (see `start_kernels`).
 
     Args:
         options: see `EvaluateOptions`.
-        progress: told what runs, how much is done and how long the rest will take.
-        export: makes the engine set of a checkpoint; needed where there are checkpoints.
+        progress: receives the current stage, how much is done and an estimate of the remaining time.
+        export: writes the engine set of a checkpoint; required if there are checkpoints.
 
     Raises:
         InputError: options, engine sets or folders that cannot be used, or a package that is not installed.
-        ScarceError: another run holds the folder.
+        ScarceError: another run has locked the folder.
     """
-    if importlib.util.find_spec("matplotlib") is None:  # before all the work that it is to draw
+    if importlib.util.find_spec("matplotlib") is None:  # checked before all the work whose results it draws
         raise InputError(f"needs the package matplotlib, which is not installed; {install_command('matplotlib')}")
     _ = options.start.start
     with folder_lock(options.output, subfolders=[PAIRS]):
@@ -53,14 +53,14 @@ def _evaluate(options: EvaluateOptions, progress: Progress, export: Export | Non
     plan = _Plan(options, sets)
     start_kernels(Stages(progress))
     records = {pair.name: folder.begin(pair, label_ids_of(pair, options.label_ids)) for pair in options.pairs}
-    told = _ResultsTold(plan.missing(records), progress)
+    counter = _ResultProgress(plan.missing(records), progress)
     for named in sets:
         with _opened(options, named, progress) as engines:
             for pair in options.pairs:
                 record = records[pair.name]
                 todo = plan.todo(pair, record, named)
                 if todo:
-                    _Work(options, folder, plan, told).run(pair, named, record, todo, engines())
+                    _Work(options, folder, plan, counter).run(pair, named, record, todo, engines())
     for record in records.values():
         record.setdefault("versions", versions())
         folder.write(record)
@@ -72,10 +72,10 @@ def _evaluate(options: EvaluateOptions, progress: Progress, export: Export | Non
 
 
 class _Plan:
-    """Which methods run on which engine set, and what of them a record has already.
+    """Methods by engine set, and which of them a record lacks.
 
-    The affine start and another tool's transform belong to no set: they are scored on the first on which the pair can
-    be made ready.
+    The affine initialisation and another tool's transform belong to no set: they are scored on the first set on which
+    the pair can be prepared.
     """
 
     def __init__(self, options: EvaluateOptions, sets: tuple[NamedSet, ...]) -> None:
@@ -89,31 +89,32 @@ class _Plan:
 
     @property
     def methods(self) -> tuple[Method, ...]:
-        """All there are: the affine start, another tool's transform where a pair has one, then set by set."""
+        """All methods: the affine initialisation, another tool's transform if a pair has one, then set by set."""
         given = [Method(TRANSFORM)] if any(pair.transform for pair in self._options.pairs) else []
         return (self._before[self._sets[0].name], *given, *(m for found in self._by_set.values() for m in found))
 
     def key(self, record: Record, named: NamedSet, method: Method) -> str:
-        """Of all that a method's scores of a pair depend on."""
+        """Return the hash of everything that a method's scores of a pair depend on."""
         engines = (self._options.backend, self._options.precision, self._options.threads, named.engine_set.hashes)
         convention = record["choices"].get("convention") if method.name == TRANSFORM else None
         facts = record["key"], engines, method.options and vars(method.options), *filter(None, [convention])
         return sha256_of_facts(facts)
 
     def todo(self, pair: Pair, record: Record, named: NamedSet) -> list[Method]:
-        """What is not in the record, or failed."""
+        """Return the methods that the record lacks or that failed."""
         failed = {trouble["engines"] for trouble in record.get("errors", ())}
         wanted = list(self._by_set[named.name])
+        # Methods of no set are due here only if the pair failed on every set before this one.
         if failed.issuperset(other.name for other in self._sets[: self._sets.index(named)]):
             wanted[:0] = [self._before[named.name], *([Method(TRANSFORM)] if pair.transform else [])]
         return [method for method in wanted if not self._done(record, named, method)]
 
     def later(self, pair: Pair, record: Record, named: NamedSet) -> int:
-        """How many results of a pair the sets after this one have to make."""
+        """Return the number of missing results of a pair on the sets after this one."""
         return sum(len(self.todo(pair, record, other)) for other in self._sets[self._sets.index(named) + 1 :])
 
     def missing(self, records: dict[str, Record]) -> int:
-        """How many results are to be made."""
+        """Return the number of missing results."""
         pairs = self._options.pairs
         return sum(len(self.todo(pair, records[pair.name], named)) for pair in pairs for named in self._sets)
 
@@ -123,23 +124,24 @@ class _Plan:
 
 
 class _Work:
-    """Runs what is missing of one pair on one engine set, and records it."""
+    """Work on one pair and one engine set: runs the missing methods and records them."""
 
-    def __init__(self, options: EvaluateOptions, folder: ScoresFolder, plan: _Plan, told: "_ResultsTold") -> None:
-        self._options, self._folder, self._plan, self._told = options, folder, plan, told
+    def __init__(self, options: EvaluateOptions, folder: ScoresFolder, plan: _Plan, counter: "_ResultProgress") -> None:
+        self._options, self._folder, self._plan, self._counter = options, folder, plan, counter
 
     def run(self, pair: Pair, named: NamedSet, record: Record, todo: list[Method], engines: OpenEngines) -> None:
-        """Adds to the record, which is written after each method, so that nothing is lost with the process."""
+        """Run the methods in `todo`; the record is written after each, so that nothing is lost with the process."""
         record["versions"] = versions()
         try:
             ids = label_ids_of(pair, self._options.label_ids)
             start, points_in = self._options.start, self._options.points_in
-            scorer = PairScorer(pair, engines, start, ids, points_in, self._told.stage)
-        except Exception as error:  # one pair's trouble must not stop the others
+            scorer = PairScorer(pair, engines, start, ids, points_in, self._counter.stage)
+        except Exception as error:  # a failure of one pair must not stop the others
+            # Recording the error moves methods of no set to the next set, so `later` differs before and after.
             left = len(todo) + self._plan.later(pair, record, named)
             record.setdefault("errors", []).append({"engines": named.name, **recorded(error)})
             self._folder.write(record)
-            self._told.skip(pair.name, left - self._plan.later(pair, record, named))
+            self._counter.skip(pair.name, left - self._plan.later(pair, record, named))
             return
         record["engine_sets"][named.name] = scorer.facts
         for method in todo:
@@ -147,7 +149,7 @@ class _Work:
             entry["key"] = self._plan.key(record, named, method)
             record["methods"][method.title] = entry
             self._folder.write(record)
-            self._told.step(f"{pair.name}, {method.title}", entry)
+            self._counter.step(f"{pair.name}, {method.title}", entry)
 
     @staticmethod
     def _entry(method: Method, scorer: PairScorer) -> dict[str, Any]:
@@ -161,7 +163,7 @@ class _Work:
 
 @contextmanager
 def _opened(options: EvaluateOptions, named: NamedSet, progress: Progress) -> Iterator[Callable[[], OpenEngines]]:
-    """Gives a function that opens the set when it is first called."""
+    """Provide a function that opens the set on its first call; the set is closed at the end of the context."""
     with ExitStack() as stack:
 
         @cache
@@ -173,8 +175,8 @@ def _opened(options: EvaluateOptions, named: NamedSet, progress: Progress) -> It
         yield engines
 
 
-class _ResultsTold:
-    """Says what runs, and after each result how many are left and, going by those made, for how long."""
+class _ResultProgress:
+    """Progress lines: the current stage, and after each result the number left and the estimated remaining time."""
 
     def __init__(self, results: int, progress: Progress) -> None:
         self.stage, self._countdown = progress, Countdown(results)

@@ -1,4 +1,4 @@
-"""From native scans to volumes that training reads: aligned with one reference, on one grid, intensities in [0, 1]."""
+"""Preparation of native scans for training: aligned with one reference, on one grid, intensities in [0, 1]."""
 
 from .options import AFFINES, PRESETS, PrepareOptions, prepare_options
 from .run import Preparation, prepare_scans

@@ -1,4 +1,4 @@
-"""How scans are prepared: what a user may choose, the presets, and what is refused before any work."""
+"""Options of the preparation: what a user may choose, the presets, and checks made before any work."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from ...types import Shape
 FIRST = "first"
 AFFINES = ("auto", "rigid", "centre", "none")
 
-# As the data sets of the paper: brains at 1 mm; abdomens at 2.5 mm, in a window that tells organs from fat.
+# The data sets of the paper: brains at 1 mm; abdomens at 2.5 mm, in a window that separates organs from fat.
 PRESETS: dict[str, dict[str, Any]] = {
     "mindboggle": {"reference": MNI152, "shape": (160, 192, 160), "spacing": 1.0},
     "flare": {"reference": FIRST, "shape": (128, 128, 96), "spacing": 2.5, "window": (-200.0, 300.0)},
@@ -24,22 +24,22 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class PrepareOptions:
-    """What to prepare, and how.
+    """Options of `prepare_scans`.
 
     Attributes:
         data: folder, glob or CSV of native scans; see `runtime.images.scan_list`.
         output: folder for the results.
-        reference: what every scan is aligned with: "mni152", "first" (of the list) or a file.
+        reference: the scan that every scan is aligned with: "mni152", "first" (of the list) or a file.
         shape: (I, J, K) of the results, multiples of 8.
-        spacing: of the results along every axis, mm.
+        spacing: voxel size of the results along every axis, mm.
         window: (low, high) intensities mapped to [0, 1], for CT; None: the percentile rule.
-        percentile: of the voxels above 0 that is mapped to 1; None: that of `PercentileRule`.
+        percentile: of the voxels above 0, mapped to 1; None: that of `PercentileRule`.
         affine: "auto" (as `register`: centres of mass, rigid, affine), "rigid", "centre" (centres of mass) or "none".
-        nan: the intensity that NaN stands for; None: there may be none.
-        jobs: scans in preparation at a time, each in a process of its own; None: as many as cores and memory allow.
+        jobs: scans prepared at a time, each in its own process; None: as many as cores and memory allow.
+        nan: the intensity that replaces NaN; None: NaN is refused.
 
     Raises:
-        InputError: a value that cannot be meant.
+        InputError: invalid value.
     """
 
     data: str
@@ -61,31 +61,32 @@ class PrepareOptions:
         if self.affine not in AFFINES:
             raise InputError(f"--affine: got {self.affine!r}, expected one of {', '.join(AFFINES)}")
         if self.window is not None and self.percentile is not None:
-            raise InputError("--percentile: is for images without --window; give one of the two")
+            raise InputError("--percentile: cannot be combined with --window; give one of the two")
         if self.jobs is not None and self.jobs < 1:
             raise InputError(f"--jobs: got {self.jobs}, expected 1 or more")
         _ = self.rule
 
     @property
     def rule(self) -> Rule:
-        """From intensities to [0, 1]."""
+        """The rule that maps intensities to [0, 1]."""
         if self.window is not None:
             return WindowRule(*self.window)
         return PercentileRule() if self.percentile is None else PercentileRule(self.percentile)
 
     def of_a_scan(self) -> dict[str, Any]:
-        """The choices that a scan's result depends on, beside the files themselves; plain types."""
+        """Return the options that the result of a scan depends on, besides the files themselves; plain types."""
         chosen = asdict(self)
         facts = {name: chosen[name] for name in ("shape", "spacing", "affine")}
-        facts |= {} if self.nan is None else {"nan": self.nan}  # absent as before, so that what is done stays done
+        # Left out where it is None, as before the option existed: earlier results stay valid.
+        facts |= {} if self.nan is None else {"nan": self.nan}
         return facts | {"shape": list(self.shape), "intensity": self.rule.as_dict()}
 
 
 def prepare_options(preset: str | None, **choices: Any) -> PrepareOptions:
-    """`PrepareOptions` of a preset; `choices` that are not None count instead of the preset's.
+    """Return the `PrepareOptions` of a preset; `choices` that are not None override it.
 
     Raises:
-        InputError: see `PrepareOptions`; there is neither a preset nor what it would have said.
+        InputError: see `PrepareOptions`; or an option without default is missing and no preset sets it.
     """
     if preset is not None and preset not in PRESETS:
         raise InputError(f"--preset: got {preset!r}, expected one of {', '.join(PRESETS)}")
@@ -95,5 +96,5 @@ def prepare_options(preset: str | None, **choices: Any) -> PrepareOptions:
         values.pop("window", None)
     for name in ("reference", "shape"):
         if name not in values:
-            raise InputError(f"--{name}: is missing; give it, or --preset {' or '.join(PRESETS)}, which says it")
+            raise InputError(f"--{name}: is missing; give it, or --preset {' or '.join(PRESETS)}, which sets it")
     return PrepareOptions(**values)

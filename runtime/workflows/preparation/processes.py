@@ -1,4 +1,4 @@
-"""Scans shared out among processes: one kernel thread pool each, no more threads than cores in all."""
+"""Scans distributed over processes: one pool of kernel threads each, no more threads than cores in total."""
 
 import contextlib
 import itertools
@@ -20,21 +20,21 @@ from .output.folder import OutputFolder
 from .scan.preparer import Outcome, ScanPreparer
 from .scan.reference import Reference
 
-# Peak memory of a process, measured: 0.5 GB for a scan of 256x256x160, 1 GB for a masked one of 488x404x224.
+# Measured peak memory of a process: 0.5 GB for a scan of 256x256x160, 1 GB for a masked one of 488x404x224.
 ALWAYS, PER_VOXEL = 300 * 2**20, 24  # bytes
-LOOKED_AT = 20  # scans whose sizes stand for all
+LOOKED_AT = 20  # scans whose headers are read to estimate the largest size
 
-_preparer: ScanPreparer | None = None  # of a process of the pool
+_preparer: ScanPreparer | None = None  # set in each process of the pool
 
 
 def outcomes(
     options: PrepareOptions, reference: Reference, folder: OutputFolder, scans: Mapping[str, Scan]
 ) -> Iterator[Outcome]:
-    """Prepares every scan, by name, and gives the outcomes as they come.
+    """Prepare every scan of `scans` (by name), and yield the outcomes as they are ready.
 
     Raises:
-        InputError: the system allows no more than one process.
-        ScarceError: it ended one.
+        InputError: several jobs were asked for, but the system allows only one process.
+        ScarceError: the system ended a process.
     """
     jobs = options.jobs or default_jobs(tuple(scans.values()))
     threads = max(cores() // jobs, 1)
@@ -46,13 +46,16 @@ def outcomes(
         yield from _shared_out(pool, jobs, scans)
     except BrokenProcessPool:
         raise ScarceError(
-            f"--jobs: one of {jobs} processes was ended by the system, probably for want of memory; run the same "
-            "command again with fewer jobs, what is done is kept"
+            f"--jobs: one of {jobs} processes was ended by the system, probably for lack of memory; run the same "
+            "command again with fewer jobs, finished scans are kept"
         ) from None
 
 
 def _processes(jobs: int, arguments: tuple, asked_for: bool) -> ProcessPoolExecutor | None:
-    """A pool of so many; where the system has no shared memory for one (/dev/shm, in containers), none or an error."""
+    """Return a pool of `jobs` processes.
+
+    Without shared memory for a pool (/dev/shm, in some containers): None, or an error if the number was asked for.
+    """
     try:
         return ProcessPoolExecutor(jobs, get_context("spawn"), _begin, arguments)
     except OSError as error:
@@ -65,7 +68,7 @@ def _processes(jobs: int, arguments: tuple, asked_for: bool) -> ProcessPoolExecu
 
 
 def _shared_out(pool: ProcessPoolExecutor, jobs: int, scans: Mapping[str, Scan]) -> Iterator[Outcome]:
-    """Each process has one scan at a time and none waits in its queue, so that Ctrl-C waits for no more than that."""
+    """Yield outcomes; each process has one scan and none queued, so that Ctrl-C waits for one scan at most."""
     tasks = iter(scans.items())
     with pool:
         running = {pool.submit(_prepare, *task) for task in itertools.islice(tasks, jobs)}
@@ -77,7 +80,7 @@ def _shared_out(pool: ProcessPoolExecutor, jobs: int, scans: Mapping[str, Scan])
 
 
 def default_jobs(scans: Sequence[Scan]) -> int:
-    """As many as there are scans, cores, and memory for."""
+    """Return the number of processes that the scans, the cores and the free memory allow."""
     most, memory = min(len(scans), cores()), available_bytes()
     if most == 1 or memory is None:
         return most
@@ -86,7 +89,7 @@ def default_jobs(scans: Sequence[Scan]) -> int:
 
 
 def _voxels(file: Path) -> int:
-    """By the header; 0 for what cannot be read, which will be an error in its turn."""
+    """Return the number of voxels from the header; 0 for an unreadable file, which is reported when its turn comes."""
     with contextlib.suppress(InputError):
         return math.prod(read_header(file, "image").shape)
     return 0
@@ -98,7 +101,7 @@ def _here(preparer: ScanPreparer, scans: Mapping[str, Scan]) -> Iterator[Outcome
 
 
 def _begin(options: PrepareOptions, reference: Reference, folder: OutputFolder, threads: int) -> None:
-    """In a new process, before its first scan. Ctrl-C is left to the process that shares the work out."""
+    """Set up a new process before its first scan; Ctrl-C is ignored here and handled by the parent process."""
     import numba
 
     global _preparer

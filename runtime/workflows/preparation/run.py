@@ -1,4 +1,4 @@
-"""A whole list of scans prepared: shared out among processes, resumed where an earlier run ended."""
+"""Preparation of a list of scans: distributed over processes, resumed where an earlier run ended."""
 
 import time
 from pathlib import Path
@@ -19,25 +19,25 @@ from .output.folder import (
 )
 from .processes import outcomes
 from .scan.reference import open_reference
-from .summary import Preparation, ScansTold, sheet_title
+from .summary import Preparation, ScanProgress, sheet_title
 
 
 def prepare_scans(options: PrepareOptions, progress: Progress = silent) -> Preparation:
-    """Brings a list of native scans onto one grid, aligned with one reference, intensities in [0, 1].
+    """Bring a list of native scans onto one grid, aligned with one reference, intensities in [0, 1].
 
     Writes, into ``options.output``: ``images/``, ``labels/`` and ``masks/`` (NIfTI), ``records/`` (JSON, one for each
-    scan, failures too), ``reference.nii.gz`` on the same grid, ``prepared.csv`` of those that succeeded, for `train`,
-    and ``contact_sheet.png``. Every file appears whole or not at all. A scan whose files, reference and options are
-    those of an earlier run, and whose results are whole, is left as it is. More than one job starts new interpreters:
-    call this below ``if __name__ == "__main__"`` then.
+    scan, failures included), ``reference.nii.gz`` on the same grid, ``prepared.csv`` of the successful scans, for
+    `train`, and ``contact_sheet.png``. Every file appears complete or not at all. A scan whose files, reference and
+    options are those of an earlier run, and whose results are complete, is kept. More than one job starts new
+    interpreters: then call this below ``if __name__ == "__main__"``.
 
     Args:
         options: see `PrepareOptions`.
-        progress: told what runs, how much is done and how long the rest will take.
+        progress: receives the current stage, how much is done and an estimate of the remaining time.
 
     Raises:
         InputError: a list, reference or folder that cannot be used.
-        ScarceError: a process that the system ended, or another run that holds the folder.
+        ScarceError: the system ended a process, or another run has locked the folder.
     """
     scans = read_scan_list("--data", options.data)
     with folder_lock(options.output, subfolders=(*FOLDERS.values(), RECORDS)):
@@ -52,12 +52,12 @@ def _prepare_scans(options: PrepareOptions, scans: tuple[Scan, ...], progress: P
     progress("read the reference")
     reference = open_reference(options, scans[0])
     write_unit_image(folder.path / REFERENCE, reference.image, reference.target, reference.code)
-    records, tiles, kept, told = {}, [], 0, ScansTold(len(scans), progress)
+    records, tiles, kept, counter = {}, [], 0, ScanProgress(len(scans), progress)
     for outcome in outcomes(options, reference, folder, dict(zip(names, scans, strict=True))):
         records[outcome.record["name"]] = outcome.record
         tiles = worst_first([*tiles, outcome.tile])
         kept += outcome.kept
-        told.step(outcome.record["name"], outcome.error, outcome.kept)
+        counter.step(outcome.record["name"], outcome.error, outcome.kept)
     progress("draw the contact sheet")
     in_order = tuple(records[name] for name in names)
     write_contact_sheet(folder.path / SHEET, tiles, sheet_title(in_order, reference.name), len(scans))

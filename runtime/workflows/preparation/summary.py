@@ -1,4 +1,4 @@
-"""What a run of `prepare` says while it works and in the end."""
+"""Progress lines and the final summary of a run of `prepare`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ from .scan.quality import MUCH_CROPPED
 SHOWN = 5  # scans with warnings in the summary
 
 
-class ScansTold:
-    """Says after each scan how many are done and, going by those that were not kept, how long the rest will take."""
+class ScanProgress:
+    """Progress lines after each scan: how many are done, and the remaining time estimated from those not kept."""
 
     def __init__(self, scans: int, progress: Progress) -> None:
         self._scans, self._progress, self._countdown = scans, progress, Countdown(scans)
@@ -34,14 +34,14 @@ class ScansTold:
 
 @dataclass(frozen=True)
 class Preparation:
-    """What a run did.
+    """Result of a run.
 
     Attributes:
-        folder: of the results.
-        records: of every scan, in the list's order, as in ``records/``.
-        kept: how many of them an earlier run had done.
+        folder: folder of the results.
+        records: records of every scan, in the list's order, as in ``records/``.
+        kept: number of scans kept from an earlier run.
         table: prepared.csv, for `train`; None if no scan succeeded.
-        seconds: wall clock.
+        seconds: wall-clock time.
     """
 
     folder: Path
@@ -56,7 +56,7 @@ class Preparation:
 
     @property
     def only_scarcity(self) -> bool:
-        """Whether all that failed may work another time."""
+        """True if every failure was for lack of resources, so that another run may succeed."""
         return all(record["scarce"] for record in self.failures)
 
     @property
@@ -64,7 +64,7 @@ class Preparation:
         return tuple(record for record in self.records if "error" not in record)
 
     def summary(self) -> str:
-        """A few lines for people; failures are not among them, their number is."""
+        """Return a few readable lines, with the number of failures but not the failures themselves."""
         wrote = f"{self.folder}/: look at {SHEET} first"
         if self.table:
             wrote += f"; train with --data {self.table}"
@@ -79,7 +79,7 @@ class Preparation:
 
 
 def sheet_title(records: Sequence[Record], reference: str) -> str:
-    """Of the contact sheet."""
+    """Return the title of the contact sheet."""
     failed = sum("error" in record for record in records)
     ending = f"; {failed} failed" if failed else ""
     return f"{len(records)} scans, aligned with {Path(reference).name}{ending}"
@@ -88,29 +88,29 @@ def sheet_title(records: Sequence[Record], reference: str) -> str:
 def _figures(records: Sequence[Record]) -> list[str]:
     if not records:
         return []
-    alike = [_likeness(record) for record in records]
+    similarities = [_similarity(record) for record in records]
     cropped = [record["cropped_share"] for record in records]
-    remedy = "; a larger --shape or --spacing holds more" if mean(cropped) > MUCH_CROPPED else ""
+    remedy = "; a larger --shape or --spacing crops less" if mean(cropped) > MUCH_CROPPED else ""
     return [
-        f"similarity  with the reference: median {median(alike):.3f}, lowest {min(alike):.3f}",
+        f"similarity  with the reference: median {median(similarities):.3f}, lowest {min(similarities):.3f}",
         f"cropped     of the foreground: mean {mean(cropped):.2%}, most {max(cropped):.2%}{remedy}",
     ]
 
 
 def _warnings(records: Sequence[Record]) -> list[str]:
-    """How many scans are doubtful and what to do with them; one line for each of those least like the reference."""
-    doubtful = sorted((record for record in records if record["warnings"]), key=_likeness)
+    """Return the number of scans with warnings and advice, then a line for each of the least similar ones."""
+    doubtful = sorted((record for record in records if record["warnings"]), key=_similarity)
     if not doubtful:
         return []
-    if 2 * sum(_likeness(record) < LOW_NCC for record in records) > len(records):
-        advice = "most are unlike the reference: is it a typical one? if not, give another --reference"
+    if 2 * sum(_similarity(record) < LOW_NCC for record in records) > len(records):
+        advice = "most differ strongly from the reference: is it a typical scan? if not, give another --reference"
     else:
-        advice = f"they are in {TABLE} too; drop from the list what does not belong and run again"
+        advice = f"they are in {TABLE} too; remove from the list what does not belong and run again"
     lines = [f"            {record['name']}: {'; '.join(record['warnings'])}" for record in doubtful[:SHOWN]]
     more = len(doubtful) - SHOWN
     rest = [f"            and {more} more, see records/"] if more > 0 else []
     return [f"warnings    for {len(doubtful)} of {len(records)} scans; {advice}", *lines, *rest]
 
 
-def _likeness(record: Record) -> float:
+def _similarity(record: Record) -> float:
     return record["similarity"]["after"] or 0.0

@@ -1,1 +1,1 @@
-"""What is timed, and the processes it runs in."""
+"""Contenders of the benchmark, and the processes they run in."""

@@ -1,4 +1,4 @@
-"""What is measured: contenders as they are named, and as they run once they are open."""
+"""Contenders: as named by the user (`Contender`), and once they are open (`Runner`)."""
 
 import contextlib
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ ENGINE_FACTS = ("backend", "library", "device", "fields", "precision", "threads"
 
 @dataclass(frozen=True)
 class Task:
-    """What every contender does with a pair: a schedule, and the similarity it watches."""
+    """The task of every contender: a schedule, and the similarity it watches."""
 
     schedule: Schedule
     similarity: str
@@ -37,8 +37,8 @@ class Run:
         similarity, folded_share: at the end.
         seconds: ``fixed side`` (made once for any number of moving images; 0 where it was given), ``loop`` (the fixed
             side, the moving image encoded, all iterations) and ``finish`` (warped image, folds, flow to the host);
-            of the device that does the work. Both images are in its memory before.
-        spans: every call on the way.
+            measured on the device that does the work, whose memory already holds both images.
+        spans: one span per call.
     """
 
     flow: Array
@@ -51,48 +51,48 @@ class Run:
 
 
 class Runner(Protocol):
-    """A contender that is open; `solve` drives it.
+    """An open contender; `solve` drives it.
 
     Attributes:
         facts: backend, library, device, fields, precision, threads, in plain types.
-        recorder: gets a span of every call.
+        recorder: receives a span of every call.
     """
 
     facts: dict[str, Any]
     recorder: Recorder
 
     def running(self) -> contextlib.AbstractContextManager:
-        """Holds the threads asked for, and the device, while a run lasts; all below is called within."""
+        """Hold the requested threads and the device during a run; all methods below are called inside."""
 
     def upload(self, image: Array) -> Any:
-        """A host image (I, J, K), float32 in [0, 1], in the memory it is worked on."""
+        """Copy a host image (I, J, K), float32 in [0, 1], to the memory in which it is processed."""
 
     def fixed_side(self, fixed: Any, similarity: str) -> Any:
-        """An uploaded fixed image made ready for any number of moving ones."""
+        """Prepare an uploaded fixed image for any number of moving ones."""
 
     def pair(self, side: Any, moving: Any) -> tuple[iterstop.Pair, Any]:
-        """A pair with an uploaded moving image, and the similarity before any flow where it is known."""
+        """Return a pair with an uploaded moving image, and the similarity before any flow where it is known."""
 
     def finish(self, flow: Any) -> tuple[Array, float]:
-        """What follows the loop of the last pair: warps its image; gives the host's flow (3, I, J, K) and its folds."""
+        """Finish the last pair: warp its image; return the flow on the host (3, I, J, K) and its folded share."""
 
     def gpu_memory(self) -> dict[str, int] | None:
-        """Bytes of a GPU: ``peak`` held at once by arrays so far, ``used`` now by all programs; None: not on one."""
+        """Return GPU bytes: ``peak`` held by arrays so far, ``used`` now by all programs; None if not on a GPU."""
 
 
 class Contender(Protocol):
-    """A contender as it is named: it travels to the process it runs in and is opened there.
+    """A contender as named by the user: it is sent to the process it runs in and opened there.
 
     Attributes:
-        name: as a user knows it.
-        words: what it is, for the sentence "the reference is ...".
+        name: name in options and tables.
+        words: description for the sentence "the reference is ...".
     """
 
     name: str
     words: str
 
     def open(self, tell: Progress = silent) -> Runner:
-        """Opens it; InputError where it cannot run here. `tell` is told what takes a while, now and later."""
+        """Open it; InputError if it cannot run here. `tell` receives a line before slow steps, now and later."""
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,8 @@ class Others:
     """Contenders besides the engines.
 
     Attributes:
-        rivals: timed beside them.
-        references: who defines what is right: the first of them that can be opened.
+        rivals: contenders timed as well.
+        references: candidates for the reference implementation; the first that can be opened is used.
     """
 
     rivals: Sequence[Contender] = ()
@@ -109,7 +109,7 @@ class Others:
 
 
 def solve(runner: Runner, task: Task, moving: Array, fixed: Array | None = None, side: Any = None) -> Run:
-    """Registers `moving` to `fixed`, or to a fixed side made before. Both (I, J, K), float32 in [0, 1]."""
+    """Register `moving` to `fixed`, or to a fixed side made before; both (I, J, K), float32 in [0, 1]."""
     recorder, mark = runner.recorder, runner.recorder.clock.mark
     recorder.begin(moving.shape)
     with runner.running():
@@ -139,7 +139,7 @@ def solve(runner: Runner, task: Task, moving: Array, fixed: Array | None = None,
 
 @dataclass(frozen=True)
 class EngineContender:
-    """An engine set on a backend of the runtime, at a precision."""
+    """An engine set on a backend of the runtime, with a precision."""
 
     engine_dir: Path
     backend: str = "auto"
@@ -159,7 +159,7 @@ class EngineContender:
 
 
 class EngineRunner:
-    """Open engines behind the verbs that `register` uses, every call timed."""
+    """Open engines behind the methods that `register` uses, every call timed."""
 
     def __init__(self, engines: OpenEngines) -> None:
         self.plain = engines
@@ -198,6 +198,6 @@ class EngineRunner:
         return {"peak": device.peak_bytes, "used": total - free}
 
     def measured_peak(self) -> float | None:
-        """GFLOP/s of a large matrix product in the engine library at this precision; None where it has no measure."""
+        """Return GFLOP/s of a large matrix product in the engine library at this precision; None if not available."""
         measure = getattr(self.plain.networks, "measured_peak", None)
         return float(measure(self.facts["precision"], self.facts["threads"])) if measure else None

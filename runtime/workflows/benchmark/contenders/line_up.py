@@ -1,4 +1,4 @@
-"""The field of contenders: each opened in its process, none twice, and the reference they are held against."""
+"""All contenders of a benchmark: each opened once in its own process, and the reference to compare them with."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -14,18 +14,18 @@ from .contender import Contender, EngineContender, Others
 from .process import Worker
 from .session import Session
 
-REFERENCE_BACKEND = "onnxruntime"  # where the PyTorch definition is not installed
+REFERENCE_BACKEND = "onnxruntime"  # used if the PyTorch reference implementation is not installed
 HOST = "cpu"
 Refused = list[dict[str, str]]  # names and reasons
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A contender that is open.
+    """An open contender.
 
     Attributes:
-        contender: under the backend and precision it resolved to.
-        worker: the process it lives in; holds a `Session`.
+        contender: the contender, with resolved backend and precision.
+        worker: its process, which holds a `Session`.
         facts: backend, library, device, fields, precision, threads, open_seconds.
     """
 
@@ -47,21 +47,21 @@ class Entry:
 
 
 class Field:
-    """All contenders, open for as long as the context lasts.
+    """All contenders, open as long as the context lasts.
 
     Args:
-        options: which engines are asked for.
-        others: gives contenders of elsewhere, such as PyTorch; told whether any engine runs on a GPU. Who defines
-            what is right is ONNX Runtime in fp32 where none of its references can be opened.
-        progress: told what takes a while: a GPU's engines are built.
+        options: say which engines to open.
+        others: returns contenders from outside the runtime, such as PyTorch; its argument says whether any engine runs
+            on a GPU. The reference is ONNX Runtime in fp32 if none of its references can be opened.
+        progress: receives a line before slow steps, such as building engines for a GPU.
 
     Attributes:
-        entries: who is open, engines first.
-        left_out: who could not be opened, and why.
-        rivals: names of those of elsewhere.
+        entries: open contenders, engines first.
+        left_out: contenders that could not be opened, and why.
+        rivals: names of the contenders from outside the runtime.
 
     Raises:
-        InputError: on entry, when a backend, precision or rival asked for by name cannot be had at all.
+        InputError: on entry, if a backend, precision or rival asked for by name is not available at all.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Field:
 
     def __enter__(self) -> "Field":
         with contextlib.ExitStack() as stack:
-            for contender in self._asked_for():
+            for contender in self._requested():
                 self._open(contender, stack)
             self._check_complete()
             others = self._ask_others(self.on_gpu)
@@ -103,12 +103,12 @@ class Field:
 
     @contextlib.contextmanager
     def reference(self) -> Iterator[tuple[Worker, str]]:
-        """The reference's worker, and what it is in words: one of the field, or one opened for the while.
+        """Provide the reference's worker and its description: an open contender, or one opened for the context.
 
-        Of those that cannot be opened the words tell why.
+        The description also says why references before it could not be opened.
 
         Raises:
-            InputError: not even the last one can be opened.
+            InputError: no reference can be opened.
         """
         with contextlib.ExitStack() as stack:
             contender, worker = self._first_reference(stack)
@@ -124,7 +124,7 @@ class Field:
                 return contender, opened[0]
         raise InputError(self._no_references[-1]["reason"])
 
-    def _asked_for(self) -> list[EngineContender]:
+    def _requested(self) -> list[EngineContender]:
         options = self._options
         available = [name for name, backend in BACKENDS.items() if backend.here]
         backends = [name for asked in options.backends for name in _all_if(asked, available)]
@@ -136,7 +136,7 @@ class Field:
         ]
 
     def _open(self, contender: Contender, stack: contextlib.ExitStack) -> None:
-        """Adds a contender; one that cannot be had is left out for now."""
+        """Open and add a contender; one that is not available is left out for now."""
         with contextlib.ExitStack() as own:
             opened = self._opened(contender, own, self.left_out)
             if opened is None:
@@ -152,7 +152,7 @@ class Field:
     def _opened(
         self, contender: Contender, stack: contextlib.ExitStack, refused: Refused
     ) -> tuple[Worker, dict[str, Any]] | None:
-        """A contender in a process of its own, and its facts; None, and the reason noted, where it cannot be had."""
+        """Open a contender in its own process; return worker and facts, or None after noting why it is unavailable."""
         if any(entry["name"] == contender.name for entry in refused):
             return None
         self._progress(f"opening {contender.name}")
@@ -164,7 +164,7 @@ class Field:
             return None
 
     def _check_complete(self) -> None:
-        """Each backend and precision asked for by name is there at least once."""
+        """Check that each backend and precision asked for by name is open at least once."""
         there = {word for entry in self.entries for word in entry.name.split()} | {ALL, "auto"}
         refused = {word: entry["reason"] for entry in self.left_out for word in entry["name"].split()}
         for name in (*self._options.backends, *self._options.precisions):
@@ -174,18 +174,18 @@ class Field:
             raise InputError(self.left_out[0]["reason"])
 
     def _check_rivals(self) -> None:
-        """Every rival is there: one is asked for by name, too."""
+        """Check that every rival is open: rivals are always asked for by name."""
         for entry in self.left_out:
             if entry["name"] in self.rivals:
                 raise InputError(entry["reason"])
 
 
 class Peaks:
-    """The most GFLOP/s seen by device and precision, in NumPy's matrix product and in the engine libraries' own.
+    """Peak GFLOP/s measured by device and precision, in NumPy's matrix product and in that of the engine libraries.
 
-    The former is for the host, where a contender runs there; the latter for libraries that have such a measure.
+    NumPy's is used for the host, if a contender runs there; the others for libraries that offer such a measurement.
 
-    A context manager; measured again between runs, so that it sees the same machine as they do.
+    A context manager; measured again between runs, under the same conditions as they are.
     """
 
     def __init__(self, field: Field, threads: int) -> None:
@@ -203,7 +203,7 @@ class Peaks:
             self._worker.close()
 
     def measure(self) -> None:
-        """One more measurement of each."""
+        """Measure each peak once more."""
         if self._product:
             self._add({"device": HOST, "precision": "fp32"}, self._worker.call("measured_peak"))
         for entry in self._entries:
@@ -214,7 +214,7 @@ class Peaks:
             self.values.setdefault(_arithmetic(facts), []).append(value)
 
     def best(self, facts: dict[str, Any]) -> float | None:
-        """For a contender's device and precision; None where nothing could be measured."""
+        """Return the peak for a contender's device and precision; None if it could not be measured."""
         return max(self.values.get(_arithmetic(facts), []), default=None)
 
 

@@ -1,4 +1,4 @@
-"""Processes of their own: a worker holds one object and answers calls of its methods."""
+"""Worker processes: each holds one object and answers calls of its methods."""
 
 import contextlib
 import multiprocessing
@@ -14,13 +14,13 @@ CLOSING_SECONDS = 10.0
 
 
 class Worker:
-    """An object living in a new interpreter. A context manager; the process ends with it.
+    """An object in a new interpreter; a context manager, whose exit ends the process.
 
     Args:
-        target: a picklable object; it travels to the process, and its methods are called there.
-        name: who it is, for messages.
-        environment: variables set for the process on top of this one's, before anything is imported.
-        progress: told what the object says, during a call, to its attribute `tell`, where it has one.
+        target: a picklable object; it is sent to the process, and its methods are called there.
+        name: name in messages.
+        environment: variables set for the process in addition to this one's, before anything is imported.
+        progress: receives what the object passes, during a call, to its attribute `tell`, if it has one.
     """
 
     def __init__(
@@ -29,17 +29,17 @@ class Worker:
         context = multiprocessing.get_context("spawn")
         self.name, self._progress = name, progress
         self._connection, theirs = context.Pipe()
-        # The target travels as bytes: what it imports is imported where errors can be answered.
+        # The target is sent as bytes, so that errors of its imports are raised in `_serve`, which can answer them.
         self._process = context.Process(target=_serve, args=(theirs, pickle.dumps(target)), daemon=False)
         with _environment(environment or {}):
             self._process.start()
         theirs.close()
 
     def call(self, method: str, *arguments: Any) -> Any:
-        """The result of ``target.method(*arguments)``.
+        """Return the result of ``target.method(*arguments)``.
 
         Raises:
-            InputError: as raised there, or: anything else that was raised there, or the end of the process, in a line.
+            InputError: as raised there; also, in one line, any other error raised there, or the end of the process.
         """
         try:
             self._connection.send((method, arguments))
@@ -55,7 +55,7 @@ class Worker:
         raise InputError(value if kind == "input error" else f"benchmark: {self.name} failed in {method}: {value}")
 
     def close(self) -> None:
-        """Ends the process; waits for it a little."""
+        """End the process; it is terminated if it has not ended after `CLOSING_SECONDS`."""
         self._connection.close()
         self._process.join(CLOSING_SECONDS)
         if self._process.is_alive():
@@ -70,7 +70,7 @@ class Worker:
 
 
 def call_once(target: Any, name: str, method: str, *arguments: Any, environment: Mapping[str, str] | None = None):
-    """``target.method(*arguments)`` in a process of its own, whose memory and threads are gone afterwards."""
+    """Call ``target.method(*arguments)`` in its own process, whose memory and threads are released afterwards."""
     with Worker(target, name, environment) as worker:
         return worker.call(method, *arguments)
 
@@ -96,7 +96,7 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 
 def _serve(connection: Any, target: bytes) -> None:
-    """The worker's side: answers until the other side is gone; then closes what it holds."""
+    """Answer calls in the worker process until the connection is closed; then close the object."""
     held = None
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError, KeyboardInterrupt):
         while True:
@@ -109,7 +109,7 @@ def _serve(connection: Any, target: bytes) -> None:
                 answer = "result", getattr(held, method)(*arguments)
             except InputError as error:
                 answer = "input error", str(error)
-            except Exception as error:  # whatever a library raises is told to the user in one line
+            except Exception as error:  # any error of a library is reported in one line
                 answer = "error", " ".join(f"{type(error).__name__}: {error}".split())
             connection.send(answer)
     if hasattr(held, "close"):

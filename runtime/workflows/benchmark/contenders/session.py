@@ -1,4 +1,4 @@
-"""A contender at work in its own process: opened, given a pair, run and asked, one call at a time."""
+"""Session of a contender in its own process: open it, load a pair, run it and query it, one call at a time."""
 
 import time
 from dataclasses import dataclass, field
@@ -16,11 +16,11 @@ from .contender import Contender, EngineRunner, Run, Runner, Task, solve
 
 @dataclass
 class Session:
-    """Holds a contender and, once told to, its runner, a pair of images and a fixed side.
+    """A contender and, once opened and loaded, its runner, a pair of images and a fixed side.
 
     Attributes:
-        contender: as it is named.
-        tell: told what takes a while; its worker passes that on.
+        contender: contender to open.
+        tell: receives a line before slow steps; set by the worker, which passes it on.
     """
 
     contender: Contender
@@ -31,30 +31,30 @@ class Session:
     volumes: tuple | None = field(default=None, init=False)
 
     def open(self) -> dict[str, Any]:
-        """Opens the contender; its facts, and the seconds that took with all imports."""
+        """Open the contender; return its facts, and the seconds taken with all imports."""
         start = time.perf_counter()
         self.runner = self.contender.open(self.tell)
         return {**self.runner.facts, "open_seconds": time.perf_counter() - start}
 
     def load(self, path: Path) -> None:
-        """Takes the pair of an .npz file: arrays ``fixed`` and ``moving`` (I, J, K), float32 in [0, 1]."""
+        """Load the pair of an .npz file: arrays ``fixed`` and ``moving`` (I, J, K), float32 in [0, 1]."""
         with np.load(path) as arrays:
             self.images = {name: arrays[name] for name in ("fixed", "moving")}
         self.side = None
 
     def check(self, task: Task, flow_path: Path) -> dict[str, Any]:
-        """One run, for what it computes: writes the flow (.npy), gives the rest."""
+        """Run once to check the result: write the flow (.npy), return the rest."""
         run = solve(self.runner, task, **self.images)
         np.save(flow_path, run.flow)
         names = ("counts", "executed", "similarity", "folded_share", "seconds")
         return {name: getattr(run, name) for name in names}
 
     def run(self, task: Task) -> dict[str, Any]:
-        """One timed run from both images; plain types."""
+        """Time one run from both images; plain types."""
         return self._sample(task, **self.images)
 
     def run_on_same_fixed(self, task: Task) -> dict[str, Any]:
-        """One timed run on a fixed side that is made at the first call only."""
+        """Time one run on a fixed side that is made at the first call only."""
         if self.side is None:
             with self.runner.running():
                 self.side = self.runner.fixed_side(self.runner.upload(self.images["fixed"]), task.similarity)
@@ -72,29 +72,29 @@ class Session:
         }
 
     def close(self) -> None:
-        """Closes the runner: what its library compiled for this machine is kept for the next one."""
+        """Close the runner; code that its library compiled for this machine is kept for the next one."""
         if close := getattr(self.runner, "close", None):
             close()
 
     def drop_fixed_side(self) -> None:
-        """Lets go of the fixed side's buffers."""
+        """Release the buffers of the fixed side."""
         self.side = None
 
     def peak_bytes(self) -> int | None:
-        """Peak memory of this process so far."""
+        """Return the peak memory of this process so far."""
         return peak_bytes()
 
     def gpu_memory(self) -> dict[str, int] | None:
-        """See `Runner.gpu_memory`."""
+        """Return `Runner.gpu_memory`."""
         return self.runner.gpu_memory()
 
     def measured_peak(self) -> float | None:
-        """GFLOP/s the runner's library reaches in matrix products; None where it has no measure."""
+        """Return GFLOP/s that the runner's library reaches in matrix products; None if not available."""
         measure = getattr(self.runner, "measured_peak", None)
         return measure() if measure else None
 
     def register(self, fixed: Path, moving: Path, schedule: str) -> dict[str, Any]:
-        """The whole of `runtime.register` on two scans that are read already: seconds by stage and in all."""
+        """Time `runtime.register` on two scans that are read already: seconds by stage and in total."""
         from ....images.volume import read_volume
         from ....registration.options import Options
         from ....registration.scans import register

@@ -1,6 +1,6 @@
-"""Where a run's time goes: the two protocols below the loop, wrapped so that every call leaves a span.
+"""Timing of a run by stage: wrappers of the two protocols below the loop that record a span for every call.
 
-Spans carry a stage and a level, which the shape of what passes through tells. The hot code knows nothing of this.
+Spans carry a stage and a level, which follows from the shape of the arrays. The timed code is unchanged.
 """
 
 import contextlib
@@ -16,17 +16,17 @@ Array = Any
 
 
 class Clock(Protocol):
-    """Tells the time where the work is done: on the host, or by events in a device's stream."""
+    """A clock where the work is done: on the host, or by events in a device's stream."""
 
     def mark(self) -> Any:
-        """This moment in the order of the work. Must not wait for the device."""
+        """Mark this moment in the order of the work; must not wait for the device."""
 
     def seconds(self, start: Any, stop: Any) -> float:
-        """Between two marks; asked for only after the run, and may wait for the device then."""
+        """Return the seconds between two marks; called only after the run, and may then wait for the device."""
 
 
 class HostClock:
-    """Wall-clock time of the host."""
+    """A wall clock of the host."""
 
     def mark(self) -> float:
         return time.perf_counter()
@@ -36,12 +36,12 @@ class HostClock:
 
 
 def clock_of(fields: Any) -> Clock:
-    """The clock of the device that field operations run on: their own where they have one, else the host's."""
+    """Return the clock of the device that field operations run on: their own if they have one, else the host's."""
     return fields.clock() if hasattr(fields, "clock") else HostClock()
 
 
 class Span(NamedTuple):
-    """One call: what it was, at which level (None: not of one level), and how long it took."""
+    """One call: its stage, its level (None: no single level), and its seconds."""
 
     stage: str
     level: int | None
@@ -49,7 +49,7 @@ class Span(NamedTuple):
 
 
 class Recorder:
-    """Collects the spans of one run at a time."""
+    """Recorder of the spans of one run at a time."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
@@ -58,16 +58,17 @@ class Recorder:
         self._size = 0
 
     def begin(self, image_shape: Shape) -> None:
-        """Forgets the last run; the image's shape is level 1's from now on."""
+        """Discard the last run; `image_shape` is the shape of level 1 from now on."""
         self._marks, self._inside, self._size = [], False, image_shape[0]
 
     def level(self, size: int) -> int:
-        """The level of an array whose first axis has `size` voxels."""
+        """Return the level of an array whose first axis has `size` voxels."""
+        # Level n has 1 / 2^(n - 1) of the image's size, and the bit length of 2^(n - 1) is n.
         return (self._size // size).bit_length()
 
     @contextlib.contextmanager
     def span(self, stage: str, level: int | None = None) -> Iterator[None]:
-        """Times what happens inside. A span within a span is part of the outer one and leaves none of its own."""
+        """Time what happens inside; a span within a span is part of the outer one and is not recorded itself."""
         if self._inside:
             yield
             return
@@ -83,12 +84,12 @@ class Recorder:
             return function(*arguments)
 
     def spans(self) -> list[Span]:
-        """The run's spans in the order they ended."""
+        """Return the run's spans in the order they ended."""
         return [Span(stage, level, self.clock.seconds(*marks)) for stage, level, *marks in self._marks]
 
 
 class TimedNetworks:
-    """`runtime.backends.pair.Networks` around another one; the same results."""
+    """A wrapper of `runtime.backends.pair.Networks` that times its calls; same results."""
 
     def __init__(self, networks: Any, recorder: Recorder) -> None:
         self._networks, self._recorder = networks, recorder
@@ -113,7 +114,7 @@ class TimedNetworks:
 
 
 class TimedFields:
-    """`runtime.backends.pair.Fields` around another one; the same results."""
+    """A wrapper of `runtime.backends.pair.Fields` that times its calls; same results."""
 
     def __init__(self, fields: Any, recorder: Recorder) -> None:
         self._fields, self._recorder = fields, recorder
@@ -178,7 +179,7 @@ class TimedFields:
 
 
 class TimedScorer:
-    """A scorer around another one. What it gives may be a number still to come; its span ends where the work does."""
+    """A wrapper that times a scorer; the span ends with the work, although the call may return a pending number."""
 
     def __init__(self, scorer: Any, recorder: Recorder) -> None:
         self._scorer, self._recorder = scorer, recorder
@@ -191,7 +192,7 @@ class TimedScorer:
 
 
 class TimedSmoother:
-    """A smoother around another one."""
+    """A wrapper that times a smoother."""
 
     def __init__(self, smoother: Any, recorder: Recorder) -> None:
         self._smoother, self._recorder = smoother, recorder
@@ -201,7 +202,7 @@ class TimedSmoother:
 
 
 def timed(engines: OpenEngines) -> tuple[OpenEngines, Recorder]:
-    """The same engines with both halves wrapped, and what records their calls."""
+    """Wrap networks and fields of engines; return the engines and the recorder of their calls."""
     recorder = Recorder(clock_of(engines.fields))
     networks, fields = TimedNetworks(engines.networks, recorder), TimedFields(engines.fields, recorder)
     return dataclasses.replace(engines, networks=networks, fields=fields), recorder

@@ -1,1 +1,1 @@
-"""Facts about the computer that a benchmark ran on."""
+"""Facts about the machine that a benchmark ran on."""

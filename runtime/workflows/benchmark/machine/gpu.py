@@ -1,4 +1,4 @@
-"""The GPU a benchmark ran on: what its driver says of it, and what `nvidia-smi` adds where it is installed."""
+"""The GPU a benchmark ran on: facts from its driver and, if installed, from `nvidia-smi`."""
 
 import dataclasses
 import shutil
@@ -6,9 +6,9 @@ import subprocess
 from collections.abc import Callable
 from typing import Any
 
-BUSY_PERCENT = 10  # of a GPU's time used by others, before anything here has begun
+BUSY_PERCENT = 10  # of a GPU's time used by other processes before the benchmark starts
 SECONDS = 20
-# nvidia-smi's names and ours; what it does not know of a GPU, it answers in brackets.
+# nvidia-smi's names -> names in the record; nvidia-smi answers in brackets for values it does not know.
 QUERIES = {
     "driver_version": "driver_version",
     "clocks.sm": "clock_mhz",
@@ -26,7 +26,7 @@ WORDS = ("driver_version", "persistence_mode", "compute_mode")  # all others are
 
 
 def gpu_facts() -> dict[str, Any] | None:
-    """The first GPU's name, compute capability, memory, driver, and clocks and load now; None without a GPU."""
+    """Return the first GPU's name, compute capability, memory, driver, current clocks and load; None without a GPU."""
     from ....backends.cuda.gpu import GpuInfo, find_gpu
 
     gpu = find_gpu()
@@ -34,7 +34,7 @@ def gpu_facts() -> dict[str, Any] | None:
 
 
 def smi_facts(bus: str, run: Callable[..., Any] = subprocess.run) -> dict[str, str | float]:
-    """What nvidia-smi tells of the GPU at this place; empty where it is not installed or fails."""
+    """Return facts from nvidia-smi about the GPU at a PCI bus id; empty if it is not installed or fails."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return {}
@@ -44,12 +44,12 @@ def smi_facts(bus: str, run: Callable[..., Any] = subprocess.run) -> dict[str, s
     except (OSError, subprocess.SubprocessError):
         return {}
     values = (value.strip() for value in done.stdout.strip().split(","))
-    told = {name: value for name, value in zip(QUERIES.values(), values, strict=False) if value[:1] != "["}
-    return {name: value if name in WORDS else float(value) for name, value in told.items()}
+    known = {name: value for name, value in zip(QUERIES.values(), values, strict=False) if value[:1] != "["}
+    return {name: value if name in WORDS else float(value) for name, value in known.items()}
 
 
 def gpu_words(gpu: dict[str, Any]) -> str:
-    """A GPU in a line."""
+    """Describe a GPU in one line."""
     clock, most = gpu.get("clock_mhz"), gpu.get("largest_clock_mhz")
     facts = [
         f"{gpu['memory_bytes'] / 2**30:.1f} GiB",
@@ -63,8 +63,8 @@ def gpu_words(gpu: dict[str, Any]) -> str:
 
 
 def gpu_doubts(gpu: dict[str, Any] | None) -> list[str]:
-    """Why figures from this GPU should not be trusted."""
+    """Return warnings about figures from this GPU."""
     used = (gpu or {}).get("used_percent")
     if isinstance(used, float) and used > BUSY_PERCENT:
-        return [f"the GPU was {used:.0f}% busy before the start; others use it"]
+        return [f"the GPU was {used:.0f}% busy before the start; other processes use it"]
     return []

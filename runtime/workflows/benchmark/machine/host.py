@@ -1,4 +1,4 @@
-"""The machine a benchmark ran on, and how busy it was."""
+"""The machine a benchmark ran on, and its load."""
 
 import os
 import platform
@@ -9,13 +9,13 @@ from typing import Any
 from ....host.machine import available_bytes, cores, processor_name
 from .gpu import gpu_facts
 
-# Instructions that decide how fast convolutions are, in Linux's names (x86, then Arm).
+# Instruction sets that determine the speed of convolutions, in Linux's names (x86, then Arm).
 FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "asimd", "bf16", "sve")
 PROC = Path("/proc")
 
 
 def machine_facts() -> dict[str, Any]:
-    """Processor, instructions, cores, memory, system, load and GPU, as plain types; None where it is not told."""
+    """Return processor, instruction sets, cores, memory, system, load and GPU, as plain types; None where unknown."""
     info = _cpu_info()
     return {
         "cpu": processor_name(),
@@ -31,12 +31,12 @@ def machine_facts() -> dict[str, Any]:
 
 
 def load_average() -> float | None:
-    """Processes that wanted to run, averaged over the last minute."""
+    """Return the number of runnable processes, averaged over the last minute; None if unknown."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
 def _cpu_info() -> dict[str, str]:
-    """The first processor's entry of /proc/cpuinfo."""
+    """Return the first processor's entry in /proc/cpuinfo."""
     try:
         lines = (PROC / "cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
     except OSError:
@@ -52,20 +52,21 @@ def _total_bytes() -> int | None:
 
 
 def _busy_seconds() -> float | None:
-    """Processor seconds all processes of the machine have used, those a host withheld (steal) included."""
+    """Return the processor seconds used by all processes of the machine, including those stolen by a hypervisor."""
     try:
         user, nice, system, _, _, *rest = map(int, (PROC / "stat").read_text(encoding="ascii").split()[1:11])
     except (OSError, ValueError):
         return None
+    # The skipped two are idle and iowait; the first three of the rest are irq, softirq and steal.
     return (user + nice + system + sum(rest[:3])) / os.sysconf("SC_CLK_TCK")
 
 
 class Interference:
-    """Measures, between entry and exit, how much of the machine others than this process used.
+    """Processor time used, between entry and exit, by this process and by others.
 
     Attributes:
-        processor_seconds: this process's own, all threads.
-        others: share of the machine's processor time used by others, in [0, 1]; None where the system does not tell.
+        processor_seconds: of this process, all threads.
+        others: share of the machine's processor time used by other processes, in [0, 1]; None if unknown.
     """
 
     processor_seconds: float = 0.0

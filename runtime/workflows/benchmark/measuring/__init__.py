@@ -1,1 +1,1 @@
-"""How it is timed, and the accuracy gate before it."""
+"""Timing, and the accuracy gate before it."""

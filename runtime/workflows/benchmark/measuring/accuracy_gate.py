@@ -1,4 +1,4 @@
-"""The accuracy gate: nobody's speed is told who does not compute the reference's flow."""
+"""The accuracy gate: only contenders that compute the reference's flow are timed."""
 
 from pathlib import Path
 from typing import Any
@@ -12,25 +12,26 @@ from ..contenders.process import Worker
 
 
 class GateError(InputError):
-    """A contender is too far from the reference; nothing is timed."""
+    """Error of a contender whose flow is too far from the reference; nothing is timed."""
 
 
 def check_all(
     reference: Worker, contenders: list[tuple[Worker, str]], task: Task, spacing: float, folder: Path
 ) -> list[dict[str, Any]]:
-    """Each contender's result beside the reference's; all have been given the same images.
+    """Compare each contender's result with the reference's; all have loaded the same images.
 
     Args:
-        reference: who is right, open.
+        reference: open worker of the reference.
         contenders: open workers and their precisions; the reference may be among them and is run once.
-        spacing: mm a voxel.
-        folder: for flows, which are removed again.
+        task: schedule and similarity.
+        spacing: mm per voxel.
+        folder: temporary folder for flows.
 
     Returns:
         One row for the reference, then one for each contender.
 
     Raises:
-        GateError: the first contender that fails.
+        GateError: a contender fails; raised at the first one.
     """
     path = folder / "reference.npy"
     expected = reference.call("check", task, path)

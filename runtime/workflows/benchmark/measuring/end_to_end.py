@@ -1,4 +1,4 @@
-"""From file to file: `register` through the Python API and as a command, and what opening costs."""
+"""End-to-end timing: `register` through the Python API and as a command, and the start-up time."""
 
 import contextlib
 import json
@@ -27,16 +27,16 @@ LOOP_STAGES = ("encode", "iterate")
 class RegisterCommand:
     """The command `register`, run as a user runs it.
 
-    Lives in a small process of its own: Linux counts a child's peak memory from its parent's size on.
+    Runs in a small process of its own: Linux counts a child's peak memory from its parent's size on.
 
     Attributes:
-        command: what starts the program, such as (python, cli.py).
+        command: command line that starts the program, such as (python, cli.py).
     """
 
     command: tuple[str, ...]
 
     def run(self, contender: EngineContender, fixed: Path, moving: Path, schedule: str) -> dict[str, Any]:
-        """One registration into a folder that is removed again: wall seconds, peak memory, and its report's stages."""
+        """Run one registration into a temporary folder; return wall seconds, peak memory and its report's stages."""
         with tempfile.TemporaryDirectory() as folder:
             output = Path(folder) / "out"
             start = time.perf_counter()
@@ -61,7 +61,7 @@ class RegisterCommand:
 
 
 def _run(arguments: list[str]) -> tuple[int, int | None, str]:
-    """Exit code, peak memory in bytes and the error output of a command."""
+    """Run a command; return exit code, peak memory in bytes (None if unknown) and its error output."""
     with tempfile.TemporaryFile("w+") as errors:
         with subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=errors) as child:
             if not hasattr(os, "wait4"):
@@ -70,7 +70,7 @@ def _run(arguments: list[str]) -> tuple[int, int | None, str]:
             _, status, usage = os.wait4(child.pid, 0)
             child.returncode = os.waitstatus_to_exitcode(status)
         errors.seek(0)
-        unit = 1 if os.uname().sysname == "Darwin" else 1024
+        unit = 1 if os.uname().sysname == "Darwin" else 1024  # of ru_maxrss: bytes on macOS, KiB on Linux
         return child.returncode, usage.ru_maxrss * unit, errors.read()
 
 
@@ -82,7 +82,7 @@ def end_to_end(
     runs: int,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Whole registrations, in turn: without files (`api`: scans read before, nothing written) and with (`command`)."""
+    """Time whole registrations, in turn: as `api` (scans already read, nothing written) and as `command` with files."""
     with contextlib.ExitStack() as stack:
         shell = stack.enter_context(Worker(RegisterCommand(tuple(command)), "register")) if command else None
         samples: dict[str, dict[str, list]] = {worker.name: {"api": [], "command": []} for worker, _ in workers}
@@ -99,7 +99,7 @@ def end_to_end(
 
 
 def whole(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """What whole registrations come to: seconds in all, of the loop, by stage (means), start-up, peak memory."""
+    """Summarise whole registrations: seconds in total, of the loop and by stage (means), start-up, peak memory."""
     stages: dict[str, float] = {}
     for sample in samples:
         for stage, duration in sample["stages"].items():
@@ -121,10 +121,10 @@ def whole(samples: list[dict[str, Any]]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Kernels:
-    """The field operations of the CPU, which are compiled once for a computer."""
+    """The field operations of the CPU, which are compiled once per machine."""
 
     def compile(self) -> float:
-        """Seconds that took; 0 where it was done before."""
+        """Compile the kernels and return the seconds taken; 0 if they were compiled before."""
         from ....registration.warmup import is_cold, warm_up
 
         start = time.perf_counter()
@@ -135,11 +135,11 @@ class Kernels:
 
 
 def start_up(contenders: Sequence[Contender], images: Path, task: Task, progress: Progress) -> dict[str, Any]:
-    """What it takes to begin, seconds: in an empty cache, then again with what that left there.
+    """Measure start-up in seconds: with an empty cache, then with the cache that this filled.
 
-    ``kernels`` is once for a computer. Each contender's ``cold`` and ``warm``: ``start`` is a new process until it
-    answers, ``open`` the engines with all imports, ``first`` and ``steady`` the first loop, which compiles or loads
-    engines for the images' size, and the fastest of those after it.
+    ``kernels`` is needed once per machine. For each contender, ``cold`` and ``warm``: ``start`` is the time until a new
+    process answers, ``open`` that of opening the engines with all imports, ``first`` that of the first loop, which
+    compiles or loads engines for the image size, and ``steady`` the fastest of the loops after it.
     """
     with tempfile.TemporaryDirectory() as folder:
         environment = {VARIABLE: folder}

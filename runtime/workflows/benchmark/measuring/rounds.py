@@ -1,4 +1,4 @@
-"""Speed: contenders take turns, run by run, and what their runs say is worked out once."""
+"""Speed: contenders take turns, run by run; summaries of their runs."""
 
 from collections import defaultdict
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from .statistics import BUSY_SHARE, TRUSTED_SPREAD, ratios, spread, summary
 
 Progress = Callable[[str], None]
 Samples = dict[str, list[dict[str, Any]]]
-# What a stage is in the account of a run's time; what is in none of them is the loop's own bookkeeping.
+# Stages counted as field operations in the account of a run's time; time in no stage is the loop's own overhead.
 FIELD_STAGES = ("warp", "compose", "upsample", "score", "score set-up", "fill fixed half", "zero", "warp image")
 FIELD_STAGES += ("smooth", "smooth set-up")
 OUTSIDE_LOOP = ("finish",)
@@ -25,7 +25,17 @@ def take_turns(
     progress: Progress,
     between: Callable[[], None] = lambda: None,
 ) -> Samples:
-    """Samples by contender: A B C A B C ..., after as many untimed rounds as `warmup` says; `between` timed rounds."""
+    """Run contenders in turn (A B C A B C ...) and return their samples.
+
+    Args:
+        workers: contenders.
+        method: method of `Session` to call.
+        task: its argument.
+        runs: timed rounds.
+        warmup: untimed rounds before them.
+        progress: receives the name of each round and contender.
+        between: is called after each timed round.
+    """
     samples: Samples = {worker.name: [] for worker in workers}
     for number in range(-warmup, runs):
         for worker in workers:
@@ -39,17 +49,17 @@ def take_turns(
 
 
 def round_name(number: int, runs: int) -> str:
-    """A round for people; those below 0 warm up."""
+    """Return the name of a round for messages; rounds below 0 are warm-up."""
     return f"round {number + 1} of {runs}" if number >= 0 else "round to warm up"
 
 
 def seconds(samples: list[dict[str, Any]], part: str) -> list[float]:
-    """Of one part of every run: ``loop``, ``finish`` or ``fixed side``."""
+    """Return the seconds of one part of every run: ``loop``, ``finish`` or ``fixed side``."""
     return [sample["seconds"][part] for sample in samples]
 
 
 def stage_rows(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row for each stage and level: calls a run, seconds a call, and its share of the loop and finish together."""
+    """Return one row per stage and level: calls per run, seconds per call, and share of loop and finish together."""
     calls: dict[tuple[str, int | None], list[float]] = defaultdict(list)
     for sample in samples:
         for stage, level, duration in sample["spans"]:
@@ -69,13 +79,13 @@ def stage_rows(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def speed(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the runs of one contender come to: loop, finish, stages, and whether they can be trusted."""
+    """Summarise the runs of one contender: loop, finish, fixed side, stages and the spread of the runs."""
     found = {part.replace(" ", "_"): summary(seconds(samples, part)) for part in ("loop", "finish", "fixed side")}
     return {**found, "stages": stage_rows(samples), "spread": spread(seconds(samples, "loop")), "samples": samples}
 
 
 def account(samples: list[dict[str, Any]], gflop: dict[str, float], peak: float | None) -> dict[str, Any]:
-    """Where the loop's time goes, seconds a run (means), and how near to the floor it comes.
+    """Break down the loop's time, in mean seconds per run, and compare it with the time at peak throughput.
 
     Args:
         samples: runs of one contender.
@@ -83,10 +93,10 @@ def account(samples: list[dict[str, Any]], gflop: dict[str, float], peak: float 
         peak: GFLOP/s its device reaches in matrix products at this precision; None: not measured.
 
     Returns:
-        ``loop``, and its parts ``estimator``, ``encode``, ``fields`` and ``overhead`` (what is in no span: on a GPU
-        its idle time, at decisions or where the host sends too slowly), which add up to it; the
-        ``floor`` of each engine part (its work at the peak); ``gflops`` reached, over the whole loop and while an
-        estimator runs; the loop's share of the peak, on average and in the fastest run.
+        ``loop``, and its parts ``estimator``, ``encode``, ``fields`` and ``overhead`` (time in no span: on a GPU its
+        idle time, at decisions or where the host launches too slowly), which add up to it; the ``floor`` of each engine
+        part (the time of its work at the peak); ``gflops`` reached, over the whole loop and while an estimator runs;
+        the loop's share of the peak, on average and in the fastest run.
     """
     loop = sum(seconds(samples, "loop")) / len(samples)
     parts = {
@@ -115,13 +125,13 @@ def _mean(samples: list[dict[str, Any]], stages: tuple[str, ...]) -> float:
 
 
 def against(samples: Samples, rival: str) -> dict[str, dict[str, float]]:
-    """How many times faster than the rival every other contender is, round by round."""
+    """Return the speed of every other contender relative to the rival, round by round."""
     slow = seconds(samples[rival], "loop")
     return {name: ratios(slow, seconds(own, "loop")) for name, own in samples.items() if name != rival}
 
 
 def doubts(name: str, samples: list[dict[str, Any]], found: dict[str, Any] | None = None) -> list[str]:
-    """Why the runs of a contender, or the account of them, should not be trusted, one line each."""
+    """Return warnings, one line each, about the runs of a contender and their account."""
     lines, wide = [], spread(seconds(samples, "loop"))
     if wide > TRUSTED_SPREAD:
         lines.append(
@@ -129,7 +139,7 @@ def doubts(name: str, samples: list[dict[str, Any]], found: dict[str, Any] | Non
         )
     others = [sample["others"] for sample in samples if sample["others"] is not None]
     if others and (taken := sum(others) / len(others)) > BUSY_SHARE:
-        lines.append(f"{name}: others used {taken:.0%} of the machine's processor time while it ran")
+        lines.append(f"{name}: other processes used {taken:.0%} of the machine's processor time while it ran")
     if found and found.get("share_of_peak_fastest", 0) > 1:
-        lines.append(f"{name}: its fastest run is above the measured peak, which was disturbed or is not its limit")
+        lines.append(f"{name}: its fastest run exceeds the measured peak, which was disturbed or is not its limit")
     return lines

@@ -8,7 +8,7 @@ GIB = 2**30
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Lines of a Markdown table, columns padded: text to the left, what follows the first column's to the right."""
+    """Return the lines of a Markdown table with padded columns: text to the left, columns of numbers to the right."""
     rows = [list(map(str, row)) for row in rows]
     widths = [max(3, *(len(row[n]) for row in (head, *rows))) for n in range(len(head))]
     numeric = [
@@ -25,12 +25,12 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def percentiles(found: dict[str, Any]) -> list[str]:
-    """Cells of a summary in seconds, in ms."""
+    """Return the cells of a summary in seconds, converted to ms."""
     return [ms(found[name]) for name in PERCENTILES]
 
 
 def ms(seconds: float | None) -> str:
-    """Seconds in ms, of three digits or so; microseconds at most."""
+    """Format seconds in ms with about three digits, at most three of them decimals."""
     if seconds is None:
         return "-"
     value = 1000 * seconds
@@ -47,7 +47,7 @@ def number(value: float | None, digits: int) -> str:
 
 
 def extent(found: dict[str, Any]) -> str:
-    """A summary's range."""
+    """Return the range of a summary."""
     return f"{found['min']:.2f} to {found['max']:.2f}"
 
 
@@ -56,14 +56,14 @@ def gigabytes(count: int | None) -> str:
 
 
 def gibibytes(count: int | None) -> str:
-    return "not told" if count is None else f"{count / GIB:.1f} GiB"
+    return "unknown" if count is None else f"{count / GIB:.1f} GiB"
 
 
 def counts(passes: Iterable[Iterable[int]]) -> str:
-    """Iterations by pass and level."""
+    """Format iterations by pass and level."""
     return " + ".join(f"({', '.join(map(str, passed))})" for passed in passes)
 
 
 def by(shape: Iterable[int]) -> str:
-    """A shape such as 160x192x160."""
+    """Format a shape, such as 160x192x160."""
     return "x".join(map(str, shape))

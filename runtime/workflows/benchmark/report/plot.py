@@ -1,4 +1,4 @@
-"""A picture of the record: time against volume where that was measured, else each contender's time by stage."""
+"""Picture of a record: time against volume if that was measured, else each contender's time by stage."""
 
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ COLOURS = {
 
 
 def draw(record: Record, path: Path) -> None:
-    """Draws a record into a file, whole or not at all; its ending (.png, .svg, .pdf) says how.
+    """Draw a record into a file, complete or not at all; the extension (.png, .svg, .pdf) sets the format.
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
@@ -40,18 +40,18 @@ def draw(record: Record, path: Path) -> None:
 
 
 def _place(record: Record) -> str:
-    """The devices of the contenders, in words."""
+    """Return the devices of the contenders, in words."""
     host = f"{record['machine']['cpu']}, {record['threads']} threads"
     return "; ".join(dict.fromkeys(host if row["device"] == "cpu" else row["device"] for row in record["contenders"]))
 
 
 def _volumes(record: Record, axes: Any) -> None:
-    """Median loop with its range, and the line through the medians."""
+    """Draw the median loop with its range, and the line fitted to the medians."""
     volumes = np.array([row["megavoxels"] for row in record["shapes"]])
     for number, (name, fit) in enumerate(record["fits"].items()):
         loops = [row["loops"][name] for row in record["shapes"]]
         low, middle, high = (np.array([loop[part] for loop in loops]) for part in ("min", "median", "max"))
-        label = f"{name}: {1000 * fit['slope']:.0f} ms a megavoxel"
+        label = f"{name}: {1000 * fit['slope']:.0f} ms per megavoxel"
         reach = np.array([0, volumes.max()])
         axes.plot(reach, fit["slope"] * reach + fit["intercept"], color=f"C{number}", linewidth=0.8)
         errors = np.stack((middle - low, high - middle))
@@ -62,7 +62,7 @@ def _volumes(record: Record, axes: Any) -> None:
 
 
 def _stages(record: Record, axes: Any) -> None:
-    """One bar a contender: mean seconds of a run by stage."""
+    """Draw one bar per contender: mean seconds of a run by stage."""
     rows = [row for row in record["contenders"] if "stages" in row]
     parts = [parts_of(row) for row in rows]
     names, left = [row["name"] for row in rows], np.zeros(len(rows))
@@ -71,13 +71,13 @@ def _stages(record: Record, axes: Any) -> None:
         if widths.any():
             axes.barh(names, widths, left=left, color=colour, label=part)
             left += widths
-    axes.set(xlabel=f"s a run ({record['pair']['words']}, {record['schedule']['name']})")
+    axes.set(xlabel=f"s per run ({record['pair']['words']}, {record['schedule']['name']})")
     axes.invert_yaxis()
     axes.figure.legend(loc="outside lower center", fontsize=8, ncols=6)
 
 
 def parts_of(row: Record) -> dict[str, float]:
-    """Mean seconds of a contender's run by coloured part; together they are loop and finish."""
+    """Return the mean seconds of a contender's run by coloured part; their sum is loop and finish."""
     parts = dict.fromkeys(COLOURS, 0.0)
     for stage in row["stages"]:
         name = f"estimator {stage['level']}" if stage["stage"] == "estimator" else stage["stage"]

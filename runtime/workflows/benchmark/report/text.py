@@ -1,4 +1,4 @@
-"""The record as text: Markdown tables, readable in a terminal. All that is said here is in the record."""
+"""The record as text: Markdown tables, readable in a terminal. Everything shown is in the record."""
 
 from collections.abc import Callable, Sequence
 
@@ -18,16 +18,16 @@ from .cells import (
     percentiles,
 )
 
-LEAST_SHARE = 0.0005  # of a run's time, below which a stage has no row of its own
+LEAST_SHARE = 0.0005  # share of a run's time below which a stage has no row
 
 
 def render(record: Record) -> str:
-    """All parts of a record, in order; the record may come from its JSON file."""
+    """Render all parts of a record, in order; the record may come from its JSON file."""
     return "\n\n".join(filter(None, (section(part, record) for part in SECTIONS)))
 
 
 def section(part: str, record: Record) -> str:
-    """One part of a record as text; empty where it was not measured."""
+    """Render one part of a record; empty if it was not measured."""
     return SECTIONS[part](record)
 
 
@@ -36,10 +36,10 @@ def _head(record: Record) -> str:
     rule = f" ({stop['similarity']}, delta {stop['delta']}, at most {stop['limit']}, {stop['on_stop']})" if stop else ""
     facts = {
         "processor": f"{machine['cpu']}, {machine['cores']} of {machine['cores_of_the_machine']} cores usable",
-        "instructions": " ".join(machine["flags"]) or "not told",
+        "instructions": " ".join(machine["flags"]) or "unknown",
         "memory": f"{gibibytes(machine['memory_bytes'])}, {gibibytes(machine['memory_available_bytes'])} of it free",
         "load": f"{number(machine['load_average'], 2)} before the start",
-        "card": gpu_words(machine["card"]) if machine.get("card") else "",
+        "GPU": gpu_words(machine["card"]) if machine.get("card") else "",
         "system": machine["system"],
         "versions": ", ".join(f"{k} {v}" for k, v in record["versions"].items() if k != "platform"),
         "engine set": f"{record['engine_set']['folder']}: " + _hashes(record["engine_set"]["sha256"]),
@@ -65,7 +65,7 @@ def _contender(row: Record) -> str:
 
 
 def _hashes(graphs: dict[str, dict[str, str]]) -> str:
-    """Of the graphs of each precision."""
+    """Format the hashes of the graphs of each precision."""
     lists = (", ".join(f"{name} {value[:8]}" for name, value in hashes.items()) for hashes in graphs.values())
     return "; ".join(f"{precision}: {hashes}" for precision, hashes in zip(graphs, lists, strict=True))
 
@@ -91,8 +91,8 @@ def _speed(record: Record) -> str:
     rows = [row for row in record["contenders"] if "loop" in row]
     if not rows:
         return ""
-    words = "ms a run. Loop: both images encoded and all iterations. Finish: image warped, folds counted."
-    words += " Of a GPU it is the GPU's own time." * any(row.get("card_memory") for row in rows)
+    words = "ms per run. Loop: both images encoded and all iterations. Finish: image warped, folds counted."
+    words += " On a GPU, the GPU's own time." * any(row.get("card_memory") for row in rows)
     table, lines = [], ["## Speed", "", words, ""]
     on_gpu = any(row.get("card_memory") for row in rows)
     for row in rows:
@@ -105,14 +105,14 @@ def _speed(record: Record) -> str:
 
 
 def _rank_note(runs: int) -> list[str]:
-    """What percentiles of few values are."""
+    """Explain the percentiles of few values."""
     if runs >= 100:
         return []
-    return ["", f"Percentiles are nearest ranks: of {runs} values p99 is the largest. Memory is the whole process's."]
+    return ["", f"Percentiles are nearest ranks: of {runs} values p99 is the largest. Memory is of the whole process."]
 
 
 def _gpu_note(rows: list[Record]) -> list[str]:
-    """How much of the GPU's memory was in use, by all contenders together."""
+    """Report the GPU memory in use by all programs together."""
     used = [row["card_memory"]["used"] for row in rows if row.get("card_memory")]
     return [f"In use on the GPU, by all contenders and others: {gigabytes(max(used))} GB."] if used else []
 
@@ -123,7 +123,7 @@ def _stages(record: Record) -> str:
 
 
 def _stages_of(row: Record) -> str:
-    head = (f"{row['name']}: ms a call", "level", "calls a run", *PERCENTILES, "share %")
+    head = (f"{row['name']}: ms per call", "level", "calls per run", *PERCENTILES, "share %")
     table = [
         [
             stage["stage"],
@@ -142,13 +142,13 @@ def _account(record: Record) -> str:
     rows = [row for row in record["contenders"] if "account" in row]
     if not rows:
         return ""
-    head = ("mean ms a run", "loop", "floor", "estimator above", "encode above", "fields", "overhead")
+    head = ("mean ms per run", "loop", "floor", "estimator above", "encode above", "fields", "overhead")
     head += ("GFLOP", "GFLOP/s", "peak", "share of peak %", "fastest run %", "in estimators %")
     lines = [
         "## Where the time goes",
         "",
-        "Floor: the convolutions' work at the peak, the best matrix product seen here at this precision.",
-        "Overhead: what is in no stage; on a GPU, the time in which it had nothing to do.",
+        "Floor: the convolutions' work at the peak, the best matrix product measured here at this precision.",
+        "Overhead: time in no stage; on a GPU, its idle time.",
         "",
     ]
     return "\n".join(lines + markdown(head, [[row["name"], *_account_row(row["account"])] for row in rows]))
@@ -183,7 +183,7 @@ def _throughput(record: Record) -> str:
         [name, *(ms(found["seconds"][part]) for part in ("median", "min", "max")), f"{found['per_hour']:.0f}"]
         for name, found in record["throughput"].items()
     ]
-    return "\n".join(lines + markdown(("", "ms an image", "min", "max", "images an hour"), table))
+    return "\n".join(lines + markdown(("", "ms per image", "min", "max", "images per hour"), table))
 
 
 def _whole(record: Record) -> str:
@@ -210,7 +210,7 @@ def _whole(record: Record) -> str:
 
 
 def _whole_stages(whole: Record) -> tuple[Sequence[str], list[list[str]]]:
-    """Mean seconds by stage."""
+    """Return head and rows of a table of mean seconds by stage."""
     found = {(name, way): ways[way] for name, ways in whole.items() for way in ways}
     stages = list(dict.fromkeys(stage for entry in found.values() for stage in entry["stages"]))
     rows = [
@@ -236,7 +236,7 @@ def _start_up(record: Record) -> str:
         for state, times in states.items()
     ]
     head = ("", "cache", "process", "open", "first loop", "steady loop", "first / steady")
-    lines = ["## Start-up", "", f"Kernels, once for a computer: {found['kernels']:.1f} s. Then, in s:", ""]
+    lines = ["## Start-up", "", f"Kernels, once per machine: {found['kernels']:.1f} s. Then, in s:", ""]
     return "\n".join(lines + markdown(head, table))
 
 
@@ -259,11 +259,11 @@ def _shapes(record: Record) -> str:
         [name, ms(fit["slope"]), ms(fit["intercept"]), f"{100 * fit['deviation']:.1f}"]
         for name, fit in record["fits"].items()
     ]
-    return "\n".join([*lines, "", *markdown(("line", "ms a megavoxel", "ms at 0", "largest deviation %"), fits)])
+    return "\n".join([*lines, "", *markdown(("line", "ms per megavoxel", "ms at 0", "largest deviation %"), fits)])
 
 
 def _worst(rows: list[Record]) -> str:
-    """Largest difference of every contender that is not the reference, in order."""
+    """Format the largest difference of every contender that is not the reference, in order."""
     return " / ".join(f"{row['voxels']['max']:.2g}" for row in rows if not row["reference"]) or "-"
 
 
@@ -271,7 +271,7 @@ def _references(record: Record) -> str:
     return ", ".join(dict.fromkeys(row["gate"]["reference"] for row in record["shapes"]))
 
 
-def _doubts(record: Record) -> str:
+def _warnings(record: Record) -> str:
     return "\n".join(f"warning: {line}" for line in record.get("doubts", ()))
 
 
@@ -286,5 +286,5 @@ SECTIONS: dict[str, Callable[[Record], str]] = {
     "whole": _whole,
     "start_up": _start_up,
     "shapes": _shapes,
-    "doubts": _doubts,
+    "doubts": _warnings,
 }

@@ -1,4 +1,4 @@
-"""What an evaluation found: scores by method and pair, their means and spreads."""
+"""Results of an evaluation: scores by method and pair, their means and standard deviations."""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from ....types import Record
 from ..methods import Method
 from .folder import BOXES, CURVES, DELTAS, MARKDOWN
 
-# Scores of a method, in the order of tables; `iterations` besides.
+# Scores of a method, in the order of tables; `iterations` come in addition.
 FIGURES = (
     "dice",
     "hd95_mm",
@@ -39,13 +39,13 @@ class Spread:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a run gave.
+    """Result of a run.
 
     Attributes:
-        folder: of the results.
-        methods: in the order of tables.
-        records: of the pairs, in the list's order, as in ``pairs/``.
-        sets: facts on the engine sets.
+        folder: folder of the results.
+        methods: methods in the order of tables.
+        records: records of the pairs, in the list's order, as in ``pairs/``.
+        sets: facts about the engine sets.
     """
 
     folder: Path
@@ -54,21 +54,21 @@ class Evaluation:
     sets: tuple[dict[str, Any], ...]
 
     def entries(self, method: Method) -> list[tuple[str, dict[str, Any]]]:
-        """Pair and scores, of the pairs this method has scores of."""
+        """Return name and scores of each pair that this method scored."""
         found = [(record["name"], record["methods"].get(method.title, {"error": ""})) for record in self.records]
         return [(name, entry) for name, entry in found if "error" not in entry]
 
     def values(self, method: Method, figure: str) -> list[float]:
-        """A score of every pair that has it."""
+        """Return one score of every pair that has it."""
         values = [entry.get(figure) for _, entry in self.entries(method)]
         return [value for value in values if value is not None and math.isfinite(value)]
 
     def spread(self, method: Method, figure: str) -> Spread | None:
-        """None where no pair has this score."""
+        """Return the spread of a score over pairs; None if no pair has it."""
         return spread(self.values(method, figure))
 
     def iterations(self, method: Method) -> list[float]:
-        """Mean iterations at levels 4 to 1, of all passes together."""
+        """Return the mean iterations at levels 4 to 1, summed over passes."""
         counts = [
             [sum(levels) for levels in zip(*entry["iterations"], strict=True)]
             for _, entry in self.entries(method)
@@ -78,7 +78,7 @@ class Evaluation:
 
     @property
     def failures(self) -> list[tuple[str, str]]:
-        """What failed, pair, pair and engine sets or pair and method, and why."""
+        """Failures: pair, with engine sets or method where the failure is theirs, and the error."""
         found = []
         for record in self.records:
             reasons: dict[str, list[str]] = {}
@@ -93,7 +93,7 @@ class Evaluation:
 
     @property
     def only_scarcity(self) -> bool:
-        """Whether all that failed may work another time."""
+        """True if every failure was for lack of resources, so that another run may succeed."""
         parts = []
         for record in self.records:
             parts += [*record.get("errors", ()), *(record["methods"].get(method.title, {}) for method in self.methods)]
@@ -101,7 +101,7 @@ class Evaluation:
 
     @property
     def warnings(self) -> list[tuple[str, str]]:
-        """Doubts about headers, places and results, each once: pair, line."""
+        """Warnings about headers, positions and results, each once: pair, line."""
         found = {}
         for record in self.records:
             entries = (record["methods"].get(method.title, {}) for method in self.methods)
@@ -111,17 +111,17 @@ class Evaluation:
 
     @property
     def to_read(self) -> list[str]:
-        """What has been written for people, the table first."""
+        """Names of the written files meant for readers, the table first."""
         return [name for name in (MARKDOWN, BOXES, CURVES, DELTAS) if (self.folder / name).is_file()]
 
 
 def spread(values: Sequence[float]) -> Spread | None:
-    """None of no values."""
+    """Return mean, standard deviation and count of values; None if there are none."""
     if not values:
         return None
     return Spread(fmean(values), stdev(values) if len(values) > 1 else 0.0, len(values))
 
 
 def so_many_pairs(count: int) -> str:
-    """Such as "1 pair" or "4 pairs"."""
+    """Return a count of pairs in words, such as "1 pair" or "4 pairs"."""
     return f"{count} {'pair' if count == 1 else 'pairs'}"

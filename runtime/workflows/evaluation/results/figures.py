@@ -17,12 +17,12 @@ INK, FAINT, BEFORE_COLOUR, AFTER_COLOUR = "#222222", "#8a8a8a", "#b9b9b9", "#007
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#6a4c93", "#7f7f7f")
 MARKERS = "osD^vPX*"
 ROW, LABELS_A_COLUMN, COLUMN_WIDTH = 0.2, 50, 5.2  # inches, number, inches
-FEWEST = 4  # pairs that are worth a box
+FEWEST = 4  # pairs from which on a box is drawn
 PANELS = (("Dice, %", "dice", 100), ("folded voxels, %", "folded_share", 100), ("loop, s", "seconds_loop", 1))
 
 
 def write_pictures(evaluation: Evaluation) -> None:
-    """Writes boxes.png, curves.png and deltas.png, each whole or not at all; what there is nothing for is removed.
+    """Write boxes.png, curves.png and deltas.png, each complete or not at all; remove those without data.
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
@@ -41,7 +41,7 @@ def _save(figure: Any, path: Path) -> None:
 
 
 def draw_boxes(evaluation: Evaluation) -> Any:
-    """Dice of each label over pairs, before and after the method that `shown_method` names; None without labels."""
+    """Draw the Dice of each label over pairs, before and after the method of `shown_method`; None without labels."""
     method = shown_method(evaluation)
     sides = [side for side in (_by_label(evaluation, BEFORE), method and _by_label(evaluation, method.title)) if side]
     if not sides:
@@ -57,13 +57,13 @@ def draw_boxes(evaluation: Evaluation) -> Any:
 
 
 def shown_method(evaluation: Evaluation) -> Method | None:
-    """The first with a stop rule that has scores, else the last that has."""
+    """Return the first method with a stop rule and scores, else the last with scores."""
     scored = [method for method in evaluation.methods if method.name != BEFORE and evaluation.entries(method)]
     return next((method for method in scored if method.stops), scored[-1] if scored else None)
 
 
 def _by_label(evaluation: Evaluation, title: str) -> dict[int, list[float]]:
-    """Dice of every pair, by label."""
+    """Return the Dice of every pair, by label."""
     found: dict[int, list[float]] = {}
     for record in evaluation.records:
         for score in record["methods"].get(title, {}).get("labels", ()):
@@ -106,7 +106,7 @@ def _draw_labels(axes: Any, labels: Sequence[int], rows: int, sides: Sequence[di
 def _legend(evaluation: Evaluation, method: Method | None) -> tuple[list[Any], list[str]]:
     from matplotlib.patches import Patch
 
-    found = [("affine start", BEFORE, BEFORE_COLOUR)] if _by_label(evaluation, BEFORE) else []
+    found = [("affine initialisation", BEFORE, BEFORE_COLOUR)] if _by_label(evaluation, BEFORE) else []
     if method:
         found.append((method.title, method.title, AFTER_COLOUR))
     *others, (last, title, _) = found
@@ -116,13 +116,13 @@ def _legend(evaluation: Evaluation, method: Method | None) -> tuple[list[Any], l
 
 
 def _pairs(count: int) -> str:
-    """How to read the picture."""
+    """Return the number of pairs and, with boxes, how to read them."""
     many = so_many_pairs(count)
     return many if count < FEWEST else f"{many}: box to the quartiles, lines to the extremes"
 
 
 def draw_curves(evaluation: Evaluation) -> Any:
-    """Dice, folds and time against t, a line a family and a row of panels an engine set; None without families."""
+    """Draw Dice, folds and time against t: a line per family, a row of panels per engine set; None without families."""
     families = list(dict.fromkeys(family for method in evaluation.methods for family, _ in method.places))
     sets = list(dict.fromkeys(method.engines for method in evaluation.methods if method.places))
     if not families:
@@ -149,7 +149,7 @@ def draw_curves(evaluation: Evaluation) -> Any:
 
 
 def _draw_reference(axes: Any, evaluation: Evaluation, engines: str, figure: str, factor: float) -> None:
-    """The set's first method with a stop rule as a level."""
+    """Draw the engine set's first method with a stop rule as a horizontal line."""
     method = next((m for m in evaluation.methods if m.stops and m.engines == engines and evaluation.entries(m)), None)
     found = method and evaluation.spread(method, figure)
     if found:
@@ -157,7 +157,7 @@ def _draw_reference(axes: Any, evaluation: Evaluation, engines: str, figure: str
 
 
 def draw_deltas(evaluation: Evaluation) -> Any:
-    """Dice, folds and iterations against a stop rule's threshold; None where there is one threshold only."""
+    """Draw Dice, folds and iterations against a stop rule's threshold; None with fewer than two thresholds."""
     series: dict[str, list[tuple[float, Method]]] = {}
     for method in evaluation.methods:
         if method.stops and isinstance(method.options.delta, float) and evaluation.entries(method):
@@ -187,13 +187,13 @@ def draw_deltas(evaluation: Evaluation) -> Any:
 
 
 def _series_name(method: Method) -> str:
-    """The method without its threshold."""
+    """Return the method's title without its threshold."""
     words = [word for word in method.title.split() if word != f"{method.options.delta:g}"]
     return " ".join(words)
 
 
 def _draw_iterations(axes: Any, evaluation: Evaluation, points: Sequence[tuple[float, Method]], number: int) -> None:
-    """A line a level, named at its end for the first series."""
+    """Draw one line per level, labelled for the first series only."""
     deltas = [delta for delta, _ in points]
     counts = np.array([evaluation.iterations(method) for _, method in points])
     for level, line, style in zip(LEVELS, counts.T, ("-", "--", "-.", ":"), strict=True):
@@ -204,7 +204,7 @@ def _draw_iterations(axes: Any, evaluation: Evaluation, points: Sequence[tuple[f
 
 
 def _draw_line(axes: Any, points: Sequence[tuple[float, Spread]], factor: float, number: int, name: str) -> None:
-    """Means, and a band of one standard deviation over pairs to either side."""
+    """Draw means, and a band of one standard deviation over pairs on either side."""
     if not points:
         return
     places = [place for place, _ in points]
@@ -222,7 +222,7 @@ def _shared_legend(figure: Any, axes: Any) -> None:
 
 
 def _bare(axes: Any, grid: bool = False) -> None:
-    """No frame, but for a faint line below."""
+    """Remove the frame except for a faint line at the bottom."""
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(FAINT)

@@ -1,4 +1,4 @@
-"""The folder of an evaluation: a record for each pair, which an interrupted or larger run goes on with."""
+"""Folder of an evaluation: a record for each pair, from which an interrupted or larger run continues."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,14 +17,14 @@ FORMAT, VERSION = "rpnet-evaluated-pair", 2
 PAIRS = "pairs"
 SCORES, TABLE, LABELS = "scores.json", "scores.csv", "labels.csv"
 MARKDOWN, BOXES, CURVES, DELTAS = "table.md", "boxes.png", "curves.png", "deltas.png"
-KEPT = ("engine_sets", "versions", "methods")  # of an earlier record of the same inputs and choices
+KEPT = ("engine_sets", "versions", "methods")  # kept from an earlier record of the same inputs and options
 
 
 class ScoresFolder:
-    """Records by name, and where everything else lies.
+    """Records by name, and the paths of all other results.
 
     Args:
-        options: see there.
+        options: see `EvaluateOptions`.
 
     Raises:
         InputError: the folder cannot be made, or an input lies where results go.
@@ -44,7 +44,7 @@ class ScoresFolder:
         return self.path / PAIRS / f"{name}.json"
 
     def begin(self, pair: Pair, label_ids: Sequence[int] | None) -> Record:
-        """A pair's record: that of an earlier run with the same inputs and choices, else a new one without methods.
+        """Return a pair's record: that of an earlier run with the same inputs and options, else a new, empty one.
 
         Raises:
             InputError: an input cannot be read.
@@ -59,7 +59,7 @@ class ScoresFolder:
         head = {"format": FORMAT, "version": VERSION, "name": pair.name, "key": key, "inputs": inputs}
         head["choices"] = self._options.of_a_pair(label_ids)
         if pair.convention != AUTO:
-            head["choices"]["convention"] = pair.convention  # which the given transform's scores alone depend on
+            head["choices"]["convention"] = pair.convention  # not in the key: only the given transform depends on it
         earlier = self._earlier(pair.name)
         kept = {name: earlier[name] for name in KEPT if name in earlier} if earlier.get("key") == key else {}
         return {**head, "engine_sets": {}, "methods": {}, **kept}

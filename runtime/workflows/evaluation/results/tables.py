@@ -1,4 +1,4 @@
-"""Scores as files: JSON of everything, CSVs for other programs, Markdown tables as the paper's."""
+"""Scores as files: JSON with everything, CSVs for other programs, Markdown tables like the paper's."""
 
 import csv
 import datetime
@@ -22,7 +22,7 @@ FORMAT, VERSION = "rpnet-evaluation", 1
 PAPER_NAMES = {RP_NET: "RP-Net", ITERSTOP: "IIRP-Net"}
 Cells = Sequence[str]
 Column = tuple[str, str, int, int]
-# Head of a column, figure, factor, digits.
+# Heading, score, factor, digits.
 COLUMNS = (
     ("Dice %", "dice", 100, 2),
     ("HD95 mm", "hd95_mm", 1, 2),
@@ -38,7 +38,7 @@ COLUMNS = (
 
 
 def write_tables(evaluation: Evaluation, options: EvaluateOptions) -> None:
-    """Writes scores.json, scores.csv, labels.csv and table.md, each whole or not at all."""
+    """Write scores.json, scores.csv, labels.csv and table.md, each complete or not at all."""
     folder = evaluation.folder
     write_text(folder / SCORES, as_json(_everything(evaluation, options)))
     write_text(folder / TABLE, _csv(["pair", "method", "engines", *FIGURES, *_LEVEL_NAMES], _score_rows(evaluation)))
@@ -48,7 +48,7 @@ def write_tables(evaluation: Evaluation, options: EvaluateOptions) -> None:
 
 
 def markdown(evaluation: Evaluation) -> str:
-    """table.md: every method, then what the paper's tables hold, as far as it was run."""
+    """Return table.md: every method, then the paper's tables as far as their methods were run."""
     count = len({name for method in evaluation.methods for name, _ in evaluation.entries(method)})
     parts = [
         f"# Scores of {so_many_pairs(count)}",
@@ -67,14 +67,14 @@ def markdown(evaluation: Evaluation) -> str:
 
 
 def table(evaluation: Evaluation) -> str:
-    """One line a method; columns that no method has anything in are left out."""
+    """Return a table with one line per method, without empty columns."""
     return _aligned(list(_rows(evaluation, evaluation.methods)))
 
 
 def _rows(
     evaluation: Evaluation, chosen: Iterable[Method], known_as: Mapping[str, str] | None = None
 ) -> Iterator[Cells]:
-    """Head and lines of some methods; `known_as` is what the paper calls a schedule."""
+    """Yield head and lines of some methods; `known_as` maps schedules to their names in the paper."""
     chosen = list(chosen)
     used = [column for column in COLUMNS if any(evaluation.values(method, column[1]) for method in chosen)]
     yield ["method", "pairs", *(head for head, *_ in used), "iterations"]
@@ -85,7 +85,7 @@ def _rows(
 
 
 def _main_rows(evaluation: Evaluation) -> Iterator[Cells]:
-    """RP-Net, and IIRP-Net with the paper's threshold, where they are not the whole table above."""
+    """Yield RP-Net, and IIRP-Net with the paper's threshold, unless the table above shows no others."""
     chosen = [
         method
         for method in evaluation.methods
@@ -102,20 +102,20 @@ def _is_default(method: Method) -> bool:
 
 
 def _threshold_rows(evaluation: Evaluation) -> Iterator[Cells]:
-    """IterStop's thresholds side by side, where there are several."""
+    """Yield the thresholds of IterStop, if there are several."""
     swept = [method for method in evaluation.methods if method.schedule == ITERSTOP]
     if len({method.options.delta for method in swept}) > 1:
         yield from _rows(evaluation, sorted(swept, key=_by_threshold))
 
 
 def _by_threshold(method: Method) -> tuple:
-    """The largest threshold first, of each smoothing and way to stop."""
+    """Return the sort key: engine set, smoothing and `on_stop`, then the largest threshold first."""
     options = method.options
     return method.engines, options.smooth, options.on_stop, -float(np.mean(options.delta))
 
 
 def _ablation_rows(evaluation: Evaluation) -> Iterator[Cells]:
-    """Engine sets of several numbers of residual blocks, the first method of each that is not the affine start."""
+    """Yield the methods of every engine set, if the sets differ in the number of residual blocks."""
     if len({facts["res_blocks"] for facts in evaluation.sets}) < 2:
         return
     used = [column for column in COLUMNS if column[1] in ("dice", "hd95_mm", "folded_share", "mse", "seconds_loop")]
@@ -127,7 +127,7 @@ def _ablation_rows(evaluation: Evaluation) -> Iterator[Cells]:
 
 
 def _cell(evaluation: Evaluation, method: Method, column: Column) -> str:
-    """Mean and spread, and of how many pairs where not all that the method was scored on have this figure."""
+    """Format mean and standard deviation, with the number of pairs if not all scored pairs have this score."""
     _, figure, factor, digits = column
     found = evaluation.spread(method, figure)
     if found is None:
@@ -142,7 +142,7 @@ def _counts(levels: Sequence[float]) -> str:
 
 
 def _aligned(rows: Sequence[Cells]) -> str:
-    """Markdown whose columns line up; numbers to the right."""
+    """Return a Markdown table with aligned columns; numbers to the right."""
     widths = [max(3, *(len(row[n]) for row in rows)) for n in range(len(rows[0]))]
     rule = ["-" * width if n == 0 else "-" * (width - 1) + ":" for n, width in enumerate(widths)]
 

@@ -1,4 +1,4 @@
-"""How well warped labels lie on the fixed ones: Dice and surface distances, label by label."""
+"""Agreement of warped labels with fixed ones: Dice and surface distances, label by label."""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from ....geometry.grid import Grid
 from ....types import Array
 from .surfaces import Surface, surfaces
 
-COUNTED_BY_ID = 1 << 16  # where all ids are below, an array of this length counts them; only int32 maps hold others
+COUNTED_BY_ID = 1 << 16  # ids below are counted in an array of this length; only int32 maps hold larger ones
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,10 @@ class LabelScore:
     """One label's scores.
 
     Attributes:
-        label: its id.
+        label: id of the label.
         dice: ``2 |A and B| / (|A| + |B|)``, in [0, 1].
-        hd95_mm, asd_mm: see `runtime.workflows.evaluation.scoring.surfaces.Distances`; None where the warp lost the
-            label.
+        hd95_mm, asd_mm: see `runtime.workflows.evaluation.scoring.surfaces.Distances`; None if the warped map does not
+            hold the label.
     """
 
     label: int
@@ -34,32 +34,32 @@ class LabelScore:
 
 @dataclass(frozen=True)
 class LabelScores:
-    """Scores of all labels. A label that the warp lost has Dice 0, counts in `lost`, and has no distances.
+    """Scores of all labels; one that the warped map does not hold has Dice 0 and no distances, and counts as lost.
 
     Attributes:
-        each: in the order the labels were given.
+        each: scores in the order of the given labels.
     """
 
     each: tuple[LabelScore, ...]
 
     @property
     def dice(self) -> float:
-        """Mean over labels."""
+        """Mean Dice over labels."""
         return fmean(score.dice for score in self.each)
 
     @property
     def hd95_mm(self) -> float:
-        """Mean over the labels that were not lost; NaN where all were."""
+        """Mean HD95 over the labels that are not lost; NaN if all are."""
         return _mean([score.hd95_mm for score in self.each if score.hd95_mm is not None])
 
     @property
     def asd_mm(self) -> float:
-        """As `hd95_mm`."""
+        """Mean ASD over the labels that are not lost; NaN if all are."""
         return _mean([score.asd_mm for score in self.each if score.asd_mm is not None])
 
     @property
     def lost(self) -> int:
-        """Labels without distances."""
+        """Number of labels without distances."""
         return sum(score.hd95_mm is None for score in self.each)
 
 
@@ -68,11 +68,11 @@ def _mean(values: Sequence[float]) -> float:
 
 
 class FixedLabels:
-    """Fixed labels, made ready once for any number of warped maps.
+    """Fixed labels, prepared once for any number of warped maps.
 
     Args:
         labels: (I, J, K) integers, 0 and above, on `grid`.
-        grid: where the voxels are.
+        grid: voxel grid of the labels.
         chosen: labels to score, all of which the map holds.
     """
 
@@ -88,8 +88,8 @@ class FixedLabels:
         return count_of_each(self.labels.ravel(), self.chosen)
 
     def compare(self, warped: Array) -> LabelScores:
-        """Scores of a warped map (I, J, K) on the same grid."""
-        warped = np.ascontiguousarray(warped)  # in the fixed map's order
+        """Return the scores of a warped map (I, J, K) on the same grid."""
+        warped = np.ascontiguousarray(warped)  # the memory order of the fixed map, so that comparisons are fast
         overlap = dice_of_each(self._counts, self.labels, warped, self.chosen)
         there = surfaces(warped, self.grid, self.chosen)
         scores = []
@@ -103,13 +103,13 @@ class FixedLabels:
 
 
 def dice_of_each(counts: Array, fixed: Array, warped: Array, labels: Sequence[int]) -> list[float]:
-    """Dice of each label; `counts` are those of the fixed map, label by label."""
+    """Return the Dice of each label; `counts` are the voxel counts of the fixed map, label by label."""
     in_warped, in_both = (count_of_each(found, labels) for found in (warped.ravel(), fixed[fixed == warped]))
     return (2 * in_both / np.maximum(counts + in_warped, 1)).tolist()
 
 
 def count_of_each(found: Array, labels: Sequence[int]) -> Array:
-    """How often each of the labels, whose ids may be huge, is among the ids found: (N,) in the order of `labels`.
+    """Count how often each of the labels, whose ids may be huge, occurs: (N,) in the order of `labels`.
 
     Args:
         found: (M,) integers, 0 and above.
@@ -120,5 +120,5 @@ def count_of_each(found: Array, labels: Sequence[int]) -> Array:
         return np.bincount(found, minlength=COUNTED_BY_ID)[wanted]
     ids, order = np.unique(wanted, return_inverse=True)
     found = found[found > 0]
-    places = np.minimum(np.searchsorted(ids, found), ids.size - 1)
+    places = np.minimum(np.searchsorted(ids, found), ids.size - 1)  # of a larger id: the last, dropped below
     return np.bincount(places[ids[places] == found], minlength=ids.size)[order]

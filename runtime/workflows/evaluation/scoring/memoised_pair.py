@@ -1,9 +1,9 @@
-"""What a pair's schedules have in common is computed once: results are remembered by how they came about.
+"""Memoised results of a pair: steps that several schedules share are computed once, keyed by their history.
 
-Schedules of one pair begin alike: (1, 2, 1, 1) and (1, 2, 2, 2) share five of their steps, and IterStop with a smaller
-delta goes on where a larger one ended. `RememberingPair` stands between the loop and a pair and answers from memory
-what was asked before. Each result keeps the seconds it took when it was first computed, and a schedule is charged for
-all it asks for, so that its time is what it would be alone.
+Schedules of one pair share their beginnings: (1, 2, 1, 1) and (1, 2, 2, 2) have five steps in common, and IterStop with
+a smaller delta continues where a larger one ended. `RememberingPair` stands between the loop and a pair and returns
+known results from memory. Each result keeps the seconds it took when it was first computed, and a schedule is charged
+for all results it uses, so that its time is that of a run alone.
 """
 
 import functools
@@ -19,28 +19,28 @@ from ....loop import iterstop
 
 Flow = Any
 Key = tuple[Hashable, ...]
-OpenPair = Callable[[], iterstop.Pair]  # gives the pair behind a memory, which may have to be encoded first
+OpenPair = Callable[[], iterstop.Pair]  # returns the pair behind a memory, which may have to be encoded first
 NUMBER_BYTES = 4  # of a float32
-LIMIT = 2 << 30  # bytes of flows that are kept
+LIMIT = 2 << 30  # bytes of flows kept at most
 
 
 @dataclass(frozen=True)
 class Result:
-    """A flow's number, which stands for its history, or a similarity; and the seconds it took."""
+    """The number of a flow, which identifies its history, or a similarity; and the seconds it took."""
 
     value: float
     seconds: float
 
 
 class Memory:
-    """What has been computed of one pair of images on one engine set.
+    """Results computed so far for one pair of images on one engine set.
 
-    Flows are kept up to a number of bytes, and those used longest ago go first; of those that went, number and seconds
-    stay, and computing them again costs no schedule anything. Similarities are always kept.
+    Flows are kept up to a number of bytes, and the least recently used ones are dropped first; their numbers and
+    seconds stay, and no schedule is charged for computing them again. Similarities are always kept.
 
     Args:
         limit: bytes of flows kept.
-        settle: waits for what a device still has to do with a flow; None where calls return when the work is done.
+        settle: waits until a device has finished a flow; None if calls return only when the work is done.
     """
 
     def __init__(self, limit: int = LIMIT, settle: Callable[[Flow], object] | None = None) -> None:
@@ -48,10 +48,11 @@ class Memory:
         self._results: dict[Key, Result] = {}
         self._flows: OrderedDict[int, Flow] = OrderedDict()
         self._bytes = self._last = 0
-        self._numbers: dict[int, tuple[weakref.ref, int]] = {}  # by id of a flow that lives
+        # By id(flow). An id may be reused once its flow is gone, so the weak reference says whether an entry holds.
+        self._numbers: dict[int, tuple[weakref.ref, int]] = {}
 
     def flow(self, key: Key, pair: OpenPair, verb: str, *arguments: Any) -> tuple[Flow, float]:
-        """The flow that a verb of the pair gives and the seconds it took, from memory where it is there."""
+        """Return the flow that a verb of the pair computes and the seconds it took, from memory if known."""
         known = self._results.get(key)
         if known is not None and (kept := self._flows.get(known.value)) is not None:
             self._flows.move_to_end(known.value)
@@ -65,20 +66,23 @@ class Memory:
         return flow, known.seconds
 
     def similarity(self, key: Key, pair: OpenPair, *arguments: Any) -> tuple[float, float]:
-        """What the pair's `score` gives and the seconds it took, likewise."""
+        """Return the similarity that the pair's `score` computes and the seconds it took, from memory if known."""
         if key not in self._results:
             score = pair().score
             self._results[key] = Result(*_timed(lambda: float(score(*arguments))))
         return self._results[key].value, self._results[key].seconds
 
     def seconds(self, key: Key, spent: float | None = None) -> float | None:
-        """What something took that is not kept itself; the first that is said counts. None where nothing was said."""
+        """Return the seconds stored for a key whose result is not kept, None if there are none; store `spent` first.
+
+        Only the first `spent` of a key is stored.
+        """
         if spent is not None:
             self._results.setdefault(key, Result(math.nan, spent))
         return self._results[key].seconds if key in self._results else None
 
     def number(self, flow: Flow) -> int:
-        """Of a flow; one that came from elsewhere gets a number of its own."""
+        """Return the number of a flow; an unknown flow gets a new one."""
         reference, number = self._numbers.get(id(flow), (None, None))
         if reference is None or reference() is not flow:
             number = self._new_number()
@@ -111,20 +115,20 @@ def _bytes(flow: Flow) -> int:
 
 @dataclass
 class Bill:
-    """The seconds of all that one schedule asked for."""
+    """Seconds of all results that one schedule used."""
 
     seconds: float = 0.0
 
 
 class RememberingPair:
-    """A pair of `runtime.loop.iterstop` with a memory.
+    """A memoised pair of `runtime.loop.iterstop`.
 
     Args:
-        pair: the pair behind it.
-        memory: of this pair; shared by all that stand before it.
-        similarity: what `score` gives.
-        smooth: how `step` smooths residuals, which tells its results from others of the same flow.
-        bill: what is asked for here, and of the pairs that `warped` gives, is charged to it.
+        pair: the pair that computes.
+        memory: memory of this pair, shared by all memoised pairs in front of it.
+        similarity: the similarity that `score` returns.
+        smooth: sigma with which `step` smooths residuals; part of the key of its results.
+        bill: is charged for all results used here and in the pairs that `warped` returns.
     """
 
     def __init__(self, pair: iterstop.Pair, memory: Memory, similarity: str, smooth: float, bill: Bill) -> None:
@@ -149,7 +153,7 @@ class RememberingPair:
         return self._charged(self._memory.similarity(key, self._pair, level, flow))
 
     def warped(self, flow: Flow) -> "RememberingPair":
-        """The pair of the warped image, which is warped and encoded once something about it is not remembered."""
+        """Return the pair of the warped image; it is warped and encoded only when a result is not in memory."""
         other = RememberingPair(self, self._memory, self._similarity, self._smooth, self._bill)
         other._origin = (*self._origin, self._memory.number(flow))
         known = self._memory.seconds(("warped", other._origin))
@@ -165,6 +169,6 @@ class RememberingPair:
         return self._charged(self._memory.flow((verb, *place), self._pair, verb, *arguments))
 
     def _charged(self, result: tuple[Any, float]) -> Any:
-        """The result, its seconds added."""
+        """Charge the seconds of a result to the bill, and return its value."""
         self._bill.seconds += result[1]
         return result[0]

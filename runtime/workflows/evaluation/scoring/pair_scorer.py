@@ -1,4 +1,4 @@
-"""One pair on one engine set: read, aligned and encoded once, then registered and scored by any number of methods."""
+"""Scorer of one pair on one engine set: reads, aligns and encodes once, then registers and scores by any method."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -25,22 +25,22 @@ from ..pair_list import Pair
 from .memoised_pair import LIMIT, Bill, Memory, RememberingPair
 from .scores import Judge, LabelPair, pair_labels
 
-MEMORY_SHARE = 4  # a pair's memory takes no more than this part of what is free
+MEMORY_SHARE = 4  # flows kept take at most 1 / MEMORY_SHARE of the free memory
 LOOP_STAGES = ("encode", "iterate")
-NETWORK_STAGES = (*LOOP_STAGES, "finish")  # which the affine start alone would not have
+NETWORK_STAGES = (*LOOP_STAGES, "finish")  # not counted for the affine initialisation alone
 
 
 class PairScorer:
-    """A pair made ready for any number of methods.
+    """A pair prepared for any number of methods.
 
     Args:
-        pair: files.
-        engines: open.
+        pair: files of the pair.
+        engines: open engines.
         start: affine and window, which all methods share.
         label_ids: labels to score; None: all that both maps hold.
-        points_in: frame of those landmark files whose columns, x,y,z, do not say it; see
+        points_in: coordinate frame of landmark files with columns x,y,z, which do not state it; see
             `runtime.transforms.points.tables`.
-        progress: told each stage.
+        progress: receives the name of each stage.
 
     Raises:
         InputError: files that cannot be read, registered or scored.
@@ -58,18 +58,18 @@ class PairScorer:
         self._pair, self._engines, self._progress = pair, engines, progress
         progress(f"{pair.name}: read")
         self._fixed, self._moving = (read_volume(getattr(pair, side), f"--{side}") for side in ("fixed", "moving"))
-        self._labels, self._doubts = _read_labels(pair, (self._fixed, self._moving), label_ids)
+        self._labels, self._warnings = _read_labels(pair, (self._fixed, self._moving), label_ids)
         landmarks = _read_landmarks(pair, (self._fixed, self._moving), points_in)
         progress(f"{pair.name}: prepare")
         onto = FixedScan(self._fixed, engines, start, mask=pair.fixed_mask)
         self._ready = onto.align(self._moving, mask=pair.moving_mask)
         self._memory = Memory(_limit(), None if engines.networks.device == "cpu" else engines.fields.extremes)
         self._before = self._register(Options(schedule=NO_ITERATION).resolved(engines.engine_set))[0]
-        self._judge = self._make_judge(start, landmarks)
+        self._scorer = self._make_scorer(start, landmarks)
 
     @cached_property
     def facts(self) -> dict[str, Any]:
-        """What holds for all methods of this pair on this engine set, plain types."""
+        """Facts common to all methods of this pair on this engine set, plain types."""
         grid, labels = self._before.transform.grid, self._labels
         return {
             "labels_scored": list(labels.chosen) if labels else [],
@@ -77,11 +77,11 @@ class PairScorer:
             "working_grid": {"shape": list(grid.shape), "affine": grid.affine.tolist()},
             "affine": self._before.affine_start,
             "engine": self._engines.as_dict(),
-            "warnings": [*self._before.warnings, *self._doubts],
+            "warnings": [*self._before.warnings, *self._warnings],
         }
 
     def run(self, method: Method) -> dict[str, Any]:
-        """Registers by a method and scores the result: everything there is to say about it, plain types.
+        """Register by a method and score the result; return scores, times and iterations, plain types.
 
         Raises:
             InputError: this method gave no transform.
@@ -91,7 +91,7 @@ class PairScorer:
         if method.name == BEFORE:
             seconds = {stage: spent for stage, spent in seconds.items() if stage not in NETWORK_STAGES}
         return {
-            **self._judge.score(result.transform).as_dict(),
+            **self._scorer.score(result.transform).as_dict(),
             "seconds": sum(seconds.values()),
             "seconds_loop": sum(seconds.get(stage, 0.0) for stage in LOOP_STAGES),
             "seconds_by_stage": seconds,
@@ -101,29 +101,29 @@ class PairScorer:
         }
 
     def run_transform(self) -> dict[str, Any]:
-        """Scores the transform that was given with the pair."""
+        """Score the transform that was given with the pair."""
         self._progress(f"{self._pair.name}: the given transform")
         pair = self._pair
-        route = Route(pair.transform, pair.convention, reference=pair.fixed)  # from it to the scan, inverted or not
+        route = Route(pair.transform, pair.convention, reference=pair.fixed)  # always fixed -> moving, after inversions
         try:
             read = read_route(route, self._moving.source)
         except InputError as error:
             if "convention" not in str(error):
                 raise
             raise InputError(f"{error} (--convention, or the column convention of --pairs)") from None
-        return {**self._judge.score(read.transform).as_dict(), "warnings": list(read.doubts)}
+        return {**self._scorer.score(read.transform).as_dict(), "warnings": list(read.doubts)}
 
     def _register(self, options: Options) -> tuple[Registration, dict[str, float]]:
-        """A registration, and the seconds by stage that it alone would have taken."""
+        """Register, and return the result and the seconds by stage that it would have taken alone."""
         bill = Bill()
 
-        def remembering(pair: iterstop.Pair) -> RememberingPair:
+        def memoised(pair: iterstop.Pair) -> RememberingPair:
             return RememberingPair(pair, self._memory, options.similarity, options.smooth, bill)
 
-        result = self._ready.register(options, through=remembering)
+        result = self._ready.register(options, through=memoised)
         return result, {**result.seconds, "iterate": bill.seconds}
 
-    def _make_judge(self, start: Options, landmarks: tuple[Array, Array] | None) -> Judge:
+    def _make_scorer(self, start: Options, landmarks: tuple[Array, Array] | None) -> Judge:
         rule = start.rule(self._engines.engine_set)
         image = self._before.working.fixed
         mask = None if self._pair.moving_mask is None else read_mask(self._pair.moving_mask, "--moving-mask")
@@ -140,20 +140,20 @@ def _limit() -> int:
 def _read_labels(
     pair: Pair, scans: tuple[Volume, Volume], ids: Sequence[int] | None
 ) -> tuple[LabelPair | None, tuple[str, ...]]:
-    """Label maps of both scans, and what may be wrong with their headers and places."""
+    """Read the label maps of both scans; return them with warnings about their headers and positions."""
     if pair.fixed_labels is None:
         return None, ()
-    maps, doubts = [], []
+    maps, warnings = [], []
     for side, path, scan in zip(("fixed", "moving"), (pair.fixed_labels, pair.moving_labels), scans, strict=True):
         labels = read_labels(path, f"--{side}-labels", lowest=0)
         place = label_place_doubts(labels.grid, scan.grid, f"--{side}-labels: {path}", f"the {side} scan")
-        doubts += [*labels.warnings, *(f"{path.name}: {line}" for line in place)]
+        warnings += [*labels.warnings, *(f"{path.name}: {line}" for line in place)]
         maps.append(labels)
-    return pair_labels(*maps, ids), tuple(doubts)
+    return pair_labels(*maps, ids), tuple(warnings)
 
 
 def _read_landmarks(pair: Pair, scans: tuple[Volume, Volume], frame: str | None) -> tuple[Array, Array] | None:
-    """Points of both scans, (N, 3) RAS mm each."""
+    """Read the landmarks of both scans, (N, 3) RAS mm each."""
     if pair.fixed_landmarks is None:
         return None
     files = ("--fixed-landmarks", pair.fixed_landmarks), ("--moving-landmarks", pair.moving_landmarks)
@@ -164,13 +164,13 @@ def _read_landmarks(pair: Pair, scans: tuple[Volume, Volume], frame: str | None)
     if len(fixed) != len(moving):
         raise InputError(
             f"--moving-landmarks: {pair.moving_landmarks} has {len(moving)} points, the fixed file {len(fixed)}; "
-            "expected one for one, in one order"
+            "expected the same points in the same order"
         )
     return fixed, moving
 
 
 def _read_points(path: Path, frame: str | None, argument: str) -> PointsFile:
-    """Points in the frame that the file's columns tell or, of x,y,z, which tell none, in the one that is given."""
+    """Read points in the frame that the file's columns state; columns x,y,z state none and are in `frame`."""
     names = {name.strip().casefold() for name in read_csv(path, argument, "x,y,z")[0]}
-    told = any(names.issuperset(columns) for columns, own in COLUMNS.items() if own)
-    return read_points(path, None if told else frame, argument)
+    stated = any(names.issuperset(columns) for columns, own in COLUMNS.items() if own)
+    return read_points(path, None if stated else frame, argument)

@@ -1,4 +1,4 @@
-"""What a transform from a fixed to a moving scan is worth: one judge for our transforms and those of other tools."""
+"""Scores of a transform from a fixed to a moving scan: one scorer for all transforms, also of other tools."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,13 +21,13 @@ from .label_scores import FixedLabels, LabelScores
 
 @dataclass(frozen=True)
 class Scores:
-    """Of one transform; what there was nothing to score by is None.
+    """Scores of one transform; without labels or landmarks their scores are None.
 
     Attributes:
         labels: Dice and surface distances.
-        landmarks_mm: distance of each moved fixed landmark from its moving one, in the file's order.
-        folded_share: of the working grid's voxels, those whose Jacobian determinant is <= 0.
-        folded_inside: the same among the voxels of the fixed foreground.
+        landmarks_mm: distance of each transformed fixed landmark from its moving one, in the file's order.
+        folded_share: share of the working grid's voxels whose Jacobian determinant is <= 0.
+        folded_inside: the same share among the voxels of the fixed foreground.
         sd_log_jacobian: standard deviation of the determinant's logarithm over unfolded voxels of the fixed foreground.
         mse, ncc: of the fixed and the warped image in [0, 1] on the working grid.
     """
@@ -41,7 +41,7 @@ class Scores:
     ncc: float
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain types: means, and the single labels and landmarks."""
+        """Return means, and the scores of single labels and landmarks, as plain types."""
         found: dict[str, Any] = {}
         if self.labels is not None:
             found |= {name: getattr(self.labels, name) for name in ("dice", "hd95_mm", "asd_mm")}
@@ -54,12 +54,12 @@ class Scores:
 
 @dataclass(frozen=True, eq=False)
 class LabelPair:
-    """Label maps of both scans, and which labels of them are scored.
+    """Label maps of both scans, and the labels to score.
 
     Attributes:
-        fixed, moving: in the space of their scans, each on any grid.
-        chosen: labels that both hold.
-        absent: labels that were asked for and that one of the maps does not hold.
+        fixed, moving: label maps in the space of their scans, each on any grid.
+        chosen: labels that both maps hold.
+        absent: labels that were asked for but that one of the maps does not hold.
     """
 
     fixed: Volume
@@ -69,26 +69,26 @@ class LabelPair:
 
 
 def pair_labels(fixed: Volume, moving: Volume, ids: Sequence[int] | None = None) -> LabelPair:
-    """Which labels two maps can be scored by: of `ids` those that both hold, else all with 50 voxels or more in both.
+    """Pair two label maps: score those of `ids` that both hold, or all labels with 50 voxels or more in both.
 
     Raises:
-        InputError: there is none.
+        InputError: there is no such label.
     """
     wanted = set(common_labels(fixed.data, moving.data, SMALLEST_LABEL if ids is None else 1))
     chosen = tuple(sorted(wanted)) if ids is None else tuple(label for label in ids if label in wanted)
     if not chosen:
         asked = "above 0 with 50 voxels or more in each" if ids is None else f"of {', '.join(map(str, ids))}"
-        raise InputError(f"labels: {fixed.path} and {moving.path} share no label {asked}; are they of one kind?")
+        raise InputError(f"labels: {fixed.path} and {moving.path} share no label {asked}; do they use the same labels?")
     return LabelPair(fixed, moving, chosen, () if ids is None else tuple(label for label in ids if label not in wanted))
 
 
 class Judge:
-    """Scores transforms of one pair; all that does not depend on the transform is prepared once.
+    """Scorer of transforms of one pair; whatever does not depend on the transform is prepared once.
 
     Args:
         moving: the moving scan in [0, 1].
         fixed_image: (I, J, K), the fixed scan in [0, 1] on the working grid.
-        foreground: (I, J, K) bool, what of it counts as body.
+        foreground: (I, J, K) bool, foreground of `fixed_image`.
         grid: the working grid.
         labels: maps of both scans, or None.
         landmarks: (fixed, moving), each (N, 3) RAS mm, or None.
@@ -108,7 +108,7 @@ class Judge:
         self._fixed_labels = labels and FixedLabels(labels.fixed.data, labels.fixed.grid, labels.chosen)
 
     def score(self, transform: Transform) -> Scores:
-        """Scores of a map from fixed to moving space: everything is taken through it anew, with one interpolation."""
+        """Score a map from fixed to moving space; image and labels are resampled through it with one interpolation."""
         displacement = transform.displacement(self._grid)
         warped = resample_through(self._moving.image, self._moving.grid, displacement, self._grid)
         determinant = jacobian_of_displacement(displacement, self._grid)

@@ -1,7 +1,7 @@
-"""Surfaces of labels, and how far two of them are apart: search trees of SciPy over the boundary voxels' centres.
+"""Surfaces of labels and the distances between them, by SciPy's search trees over the centres of boundary voxels.
 
-A boundary voxel of a label shares a face with a voxel that is not of the label; what lies beyond the array is not
-looked at. Distances are Euclidean, in mm, between centres of voxels, on any grid: anisotropic, oblique or sheared.
+A boundary voxel of a label shares a face with a voxel of another label or background; the border of the array is no
+boundary. Distances are Euclidean, in mm, between centres of voxels, on any grid: anisotropic, oblique or sheared.
 """
 
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ PERCENTILE = 95
 
 @dataclass(frozen=True)
 class Distances:
-    """Between two surfaces, mm.
+    """Distances between two surfaces, mm.
 
     Attributes:
         hd95: the larger of the two directed 95th percentiles, linearly interpolated (robust Hausdorff distance).
@@ -38,25 +38,26 @@ class Surface:
 
     def __init__(self, points: Array) -> None:
         self.points = points
-        self._tree = cKDTree(points, balanced_tree=False, compact_nodes=False)  # a quick one: it is asked once
+        # Fast to build rather than to query: most trees are queried only once.
+        self._tree = cKDTree(points, balanced_tree=False, compact_nodes=False)
 
     def distances(self, other: "Surface") -> Distances:
-        """To another surface; the same either way round."""
+        """Return the distances to another surface; symmetric."""
         there, back = (one.to(two) for one, two in ((self, other), (other, self)))
         hd95 = max(float(np.percentile(side, PERCENTILE)) for side in (there, back))
         return Distances(hd95, float((there.sum() + back.sum()) / (there.size + back.size)))
 
     def to(self, other: "Surface") -> Array:
-        """Distance of each of this surface's points from the other, (N,)."""
+        """Return the distance of each point of this surface from the other surface, (N,)."""
         return other._tree.query(self.points)[0]
 
 
 def surfaces(labels: Array, grid: Grid, chosen: Iterable[int]) -> dict[int, Surface]:
-    """The surfaces of those of the chosen labels that the map holds.
+    """Return the surfaces of those of the chosen labels that the map holds.
 
     Args:
         labels: (I, J, K) integers on `grid`.
-        grid: where the voxels are.
+        grid: voxel grid of the labels.
         chosen: labels other than 0.
     """
     if not labels.any():
@@ -65,7 +66,7 @@ def surfaces(labels: Array, grid: Grid, chosen: Iterable[int]) -> dict[int, Surf
     labels = np.ascontiguousarray(labels[box])
     places = np.flatnonzero(boundary(labels))
     found = labels.ravel()[places]
-    order = np.argsort(found, kind="stable")
+    order = np.argsort(found, kind="stable")  # sorted by label: the voxels of each label are contiguous
     places, found = places[order], found[order]
     points = grid.to_physical(np.stack(np.unravel_index(places, labels.shape), axis=-1) + first.astype(np.float64))
     result = {}
@@ -77,14 +78,14 @@ def surfaces(labels: Array, grid: Grid, chosen: Iterable[int]) -> dict[int, Surf
 
 
 def _around(labels: Array) -> tuple[tuple[slice, ...], Array]:
-    """Where the labels are, a voxel of what surrounds them included, and that box's first voxel (3,)."""
+    """Return the bounding box of the labels with a margin of one voxel, and the box's first voxel (3,)."""
     first, last = bounding_box(labels != 0)
     first = np.maximum(first - 1, 0)
     return tuple(slice(begin, end + 2) for begin, end in zip(first, last, strict=True)), first
 
 
 def boundary(labels: Array) -> Array:
-    """Voxels other than 0 that share a face with a voxel of another label, (I, J, K) bool."""
+    """Return the voxels other than 0 that share a face with a voxel of another label, (I, J, K) bool."""
     differs = np.zeros(labels.shape, bool)
     for axis in range(3):
         ahead, behind = [slice(None)] * 3, [slice(None)] * 3

@@ -1,1 +1,1 @@
-"""The folder of a prepared data set and its contact sheet."""
+"""Output folder of a prepared data set, and its contact sheet."""

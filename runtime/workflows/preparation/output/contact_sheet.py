@@ -1,7 +1,7 @@
-"""One picture of all prepared scans: three planes each, the reference's outline on them, failures first.
+"""Contact sheet of all prepared scans: three planes each, the reference's outline on them, failures first.
 
-Planes are shown as in a registration's preview: superior up, the patient's right at the left. Drawn with Pillow,
-imported when a picture is asked for.
+Planes are shown as in the preview of a registration: superior up, the patient's right at the left. Drawn with Pillow,
+which is imported only when a picture is drawn.
 """
 
 import textwrap
@@ -24,23 +24,23 @@ if TYPE_CHECKING:
 COLUMNS, MARGIN, GAP, HEADER, CAPTION = 4, 20, 18, 64, 40
 EDGE = 128  # pixels of a panel's longest side
 SPACE = 4  # pixels between the panels of a scan
-MOST = 240  # scans shown
-LINE_SHARE = 0.8  # how much of a pixel the outline covers
+MOST = 240  # scans shown at most
+LINE_SHARE = 0.8  # opacity of the outline
 ERROR, DOUBT = FOLD, (255, 158, 44)
-LETTERS = 58  # of a line in a failed scan's tile
+LETTERS = 58  # characters per line in the tile of a failed scan
 
 
 @dataclass(frozen=True, eq=False)
 class Tile:
-    """A scan's place in the picture.
+    """Tile of one scan in the contact sheet.
 
     Attributes:
-        name: of the scan.
-        similarity: with the reference; None where there is none.
-        note: the second line of the caption.
+        name: name of the scan.
+        similarity: similarity with the reference; None if there is none.
+        note: second line of the caption.
         doubtful: whether the record holds warnings.
-        panels: three planes, each (rows, columns, 3) uint8; none of a scan that failed.
-        error: what went wrong, if anything.
+        panels: three planes, each (rows, columns, 3) uint8; empty for a failed scan.
+        error: error message of a failed scan, else None.
     """
 
     name: str
@@ -52,15 +52,15 @@ class Tile:
 
     @property
     def rank(self) -> tuple[bool, float]:
-        """Sorts failures first, then by similarity, the lowest first."""
+        """Sort key: failures first, then by similarity, the lowest first."""
         return self.error is None, -1.0 if self.similarity is None else self.similarity
 
 
 def draw_tile(record: dict[str, Any], image: Array, outline: Array) -> Tile:
-    """A scan's tile.
+    """Return the tile of a scan.
 
     Args:
-        record: of a success; see `ScanPreparer`.
+        record: record of a prepared scan; see `ScanPreparer`.
         image: (I, J, K) in [0, 1], axes closest to RAS+.
         outline: (I, J, K) bool, the reference's foreground on the same grid.
     """
@@ -75,14 +75,14 @@ def _number(value: float | None) -> str:
 
 
 def _planes(shape: tuple[int, ...]) -> tuple[Plane, ...]:
-    """Through the middle of the grid, that is, of the reference's foreground; beside it, where halves meet."""
+    """Return planes through the grid's centre, which is the reference's; the sagittal one avoids the midline."""
     i, j, k = shape
     beside = Plane("sagittal", 0, i * 5 // 12, ("A", "P"))
     return beside, Plane("coronal", 1, j // 2, ("R", "L")), Plane("axial", 2, k // 2, ("R", "L"))
 
 
 def _panel(plane: Plane, image: Array, outline: Array) -> Array:
-    """A plane in grey with the outline in colour, (rows, columns, 3) uint8."""
+    """Return a plane in grey with the outline in colour, (rows, columns, 3) uint8."""
     scale = EDGE / max(image.shape)
     grey, inside = (_resized(plane.cut(volume), scale) for volume in (image, outline))
     picture = np.array(PANEL) + grey[..., None] * (255 - np.array(PANEL))
@@ -91,7 +91,7 @@ def _panel(plane: Plane, image: Array, outline: Array) -> Array:
 
 
 def _resized(plane: Array, scale: float) -> Array:
-    """A picture (rows, columns) in [0, 1] at another size, means of what a pixel covers."""
+    """Resize a picture (rows, columns) in [0, 1]; where it shrinks, each pixel averages the area it covers."""
     from PIL import Image
 
     rows, columns = (max(round(size * scale), 1) for size in plane.shape)
@@ -100,20 +100,20 @@ def _resized(plane: Array, scale: float) -> Array:
 
 
 def _edges(mask: Array) -> Array:
-    """The pixels of a mask (rows, columns) that touch what is outside it."""
+    """Return the pixels of a mask (rows, columns) that touch the outside."""
     padded = np.pad(mask, 1)
     inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     return mask & ~inner
 
 
 def write_contact_sheet(path: Path, tiles: Sequence[Tile], title: str, scans: int) -> None:
-    """Writes the picture of all scans (PNG), whole or not at all.
+    """Write the contact sheet (PNG), complete or not at all.
 
     Args:
         path: the file.
-        tiles: those that are shown, in order; see `worst_first`.
-        title: the first line.
-        scans: how many there are.
+        tiles: tiles to show, in order; see `worst_first`.
+        title: first line of the sheet.
+        scans: number of all scans, shown or not.
     """
     picture = draw_contact_sheet(tiles, title, scans)
     with atomic_path(path) as partial:
@@ -121,7 +121,7 @@ def write_contact_sheet(path: Path, tiles: Sequence[Tile], title: str, scans: in
 
 
 def draw_contact_sheet(tiles: Sequence[Tile], title: str, scans: int) -> "Picture":
-    """The picture of `write_contact_sheet` as a Pillow image."""
+    """Draw the contact sheet of `write_contact_sheet` as a Pillow image."""
     from PIL import Image, ImageDraw
 
     width, height = _tile_size(tiles)
@@ -142,18 +142,18 @@ def draw_contact_sheet(tiles: Sequence[Tile], title: str, scans: int) -> "Pictur
 
 
 def worst_first(tiles: Sequence[Tile]) -> list[Tile]:
-    """Failures, then the least similar, `MOST` at most."""
+    """Sort tiles: failures, then the least similar, `MOST` at most."""
     return sorted(tiles, key=lambda tile: (tile.rank, tile.name))[:MOST]
 
 
 def _tile_size(tiles: Sequence[Tile]) -> tuple[int, int]:
-    """Width and height of the panels of one scan; where all failed, of none."""
+    """Return width and height of the panels of one scan in pixels; if all scans failed, of three empty squares."""
     panels = next((tile.panels for tile in tiles if tile.panels), (np.zeros((EDGE, EDGE)),) * 3)
     return sum(panel.shape[1] for panel in panels) + 2 * SPACE, max(panel.shape[0] for panel in panels)
 
 
 def _place(canvas: "Picture", draw: "ImageDraw", tile: Tile, place: tuple[int, int], size: tuple[int, int]) -> None:
-    """A tile and its caption, the tile's upper left corner at `place`."""
+    """Draw a tile and its caption, the tile's upper left corner at `place`."""
     from PIL import Image
 
     (x, y), (width, height) = place, size

@@ -1,4 +1,4 @@
-"""The folder of prepared scans: which file lies where, how it is written, and what is still whole of an earlier run."""
+"""Folder of prepared scans: file names, how files are written, and which results of an earlier run are complete."""
 
 import csv
 import io
@@ -22,18 +22,18 @@ from ....types import Array
 FORMAT, VERSION = "rpnet-prepared-scan", 1
 FOLDERS = dict(zip(COLUMNS, ("images", "labels", "masks"), strict=True))
 RECORDS, TABLE, SHEET, REFERENCE = "records", "prepared.csv", "contact_sheet.png", "reference.nii.gz"
-ONE = 1 << 14  # what is stored for an intensity of 1
+ONE = 1 << 14  # stored value of an intensity of 1
 
 
 class OutputFolder:
     """Results by name: ``images/``, ``labels/``, ``masks/`` and ``records/``, all paths in records relative to `path`.
 
     Args:
-        path: made if need be.
+        path: the folder, made if it does not exist.
         scans: the inputs.
-        others: what else is read: the list, the reference.
+        others: other inputs: the list, the reference.
 
-    No input may lie where results go: it would be overwritten, or a result taken for an input the next time.
+    No input may lie where results go: it would be overwritten, or a result taken for an input by the next run.
 
     Raises:
         InputError: the folder cannot be made, or an input lies where results go.
@@ -53,18 +53,18 @@ class OutputFolder:
                 (path / name).mkdir(parents=True, exist_ok=True)
 
     def file(self, column: str, name: str) -> Path:
-        """Of a scan's prepared image, labels or mask."""
+        """Return the path of a scan's prepared image, labels or mask."""
         return self.path / FOLDERS[column] / f"{name}.nii.gz"
 
     def record_file(self, name: str) -> Path:
         return self.path / RECORDS / f"{name}.json"
 
     def record(self, name: str) -> dict[str, Any]:
-        """What is known of a scan from an earlier run; empty where there is none of this format."""
+        """Return the record of a scan from an earlier run; empty if there is none of this format."""
         return read_record(self.record_file(name), FORMAT, VERSION)
 
     def whole(self, record: dict[str, Any]) -> bool:
-        """Whether every file of a result is there with the content it was written with."""
+        """Check that every file of a result exists with the content it was written with."""
         outputs = record.get("outputs", {})
         return "image" in outputs and all(self._unchanged(**output) for output in outputs.values())
 
@@ -75,12 +75,12 @@ class OutputFolder:
             return False
 
     def clear(self, name: str) -> None:
-        """Removes a scan's earlier results, its record first."""
+        """Remove a scan's earlier results, its record first."""
         for file in (self.record_file(name), *(self.file(column, name) for column in COLUMNS)):
             file.unlink(missing_ok=True)
 
     def output(self, column: str, name: str) -> dict[str, str]:
-        """Path and hash of a file that was written, as records have them."""
+        """Return path and hash of a written file, as stored in records."""
         file = self.file(column, name)
         return {"path": file.relative_to(self.path).as_posix(), "sha256": sha256_of_file(file)}
 
@@ -88,7 +88,7 @@ class OutputFolder:
         write_text(self.record_file(record["name"]), json.dumps(record, indent=2) + "\n")
 
     def write_table(self, records: Sequence[dict[str, Any]]) -> Path | None:
-        """prepared.csv of the scans that succeeded, in this order; none, and no earlier one either, without any."""
+        """Write prepared.csv of the successful scans, in this order; without any, remove an earlier one."""
         outputs = [record["outputs"] for record in records if "outputs" in record]
         path = self.path / TABLE
         if not outputs:
@@ -104,17 +104,18 @@ class OutputFolder:
 
 
 def write_unit_image(path: Path, image: Array, grid: Grid, code: int, pool: Executor | None = None) -> None:
-    """Writes intensities in [0, 1] as int16 with a slope of 2^-14, whole or not at all.
+    """Write intensities in [0, 1] as int16 with a slope of 2^-14, complete or not at all.
 
-    Half precision, enough for training, is no NIfTI type, and float32 is twice the size, compressed or not, for digits
-    that no scanner measured. int16 is read by every tool, unlike uint16. A slope that is a power of two keeps 0 and 1,
-    and every multiple of 2^-14, exact in float32; the error is 3e-5 at most, an eighth of a 12-bit scan's grey level.
+    Half precision, enough for training, is no NIfTI type, and float32 takes twice the space, compressed or not, for
+    digits that no scanner measured. int16 is read by every tool, unlike uint16. A slope that is a power of two keeps 0
+    and 1, and every multiple of 2^-14, exact in float32; the error is 3e-5 at most, an eighth of the step between grey
+    levels of a 12-bit scan.
 
     Args:
         path: ends in .nii or .nii.gz.
         image: (I, J, K) on `grid`.
         code: NIfTI code of the space.
-        pool: compresses.
+        pool: threads that compress; None: the calling thread.
     """
     stored = np.rint(image * np.float32(ONE)).astype(np.int16)
     write_volume(path, stored, grid, (code, code), pool=pool, slope=1 / ONE)

@@ -1,4 +1,4 @@
-"""Where a scan lies in the reference's space: as much freedom as was asked for, by the affine start of `register`."""
+"""Alignment of scans with the reference, by the affine initialisation of `register`, with a choice of freedom."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,13 @@ from ....types import Array
 
 @dataclass(frozen=True, eq=False)
 class Alignment:
-    """matrix: (4, 4) RAS mm, reference -> scan. used: what it is. note: what to doubt about it, if anything."""
+    """An alignment.
+
+    Attributes:
+        matrix: (4, 4) RAS mm, reference -> scan.
+        used: kind of alignment used.
+        note: a warning about it, if any.
+    """
 
     matrix: Array
     used: str
@@ -21,7 +27,7 @@ class Alignment:
 
 
 class Aligner:
-    """Aligns any number of scans with one reference, of which it keeps no more than the affine start looks at.
+    """Alignment of any number of scans with one reference, of which only what the affine initialisation needs is kept.
 
     Args:
         kind: "auto", "rigid", "centre" or "none", as in `PrepareOptions.affine`.
@@ -40,7 +46,7 @@ class Aligner:
             self._centre_of_mass = prepared(image, grid, "reference").centre
 
     def align(self, image: Array, grid: Grid) -> Alignment:
-        """Where the reference's points lie in a scan.
+        """Return the map from the reference to a scan.
 
         Raises:
             InputError: the scan is empty or constant, or correlates nowhere with the reference.
@@ -60,7 +66,7 @@ class Aligner:
         return Alignment(found.matrix, found.used, found.note)
 
     def _rigid(self, image: Array, grid: Grid) -> Alignment:
-        """The rigid map nearest to the affine one, then rigid steps on every level."""
+        """Return the rigid map nearest to the affine one, refined by rigid steps on every level."""
         nearest = nearest_rigid(self._start(image, grid).matrix, self._centre_of_mass)
         matrix, _ = self._pyramid.facing(image, grid).refined(nearest, "rigid")
         return Alignment(matrix, "rigid")

@@ -1,4 +1,4 @@
-"""A native scan as read: intensities in [0, 1], its mask applied, its label map beside it."""
+"""A native scan as read: intensities in [0, 1] with the mask applied, and the label map."""
 
 from dataclasses import dataclass
 
@@ -17,14 +17,14 @@ from ....types import Array
 
 @dataclass(frozen=True, eq=False)
 class NativeScan:
-    """What the files of a scan hold.
+    """Contents of the files of a scan.
 
     Attributes:
         image: (I, J, K) float32 in [0, 1] on `grid`, background (0) outside the mask.
-        grid: of the image, RAS mm.
+        grid: grid of the image, RAS mm.
         labels, mask: as read, each on its own grid, or None.
         sha256: hash of the image file's bytes.
-        warnings: doubts about the headers and the intensities, one line each.
+        warnings: about the headers and the intensities, one line each.
     """
 
     image: Array
@@ -36,7 +36,7 @@ class NativeScan:
 
     @property
     def hashes(self) -> dict[str, str]:
-        """Of the files that were read, by column of the list."""
+        """Hashes of the files that were read, by column of the list."""
         others = {name: volume.sha256 for name, volume in self._companions.items()}
         return {"image": self.sha256, **others}
 
@@ -46,16 +46,16 @@ class NativeScan:
 
 
 def read_native(scan: Scan, rule: Rule, argument: str = "image", nan: float | None = None) -> NativeScan:
-    """Reads the files of a scan. The mask is applied before the rule, so that only what it keeps sets the scale.
+    """Read the files of a scan; the mask is applied before the rule, so that only voxels inside it set the scale.
 
     Args:
-        scan: from a list.
-        rule: intensities to [0, 1].
-        argument: what to call the image in messages.
-        nan: the intensity that NaN stands for; None: there may be none.
+        scan: entry of a list of scans.
+        rule: maps intensities to [0, 1].
+        argument: name of the image in messages.
+        nan: the intensity that replaces NaN; None: NaN is refused.
 
     Raises:
-        InputError: a file that cannot be used, labels or mask below 0, a mask that keeps nothing, no contrast.
+        InputError: a file that cannot be used, labels or mask below 0, a mask that keeps no voxel, or no contrast.
     """
     volume = read_volume(scan.image, argument, nan)
     mask = read_labels(scan.mask, "mask", lowest=0) if scan.mask else None
@@ -73,7 +73,7 @@ def read_native(scan: Scan, rule: Rule, argument: str = "image", nan: float | No
 
 
 def _kept(volume: Volume, mask: Volume, rule: Rule) -> Array:
-    """The image's voxels where the mask is not 0, background elsewhere."""
+    """Return the image where the mask is not 0, background elsewhere."""
     inside = resample((mask.data != 0).astype(np.uint8), mask.grid, volume.grid, order="nearest")
     if not inside.any():
         raise InputError(f"mask: {mask.path} keeps no voxel of {volume.path}; does it belong to that image?")
@@ -81,15 +81,16 @@ def _kept(volume: Volume, mask: Volume, rule: Rule) -> Array:
 
 
 def on_target(native: NativeScan, target: Grid, rule: Rule, matrix: Array | None = None) -> Array:
-    """A scan's image on the grid of the results, interpolated once, so that the rule finds nothing left to do in it.
+    """Resample a scan's image onto the grid of the results, once, so that applying the rule again changes nothing.
 
-    Interpolation lowers peaks and the crop changes what is counted, so percentiles are taken again on the grid of the
-    results: registration, which applies the percentile rule to a scan on its grid, then sees the numbers that training
-    takes as they are. A window is absolute and stays.
+    Interpolation lowers peaks and cropping changes which voxels are counted, so percentiles are taken again on the grid
+    of the results: registration, which applies the percentile rule to a scan on its grid, then gets the same numbers as
+    training, which applies no rule. A window is absolute and needs no second pass.
 
     Args:
         native: from `read_native` with the same rule.
-        target: RAS mm.
+        target: grid of the results, RAS mm.
+        rule: maps intensities to [0, 1].
         matrix: (4, 4) RAS mm, target -> scan; identity if None.
 
     Returns:
@@ -100,5 +101,5 @@ def on_target(native: NativeScan, target: Grid, rule: Rule, matrix: Array | None
     """
     image = np.clip(resample(native.image, native.grid, target, matrix), 0, 1)
     if image.max() == image.min():
-        raise InputError("image: nothing of it lies on the grid of the results; check the header, or --affine auto")
+        raise InputError("image: lies outside the grid of the results; check its header, or use --affine auto")
     return rule.normalise(image) if isinstance(rule, PercentileRule) else image

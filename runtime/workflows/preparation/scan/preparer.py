@@ -1,4 +1,4 @@
-"""One scan after the other, from native files to prepared ones: read, aligned, resampled once, written, recorded."""
+"""Preparation of single scans, from native files to prepared ones: read, align, resample once, write, record."""
 
 import platform
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +28,7 @@ PACKAGES = ("numpy", "nibabel", "numba", "llvmlite", "nilearn")
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What became of a scan: its record, whether an earlier run had done it already, and its tile of the picture."""
+    """Outcome of a scan: its record, whether it was kept from an earlier run, and its tile of the contact sheet."""
 
     record: Record
     kept: bool
@@ -40,23 +40,23 @@ class Outcome:
 
 
 class ScanPreparer:
-    """Prepares scans for one reference and one set of options, in this process.
+    """Preparation of scans for one reference and one set of options, in this process.
 
     Args:
         options: see `PrepareOptions`.
         reference: from `open_reference` with the same options.
-        folder: for the results.
-        threads: that compress; kernels use those numba is set to.
+        folder: folder of the results.
+        threads: number of threads that compress; kernels use numba's own number.
     """
 
     def __init__(self, options: PrepareOptions, reference: Reference, folder: OutputFolder, threads: int) -> None:
         self._options, self._reference, self._folder, self._threads = options, reference, folder, threads
 
     def prepare(self, name: str, scan: Scan) -> Outcome:
-        """Prepares a scan, unless an earlier run did so with the same files and options; what goes wrong is recorded.
+        """Prepare a scan, unless an earlier run did so with the same files and options; record any failure.
 
         Raises:
-            OSError: not even the record can be written.
+            OSError: the record cannot be written.
         """
         files = {column: file for column in COLUMNS if (file := getattr(scan, column)) is not None}
         inputs = {column: {"path": str(file)} for column, file in files.items()}
@@ -69,20 +69,20 @@ class ScanPreparer:
                 return earlier
             self._folder.clear(name)
             image, facts = self._prepared(name, scan)
-        except Exception as error:  # one scan's trouble must not stop the others
+        except Exception as error:  # a failure of one scan must not stop the others
             return self._failed(record, error)
         record |= facts
         self._folder.write_record(record)
         return Outcome(record, False, draw_tile(record, image, self._reference.foreground))
 
     def _key(self, inputs: dict[str, dict[str, str]]) -> str:
-        """Of everything that a result depends on; of the files their content, not their place."""
+        """Return the hash of everything that a result depends on: file contents (not paths) and options."""
         hashes = {column: file["sha256"] for column, file in inputs.items()}
         facts = (VERSION, hashes, self._reference.hashes, self._options.of_a_scan())
         return sha256_of_facts(facts)
 
     def _earlier(self, name: str, key: str) -> Outcome | None:
-        """The result of an earlier run, if it is the same and whole."""
+        """Return the outcome of an earlier run if its key is the same and its files are complete, else None."""
         record = self._folder.record(name)
         if record.get("key") != key or not self._folder.whole(record):
             return None
@@ -90,7 +90,7 @@ class ScanPreparer:
         return Outcome(record, True, draw_tile(record, image, self._reference.foreground))
 
     def _prepared(self, name: str, scan: Scan) -> tuple[Array, Record]:
-        """Writes the results; gives the image (I, J, K) and what the record says of it."""
+        """Write the results; return the image (I, J, K) and the entries of its record."""
         stage = Stages()
         with stage("read"):
             native = read_native(scan, self._options.rule, nan=self._options.nan)
@@ -107,7 +107,7 @@ class ScanPreparer:
         return arrays["image"], facts | {"versions": _versions()}
 
     def _on_target(self, native: NativeScan, matrix: Array) -> dict[str, Array]:
-        """What is written, by column of the list."""
+        """Return the arrays to write, by column of the list."""
         target = self._reference.target
         arrays = {"image": on_target(native, target, self._options.rule, matrix)}
         if native.labels is not None:
@@ -116,7 +116,7 @@ class ScanPreparer:
         if native.mask is not None:
             inside = (native.mask.data != 0).astype(np.uint8)
             arrays["mask"] = resample(inside, native.mask.grid, target, matrix, "nearest")
-            arrays["image"] *= arrays["mask"]  # interpolation spreads half a voxel beyond it
+            arrays["image"] *= arrays["mask"]  # interpolation spreads intensities half a voxel beyond the mask
         return arrays
 
     def _findings(self, native: NativeScan, found: Alignment, arrays: dict[str, Array]) -> Record:
@@ -146,7 +146,7 @@ class ScanPreparer:
                     write_volume(file, array, target, (code, code), pool=pool)
 
     def _failed(self, record: Record, error: Exception) -> Outcome:
-        """The record of a failure, which the next run tries again."""
+        """Record a failure, which the next run tries again."""
         self._folder.clear(record["name"])
         record |= recorded(error)
         self._folder.write_record(record)

@@ -1,4 +1,4 @@
-"""What a record says of a prepared scan: its likeness to the reference, what fell outside the grid, what to doubt."""
+"""Quality of a prepared scan: similarity with the reference, share outside the grid, lost labels, and warnings."""
 
 import math
 from typing import Any
@@ -10,23 +10,23 @@ from ....images.similarity import ncc
 from ....registration.result import LOW_NCC
 from ....types import Array
 
-MUCH_CROPPED = 0.01  # share of the foreground outside the grid, from which on it is worth a warning
-FEW_POINTS = 200_000  # foreground voxels that the share is estimated from, about
+MUCH_CROPPED = 0.01  # share of the foreground outside the grid above which there is a warning
+FEW_POINTS = 200_000  # approximate number of foreground voxels used to estimate the share
 
 
 def likeness(reference: Array, image: Array) -> float | None:
-    """Correlation of two images (I, J, K) over the whole grid; None where one is constant."""
+    """Return the correlation of two images (I, J, K) over the whole grid; None if one is constant."""
     value = ncc(reference, image)
     return None if math.isnan(value) else round(value, 6)
 
 
 def cropped_share(foreground: Array, grid: Grid, target: Grid, matrix: Array) -> float:
-    """How much of a scan's foreground lies outside the grid of the results, in [0, 1].
+    """Return the share of a scan's foreground that lies outside the grid of the results, in [0, 1].
 
     Args:
         foreground: (I, J, K) bool on `grid`.
-        grid: the scan's, RAS mm.
-        target: of the results.
+        grid: grid of the scan, RAS mm.
+        target: grid of the results.
         matrix: (4, 4) RAS mm, target -> scan.
     """
     step = max(round((np.count_nonzero(foreground) / FEW_POINTS) ** (1 / 3)), 1)
@@ -40,7 +40,7 @@ def cropped_share(foreground: Array, grid: Grid, target: Grid, matrix: Array) ->
 
 
 def label_facts(native: Array | None, prepared: Array | None) -> dict[str, list[int]]:
-    """The labels of a result, and those it lost to the crop or the coarser grid; nothing without a label map."""
+    """Return the labels of a result and those lost to the crop or the coarser grid; empty without a label map."""
     if native is None:
         return {}
     there, left = ([int(label) for label in np.unique(labels) if label] for labels in (native, prepared))
@@ -48,7 +48,7 @@ def label_facts(native: Array | None, prepared: Array | None) -> dict[str, list[
 
 
 def doubts(facts: dict[str, Any]) -> list[str]:
-    """Warnings, one line each, from what the record says already."""
+    """Return warnings, one line each, derived from the entries of a record."""
     lines = []
     after, cropped, lost = facts["similarity"]["after"], facts["cropped_share"], facts.get("labels_lost")
     if after is None or after < LOW_NCC:

@@ -1,4 +1,4 @@
-"""What all scans are brought onto: the grid of the results about the reference's foreground, and its image there."""
+"""The reference of a preparation: the grid of the results around its foreground, and its image on that grid."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,20 +15,20 @@ from ..options import FIRST, PrepareOptions, Shape
 from .alignment import Aligner
 from .native_scan import on_target, read_native
 
-ALIGNED, MNI = 2, 4  # NIfTI codes: coordinates of some other scan, and of the MNI152 template
+ALIGNED, MNI = 2, 4  # NIfTI codes: coordinates of another scan, and of the MNI152 template
 
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """What scans are aligned with.
+    """The image that scans are aligned with.
 
     Attributes:
         image: (I, J, K) float32 in [0, 1] on `target`.
-        foreground: (I, J, K) bool, of `image`.
+        foreground: (I, J, K) bool, foreground of `image`.
         target: grid of the results, RAS mm of the reference.
-        aligner: finds where a scan lies in the reference's space.
+        aligner: aligns scans with the reference.
         name: "mni152" or the file.
-        hashes: of its files; their bytes are all that the reference depends on, beside the options.
+        hashes: hashes of its files; the reference depends only on these and the options.
         code: NIfTI code of coordinates in its space.
     """
 
@@ -42,11 +42,11 @@ class Reference:
 
 
 def open_reference(options: PrepareOptions, first: Scan) -> Reference:
-    """Reads the reference and plans the results' grid.
+    """Read the reference and plan the grid of the results.
 
     Args:
-        options: which reference, shape, spacing, intensity rule and kind of alignment.
-        first: of the list; the reference where that is asked for, with its mask.
+        options: reference, shape, spacing, intensity rule and kind of alignment.
+        first: first scan of the list; with its mask it is the reference if the options say "first".
 
     Raises:
         InputError: it cannot be read, nothing in it is foreground, or it is constant.
@@ -70,10 +70,10 @@ def _reference_scan(reference: str, first: Scan) -> Scan:
 
 
 def target_grid(grid: Grid, foreground: Array, shape: Shape, spacing: float) -> Grid:
-    """The grid of the results: `shape` at `spacing` mm, centred on the foreground, axes closest to RAS+.
+    """Return the grid of the results: `shape` at `spacing` mm, centred on the foreground, axes closest to RAS+.
 
-    It is the working grid that registration would choose, without a margin, grown or cut to `shape`: where the
-    reference's own voxels have that spacing they are used, so that the reference is not interpolated.
+    It is the working grid that registration would choose, without a margin, grown or cropped to `shape`: if the
+    reference has this spacing already, its own voxels are used and it is not interpolated.
     """
     tight = plan_working_grid(grid, foreground, spacing, multiple=1, minimum=1, margin_mm=0)
     try:
