@@ -99,7 +99,8 @@ def test_a_transform_that_is_not_read_back_as_written_stops_the_report(result, t
 
     write = nifti_field.write_field
     monkeypatch.setattr(nifti_field, "write_field", spoilt)
-    with pytest.raises(InputError, match=r"/out/warp.nii.gz: read back, it differs by 0.17\d mm .*; nothing was written$"):
+    line = r"/out/warp.nii.gz: read back, it differs by 0.17\d mm .*; nothing was written$"
+    with pytest.raises(InputError, match=line):
         result.save(tmp_path / "out")
     assert not (tmp_path / "out").exists(), "made for nothing"
 

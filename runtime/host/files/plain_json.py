@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from ...types import Array
-
 
 def plain(value: Any) -> Any:
     """Dictionaries, lists, numbers, texts and None, made of mappings, sequences, arrays and paths."""
