@@ -1,4 +1,4 @@
-"""The exceptions a user is meant to read."""
+"""Exceptions whose messages are written for users."""
 
 import errno
 import traceback
@@ -6,48 +6,48 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-# What the system says where there is too little of something just now: disk, memory, processes, open files.
+# Error numbers for resources that have run out for now: disk space, memory, processes, open files.
 SCARCITIES = (errno.ENOSPC, errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE)
 SCARCITIES += (errno.EDQUOT,) if hasattr(errno, "EDQUOT") else ()  # not on Windows
 LARGEST_SINGLE = (2 - 2**-23) * 2.0**127
 
 
 class InputError(ValueError):
-    """Bad input in one line: the argument, what came, what was expected and what to do about it.
+    """Invalid input, described in one line: the argument, what it got, what was expected and what to do about it.
 
-    One line also where it quotes a file that has line breaks in odd places.
+    Line breaks in the message, such as those quoted from a file, become blanks.
     """
 
-    def __init__(self, *told: object) -> None:
-        super().__init__(*(" ".join(str(part).splitlines()) for part in told))
+    def __init__(self, *message: object) -> None:
+        super().__init__(*(" ".join(str(part).splitlines()) for part in message))
 
 
 class NotAvailableError(InputError):
-    """What was asked for is sound but not to be had on this computer: a library, a driver, a GPU, its memory."""
+    """A valid request that this machine cannot serve: a library, a driver, a GPU or its memory is missing."""
 
 
 class ScarceError(InputError):
-    """What was asked for is sound but cannot be had just now: memory, disk space, a folder that another run holds.
+    """A valid request that cannot be served at the moment: memory, disk space, or a folder that another run holds.
 
-    The same command may work later; the command line's exit code tells it from bad input.
+    The same command may work later; the command line has an exit code of its own for it.
     """
 
 
 def require_single(value: float, argument: str) -> None:
-    """Refuse a number that single precision, in which images are kept, does not hold; InputError."""
+    """Raise InputError for a number outside the range of single precision, in which images are kept."""
     if not abs(value) <= LARGEST_SINGLE:
-        raise InputError(f"{argument}: got {value:g}, expected a number that single precision holds, such as 0")
+        raise InputError(f"{argument}: got {value:g}, expected a number in the range of single precision, such as 0")
 
 
 def is_scarcity(error: Exception) -> bool:
-    """Whether it may be gone another time: a `ScarceError`, memory that ran out, a full disk or the like."""
+    """Return whether an error may be temporary: a `ScarceError`, memory that ran out, a full disk or the like."""
     return isinstance(error, ScarceError | MemoryError) or (isinstance(error, OSError) and error.errno in SCARCITIES)
 
 
 def recorded(error: Exception) -> dict[str, Any]:
-    """What went wrong with one part of a work whose other parts went on, as records have it.
+    """Return the entries of a JSON record for the error of one item, when the other items were still processed.
 
-    `error` is a line, `scarce` whether it may work another time; of what nobody foresaw there is the `traceback` too.
+    `error` is one line, `scarce` says whether a later attempt may succeed; unexpected exceptions add a `traceback`.
     """
     if isinstance(error, InputError):
         return {"error": first_line(error), "scarce": is_scarcity(error)}
@@ -56,27 +56,27 @@ def recorded(error: Exception) -> dict[str, Any]:
 
 
 def first_line(error: object) -> str:
-    """What an exception says, in one line; its kind where it says nothing."""
+    """Return the first non-blank line of an exception's message, or its class name if there is none."""
     lines = (line.strip() for line in str(error).splitlines())
     return next(filter(None, lines), type(error).__name__)
 
 
 def system_reason(error: OSError) -> str:
-    """The path the system refused and why, in one line."""
+    """Return the path that an OSError is about and its reason, in one line."""
     reason = error.strerror or first_line(error)
     return reason if error.filename is None else f"{error.filename}: {reason}"
 
 
 def refused(line: str, error: OSError) -> InputError:
-    """The exception for what the system refused: `ScarceError` if it is a full disk, memory or the like."""
+    """Return the exception for an OSError: `ScarceError` if disk space, memory or the like ran out."""
     return ScarceError(line) if error.errno in SCARCITIES else InputError(line)
 
 
 @contextmanager
 def explained(argument: str) -> Iterator[None]:
-    """Turns what the system says of a path (no permission, a name too long) into an InputError.
+    """Turn an OSError about a path (no permission, a name too long) into an InputError.
 
-    ``Path.exists`` and its like raise it instead of answering. Also a decorator.
+    ``Path.exists`` and similar methods raise such errors instead of returning False. Also works as a decorator.
     """
     try:
         yield

@@ -1,1 +1,1 @@
-"""What a volume, a grid, a flow, a transform and a score are: definitions in NumPy, and the files of other tools."""
+"""Grids, flows and spatial transforms: reference implementations in NumPy, and compiled code for large fields."""

@@ -1,4 +1,4 @@
-"""What a flow is, and the three things done with it: slow, readable NumPy definitions.
+"""Flows, and the operations on them: slow, readable reference implementations in NumPy.
 
 A flow is a displacement in voxels of its own grid, shape (3, I, J, K), component order = axis order. It lives on the
 fixed grid and points into the moving image: ``warped(x) = moving(x + flow(x))``. Every fast implementation (numba,
@@ -13,9 +13,9 @@ from ..types import Array
 
 
 def sample(image: Array, coordinates: Array) -> Array:
-    """Trilinear samples of an image at voxel coordinates, zero outside it.
+    """Sample an image trilinearly at voxel coordinates, with zeros outside it.
 
-    Corners that lie outside the image count as zero, so values fade to zero over one voxel beyond the border
+    Corners that lie outside the image count as zero, so that values fade to zero over one voxel beyond the border
     (torch ``grid_sample(padding_mode="zeros", align_corners=True)``).
 
     Args:
@@ -41,7 +41,7 @@ def sample(image: Array, coordinates: Array) -> Array:
 
 
 def identity(shape: tuple[int, int, int]) -> Array:
-    """Voxel coordinates of a grid, (3, I, J, K)."""
+    """Return the voxel coordinates of a grid, (3, I, J, K)."""
     return np.stack(np.meshgrid(*(np.arange(size, dtype=np.float64) for size in shape), indexing="ij"))
 
 
@@ -56,7 +56,7 @@ def warp(image: Array, flow: Array) -> Array:
 
 
 def resize(array: Array, shape: tuple[int, int, int]) -> Array:
-    """Trilinear resize to `shape` on an align-corners grid: the corner voxels' centres stay where they are.
+    """Resize an array trilinearly to `shape` with aligned corners: the corner voxels' centres stay where they are.
 
     Args:
         array: (..., I, J, K).
@@ -67,19 +67,22 @@ def resize(array: Array, shape: tuple[int, int, int]) -> Array:
 
 
 def upsample(flow: Array, scale: int) -> Array:
-    """The same displacement on a grid `scale` times finer: resized, and its values (voxels) multiplied by `scale`."""
+    """Return the same displacement on a grid `scale` times finer: resized, and its voxel values times `scale`."""
     return resize(flow, tuple(scale * size for size in flow.shape[1:])) * flow.dtype.type(scale)
 
 
 def compose(flow: Array, residual: Array) -> Array:
-    """``flow(x + residual(x)) + residual(x)``: first the residual, then the flow; zeros outside. Both (3, I, J, K)."""
+    """Return ``flow(x + residual(x)) + residual(x)``: the residual first, then the flow, with zeros outside.
+
+    Both are (3, I, J, K).
+    """
     return warp(flow, residual) + residual
 
 
 def jacobian_determinant(flow: Array) -> Array:
-    """Determinant of the Jacobian of ``x + flow(x)`` by central differences (one-sided at the border), (I, J, K).
+    """Compute the Jacobian determinant of ``x + flow(x)`` by central differences (one-sided at the border), (I, J, K).
 
-    1 is no change of volume, values <= 0 are folds. Needs at least two voxels along each axis.
+    1 means no change of volume, values <= 0 are folds. Needs at least two voxels along each axis.
     """
     jacobian = np.stack([np.stack(np.gradient(component.astype(np.float64))) for component in flow])
     jacobian += np.eye(3).reshape(3, 3, 1, 1, 1)
@@ -87,5 +90,5 @@ def jacobian_determinant(flow: Array) -> Array:
 
 
 def folded_share(flow: Array) -> float:
-    """Share of voxels whose Jacobian determinant is <= 0, in [0, 1]."""
+    """Return the share of voxels whose Jacobian determinant is <= 0, in [0, 1]."""
     return float(np.mean(jacobian_determinant(flow) <= 0))

@@ -1,4 +1,4 @@
-"""Where the voxels of a volume are: a shape and a voxel-to-RAS map, and the grid the network works on.
+"""Voxel grids: a shape and a voxel-to-RAS map, and the working grid of the network.
 
 Physical coordinates are millimetres in RAS+ everywhere; voxel (i, j, k) is the centre of that voxel.
 """
@@ -16,18 +16,18 @@ from ..types import Array
 
 ORTHOGONAL = 1e-3  # largest cosine between two axes that still counts as a right angle (0.06 degrees)
 SAME_SPACING = 0.01  # relative difference of spacing below which the fixed image's own voxels are used
-FEWEST_VOXELS = 2  # of the working grid that the foreground must span along its longest axis
-LARGEST_ENTRY = 1e15  # of an affine that can still be computed with
-SINGULAR = 1e-4  # smallest volume of the box of three unit axes
+FEWEST_VOXELS = 2  # working-grid voxels that the foreground must span along its longest axis
+LARGEST_ENTRY = 1e15  # of an affine, beyond which arithmetic with it is unreliable
+SINGULAR = 1e-4  # smallest volume of the parallelepiped of the three unit axes
 FARTHEST_MM = 0.01 * 2**23  # from the origin: beyond it neighbouring float32 numbers are more than 0.01 mm apart
-SPACINGS_MM = (1e-4, 1e3)  # of voxels, least and most: from light microscopy to far beyond any scanner
-ROUNDING = 1e-5  # of sizes that headers keep in single precision
-MOST_VOXELS = 2**53  # of a grid, whose number would no longer be exact
-SIZE_MULTIPLE = 8  # of the shapes that RP-Net takes: its coarsest level is an eighth of the size
+SPACINGS_MM = (1e-4, 1e3)  # smallest and largest voxel size: from light microscopy to far beyond any scanner
+ROUNDING = 1e-5  # relative, of voxel sizes that headers keep in single precision
+MOST_VOXELS = 2**53  # of a grid: larger counts are not exact in double precision
+SIZE_MULTIPLE = 8  # of the shapes that RP-Net takes: its coarsest level has an eighth of the size
 
 
 def is_network_shape(shape: Sequence[int]) -> bool:
-    """Whether RP-Net takes images of this shape: three sizes, each a multiple of 8 above 0."""
+    """Return whether RP-Net takes images of this shape: three sizes, each a multiple of 8 above 0."""
     return len(shape) == 3 and all(size >= SIZE_MULTIPLE and size % SIZE_MULTIPLE == 0 for size in shape)
 
 
@@ -40,7 +40,7 @@ class Grid:
         affine: (4, 4) voxel -> RAS mm, invertible; shear is allowed. Read-only.
 
     Raises:
-        InputError: if the shape or the affine cannot be a grid, or voxels have sizes or lie where no scan's do.
+        InputError: if the shape or the affine is invalid, or the voxels' size or position is implausible for a scan.
     """
 
     shape: tuple[int, int, int]
@@ -58,7 +58,7 @@ class Grid:
         object.__setattr__(self, "affine", affine)
 
     def __eq__(self, other: object) -> bool:
-        """Same shape and exactly the same affine; `close` allows for rounding."""
+        """Compare shape and affine exactly; `close` allows for rounding."""
         return isinstance(other, Grid) and self.shape == other.shape and np.array_equal(self.affine, other.affine)
 
     def __hash__(self) -> int:
@@ -66,36 +66,36 @@ class Grid:
 
     @property
     def spacing(self) -> tuple[float, float, float]:
-        """Distance between neighbouring voxels along I, J, K, mm."""
+        """The distance between neighbouring voxels along I, J, K, mm."""
         return tuple(float(length) for length in np.linalg.norm(self.affine[:3, :3], axis=0))
 
     @property
     def directions(self) -> Array:
-        """(3, 3), columns are the unit vectors of the axes I, J, K in RAS."""
+        """The unit vectors of the axes I, J, K in RAS, as columns, (3, 3)."""
         return self.affine[:3, :3] / np.array(self.spacing)
 
     @property
     def orthogonal(self) -> bool:
-        """Whether the axes are at right angles, so that a quaternion (qform) or ITK can hold them."""
+        """True if the axes are at right angles, so that a quaternion (qform) or ITK can represent them."""
         cosines = self.directions.T @ self.directions - np.eye(3)
         return bool(np.abs(cosines).max() < ORTHOGONAL)
 
     @property
     def corners(self) -> Array:
-        """RAS mm of the eight corner voxels, (8, 3)."""
+        """The positions of the eight corner voxels, (8, 3), RAS mm."""
         return self.to_physical(np.array(list(itertools.product(*((0, size - 1) for size in self.shape)))))
 
     def to_physical(self, voxels: Array) -> Array:
-        """Voxel coordinates (..., 3) -> RAS mm (..., 3)."""
+        """Convert voxel coordinates (..., 3) to RAS mm (..., 3)."""
         return voxels @ self.affine[:3, :3].T + self.affine[:3, 3]
 
     def to_voxels(self, points: Array) -> Array:
-        """RAS mm (..., 3) -> voxel coordinates (..., 3)."""
+        """Convert RAS mm (..., 3) to voxel coordinates (..., 3)."""
         inverse = np.linalg.inv(self.affine)
         return points @ inverse[:3, :3].T + inverse[:3, 3]
 
     def voxel_map(self, other: "Grid", physical: Array | None = None) -> Array:
-        """(4, 4): voxel of this grid -> RAS -> `physical` -> voxel of `other`.
+        """Return the (4, 4) map: voxel of this grid -> RAS -> `physical` -> voxel of `other`.
 
         Args:
             other: the grid the result points into.
@@ -105,27 +105,27 @@ class Grid:
         return np.linalg.inv(other.affine) @ physical @ self.affine
 
     def close(self, other: "Grid", tolerance_mm: float = 1e-2) -> bool:
-        """Whether both have the same shape and no voxel differs in place by more than `tolerance_mm`."""
+        """Return whether both have the same shape and no voxel's position differs by more than `tolerance_mm`."""
         if self.shape != other.shape:
             return False
         return bool(np.linalg.norm(self.corners - other.corners, axis=1).max() <= tolerance_mm)
 
     def crop(self, start: Array, shape: tuple[int, int, int]) -> "Grid":
-        """The same lattice from voxel `start` (may be negative: padding) on, with another shape."""
+        """Return the same lattice from voxel `start` on (negative: padding), with another shape."""
         affine = self.affine.copy()
         affine[:3, 3] = self.to_physical(np.asarray(start, dtype=np.float64))
         return Grid(tuple(shape), affine)
 
 
 def check_affine(affine: Array, argument: str) -> None:
-    """Refuse what is no invertible affine map.
+    """Refuse a matrix that is not an invertible affine map.
 
     Args:
-        affine: expected (4, 4), finite, last row 0 0 0 1.
+        affine: the matrix; (4, 4), finite, last row 0 0 0 1.
         argument: what to call it in the message.
 
     Raises:
-        InputError: one line that names the fault.
+        InputError: the matrix is not such a map.
     """
     if affine.shape != (4, 4):
         raise InputError(f"{argument}: got shape {affine.shape}, expected a 4x4 matrix")
@@ -142,7 +142,7 @@ def check_affine(affine: Array, argument: str) -> None:
 
 
 def _check_place(shape: tuple[int, int, int], affine: Array) -> None:
-    """Refuse voxels that no scan has: damaged headers place them so, and single precision could not tell them apart."""
+    """Refuse implausible voxels: damaged headers produce them, and single precision cannot resolve their positions."""
     if math.prod(shape) > MOST_VOXELS:
         raise InputError(f"grid: got shape {shape}, expected {MOST_VOXELS} voxels at most; repair the header or file")
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
@@ -161,7 +161,7 @@ def _check_place(shape: tuple[int, int, int], affine: Array) -> None:
 
 
 def closest_ras(affine: Array) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-    """Order and direction of a grid's axes that come closest to R, A, S.
+    """Return the order and direction of a grid's axes that come closest to R, A, S.
 
     Returns:
         (axes, signs): new axis n is old axis ``axes[n]``, reversed where ``signs[n]`` is -1.
@@ -172,7 +172,7 @@ def closest_ras(affine: Array) -> tuple[tuple[int, int, int], tuple[int, int, in
 
 
 def reorient(grid: Grid, axes: tuple[int, int, int], signs: tuple[int, int, int]) -> Grid:
-    """The same voxels with axes permuted and reversed; `reorient_array` does the same to the data."""
+    """Return the grid with axes permuted and reversed, same voxels; `reorient_array` does the same to the data."""
     affine = np.eye(4)
     start = np.zeros(3)
     for new, (old, sign) in enumerate(zip(axes, signs, strict=True)):
@@ -183,7 +183,7 @@ def reorient(grid: Grid, axes: tuple[int, int, int], signs: tuple[int, int, int]
 
 
 def reorient_array(array: Array, axes: tuple[int, int, int], signs: tuple[int, int, int]) -> Array:
-    """A view of (I, J, K) data with axes permuted and reversed as in `reorient`."""
+    """Return a view of (I, J, K) data with axes permuted and reversed as in `reorient`."""
     return array.transpose(axes)[tuple(slice(None, None, sign) for sign in signs)]
 
 
@@ -196,7 +196,7 @@ def fit_to(array: Array, shape: tuple[int, int, int]) -> Array:
 
 
 def bounding_box(foreground: Array) -> tuple[Array, Array]:
-    """First and last voxel (both included) of a mask along each axis, two (3,) integer arrays.
+    """Return the first and last voxel (inclusive) of a mask along each axis, two (3,) integer arrays.
 
     Raises:
         InputError: if the mask is empty.
@@ -216,7 +216,7 @@ def plan_working_grid(
     minimum: int = 16,
     margin_mm: float = 8.0,
 ) -> Grid:
-    """The grid the network works on: foreground plus margin at one isotropic spacing, axes closest to RAS+.
+    """Compute the working grid of the network: foreground plus margin, isotropic spacing, axes closest to RAS+.
 
     Where the fixed image's spacing is within 1 % of `spacing` and its axes are orthogonal, the working voxels are
     voxels of the fixed image (and of its lattice continued beyond the border), so nothing is interpolated. Otherwise
@@ -246,16 +246,17 @@ def plan_working_grid(
     extent = (last - first + 1) * canonical.spacing
     if extent.max() < FEWEST_VOXELS * spacing:
         raise InputError(
-            f"foreground: spans {extent.max():.2g} mm at most, expected several voxels of {spacing:g} mm, which the "
-            "network takes; check the voxel size and its unit in the fixed image's header"
+            f"foreground: spans {extent.max():.2g} mm at most, expected several voxels of {spacing:g} mm, the "
+            "network's spacing; check the voxel size and its unit in the fixed image's header"
         )
     border_low, border_high = _box_on(lattice, canonical, np.zeros(3), np.array(canonical.shape) - 1)
     margin = margin_mm / np.array(lattice.spacing)
+    # 1e-6: rounding errors in voxel coordinates must not add a voxel.
     start = np.floor(np.maximum(low - margin, border_low) + 1e-6)
     stop = np.ceil(np.minimum(high + margin, border_high) - 1e-6)
     size = np.maximum(stop - start + 1, minimum)
     padded = (np.ceil(size / multiple) * multiple).astype(int)
-    start = start.astype(int) - (padded - (stop - start + 1).astype(int)) // 2
+    start = start.astype(int) - (padded - (stop - start + 1).astype(int)) // 2  # padding is split between both sides
     return lattice.crop(start, tuple(padded))
 
 
@@ -264,7 +265,7 @@ def _matches(grid: Grid, spacing: float) -> bool:
 
 
 def _orthonormal(grid: Grid, spacing: float) -> Grid:
-    """A lattice with orthogonal axes at `spacing` through the grid's first voxel; its shape says nothing."""
+    """Return a lattice with orthogonal axes at `spacing` through the grid's first voxel; its shape is a dummy."""
     left, _, right = np.linalg.svd(grid.directions)
     affine = grid.affine.copy()
     affine[:3, :3] = left @ right * spacing
@@ -272,7 +273,7 @@ def _orthonormal(grid: Grid, spacing: float) -> Grid:
 
 
 def _box_on(lattice: Grid, grid: Grid, first: Array, last: Array) -> tuple[Array, Array]:
-    """Smallest box in voxels of `lattice` around the voxels `first` to `last` of `grid`."""
+    """Return the smallest box, in voxels of `lattice`, around the voxels `first` to `last` of `grid`."""
     corners = np.array(list(itertools.product(*zip(first, last, strict=True))), dtype=np.float64)
     voxels = lattice.to_voxels(grid.to_physical(corners))
     return voxels.min(axis=0), voxels.max(axis=0)

@@ -1,4 +1,4 @@
-"""The inverse of a transform as a displacement on a grid, and how exact it is."""
+"""The inverse of a transform as a displacement on a grid, and its accuracy."""
 
 import math
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class Inversion:
     Attributes:
         displacement: (I, J, K, 3) float32, RAS mm: x - y, first axis fastest in memory.
         residual_mm: mean, percentile_95 and max over the grid.
-        unresolved_share: of the voxels, those whose residual is above the tolerance: the best x found is kept.
+        unresolved_share: share of voxels whose residual is above the tolerance; they keep the best x found.
         tolerance: mm.
     """
 
@@ -28,14 +28,14 @@ class Inversion:
 
 
 def invert_displacement(transform: Transform, target: Grid) -> Inversion:
-    """The inverse of a transform at every voxel of a grid.
+    """Compute the inverse of a transform at every voxel of a grid.
 
-    Where the transform folds, several x have the same T(x), and one of them is taken: where there is one that keeps its
-    neighbourhood's orientation (Jacobian determinant above 0), such a one.
+    Where the transform folds, several x have the same T(x), and one of them is returned: if possible, one at which the
+    transform preserves orientation (Jacobian determinant above 0).
 
     Args:
         transform: T.
-        target: a grid in its end, such as the moving image's.
+        target: a grid in its target space, such as the moving image's.
     """
     result, residuals = np.empty((3, *target.shape[::-1]), np.float32), np.empty(target.shape[::-1], np.float32)
     for planes, places in slabs(target.shape, target.affine):
@@ -47,7 +47,7 @@ def invert_displacement(transform: Transform, target: Grid) -> Inversion:
 
 
 def spread(distances: Array) -> dict[str, float]:
-    """Mean, 95th percentile and maximum; NaN of nothing."""
+    """Return mean, 95th percentile and maximum; NaN if there are no values."""
     if not distances.size:
         return dict.fromkeys(("mean", "percentile_95", "max"), math.nan)
     percentile = float(np.percentile(distances, 95))

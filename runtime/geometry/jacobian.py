@@ -1,4 +1,4 @@
-"""How a transform changes volume: the determinant of its Jacobian, and the two numbers it is summed up in."""
+"""Volume change of a transform: its Jacobian determinant, and two summary measures, folded share and SDlogJ."""
 
 import math
 
@@ -10,14 +10,14 @@ from .grid import Grid
 
 
 def jacobian_of_displacement(displacement: Array, grid: Grid) -> Array:
-    """Determinant of d(x + u(x)) / dx in physical space, by central differences (one-sided at the border), compiled.
+    """Compute det d(x + u(x)) / dx in physical space by central differences (one-sided at the border), compiled.
 
-    1 is no change of volume, 2 means that the surroundings double theirs, values <= 0 are folds. It does not depend on
-    orientation, obliqueness, spacing or shear of the grid.
+    1 means no change of volume, 2 a doubling, values <= 0 are folds. The result does not depend on orientation,
+    obliqueness, spacing or shear of the grid.
 
     Args:
-        displacement: u, (I, J, K, 3) RAS mm. Fastest as `Transform.displacement` gives it.
-        grid: its grid. Along an axis of one voxel nothing is taken to change.
+        displacement: u, (I, J, K, 3) RAS mm. Fastest in the memory order of `Transform.displacement`.
+        grid: its grid. Along an axis of one voxel the displacement is taken to be constant.
 
     Returns:
         (I, J, K) float32, first axis fastest in memory.
@@ -37,22 +37,22 @@ def jacobian_of_displacement(displacement: Array, grid: Grid) -> Array:
 
 
 def folded_share(determinant: Array, mask: Array | None = None) -> float:
-    """Share of voxels, or of those of a mask, whose determinant is <= 0, in [0, 1]."""
+    """Return the share of voxels, or of those in a mask, whose determinant is <= 0, in [0, 1]."""
     return float(np.mean(_within(determinant, mask) <= 0))
 
 
 def sd_log_jacobian(determinant: Array, mask: Array | None = None) -> float:
-    """Standard deviation of the determinant's logarithm, SDlogJ: how rough a transform is where it does not fold.
+    """Compute SDlogJ, the standard deviation of the determinant's logarithm: the roughness where nothing folds.
 
-    Folded voxels have no logarithm and are left out: a number put in their place would outweigh all others, and their
-    share says it better. The scripts of the Learn2Reg challenge add 3 to the determinant and give smaller numbers.
+    Folded voxels have no logarithm and are left out: a substitute value would outweigh all others, and `folded_share`
+    describes them better. The scripts of the Learn2Reg challenge add 3 to the determinant and give smaller numbers.
 
     Args:
         determinant: from `jacobian_of_displacement`.
         mask: voxels that count; all if None.
 
     Returns:
-        NaN where every voxel is folded.
+        The standard deviation; NaN if every voxel is folded.
     """
     values = _within(determinant, mask)
     logarithms = np.log(values[values > 0], dtype=np.float64)

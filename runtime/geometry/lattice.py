@@ -1,7 +1,8 @@
-"""Spatial transforms in compiled code: points and grids moved, and the points that are taken to given ones.
+"""Spatial transforms in compiled code: mapping of points and grids, and the inverse problem for given points.
 
-What they compute is defined by `runtime.geometry.transform`. Import this module where it is needed: it brings numba,
-and the first call compiles (the result is cached on disk).
+The formulas are in `runtime.geometry.transform`. Import this module only where it is needed: it imports numba, and the
+first call compiles (the result is cached on disk). The start is the space a transform maps from, the end the space it
+maps to; a place is a position on the flow's lattice, in voxels.
 """
 
 import functools
@@ -13,18 +14,18 @@ from ..types import Array
 from .grid import Grid
 from .kernels import maps as kernels
 
-FITTED = 24  # samples of a flow along each axis, from which its trend is taken
-SINGULAR = 1e3  # condition from which on a trend is none
+FITTED = 24  # samples of a flow along each axis that its trend is fitted to
+SINGULAR = 1e3  # condition number from which on a fit is too close to singular to serve as a trend
 
 
 @dataclass(frozen=True, eq=False)
 class Lattice:
-    """A transform's flow with its axes in the order of memory, and the maps around it.
+    """A transform's flow with its axes in memory order, and the affine maps before and after it.
 
-    A point x of the start goes to ``affine [x, 1] + linear flow(to_place [x, 1])``.
+    A point x of the start is mapped to ``affine [x, 1] + linear flow(to_place [x, 1])``.
 
     Attributes:
-        flow: (A, B, C, 3) float32, contiguous; no copy where the transform's memory allows.
+        flow: (A, B, C, 3) float32, contiguous; not a copy if the transform's memory layout allows.
         from_place: (4, 4) place on the lattice -> RAS mm of the start.
         affine: (4, 4) RAS mm, start -> end.
         linear: (3, 3) flow -> RAS mm of the end.
@@ -37,19 +38,19 @@ class Lattice:
 
     @property
     def to_place(self) -> Array:
-        """(4, 4) RAS mm of the start -> place on the lattice."""
+        """The map RAS mm of the start -> place on the lattice, (4, 4)."""
         return np.linalg.inv(self.from_place)
 
     @functools.cached_property
     def steps(self) -> Array:
-        """(3, 3) a step on the lattice -> what it would take of flow to go as far."""
+        """The map from a step on the lattice to the flow vector of the same displacement, (3, 3)."""
         return np.linalg.solve(self.linear, (self.affine @ self.from_place)[:3, :3])
 
     @functools.cached_property
     def trend(self) -> Array:
-        """(4, 4) inverse of ``steps w + flow(w)`` with the flow's best affine fit; its determinant is in the corner.
+        """The inverse of ``steps w + flow(w)`` for the flow's best affine fit, (4, 4); entry [3, 3] is its determinant.
 
-        Without the fit where that would be singular: a flow that takes all to one plane.
+        Where the fit would be singular (a flow that maps everything onto a plane), its linear part is left out.
         """
         axes = [np.unique(np.linspace(0, size - 1, FITTED).astype(int)) for size in self.flow.shape[:3]]
         places = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
@@ -66,7 +67,7 @@ class Lattice:
 
 
 def lattice(flow: Array, grid: Grid, affine: Array) -> Lattice:
-    """A `runtime.geometry.transform.SpatialTransform` as the kernels take it: its flow, grid and affine."""
+    """Convert flow, grid and affine of a `runtime.geometry.transform.SpatialTransform` to the form the kernels take."""
     last = np.moveaxis(flow, 0, -1)
     axes = memory_order(last)
     flow = np.ascontiguousarray(last.transpose(*axes, 3), dtype=np.float32)
@@ -76,12 +77,12 @@ def lattice(flow: Array, grid: Grid, affine: Array) -> Lattice:
 
 
 def memory_order(vectors: Array) -> tuple[int, int, int]:
-    """The first three axes of (I, J, K, 3), the one that is slowest in memory first."""
+    """Return the first three axes of (I, J, K, 3), slowest in memory first."""
     return tuple(int(axis) for axis in np.argsort([-abs(stride) for stride in vectors.strides[:3]], kind="stable"))
 
 
 def move_points(given: Lattice, points: Array) -> Array:
-    """Where points of the start lie in the end, (N, 3) -> (N, 3) float64, RAS mm."""
+    """Map points of the start into the end, (N, 3) -> (N, 3) float64, RAS mm."""
     moved = np.empty(points.shape)
     points = np.ascontiguousarray(points, dtype=np.float64)
     kernels.move_points(given.flow, given.to_place, given.affine, given.linear, points, moved)
@@ -89,7 +90,7 @@ def move_points(given: Lattice, points: Array) -> Array:
 
 
 def displacement(given: Lattice, target: Grid) -> Array:
-    """``points(x) - x`` on a grid, (I, J, K, 3) float32, RAS mm, first axis fastest."""
+    """Compute ``points(x) - x`` on a grid, (I, J, K, 3) float32, RAS mm, first axis fastest."""
     result = np.empty((3, *target.shape[::-1]), np.float32)
     base = (given.affine - np.eye(4)) @ target.affine
     kernels.displacement(given.flow, given.to_place @ target.affine, base, given.linear, result)
@@ -97,14 +98,14 @@ def displacement(given: Lattice, target: Grid) -> Array:
 
 
 def solve_points(given: Lattice, points: Array, tolerance: float) -> tuple[Array, Array]:
-    """The points x of the start that are taken to points y of the end.
+    """Find the points x of the start that are mapped to points y of the end.
 
-    With w the place of x on the lattice and D the linear part, what is solved is ``S w + flow(w) = g`` with
+    With w the place of x on the lattice and D the linear part, the equation is ``S w + flow(w) = g`` with
     ``S = D^-1 affine from_place`` and the goal ``g = D^-1 (y - affine from_place [0, 1])``.
 
     Args:
         points: (N, 3) RAS mm.
-        tolerance: mm; the search for a point ends at a smaller miss.
+        tolerance: mm; the search for a point ends once its miss, the distance of T(x) to y, is smaller.
 
     Returns:
         (x, miss): (N, 3) and (N,) float64, mm.
@@ -120,9 +121,9 @@ def solve_points(given: Lattice, points: Array, tolerance: float) -> tuple[Array
 
 
 def turned(vectors: Array, matrix: Array) -> Array:
-    """``matrix v`` for vectors (A, B, C, 3), as contiguous float32.
+    """Return ``matrix v`` for vectors (A, B, C, 3), as contiguous float32.
 
-    Without a copy if they lie one after the other in memory, or plane after plane as in files.
+    The input is not copied if its vectors lie one after the other in memory, or component by component as in files.
     """
     rows = vectors.reshape(-1, 3).astype(np.float32, copy=False)
     if not (rows.flags.c_contiguous or rows.flags.f_contiguous):

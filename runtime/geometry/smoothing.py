@@ -1,8 +1,8 @@
-"""Smoothing a residual flow where the fixed image has no edges: slow, readable NumPy definitions.
+"""Smoothing of a residual flow where the fixed image has no edges: slow, readable reference implementations in NumPy.
 
-Where the image is flat, nothing in it says where a voxel goes, and what the estimators answer there is mostly noise.
-There the flow follows what its neighbours at edges say (normalised convolution; Knutsson and Westin, CVPR 1993); at
-edges it stays as it is. Arrays are planar here, (..., I, J, K).
+Flat regions of the image do not determine the flow, and the estimators' output there is mostly noise. There the flow is
+interpolated from its neighbours at edges (normalised convolution; Knutsson and Westin, CVPR 1993); at edges it stays
+unchanged. Arrays are planar here, (..., I, J, K).
 """
 
 import math
@@ -12,13 +12,13 @@ import numpy as np
 from ..errors import InputError
 from ..types import Array
 
-EDGE = 0.002  # squared gradient, (intensity / voxel)^2 of images in [0, 1], that is trusted by half
-LEAST = 1e-4  # added to the confidence around, so that a flow far from every edge fades to nothing
+EDGE = 0.002  # squared gradient, (intensity / voxel)^2 of images in [0, 1], at which the confidence is one half
+LEAST = 1e-4  # added to the smoothed confidence, so that a flow far from every edge fades to zero
 LARGEST_SIGMA, RECOMMENDED_SIGMA = 5.0, 1.5  # voxels
 
 
 def check_sigma(sigma: float) -> None:
-    """InputError unless it is a number of voxels from 0 (no smoothing) to `LARGEST_SIGMA`."""
+    """Raise InputError unless sigma is from 0 (no smoothing) to `LARGEST_SIGMA` voxels."""
     if not 0 <= sigma <= LARGEST_SIGMA:
         raise InputError(
             f"--smooth: got {sigma:g}, expected 0 (no smoothing) to {LARGEST_SIGMA:g} voxels; "
@@ -27,14 +27,14 @@ def check_sigma(sigma: float) -> None:
 
 
 def gaussian_weights(sigma: float) -> Array:
-    """A Gaussian of `sigma` voxels, float32, cut off from three sigmas on, at least one voxel each way; sum 1."""
+    """Return the weights of a Gaussian of `sigma` voxels, float32, sum 1; radius 3 sigma, at least 1 voxel."""
     radius = max(1, math.ceil(3 * sigma))
     weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
     return (weights / weights.sum()).astype(np.float32)
 
 
 def gaussian(array: Array, sigma: float) -> Array:
-    """Gaussian smoothing of (..., I, J, K) along I, J and K, the border continued by its nearest value."""
+    """Smooth (..., I, J, K) along I, J and K with a Gaussian; beyond the border the nearest value is repeated."""
     weights = gaussian_weights(sigma)
     radius = len(weights) // 2
     for axis in (-3, -2, -1):
@@ -45,13 +45,13 @@ def gaussian(array: Array, sigma: float) -> Array:
 
 
 def halve(image: Array) -> Array:
-    """An image (I, J, K) of even sizes on the next coarser level's grid: means of blocks of 2x2x2 voxels."""
+    """Return an image (I, J, K) of even sizes on the next coarser level's grid: means of blocks of 2x2x2 voxels."""
     size_i, size_j, size_k = (size // 2 for size in image.shape)
     return image.reshape(size_i, 2, size_j, 2, size_k, 2).mean(axis=(1, 3, 5))
 
 
 def confidence(image: Array) -> Array:
-    """How far an image (I, J, K) in [0, 1] tells where a voxel goes: ``g / (g + EDGE)``, from 0 (flat) to 1 (edge).
+    """Compute the confidence ``g / (g + EDGE)`` of an image (I, J, K) in [0, 1], from 0 (flat) to 1 (edge).
 
     g is the squared length of the gradient by central differences per voxel, one-sided at the border.
     """
@@ -61,7 +61,7 @@ def confidence(image: Array) -> Array:
 
 
 def smooth_residual(residual: Array, trusted: Array, sigma: float) -> Array:
-    """``c r + (1 - c) S(c r) / (S(c) + LEAST)``, S a Gaussian of `sigma` voxels.
+    """Return ``c r + (1 - c) S(c r) / (S(c) + LEAST)``, where S smooths with a Gaussian of `sigma` voxels.
 
     Args:
         residual: r, (3, I, J, K), voxels.

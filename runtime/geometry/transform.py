@@ -1,9 +1,9 @@
-"""Maps of space, RAS mm -> RAS mm, and what is done with them: moved points, displacements, inverses, chains.
+"""Spatial transforms, RAS mm -> RAS mm: mapping of points, displacement fields, inverses, chains.
 
-A transform goes from a start (the fixed image's space) into an end (the moving image's). An image that lies in the end
-is resampled onto a grid of the start with it; points of the end come to the start with its inverse. Files, and the
-conventions of other tools, are the business of `runtime.transforms`. Fields are computed in compiled code
-(`runtime.geometry.lattice`), which the formulas here and `runtime.geometry.flow.sample` define.
+A transform maps from its start (the fixed image's space) to its end (the moving image's). It resamples an image of the
+end onto a grid of the start; its inverse maps points of the end to the start. Files, and the conventions of other
+tools, are handled by `runtime.transforms`. Fields are computed in compiled code (`runtime.geometry.lattice`); the
+formulas here and `runtime.geometry.flow.sample` are the reference.
 """
 
 import functools
@@ -22,21 +22,21 @@ from .grid import FARTHEST_MM, Grid, check_affine
 if TYPE_CHECKING:
     from .lattice import Lattice
 
-TOLERANCE_MM = 1e-3  # an inverse is found where |T(x) - y| is no more
-AIM_MM = TOLERANCE_MM / 10  # at which the search for it ends: in a chain the links' residuals add up
+TOLERANCE_MM = 1e-3  # largest |T(x) - y| at which x counts as the inverse of y
+AIM_MM = TOLERANCE_MM / 10  # residual at which the search ends: in a chain the links' residuals add up
 LARGEST_STRETCH = 5.0  # of a plausible affine
-SLAB = 1 << 19  # points that are carried through a chain at a time
+SLAB = 1 << 19  # points that are mapped through a chain at a time
 
 
 def check_plausible(matrix: Array, argument: str) -> None:
-    """Refuse an affine that no two bodies differ by: it is in other units or another tool's form, or damaged.
+    """Refuse an affine that is implausible between two scans: in other units, in another tool's form, or damaged.
 
     Args:
         matrix: (4, 4) RAS mm, fixed -> moving.
         argument: what to call it in the message.
 
     Raises:
-        InputError: it stretches, or shifts, beyond measure.
+        InputError: it stretches or shifts too far.
     """
     stretch = np.linalg.svd(matrix[:3, :3], compute_uv=False)
     if not (stretch.max() <= LARGEST_STRETCH and stretch.min() >= 1 / LARGEST_STRETCH):
@@ -49,29 +49,29 @@ def check_plausible(matrix: Array, argument: str) -> None:
 
 
 class Transform(ABC):
-    """A map of space.
+    """A spatial transform.
 
     Attributes:
-        matrix: (4, 4) RAS mm of what is affine; None of what is not.
+        matrix: (4, 4) RAS mm if the transform is affine, else None.
     """
 
     matrix: Array | None = None
 
     @abstractmethod
     def points(self, points: Array) -> Array:
-        """Where points of the start lie in the end, (N, 3) -> (N, 3) float64, RAS mm."""
+        """Map points of the start into the end, (N, 3) -> (N, 3) float64, RAS mm."""
 
     @abstractmethod
     def inverse(self) -> "Transform":
-        """The map from the end to the start."""
+        """Return the map from the end to the start."""
 
     @property
     def merged(self) -> tuple["Transform", ...]:
-        """The links of the same map: of a chain several, else this alone."""
+        """The same map as a sequence of links: several for a chain, else this transform alone."""
         return (self,)
 
     def displacement(self, target: Grid) -> Array:
-        """``points(x) - x`` at every voxel of a grid, (I, J, K, 3) float32, RAS mm, first axis fastest in memory."""
+        """Compute ``points(x) - x`` at every voxel of a grid, (I, J, K, 3) float32, RAS mm, first axis fastest."""
         result = np.empty((3, *target.shape[::-1]), np.float32)
         for planes, places in slabs(target.shape, target.affine):
             moved = self.points(places) - places
@@ -81,16 +81,16 @@ class Transform(ABC):
 
 @dataclass(frozen=True, eq=False)
 class AffineTransform(Transform):
-    """y = matrix [x, 1].
+    """The affine map y = matrix [x, 1].
 
     Attributes:
         matrix: (4, 4) RAS mm.
 
     Raises:
-        InputError: the matrix is no invertible affine map.
+        InputError: the matrix is not an invertible affine map.
     """
 
-    matrix: Array = field()  # else the base's None would be its default
+    matrix: Array = field()  # overrides the base class's None, which would be the default
 
     def __post_init__(self) -> None:
         check_affine(self.matrix, "affine")
@@ -110,17 +110,17 @@ class AffineTransform(Transform):
         return AffineTransform(np.linalg.inv(self.matrix))
 
     def after(self, matrix: Array) -> "AffineTransform":
-        """An affine (4, 4) and then this, as one map."""
+        """Return the map that applies an affine (4, 4) first and then this transform."""
         return AffineTransform(self.matrix @ matrix)
 
     def before(self, matrix: Array) -> "AffineTransform":
-        """This and then an affine (4, 4), as one map."""
+        """Return the map that applies this transform first and then an affine (4, 4)."""
         return AffineTransform(matrix @ self.matrix)
 
 
 @dataclass(frozen=True, eq=False)
 class Chain(Transform):
-    """Several transforms: a point of the start goes through the first, then the second, and so on (ANTs' ``-t`` order).
+    """Several transforms: a point of the start is mapped by the first, then the second, and so on (ANTs' ``-t`` order).
 
     Attributes:
         links: one or more.
@@ -138,7 +138,7 @@ class Chain(Transform):
 
     @functools.cached_property
     def merged(self) -> tuple[Transform, ...]:
-        """The same map in fewer links: no chains, and affines only where there is nothing else."""
+        """The same map in as few links as possible: chains flattened, affines merged into their neighbours."""
         merged: list[Transform] = []
         for link in itertools.chain.from_iterable(part.merged for part in self.links):
             last = merged[-1] if merged else None
@@ -160,14 +160,14 @@ class Chain(Transform):
 
 @dataclass(frozen=True, eq=False)
 class SpatialTransform(Transform):
-    """An affine and a flow, one after the other, as one map from the fixed into the moving image's space.
+    """A flow followed by an affine, as one map from the fixed to the moving image's space.
 
-    A point x of fixed space (RAS mm) goes to
+    A point x of fixed space (RAS mm) is mapped to
 
         y = affine( W( w + flow(w) ) ),   w = W^-1 x
 
-    with W the working grid's voxel -> RAS map and flow(w) trilinear. Outside the working grid the flow is continued by
-    its nearest border value, so the map is continuous everywhere.
+    with W the working grid's voxel -> RAS map and flow(w) trilinear. Outside the working grid the flow is extrapolated
+    with its nearest border value, so the map is continuous everywhere.
 
     Attributes:
         affine: (4, 4) RAS mm, fixed -> moving.
@@ -175,7 +175,7 @@ class SpatialTransform(Transform):
         grid: the working grid, a part of fixed space.
 
     Raises:
-        InputError: if the flow's shape is not the grid's or the affine is no invertible 4x4 matrix.
+        InputError: if the flow's shape is not the grid's or the affine is not an invertible 4x4 matrix.
     """
 
     affine: Array
@@ -199,7 +199,7 @@ class SpatialTransform(Transform):
 
     @functools.cached_property
     def lattice(self) -> "Lattice":
-        """The flow and the maps around it as compiled code takes them; shares the flow's memory where it can."""
+        """The flow and its affine maps in the form that compiled code takes; shares the flow's memory if possible."""
         from .lattice import lattice
 
         return lattice(self.flow, self.grid, self.affine)
@@ -208,21 +208,21 @@ class SpatialTransform(Transform):
         return NumericalInverse(self)
 
     def after(self, matrix: Array) -> "SpatialTransform":
-        """As in `AffineTransform`."""
+        """Compose as in `AffineTransform.after`."""
         grid = Grid(self.grid.shape, np.linalg.inv(matrix) @ self.grid.affine)
         return SpatialTransform(self.affine @ matrix, self.flow, grid)
 
     def before(self, matrix: Array) -> "SpatialTransform":
-        """As in `AffineTransform`."""
+        """Compose as in `AffineTransform.before`."""
         return SpatialTransform(matrix @ self.affine, self.flow, self.grid)
 
 
 @dataclass(frozen=True, eq=False)
 class NumericalInverse(Transform):
-    """The inverse of a spatial transform: the x with ``forward.points(x) = y``, found by iteration.
+    """The inverse of a spatial transform: x such that ``forward.points(x) = y``, found by iteration.
 
     Attributes:
-        forward: what is inverted.
+        forward: the transform to invert.
     """
 
     forward: SpatialTransform
@@ -234,18 +234,18 @@ class NumericalInverse(Transform):
         return self.forward
 
     def after(self, matrix: Array) -> "NumericalInverse":
-        """As in `AffineTransform`."""
+        """Compose as in `AffineTransform.after`."""
         return NumericalInverse(self.forward.before(np.linalg.inv(matrix)))
 
     def before(self, matrix: Array) -> "NumericalInverse":
-        """As in `AffineTransform`."""
+        """Compose as in `AffineTransform.before`."""
         return NumericalInverse(self.forward.after(np.linalg.inv(matrix)))
 
     def solve(self, points: Array) -> tuple[Array, Array]:
-        """The x that are taken to y: Newton's method, and damped fixed-point iteration where that fails.
+        """Find the x that are mapped to y: Newton's method, and damped fixed-point iteration where that fails.
 
-        A continuous field has such an x for every y. Where it folds there are several, of which one is found (one with
-        a Jacobian determinant above 0 rather than another), or in rare cases none: then the nearest miss is given.
+        A continuous field has such an x for every y. Where it folds there are several, of which one is found,
+        preferably with a Jacobian determinant above 0, or in rare cases none: then the best approximation is returned.
 
         Returns:
             (x, residual): (N, 3) float64, and ``|forward.points(x) - y|`` (N,), mm.
@@ -256,7 +256,7 @@ class NumericalInverse(Transform):
 
 
 def from_displacement(displacement: Array, grid: Grid) -> SpatialTransform:
-    """The transform ``x + displacement(x)``: (I, J, K, 3) RAS mm on `grid`, trilinear, continued by its border.
+    """Return the transform ``x + displacement(x)``: (I, J, K, 3) RAS mm on `grid`, trilinear, border extrapolated.
 
     Raises:
         InputError: the displacement is not finite, not of the grid's shape, or has an axis of one voxel.
@@ -275,10 +275,10 @@ def from_displacement(displacement: Array, grid: Grid) -> SpatialTransform:
 
 
 def slabs(shape: tuple[int, int, int], matrix: Array) -> Iterator[tuple[slice, Array]]:
-    """The places ``matrix [v, 1]`` of a grid's voxels v, in slabs of planes along K.
+    """Yield the positions ``matrix [v, 1]`` of a grid's voxels v, in slabs of planes along K.
 
     Yields:
-        (planes, places): which planes, and their places (N, 3) float64, first axis fastest.
+        (planes, places): the slice of planes, and their voxels' positions (N, 3) float64, first axis fastest.
     """
     i, j, k = (np.arange(size, dtype=np.float64) for size in shape)
     thickness = max(1, SLAB // (len(i) * len(j)))

@@ -1,1 +1,1 @@
-"""This computer: its cores and memory, the cache folder, files, progress, and kernels compiled for its processor."""
+"""The host machine: cores and memory, the cache folder, files, progress, and kernels compiled for its processor."""

@@ -1,4 +1,4 @@
-"""Work beside the caller: reading the next files and writing the last while something else is computed."""
+"""Background threads: reading the next files and writing the last ones while something else is computed."""
 
 import functools
 from collections.abc import Callable
@@ -9,25 +9,25 @@ Result = TypeVar("Result")
 
 
 class Job(Generic[Result]):
-    """Something that is being worked out. Its result can be taken once, so that memory is not held here."""
+    """A result that is still being computed. It can be taken only once, so that a job does not hold on to memory."""
 
     def __init__(self, result: Callable[[], Result]) -> None:
         self._result: Callable[[], Result] | None = result
 
     def take(self) -> Result:
-        """Waits; gives the result, or raises what the function raised."""
+        """Wait for the result and return it, or raise what the function raised."""
         result, self._result = self._result, None
         return result()
 
 
 class Jobs:
-    """Runs functions beside the caller in at most `threads` - 1 Python threads; with one thread, when they are taken.
+    """A pool of at most `threads` - 1 background threads; with one thread, each function runs when its job is taken.
 
-    A context manager: leaving it drops what has not begun and waits for the rest. It pays for what leaves the
-    interpreter's lock alone: files, compression, NumPy on large arrays.
+    A context manager: leaving it cancels jobs that have not begun and waits for the rest. It pays off for work that
+    releases Python's global interpreter lock: files, compression, NumPy on large arrays.
 
     Attributes:
-        beside: whether there are such threads.
+        beside: whether there are background threads.
     """
 
     def __init__(self, threads: int) -> None:
@@ -35,7 +35,7 @@ class Jobs:
         self._pool = ThreadPoolExecutor(threads - 1) if self.beside else None
 
     def start(self, function: Callable[..., Result], *arguments: Any) -> Job[Result]:
-        """``function(*arguments)``, begun as soon as a thread is free."""
+        """Start ``function(*arguments)`` as soon as a thread is free, and return its job."""
         if self._pool:
             return Job(self._pool.submit(function, *arguments).result)
         return Job(functools.partial(function, *arguments))

@@ -1,7 +1,7 @@
-"""The folder for what is compiled for this computer: kept between runs and safe to delete.
+"""The cache folder for code compiled for this machine: kept between runs and safe to delete.
 
-What lies in it is run, so it is used only where nobody else may write, and each file is held against a hash in front
-of its content. A cache that cannot be read or written costs time, nothing else.
+Its files are executed, so it is used only if no other user can write to it, and each file is checked against a hash
+stored in front of its content. A cache that cannot be read or written costs time, nothing else.
 """
 
 import contextlib
@@ -17,20 +17,20 @@ from pathlib import Path
 from .files.whole_files import atomic_path
 
 VARIABLE = "RPNET_CACHE"
-NOWHERE = Path(os.devnull) / "rpnet"  # can neither be read nor made
-ROOM = 1 << 16  # bytes that a disk with room for a cache takes
+NOWHERE = Path(os.devnull) / "rpnet"  # can neither be read nor created
+ROOM = 1 << 16  # bytes that it must be possible to write before a folder is used as a cache
 HASH = hashlib.sha256().digest_size
 
 
 def cache_folder(part: str = "") -> Path:
-    """This user's folder for compiled code, made if need be.
+    """Return this user's cache folder for compiled code, created if necessary.
 
-    The environment variable RPNET_CACHE names it; else it is `rpnet` in the system's folder for caches. One that
-    cannot be written to (a container's, a full disk) serves as it is if the part asked for lies in it. Else one among
-    the temporary folders takes its place; without any, a path that nothing can be read from or written to.
+    The environment variable RPNET_CACHE names it; the default is `rpnet` in the system's cache folder. A folder that
+    cannot be written to (in a container, on a full disk) is used read-only if it already holds `part`. Otherwise a
+    folder among the temporary files is used, and failing that, a path that can be neither read nor written.
 
     Args:
-        part: path, below the folder, of what it is wanted for; "": anything.
+        part: path, relative to the folder, of the entry that is needed; "": any.
     """
     for folder, mode in _candidates():
         if _is_ours(folder, part) and (_usable(folder, mode) or _holds(folder / part)):
@@ -39,11 +39,11 @@ def cache_folder(part: str = "") -> Path:
 
 
 def keep_in_cache(variable: str, name: str) -> None:
-    """Has a library keep in a folder of the cache what it would leave in the home folder or a temporary one.
+    """Make a library keep its own cache in this cache folder instead of the home folder or a temporary one.
 
     Args:
-        variable: of the environment, that tells the library where; one that is set already stays.
-        name: of the folder, which is this user's alone: what libraries keep carries no hashes.
+        variable: environment variable that the library reads its folder from; left alone if it is already set.
+        name: of the subfolder. Only this user can access it, because libraries store no hashes with their files.
     """
     folder = cache_folder(name) / name
     with contextlib.suppress(OSError):
@@ -52,17 +52,17 @@ def keep_in_cache(variable: str, name: str) -> None:
 
 
 def keep(path: Path, content: bytes) -> None:
-    """Writes a file of the cache, its hash in front; not where there is no room or no permission."""
+    """Write a file to the cache with its hash in front; do nothing if there is no space or no permission."""
     with contextlib.suppress(OSError):
         for folder in reversed([place for place in path.parents if not place.exists()]):
             folder.mkdir(mode=0o755, exist_ok=True)
         with atomic_path(path) as temporary:
             temporary.write_bytes(hashlib.sha256(content).digest() + content)
-            temporary.chmod(0o644)  # whatever the umask is: `kept` refuses what others may write
+            temporary.chmod(0o644)  # whatever the umask is: `kept` rejects files that others may write
 
 
 def kept(path: Path) -> bytes | None:
-    """What `keep` wrote; None where there is nothing, or not what it was, or others may have written it."""
+    """Return what `keep` wrote; None if the file is missing or damaged, or if other users may have written it."""
     with contextlib.suppress(OSError), open(path, "rb") as file:
         found = file.read() if _is_trusted(os.fstat(file.fileno())) else b""
         content = memoryview(found)[HASH:]
@@ -72,7 +72,7 @@ def kept(path: Path) -> bytes | None:
 
 
 def keep_latest(paths: Iterable[Path], number: int) -> None:
-    """Removes all of these files and folders but the ones used last, as far as the system allows."""
+    """Remove all but the `number` most recently used of these files and folders, as far as the system allows."""
     with contextlib.suppress(OSError):
         for path in sorted(paths, key=lambda path: path.stat().st_mtime)[:-number]:
             if path.is_dir():
@@ -82,7 +82,10 @@ def keep_latest(paths: Iterable[Path], number: int) -> None:
 
 
 def _candidates() -> list[tuple[Path, int]]:
-    """The folder that is meant and the mode to make it with: what a user names may serve others, who only read."""
+    """Return the configured cache folder and the mode to create it with, as a list of one; empty without a home folder.
+
+    A folder that the user names may also serve other users, who can only read it.
+    """
     with contextlib.suppress(RuntimeError):  # no home folder
         if chosen := os.environ.get(VARIABLE):
             return [(Path(chosen).expanduser().absolute(), 0o755)]
@@ -100,7 +103,7 @@ def _system_folder() -> Path:
 
 
 def _is_ours(folder: Path, part: str) -> bool:
-    """Whether nobody else may write to a folder, nor to those on the way to a part of it, as far as they are there."""
+    """Return whether no other user can write to a folder or to any existing folder from there down to `part`."""
     try:
         below = [folder / place for place in [*reversed(Path(part).parents), Path(part)]]
         return all(_is_trusted(place.stat()) for place in below if place.exists())
@@ -109,7 +112,7 @@ def _is_ours(folder: Path, part: str) -> bool:
 
 
 def _is_trusted(facts: os.stat_result) -> bool:
-    """Whether what has these facts can have been written by this user, or the system's, alone."""
+    """Return whether only this user or root can have written the file or folder with this status."""
     return not hasattr(os, "getuid") or (facts.st_uid in (0, os.getuid()) and not facts.st_mode & 0o022)
 
 
@@ -132,7 +135,7 @@ def _holds(folder: Path) -> bool:
 
 @functools.cache
 def _temporary_folder() -> Path:
-    """The same from run to run as long as it is ours alone."""
+    """Return a cache folder among the temporary files: the same in every run, used only if no other user can write."""
     try:
         folder = Path(tempfile.gettempdir()) / (f"rpnet-{os.getuid()}" if hasattr(os, "getuid") else "rpnet")
         folder.mkdir(mode=0o700, exist_ok=True)

@@ -1,8 +1,8 @@
-"""`numba.njit` whose results are kept in the user's cache folder and survive a reinstallation.
+"""A `numba.njit` whose compiled code is kept in the user's cache folder and survives a reinstallation.
 
-Kernels are kept under a key of contents: the sources of all of them (one may be part of another), the versions of
-numba, llvmlite and Python. To this numba adds the processor. By itself it would keep them beside the sources, forget
-them with the folder and, in older versions, compile again whenever a file's date changes.
+Kernels are stored under a key made from the sources of all of them (one may be inlined into another) and the versions
+of numba, llvmlite and Python; numba adds the processor. By default numba would keep them beside the sources, lose them
+with that folder and, in older versions, recompile whenever a file's date changes.
 """
 
 import contextlib
@@ -23,27 +23,27 @@ from .cache_folder import cache_folder, keep, keep_latest, kept
 from .stopping import held_signals
 
 PACKAGE = Path(__file__).resolve().parents[1]
-# A source that has kernels, or one that might: too many only means compiling again more often.
+# Matches sources that have, or might have, kernels: a false match only means recompiling more often.
 HAS_KERNELS = re.compile(r"^(from|import)\b.*\b(numba|kernels|compiled)\b", re.MULTILINE)
-FOLDER, KEY = "rpnet-kernels", re.compile("[0-9a-f]{16}")  # in the cache folder, which others may use as well
-KEPT = 8  # versions: several installations may be in use by turns
-KERNELS: list = []  # all that were decorated in this process
+FOLDER, KEY = "rpnet-kernels", re.compile("[0-9a-f]{16}")  # in the cache folder, which other programs may share
+KEPT = 8  # versions: several installations may be in use alternately
+KERNELS: list = []  # all kernels that were decorated in this process
 
 
 def compiled(**options) -> Callable:
-    """``numba.njit(**options)`` for functions called from Python; what those call needs plain `njit`.
+    """Return ``numba.njit(**options)`` with this cache, for functions called from Python; callees need plain `njit`.
 
     Raises:
-        InputError: numba is told not to compile.
+        InputError: compilation is disabled by NUMBA_DISABLE_JIT.
     """
     if numba.config.DISABLE_JIT:
-        raise InputError("NUMBA_DISABLE_JIT: got 1, but nothing here runs uncompiled; unset it")
+        raise InputError("NUMBA_DISABLE_JIT: got 1, but the kernels only run compiled; unset it")
 
     def decorate(function: Callable) -> Callable:
         kernel = numba.njit(**options)(function)
-        with contextlib.suppress(Exception):  # numba promises nothing of its caches: then compiled by each process
+        with contextlib.suppress(Exception):  # numba's cache classes are private: if they change, each process compiles
             kernel._cache = _cache_class()(function)
-        kernel.compile = held_signals()(kernel.compile)  # LLVM calls back for what it compiled or would compile
+        kernel.compile = held_signals()(kernel.compile)  # LLVM calls back into Python while compiling
         KERNELS.append(kernel)
         return kernel
 
@@ -52,7 +52,7 @@ def compiled(**options) -> Callable:
 
 @functools.cache
 def code_folder() -> Path:
-    """Where compiled kernels lie, as the sources now stand; those of the least used other versions are removed."""
+    """Return the folder of the kernels compiled from the current sources; remove the least recently used versions."""
     part = Path(FOLDER) / code_key(PACKAGE)
     folder = cache_folder(str(part)) / part
     with contextlib.suppress(OSError):
@@ -64,7 +64,7 @@ def code_folder() -> Path:
 
 
 def code_key(package: Path) -> str:
-    """Name of the compiled form of a package's kernels: it changes with any source that has kernels, and versions."""
+    """Return the cache key of a package's compiled kernels: it changes with kernel sources and library versions."""
     facts = (numba.__version__, llvmlite.__version__, sys.implementation.cache_tag)
     key = hashlib.sha256(repr(facts).encode())
     for path in sorted(package.rglob("*.py")):
@@ -76,18 +76,18 @@ def code_key(package: Path) -> str:
 
 @functools.cache
 def _cache_class() -> type:
-    """numba's cache of a function, in our folder and our files; what is wrong with them costs time, nothing else."""
+    """Return numba's function cache class, storing into our folder and files; damaged files only cost time."""
     from numba.core import caching
 
     class Locator(caching._CacheLocator):
-        """Tells numba where a function's compiled code lies and whether it is fresh: by its folder's name it is."""
+        """The location of a function's compiled code. It is always fresh, because the folder's name is the key."""
 
         def __init__(self, function: Callable, file: str) -> None:
-            self._py_file, self._line = file, function.__code__.co_firstlineno  # numba's warnings read the first
+            self._py_file, self._line = file, function.__code__.co_firstlineno  # numba's warnings read `_py_file`
 
         @classmethod
         def from_function(cls, function: Callable, file: str) -> "Locator | None":
-            ours = Path(file).resolve().is_relative_to(PACKAGE)  # the key knows of no other sources
+            ours = Path(file).resolve().is_relative_to(PACKAGE)  # the key covers no other sources
             return cls(function, file) if ours else None
 
         def get_cache_path(self) -> str:
@@ -103,7 +103,7 @@ def _cache_class() -> type:
         _locator_classes = (Locator,)
 
     class Files(caching.IndexDataCacheFile):
-        """A kernel's signatures and their code. Both are pickles: loaded only if they are what we wrote."""
+        """The files of a kernel's signatures and code. Both are pickles, loaded only if their hashes match."""
 
         def _load_index(self) -> dict:
             content = kept(Path(self._index_path))

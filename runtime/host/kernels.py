@@ -1,8 +1,8 @@
-"""Kernels that work through the slices of an array, shared out among threads.
+"""Kernels that process the slices of an array, distributed among threads.
 
-numba can do this itself (`parallel=True`), but then every kernel takes twice as long to compile, and, with OpenMP,
-its threads keep a core busy for milliseconds after each call, which the engine that runs next has to do without, and
-cannot be used after a fork. Here a compiled function does slices `begin` to `end` and lets go of Python's lock.
+numba can do this itself (`parallel=True`), but then every kernel takes twice as long to compile, and with OpenMP its
+threads cannot be used after a fork and spin for milliseconds after each call, on cores that the engine needs next.
+Here a compiled function processes slices `begin` to `end` and releases Python's global interpreter lock.
 """
 
 import contextlib
@@ -20,20 +20,20 @@ from ..errors import InputError, first_line
 from ..types import Array
 from .compiled import compiled
 
-SMALL = 1 << 15  # numbers in the largest array, up to which a second thread costs more than it brings
-SHARES = 4  # per thread: a thread that is held up leaves slices to the others
+SMALL = 1 << 15  # size of the largest array up to which a second thread costs more than it gains
+SHARES = 4  # per thread, so that other threads take over the slices of one that is held up
 
 
 def in_slices(over: str | Callable[..., int], **options) -> Callable:
-    """Compiles ``kernel(begin, end, ...)`` for calls without these two.
+    """Compile ``kernel(begin, end, ...)`` into a function that is called without `begin` and `end`.
 
     Args:
-        over: name of the argument along whose first axis the kernel works, or a function that takes the kernel's other
-            arguments and returns how many slices there are.
-        options: of `numba.njit`, beside those that are given here.
+        over: name of the argument whose first axis is divided into slices, or a function that takes the kernel's other
+            arguments and returns the number of slices.
+        options: of `numba.njit`, besides those set here.
 
-    Slices run in any order and at the same time, on as many threads as `numba.get_num_threads` says; a kernel writes
-    what belongs to its slices alone. Results then do not depend on the number of threads. Arguments that are only read
+    Slices run concurrently and in any order, on as many threads as `numba.get_num_threads` says. A kernel must write
+    only what belongs to its slices; then results do not depend on the number of threads. Arguments that are only read
     may be read-only arrays.
     """
 
@@ -53,10 +53,10 @@ def in_slices(over: str | Callable[..., int], **options) -> Callable:
 
 @contextlib.contextmanager
 def on_threads(count: int) -> Iterator[None]:
-    """Holds numba, in this Python thread, to so many threads, or as many as it was started with; leaves it as it was.
+    """Limit numba in this Python thread to `count` threads, or to all it was started with; restore it on leaving.
 
     Raises:
-        InputError: numba cannot start threads as it is told to.
+        InputError: numba cannot start the threading layer that NUMBA_THREADING_LAYER asks for.
     """
     before = _threads()
     numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
@@ -74,7 +74,7 @@ def _threads() -> int:
 
 
 def _length_of(name: str, function: Callable) -> Callable[..., int]:
-    place = list(inspect.signature(function).parameters).index(name) - 2
+    place = list(inspect.signature(function).parameters).index(name) - 2  # `begin` and `end` come first
     return lambda *arguments: len(arguments[place])
 
 
@@ -95,7 +95,7 @@ def _run(kernel: Callable, count: int, arguments: list) -> None:
         work()
     finally:
         for helper in helpers:
-            if not helper.cancel():  # not begun: nothing is left to do
+            if not helper.cancel():  # a helper that has not begun has nothing left to do
                 helper.result()
 
 
@@ -105,11 +105,11 @@ def _pool() -> ThreadPoolExecutor:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pool.cache_clear)  # threads stay behind
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not survive a fork
 
 
 class _Alias:
-    """Passes for an array that may be written to, and holds the one it stands for."""
+    """A stand-in for a read-only array that claims to be writeable; it keeps the original alive."""
 
     def __init__(self, array: Array) -> None:
         self._array = array
@@ -117,7 +117,7 @@ class _Alias:
 
 
 def _writeable(argument):
-    """Read-only arrays are another type to numba, for which it would compile the kernel again."""
+    """Return arrays as writeable ones: numba compiles a kernel again for read-only arrays, which are another type."""
     if isinstance(argument, np.ndarray) and not argument.flags.writeable:
         return np.asarray(_Alias(argument))
     return argument

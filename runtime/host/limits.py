@@ -1,4 +1,4 @@
-"""What a container, a batch system or a shell allows of this computer: control groups (versions 1 and 2), limits."""
+"""Limits that a container, a batch system or a shell sets: control groups (versions 1 and 2) and ``ulimit``."""
 
 import contextlib
 import math
@@ -9,30 +9,30 @@ from pathlib import Path
 
 CGROUP, OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 STATUS = Path("/proc/self/status")
-# How each version tells of memory: limit, use, and, in memory.stat, file contents that make way for programs.
+# Memory by version of control groups: limit, use, and the entry of memory.stat for file cache that can be dropped.
 MEMORY = {
     2: ("memory.max", "memory.current", "inactive_file"),
     1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 }
-PROCESSORS = ("SLURM_CPUS_PER_TASK", "NUMBA_NUM_THREADS")  # variables that say how many to use
+PROCESSORS = ("SLURM_CPUS_PER_TASK", "NUMBA_NUM_THREADS")  # environment variables that limit the processors
 
 
 @dataclass(frozen=True)
 class Memory:
-    """A limit in bytes, and what is left of it."""
+    """A memory limit and what is left of it, in bytes."""
 
     limit: int
     rest: int
 
 
 def memory_limits() -> list[Memory]:
-    """Those that hold for this process."""
+    """Return the memory limits of this process."""
     groups = [_memory_of_group(folder, version) for version in MEMORY for folder in _groups("memory", version)]
     return [limit for limit in (*groups, *_own_limits()) if limit is not None]
 
 
 def processor_limits() -> list[int]:
-    """How many processors may be used at most: quotas, rounded up, and variables of the environment that say it."""
+    """Return the limits of the number of processors: quotas, rounded up, and environment variables."""
     quotas = [_quota_2(folder) for folder in _groups("cpu", 2)] + [_quota_1(folder) for folder in _groups("cpu", 1)]
     words = [os.environ.get(name, "") for name in PROCESSORS]
     return [max(1, math.ceil(quota)) for quota in quotas if quota] + [
@@ -41,7 +41,7 @@ def processor_limits() -> list[int]:
 
 
 def _groups(controller: str, version: int) -> Iterator[Path]:
-    """This process's control group and those around it. In a container the path told may not exist: then those around.
+    """Yield the folders of this process's control group and its parents; in a container only the latter may exist.
 
     ``/proc/self/cgroup`` has lines "0::/job/step" (version 2) and "4:cpu,cpuacct:/job/step" (version 1).
     """
@@ -61,7 +61,7 @@ def _groups(controller: str, version: int) -> Iterator[Path]:
 
 
 def _memory_of_group(folder: Path, version: int) -> Memory | None:
-    """None without a limit."""
+    """Return the memory limit of a control group; None without a limit."""
     most, used, unneeded = MEMORY[version]
     try:
         limit, taken = (int((folder / name).read_text()) for name in (most, used))
@@ -72,7 +72,7 @@ def _memory_of_group(folder: Path, version: int) -> Memory | None:
 
 
 def _own_limits() -> Iterator[Memory]:
-    """``ulimit -v`` and ``-d``, as batch systems set them for a job's memory."""
+    """Yield the limits of ``ulimit -v`` and ``-d``, as batch systems set them for a job's memory."""
     with contextlib.suppress(ImportError, OSError, ValueError, KeyError):
         import resource
 
@@ -84,7 +84,7 @@ def _own_limits() -> Iterator[Memory]:
 
 
 def _quota_2(folder: Path) -> float | None:
-    """Processors that ``cpu.max`` allows, "50000 100000" for a half; None for "max 100000"."""
+    """Return the processors that ``cpu.max`` allows, "50000 100000" for a half; None for "max 100000"."""
     with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
         quota, period = (folder / "cpu.max").read_text().split()
         return int(quota) / int(period)
@@ -92,7 +92,7 @@ def _quota_2(folder: Path) -> float | None:
 
 
 def _quota_1(folder: Path) -> float | None:
-    """The same of version 1, where -1 means none."""
+    """Return the processors that version 1 allows, where a quota of -1 means no limit."""
     with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
         quota, period = (int((folder / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
         return quota / period if quota > 0 else None

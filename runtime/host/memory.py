@@ -1,7 +1,7 @@
-"""Large arrays on the host: memory that is used again, memory that is kept, and memory that is given back.
+"""Large arrays on the host: memory that is reused, kept by the process, or returned to the system.
 
-The system clears every page of new memory when it is first touched, and for the features and flows of a registration
-that takes as long as several of the kernels that fill them.
+The system clears every page of new memory when it is first touched. For the features and flows of a registration, that
+takes as long as several of the kernels that fill them.
 """
 
 import contextlib
@@ -13,20 +13,20 @@ import numpy as np
 
 from ..types import Array
 
-LARGE = 1 << 20  # bytes, from which on reuse pays
-MOST_KEPT = 1 << 30  # bytes that may lie unused
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
+LARGE = 1 << 20  # bytes from which on reuse pays off
+MOST_KEPT = 1 << 30  # bytes that may be kept unused
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # option numbers from glibc's malloc.h
 
 
 class ArrayPool:
-    """Gives arrays whose memory, once nobody holds them or a view of them, serves the next one of that size."""
+    """A pool of arrays: once an array and all its views are gone, its memory serves the next array of that size."""
 
     def __init__(self) -> None:
         self._unused: list[Array] = []  # flat, longest unused first
-        self._lock = threading.RLock()  # an array may be let go anywhere, also in here
+        self._lock = threading.RLock()  # reentrant: an array may be garbage-collected anywhere, also in here
 
     def empty(self, shape: tuple[int, ...]) -> Array:
-        """A contiguous float32 array of any content."""
+        """Return a contiguous float32 array with arbitrary content."""
         size = math.prod(shape)
         if 4 * size < LARGE:
             return np.empty(shape, np.float32)
@@ -37,12 +37,12 @@ class ArrayPool:
 
     @property
     def unused_bytes(self) -> int:
-        """How much lies unused."""
+        """The bytes that are kept but unused."""
         with self._lock:
             return sum(memory.nbytes for memory in self._unused)
 
     def clear(self) -> None:
-        """Lets go of what is unused."""
+        """Release the unused memory."""
         with self._lock:
             self._unused.clear()
 
@@ -54,7 +54,7 @@ class ArrayPool:
 
 
 class _Lease:
-    """What NumPy takes for the owner of an array's memory: it lives as long as the array and all views of it."""
+    """The owner of an array's memory as NumPy sees it: it lives as long as the array and all views of it."""
 
     def __init__(self, memory: Array, pool: ArrayPool) -> None:
         self.__array_interface__ = memory.__array_interface__
@@ -68,9 +68,9 @@ ARRAYS = ArrayPool()
 
 
 def keep_freed_memory() -> bool:
-    """From now on the C library keeps the pages of what is freed for what comes next; False where it is not glibc.
+    """Make the C library keep freed pages for later allocations; return False if it is not glibc.
 
-    For work that allocates the same large tensors over and over, as training does; the peak stays as it is.
+    This helps work that allocates the same large tensors over and over, such as training; the peak does not change.
     """
     try:
         options = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2**31 - 1), (_TOP_PAD, 1 << 28))
@@ -80,6 +80,6 @@ def keep_freed_memory() -> bool:
 
 
 def return_freed_memory() -> None:
-    """Gives freed memory back to the system, where its C library is glibc; takes about a millisecond."""
+    """Return freed memory to the system if its C library is glibc; takes about a millisecond."""
     with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)

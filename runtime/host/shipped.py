@@ -1,4 +1,4 @@
-"""What differs between a clone of the project and the installed package: where engines ship, how to get packages."""
+"""Differences between a clone of the project and the installed package: shipped engines, installing of packages."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def shipped_engines() -> Path:
-    """Folder of the engine set that ships."""
+    """Return the folder of the shipped engine set."""
     inside = PACKAGE / "shipped"
     return inside if inside.is_dir() else PACKAGE.parent / "engines"
 

@@ -1,4 +1,4 @@
-"""Standard output and error as a command needs them: where nobody listens, it goes on, since files are its results."""
+"""Standard streams that never fail a command: its results are files, so it goes on when nobody reads its output."""
 
 import os
 import sys
@@ -6,10 +6,10 @@ from typing import TextIO
 
 
 def keep_streams_usable() -> None:
-    """Opens what was closed before the program began, and makes what is closed later no error.
+    """Open standard streams that were closed before the program began, and ignore readers that leave later.
 
-    The next file a program opens gets the lowest free number: with 2 closed, a result's, which whatever libraries
-    write to "standard error" would end up in.
+    The next file a program opens gets the lowest free descriptor: with 2 closed, that would be a result file, and
+    whatever libraries write to standard error would end up in it.
     """
     for number, flags in ((0, os.O_RDONLY), (1, os.O_WRONLY), (2, os.O_WRONLY)):
         try:
@@ -25,7 +25,7 @@ def keep_streams_usable() -> None:
 
 
 class _Unbroken:
-    """A text stream that, once its reader has left, goes nowhere."""
+    """A text stream that discards its output once its reader has left."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream

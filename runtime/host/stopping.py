@@ -1,4 +1,4 @@
-"""Being asked to stop: Ctrl-C and SIGTERM unwind the program, so that temporary files go, and end it with a word."""
+"""Signals that stop the program: Ctrl-C and SIGTERM unwind it, so that temporary files go, and end with a message."""
 
 import _thread
 import os
@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from typing import Any
 
 WORDS = {signal.SIGINT: "Ctrl-C (SIGINT)", signal.SIGTERM: "SIGTERM"}
-AGAIN_SECONDS = 0.01  # after which an exception that went astray is raised again
-_asked: list[int] = []  # signals, since `raise_on_signals`
+AGAIN_SECONDS = 0.01  # delay after which an exception that was swallowed is raised again
+_asked: list[int] = []  # signals received since `raise_on_signals`
 
 
 class Stopped(KeyboardInterrupt):
-    """Raised in the main thread when a signal asks the program to stop.
+    """The exception raised in the main thread when a signal asks the program to stop.
 
     Attributes:
         number: of the signal.
@@ -27,35 +27,35 @@ class Stopped(KeyboardInterrupt):
 
 
 def check_asked() -> None:
-    """For threads that write files, which a signal does not reach: raises once the program was asked to stop.
+    """Raise `Stopped` if the program was asked to stop; for threads that write files, which signals do not reach.
 
     Raises:
-        Stopped: it was.
+        Stopped: a signal asked the program to stop.
     """
     if _asked:
         raise Stopped(_asked[0])
 
 
 def asked() -> int | None:
-    """The signal that asked the program to stop, since `raise_on_signals`; None: none did."""
+    """Return the signal that asked the program to stop since `raise_on_signals`; None if none did."""
     return _asked[0] if _asked else None
 
 
 def exit_code(number: int) -> int:
-    """Of a program that a signal ended, as shells and batch systems know it: 130 for Ctrl-C, 143 for SIGTERM."""
+    """Return the exit code of a program ended by a signal, as shells expect it: 130 for Ctrl-C, 143 for SIGTERM."""
     return 128 + number
 
 
 def end_on_signals() -> None:
-    """Before there is anything to tidy up: a signal ends the program with a word."""
+    """Make signals end the program at once with a message, as long as there is nothing to clean up."""
     _answer_with(lambda number, _: _end(number))
 
 
 def raise_on_signals() -> None:
-    """The first signal raises `Stopped`; while that unwinds the program, a second Ctrl-C ends it at once.
+    """Make the first signal raise `Stopped`; while that unwinds the program, a second Ctrl-C ends it at once.
 
-    An exception that is raised while Python runs a destructor or a weak reference's callback goes no further than that
-    (`sys.unraisablehook`). It is raised again a moment later, so that the signal is not lost.
+    Python swallows an exception that is raised in a destructor or a weak reference's callback (`sys.unraisablehook`).
+    It is raised again a moment later, so that the signal is not lost.
     """
     again: list[int] = []
 
@@ -80,7 +80,7 @@ def raise_on_signals() -> None:
 
 
 def _signal_main_thread(number: int) -> None:
-    """Send a signal to the main thread, which it wakes where the system can do that."""
+    """Send a signal to the main thread, waking it if the system can do that."""
     if hasattr(signal, "pthread_kill"):
         signal.pthread_kill(threading.main_thread().ident, number)
     else:
@@ -88,14 +88,14 @@ def _signal_main_thread(number: int) -> None:
 
 
 def ignore_signals() -> None:
-    """Once all is done: Python, on its way out, would fall back on ending without a word."""
+    """Ignore signals once all is done: during its shutdown, Python would end on one without a message."""
     _answer_with(signal.SIG_IGN)
 
 
 def end_with_parent() -> None:
-    """In a process of `multiprocessing`: ends it with the one that started it, however that one ends.
+    """Make a process of `multiprocessing` end with the one that started it, however that one ends.
 
-    Otherwise one that waits for a killed process's work, or for room in its pipe, would do so for ever.
+    Otherwise a process that waits for work from a killed one, or for space in its pipe, would wait for ever.
     """
     import multiprocessing
 
@@ -108,10 +108,10 @@ def end_with_parent() -> None:
 
 @contextmanager
 def held_signals() -> Iterator[None]:
-    """Lets Ctrl-C and SIGTERM wait for the end of what stands inside. Also a decorator.
+    """Delay Ctrl-C and SIGTERM until the end of the block. Also works as a decorator.
 
-    For libraries that Python is called back from: the exception that a signal raises would go astray there, or crash
-    them. Other threads than the main one never see it.
+    For libraries that call back into Python: the exception that a signal raises would be swallowed there, or crash
+    them. Only the main thread receives signals, so in other threads nothing is done.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -131,7 +131,7 @@ def held_signals() -> Iterator[None]:
 
 def _answer_with(handler) -> None:
     for number in WORDS:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # such as under nohup
+        if signal.getsignal(number) is not signal.SIG_IGN:  # ignored under nohup, for instance
             signal.signal(number, handler)
 
 

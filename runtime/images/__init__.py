@@ -1,1 +1,1 @@
-"""Images: volumes and label maps, their intensities, masks, similarity, resampling, and pictures of them."""
+"""Images: volumes and label maps, their intensities, masks, similarity measures, resampling, and previews."""

@@ -1,4 +1,4 @@
-"""From the intensities of a scan to [0, 1]: the rules an engine set can ask for, and the foreground they leave."""
+"""Intensity rules, which map a scan to [0, 1] as an engine set requires, and the foreground that results."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -9,13 +9,13 @@ from ..errors import InputError
 from ..types import Array
 
 FOREGROUND = 0.05  # normalised intensity above which a voxel counts as foreground
-BLOCK = 4  # edge, in voxels, of the blocks that tell structure from specks
+BLOCK = 4  # edge, in voxels, of the blocks that distinguish structure from specks
 BLOCK_SHARE = 0.25  # a block holds structure if at least this share of it is foreground
 
 
 @dataclass(frozen=True)
 class PercentileRule:
-    """0 -> 0 and the `upper` percentile of the voxels above 0 -> 1, clipped. For MRI.
+    """The rule for MRI: 0 -> 0 and the `upper` percentile of the voxels above 0 -> 1, clipped.
 
     Attributes:
         upper: percentile in (0, 100].
@@ -31,7 +31,7 @@ class PercentileRule:
         return {"rule": "percentile", **asdict(self)}
 
     def normalise(self, data: Array, argument: str = "image") -> Array:
-        """Intensities (I, J, K) -> float32 in [0, 1]; InputError if nothing is above 0 or all voxels become equal."""
+        """Map intensities (I, J, K) to float32 in [0, 1]; InputError if none is above 0 or all voxels become equal."""
         positive = data[data > 0]
         if not positive.size:
             raise InputError(f"{argument}: no voxel is above 0, expected an image with its background at 0")
@@ -39,17 +39,17 @@ class PercentileRule:
         return _clipped(data * np.float32(1 / top), argument)
 
     def background(self, data: Array) -> float:
-        """The intensity of what lies outside the image: 0."""
+        """Return the intensity outside the image: 0."""
         return 0.0
 
     def foreground(self, normalised: Array) -> Array:
-        """The (I, J, K) bool mask to crop to; see `foreground_mask`."""
+        """Return the (I, J, K) bool mask to crop to; see `foreground_mask`."""
         return foreground_mask(normalised)
 
 
 @dataclass(frozen=True)
 class WindowRule:
-    """`low` -> 0 and `high` -> 1, clipped. For CT (Hounsfield units).
+    """The rule for CT (Hounsfield units): `low` -> 0 and `high` -> 1, clipped.
 
     Attributes:
         low, high: in the unit of the image, low < high.
@@ -66,16 +66,16 @@ class WindowRule:
         return {"rule": "window", **asdict(self)}
 
     def normalise(self, data: Array, argument: str = "image") -> Array:
-        """Intensities (I, J, K) -> float32 in [0, 1]; InputError if all voxels become equal."""
+        """Map intensities (I, J, K) to float32 in [0, 1]; InputError if all voxels become equal."""
         scaled = data - np.float32(self.low)
         return _clipped(np.multiply(scaled, np.float32(1 / (self.high - self.low)), out=scaled), argument)
 
     def background(self, data: Array) -> float:
-        """The intensity of what lies outside the image: the darkest of `data` (air), at most `low`."""
+        """Return the intensity outside the image: the lowest in `data` (air), at most `low`."""
         return min(float(data.min()), self.low)
 
     def foreground(self, normalised: Array) -> Array:
-        """The (I, J, K) bool mask to crop to; see `foreground_mask`."""
+        """Return the (I, J, K) bool mask to crop to; see `foreground_mask`."""
         return foreground_mask(normalised)
 
 
@@ -84,10 +84,10 @@ Rule = PercentileRule | WindowRule
 
 
 def rule_from_dict(fields: dict[str, Any]) -> Rule:
-    """The rule that `as_dict` wrote.
+    """Return the rule that `as_dict` wrote.
 
     Raises:
-        InputError: for a rule or a field that is not known, or one that is missing.
+        InputError: an unknown rule or field, or a missing field.
     """
     fields = dict(fields)
     name = fields.pop("rule", None)
@@ -100,9 +100,10 @@ def rule_from_dict(fields: dict[str, Any]) -> Rule:
 
 
 def foreground_mask(normalised: Array) -> Array:
-    """Voxels above 0.05 in or beside a block of 4^3 voxels of which a quarter is; isolated specks do not count.
+    """Return the voxels above 0.05, without isolated specks.
 
-    Where no block is filled that far (a tiny or very thin object) every voxel above the threshold counts.
+    A voxel counts if a quarter of the voxels in its block of 4^3, or in a neighbouring block, are above the threshold.
+    Where there is no such block (a tiny or very thin object) every voxel above the threshold counts.
 
     Args:
         normalised: (I, J, K) in [0, 1].
@@ -125,7 +126,7 @@ def foreground_mask(normalised: Array) -> Array:
 def _filled_blocks(mask: Array) -> Array:
     padded = np.zeros([-(-size // BLOCK) * BLOCK for size in mask.shape], np.uint8)
     padded[tuple(slice(size) for size in mask.shape)] = mask
-    counts = padded.view(np.uint32)  # four bytes, a block's edge, are added at a time; 16 of each do not overflow
+    counts = padded.view(np.uint32)  # adds the four bytes of a block's edge at once; sums of 16 do not overflow a byte
     counts = sum(counts[start::BLOCK] for start in range(BLOCK))
     counts = sum(counts[:, start::BLOCK] for start in range(BLOCK))
     counts = counts.view(np.uint8).reshape(*counts.shape, BLOCK).sum(axis=-1)
@@ -133,7 +134,7 @@ def _filled_blocks(mask: Array) -> Array:
 
 
 def _grown(blocks: Array, axis: int) -> Array:
-    """A mask with every block's two neighbours along one axis added."""
+    """Return a mask of blocks, dilated by one block along one axis."""
     grown = blocks.copy()
     ahead, behind = [slice(None)] * 3, [slice(None)] * 3
     ahead[axis], behind[axis] = slice(1, None), slice(None, -1)
@@ -143,7 +144,7 @@ def _grown(blocks: Array, axis: int) -> Array:
 
 
 def _clipped(scaled: Array, argument: str) -> Array:
-    """To [0, 1], float32, in place; InputError if all voxels become equal."""
+    """Clip to [0, 1] in place and return as float32; InputError if all voxels become equal."""
     normalised = np.clip(scaled, 0, 1, out=scaled).astype(np.float32, copy=False)
     if normalised.min() == normalised.max():
         raise InputError(

@@ -1,17 +1,17 @@
-"""What an image seems to hold, told by its voxels: label maps and directions that were given as scans."""
+"""Detection, from the voxels, of label maps and direction maps that were given as scans."""
 
 import numpy as np
 
 from ..types import Array
 
-PLANES = 24  # along K, about, that are looked at
-ALIKE = 0.6  # share of neighbours with one value from which on an image is made of labels; scans of 8 bits have 0.2
-FEWEST = 100  # voxels above the lowest value, below which nothing is told
-UNIT, MOSTLY = 1e-2, 0.98  # how far a direction's length may be from 1, and of how many voxels
+PLANES = 24  # approximate number of planes along K that are inspected
+ALIKE = 0.6  # share of equal neighbours above which an image counts as labels; 8-bit scans have 0.2
+FEWEST = 100  # voxels above the lowest value that are needed for a decision
+UNIT, MOSTLY = 1e-2, 0.98  # tolerance of a direction's length of 1, and the share of voxels that must meet it
 
 
 def looks_like_labels(data: Array) -> bool:
-    """Whether an image (I, J, K, ...) is of regions with one whole number each, background apart."""
+    """Return whether an image (I, J, K, ...) consists of regions of one integer each, apart from the background."""
     planes = data[:, :, :: max(data.shape[2] // PLANES, 1)]
     planes = planes if planes.ndim == 3 else planes[..., 0]
     inside = planes > planes.min()
@@ -23,7 +23,7 @@ def looks_like_labels(data: Array) -> bool:
 
 
 def looks_like_directions(data: Array) -> bool:
-    """Whether a series (I, J, K, 3) holds vectors of length 1, and 0 outside, as maps of fibre directions do."""
+    """Return whether a series (I, J, K, 3) holds unit vectors, and 0 outside, as maps of fibre directions do."""
     if data.ndim != 4 or data.shape[3] != 3:
         return False
     lengths = np.linalg.norm(data[:, :, :: max(data.shape[2] // PLANES, 1)], axis=-1)

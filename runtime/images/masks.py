@@ -1,8 +1,8 @@
-"""Masks of scans: where a scan counts, where it is background, and where nothing is known of it.
+"""Masks of scans: the voxels that count, the background, and holes of unknown content.
 
-What a mask leaves out is of two kinds. Outside of what it encloses (beyond the brain, say) is background, 0, as after
-skull-stripping, which is what the networks were trained on. A hole in it (a lesion, a resection) is unknown: no sum
-that the affine start or the stop rule takes sees it, and the networks are shown the other scan there.
+A mask leaves out two kinds of voxels. Those outside the region it encloses (beyond the brain, say) are background, 0,
+as after skull-stripping, which is what the networks were trained on. Those in a hole (a lesion, a resection) are
+unknown: no sum of the affine initialisation or the stop rule includes them, and the networks get the other scan there.
 """
 
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class Mask:
 
     @cached_property
     def holes(self) -> Array | None:
-        """(I, J, K) bool: what is left out and cannot be reached from the image's border; None: there is none."""
+        """The excluded voxels that are not connected to the image's border, (I, J, K) bool; None: there are none."""
         from scipy.ndimage import label
 
         parts, _ = label(~self.counts)
@@ -38,20 +38,20 @@ class Mask:
         return holes if holes.any() else None
 
     def applied(self, data: Array, background: float) -> Array:
-        """Intensities (I, J, K) with `background` wherever the scan does not count."""
+        """Return the intensities (I, J, K) with `background` wherever the scan does not count."""
         return np.where(self.counts, data, np.float32(background))
 
 
 def read_mask(source: Path | str | Volume, argument: str) -> Volume:
-    """Reads a mask, unless it is read already: a label map of which all but 0 counts."""
+    """Read a mask, unless it is a volume already: a label map in which every value but 0 counts."""
     return source if isinstance(source, Volume) else read_labels(Path(source), argument)
 
 
 def mask_of(volume: Volume, grid: Grid, argument: str) -> Mask:
-    """A mask on a scan's grid, nearest neighbour.
+    """Resample a mask onto a scan's grid, nearest neighbour.
 
     Raises:
-        InputError: none or fewer than two of the scan's voxels are left.
+        InputError: none of the scan's voxels is left.
     """
     from .resampling.resample import resample
 
@@ -59,15 +59,15 @@ def mask_of(volume: Volume, grid: Grid, argument: str) -> Mask:
     if not counts.any():
         raise InputError(
             f"{argument}: {volume.path or 'the mask'} keeps no voxel of its scan; give that scan's mask, 0 where "
-            "nothing shall count"
+            "voxels must not count"
         )
     return Mask(counts)
 
 
 def filled(fixed: Array, moving: Array, fixed_holes: Array | None, moving_holes: Array | None) -> tuple[Array, Array]:
-    """Two images of one grid with each one's holes filled from the other, by 0 where both have one.
+    """Return two images of one grid, the holes of each filled from the other, or with 0 where both have a hole.
 
-    Where both are the same, no difference pulls at a flow.
+    Where both images are equal, no difference drives the flow.
 
     Args:
         fixed, moving: (I, J, K) in [0, 1].

@@ -1,4 +1,4 @@
-"""The MNI152 brain that ships inside nilearn: where its files are. nilearn itself is never imported."""
+"""The MNI152 brain that ships inside nilearn. Its files are located without importing nilearn."""
 
 import importlib.metadata
 from pathlib import Path
@@ -11,7 +11,9 @@ FILE = "nilearn/datasets/data/mni_icbm152_{}_tal_nlin_sym_09a_converted.nii.gz"
 
 
 def mni152_file(kind: str = "t1") -> Path:
-    """The skull-stripped T1 image ("t1"), or the grey ("gm") or white ("wm") matter map, 0 to 255, 1 mm, RAS.
+    """Return the file of the skull-stripped T1 image ("t1") or the grey ("gm") or white ("wm") matter map.
+
+    The values are 0 to 255, the voxels 1 mm, in RAS order.
 
     Raises:
         InputError: nilearn is not installed.

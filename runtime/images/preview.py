@@ -1,7 +1,7 @@
-"""One picture of a registration: three planes of the images, their difference before and after, and the warped grid.
+"""A preview picture of a registration: three planes of the images, differences before and after, and the warped grid.
 
-Planes are shown as radiologists look at them: the patient's right at the left of the picture, superior up, anterior up
-in the axial plane and to the left in the sagittal one. Drawn with Pillow, imported when a picture is asked for.
+Planes are shown in radiological orientation: the patient's right at the left of the picture, superior up, anterior up
+in the axial plane and to the left in the sagittal one. Drawn with Pillow, which is imported only when needed.
 """
 
 from dataclasses import dataclass
@@ -18,11 +18,11 @@ from .similarity import ncc
 
 WIDTH, MARGIN, GAP, GUTTER, HEADER, FOOTER = 1520, 20, 8, 24, 70, 62
 GRID_STEP = 8
-LINE_WIDTH, FLATTEST = 1.3, 0.02  # pixels; voxels a pixel, where a line stops growing wider
+LINE_WIDTH, FLATTEST = 1.3, 0.02  # pixels; smallest slope in voxels per pixel, which limits the width of a line
 BORDER_VOXELS = 5
-TALLEST = 1.5  # height of a panel at most, in widths
+TALLEST = 1.5  # largest height of a panel, in widths
 QUANTILES = np.linspace(1, 99, 64)
-PNG_LEVEL = 3  # files as small as at Pillow's own level, in half the time
+PNG_LEVEL = 3  # files as small as at Pillow's default level, in half the time
 
 PAPER, PANEL = (19, 21, 26), (5, 6, 8)
 INK, FAINT = (236, 238, 241), (150, 157, 168)
@@ -36,12 +36,12 @@ NOTES = (
 
 @dataclass(frozen=True)
 class Plane:
-    """A plane through a volume in RAS+ order, turned for the eye.
+    """A plane through a volume in RAS+ order, oriented for display.
 
     Attributes:
         name: shown beside its row.
-        axis: the axis it cuts, 0 to 2.
-        index: where, in voxels.
+        axis: the axis perpendicular to it, 0 to 2.
+        index: position along that axis, in voxels.
         sides: the anatomical letters at the left and the right of the picture.
     """
 
@@ -57,12 +57,12 @@ class Plane:
         return down, across
 
     def cut(self, volume: Array) -> Array:
-        """The plane of a volume (..., I, J, K) as a picture (..., rows, columns)."""
+        """Cut the plane from a volume (..., I, J, K), as a picture (..., rows, columns)."""
         plane = volume[(..., *(self.index if axis == self.axis else slice(None) for axis in range(3)))]
         return np.swapaxes(plane, -1, -2)[..., ::-1, ::-1]
 
     def folded(self, flow: Array) -> Array:
-        """Where the warp folds in this plane, (rows, columns): Jacobian determinant <= 0. Flow (3, I, J, K)."""
+        """Return the folds of a flow (3, I, J, K) in this plane, Jacobian determinant <= 0, (rows, columns) bool."""
         first = max(self.index - 1, 0)
         slab = flow[(..., *(slice(first, self.index + 2) if axis == self.axis else slice(None) for axis in range(3)))]
         if min(slab.shape[1:]) < 2:
@@ -79,18 +79,18 @@ def write_preview(
     flow: Array,
     likeness: tuple[float, float] | None = None,
 ) -> None:
-    """Write the picture of a registration (PNG), whole or not at all.
+    """Write the picture of a registration (PNG), atomically.
 
-    The grid is a regular one drawn onto the moving image and resampled through the flow as that image is, so it lies
-    on the warped image line for line. Before differences are taken, the intensities of the moving image are matched to
+    The grid is a regular one drawn onto the moving image and resampled through the flow like that image, so its lines
+    lie exactly on the warped image. Before differences are taken, the intensities of the moving image are matched to
     those of the fixed one (one monotone curve for before and after), so that contrast does not hide the alignment.
 
     Args:
         path: the file to write.
         fixed, moving, warped: (I, J, K) in [0, 1] on one isotropic grid in the order closest to RAS+; moving after
-            the affine start, warped after the flow.
+            the affine initialisation, warped after the flow.
         flow: (3, I, J, K), voxels.
-        likeness: NCC of fixed with moving and of fixed with warped, where it is known already.
+        likeness: NCC of fixed with moving and of fixed with warped, if already known.
     """
     picture = draw_preview(fixed, moving, warped, flow, likeness)
     with atomic_path(path) as partial:
@@ -98,7 +98,7 @@ def write_preview(
 
 
 def draw_preview(fixed: Array, moving: Array, warped: Array, flow: Array, likeness: tuple[float, float] | None = None):
-    """The picture of `write_preview` as a Pillow image."""
+    """Draw the picture of `write_preview` and return it as a Pillow image."""
     target, result = foreground_mask(fixed), foreground_mask(warped)
     likeness = likeness or (ncc(fixed, moving), ncc(fixed, warped))
     box = _box(target | result)
@@ -109,7 +109,7 @@ def draw_preview(fixed: Array, moving: Array, warped: Array, flow: Array, likene
     limit = _limit(before)
     columns = [
         ("fixed", "the target"),
-        ("moving", "after the affine start"),
+        ("moving", "after affine initialisation"),
         ("warped", "moving, after the flow"),
         ("moving - fixed", _numbers(likeness[0], before, target | result)),
         ("warped - fixed", _numbers(likeness[1], after, target | result)),
@@ -128,12 +128,12 @@ def draw_preview(fixed: Array, moving: Array, warped: Array, flow: Array, likene
 
 
 def _box(foreground: Array) -> tuple[slice, ...]:
-    """What is worth showing: the foreground's bounding box and a border; everything where there is no foreground."""
+    """Return the region to show: the foreground's bounding box and a border; everything if there is no foreground."""
     if not foreground.any():
         return (slice(None),) * 3
     first, last = bounding_box(foreground)
     first, stop = first - BORDER_VOXELS, last + BORDER_VOXELS + 1
-    # Left-right is as wide as front-back, so that the panels of all three planes fill their column.
+    # The left-right extent is widened to the front-back one, so that the panels of all three planes fill their column.
     spare = max(stop[1] - first[1] - (stop[0] - first[0]), 0)
     first[0], stop[0] = first[0] - spare // 2, stop[0] + spare - spare // 2
     return tuple(slice(max(a, 0), min(b, size)) for a, b, size in zip(first, stop, foreground.shape, strict=True))
@@ -145,30 +145,30 @@ def _planes(shape: tuple[int, ...]) -> tuple[Plane, ...]:
 
 
 def _differences(fixed: Array, moving: Array, warped: Array, common: Array) -> tuple[Array, Array]:
-    """Moving - fixed and warped - fixed, the moving image's intensities mapped onto those of the fixed one.
+    """Return moving - fixed and warped - fixed, with intensities mapped onto those of the fixed image.
 
     The map takes 0 to 0 and the quantiles of the warped image to those of the fixed one, both from the mask `common`.
     """
-    seen, wanted = (np.append(0, np.percentile(_some(image[common]), QUANTILES)) for image in (warped, fixed))
+    seen, wanted = (np.append(0, np.percentile(_subsampled(image[common]), QUANTILES)) for image in (warped, fixed))
     return tuple((_mapped(image, seen, wanted) - fixed).astype(np.float32) for image in (moving, warped))
 
 
 def _mapped(image: Array, seen: Array, wanted: Array) -> Array:
-    """Intensities through the curve seen -> wanted, which takes 0, most of a picture, to 0."""
+    """Map intensities through the curve seen -> wanted; 0, most of a picture, stays 0 and is skipped."""
     lit = image > 0
     mapped = np.zeros(image.shape)
     mapped[lit] = np.interp(image[lit], seen, wanted)
     return mapped
 
 
-def _some(values: Array) -> Array:
-    """Enough of the values (N,) for a percentile; one zero if there are none."""
+def _subsampled(values: Array) -> Array:
+    """Return enough of the values (N,) for a percentile; one zero if there are none."""
     return values[:: max(values.size // 200_000, 1)] if values.size else np.zeros(1)
 
 
 def _limit(difference: Array) -> float:
-    """The end of the colour scale: nearly the largest difference, on a round number."""
-    largest = np.percentile(np.abs(_some(difference[difference != 0])), 97)
+    """Return the end of the colour scale: nearly the largest difference, rounded up."""
+    largest = np.percentile(np.abs(_subsampled(difference[difference != 0])), 97)
     return max(float(np.ceil(largest / 0.05) * 0.05), 0.05)
 
 
@@ -186,7 +186,7 @@ def _enlarge(picture: Array, scale: float) -> Array:
 
 
 def _blend(below: Array | tuple, above: Array | tuple, share: Array) -> Array:
-    """A mix of two colours or colour pictures; `share` (rows, columns) in [0, 1] of the one above."""
+    """Blend two colours or colour pictures; `share` (rows, columns) in [0, 1] is the weight of the one above."""
     share = np.clip(share, 0, 1)[..., None]
     return np.asarray(below) * (1 - share) + np.asarray(above) * share
 
@@ -196,12 +196,12 @@ def _grey(picture: Array) -> Array:
 
 
 def _signed(picture: Array) -> Array:
-    """Values in [-1, 1] as colours: one hue below zero, one above, dark at zero."""
+    """Return values in [-1, 1] as colours: one hue below zero, one above, dark at zero."""
     return _blend(_blend(PANEL, BELOW, -picture), ABOVE, picture)
 
 
 def _warped_grid(plane: Plane, warped: Array, flow: Array, folded: Array, scale: float) -> Array:
-    """The dimmed warped image under the lines of a regular grid that went through the same flow; folds in red."""
+    """Draw the dimmed warped image under the lines of a regular grid warped by the same flow; folds in red."""
     picture = 0.6 * _grey(_enlarge(plane.cut(warped), scale))
     flows = plane.cut(flow)
     for shown, axis in enumerate(plane.in_plane):
@@ -214,14 +214,14 @@ def _warped_grid(plane: Plane, warped: Array, flow: Array, folded: Array, scale:
 
 
 def _lines(position: Array) -> Array:
-    """How much of each pixel is covered by the lines where `position` (voxels) is a multiple of the step, [0, 1]."""
+    """Return the share of each pixel covered by lines, at multiples of the step in `position` (voxels)."""
     distance = np.abs((position / GRID_STEP + 0.5) % 1 - 0.5) * GRID_STEP
     slope = np.hypot(*np.gradient(position))
     return np.clip(LINE_WIDTH / 2 + 0.5 - distance / np.maximum(slope, FLATTEST), 0, 1)
 
 
 def _sheet(columns, planes, rows, size: int, limit: float, folds: bool):
-    """Lay panels, titles, letters and legends out on one canvas."""
+    """Arrange panels, titles, letters and legends on one canvas."""
     from PIL import Image, ImageDraw
 
     heights = [max(panel.shape[0] for panel in panels) for panels in rows]
@@ -247,7 +247,7 @@ def _sheet(columns, planes, rows, size: int, limit: float, folds: bool):
 
 
 def _name_row(canvas, name: str, top: int, height: int) -> None:
-    """A row's name, written upwards in the gutter."""
+    """Write a row's name vertically in the gutter."""
     from PIL import Image, ImageDraw
 
     label = Image.new("RGB", (height, GUTTER), PAPER)

@@ -1,4 +1,4 @@
-"""Lists of scans: a folder, a glob, or a CSV that says which label map and which mask belong to which image."""
+"""Lists of scans: a folder, a glob, or a CSV that assigns label maps and masks to images."""
 
 import glob
 from collections.abc import Sequence
@@ -11,36 +11,36 @@ from ..host.files.regular_files import require_file
 from .volume import SUFFIXES, scan_name
 
 COLUMNS = ("image", "labels", "mask")
-# Likely slips, which ignored would leave labels or masks out without a word.
+# Likely misspellings of columns; ignoring them would silently drop labels or masks.
 _MISTAKEN = {"label": "labels", "labelmap": "labels", "seg": "labels", "segmentation": "labels", "masks": "mask"}
 
 
 @dataclass(frozen=True)
 class Scan:
-    """One entry of a list: an image file and, where known, its label map and the mask of what counts in it."""
+    """One entry of a list: an image file and, if given, its label map and its mask."""
 
     image: Path
     labels: Path | None = None
     mask: Path | None = None
 
     def files(self) -> tuple[Path, ...]:
-        """Those there are, the image first."""
+        """Return the files that are given, the image first."""
         return tuple(file for file in (self.image, self.labels, self.mask) if file is not None)
 
 
 def read_scan_list(name: str, text: str) -> tuple[Scan, ...]:
-    """Scans of a folder or a glob, sorted by name, or of a CSV, in its order.
+    """Read the scans of a folder or a glob, sorted by name, or of a CSV, in its order.
 
     In a folder or a glob every volume is an image: label maps and masks are never guessed from names. A CSV has a
-    header with the column `image` and, optionally, `labels` and `mask`, in upper or lower case, of which a line may
-    leave the last two empty; other columns are ignored. Paths in it may be relative to its folder.
+    header with the column `image` and, optionally, `labels` and `mask`, in upper or lower case; a line may leave the
+    last two empty, and other columns are ignored. Paths in it may be relative to its folder.
 
     Args:
         name: the option that `text` came from, for messages, such as "data".
         text: the folder, glob or CSV.
 
     Raises:
-        InputError: nothing is found, the CSV cannot be read or names no image in some line, or a file does not exist.
+        InputError: nothing is found, the CSV cannot be read or has a line without an image, or a file does not exist.
     """
     with explained(name):
         scans = _read_csv(name, Path(text)) if text.lower().endswith(".csv") else _find(Path(text), text)
@@ -58,7 +58,7 @@ def _find(path: Path, text: str) -> tuple[Scan, ...]:
 
 
 def _is_volume(file: Path) -> bool:
-    """By its name; what begins with a dot is a file that is still being written, or the system's."""
+    """Return whether a name is a volume's; hidden files are the system's or still being written."""
     return file.name.lower().endswith(SUFFIXES) and not file.name.startswith(".")
 
 
@@ -81,7 +81,7 @@ def _read_csv(name: str, path: Path) -> tuple[Scan, ...]:
 
 
 def distinct_names(images: Sequence[Path], argument: str) -> tuple[str, ...]:
-    """A name for each image: its file's; where several have one name, with the folders that tell them apart.
+    """Return a unique name for each image: its file's, with folders in front where several files share a name.
 
     Raises:
         InputError: one image is listed twice.
@@ -93,12 +93,12 @@ def distinct_names(images: Sequence[Path], argument: str) -> tuple[str, ...]:
         names = ["_".join(place[-depth:]) if n in clashing else names[n] for n, place in enumerate(parts)]
     if clashing := sorted(_clashing(names)):
         twice = " and ".join(str(images[n]) for n in clashing[:2])
-        raise InputError(f"{argument}: the results of {twice} would have one name; give each image once")
+        raise InputError(f"{argument}: the results of {twice} would have the same name; give each image once")
     return tuple(names)
 
 
 def _clashing(names: Sequence[str]) -> set[int]:
-    """Indices of names that are equal to another where upper and lower case are one."""
+    """Return the indices of names that equal another one, ignoring case."""
     seen: dict[str, list[int]] = {}
     for n, name in enumerate(names):
         seen.setdefault(name.casefold(), []).append(n)

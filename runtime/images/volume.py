@@ -1,4 +1,4 @@
-"""Volumes and label maps on disk: read what scanners and other tools write, refuse in one line, write atomically."""
+"""Volumes and label maps: reading of what scanners and other tools write, one-line refusals, atomic writing."""
 
 import math
 from collections.abc import Callable
@@ -25,30 +25,30 @@ from .kinds import looks_like_labels
 
 WHOLE = 1e-3  # how far a label may be from a whole number: scl_slope is stored in single precision
 LABEL_TYPES = (np.uint8, np.int16, np.uint16, np.int32)
-NOT_SCALAR = {  # by NIfTI's intent: what an image is whose volumes turn with the head
+NOT_SCALAR = {  # by NIfTI intent: images whose values would have to be reoriented with the anatomy
     **dict.fromkeys(
         (1004, 1005),
-        "tensors, whose directions have to turn with the head; expected a scalar image: register one of the tensors' "
-        "scalar maps, and carry tensors over with antsApplyTransforms -e 2",
+        "tensors, which have to be reoriented with the anatomy; expected a scalar image: register one of the tensors' "
+        "scalar maps, and warp the tensors with antsApplyTransforms -e 2",
     ),
     **dict.fromkeys(
         (1006, 1007, 2006),
-        "vectors, expected a scalar image; a displacement field is given with -t, directions must turn with the head",
+        "vectors, expected a scalar image; give a displacement field with -t; directions would have to be reoriented",
     ),
 }
-TILE = 16  # voxels along K of one tile when the order of axes changes: a line of the processor's cache
+TILE = 16  # voxels along K of one tile when the memory order changes: a cache line of the processor
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Source:
-    """What is known of a volume besides its voxels.
+    """The facts about a volume besides its voxels.
 
     Attributes:
         grid: shape and voxel -> RAS mm.
-        path, sha256: the file and the hash of its bytes; None if it came from no file.
+        path, sha256: the file and the hash of its bytes; None if it was not read from a file.
         codes: NIfTI (sform, qform) codes to write back with.
-        warnings: one line for each doubt about the header.
-        zooms: voxel sizes, mm, in a header whose sform has others, which FSL does not heed; None: they agree.
+        warnings: warnings about the header, one line each.
+        zooms: the header's voxel sizes, mm, where they differ from its sform's, which FSL ignores; None: they agree.
     """
 
     grid: Grid
@@ -61,13 +61,13 @@ class Source:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Volume(Source):
-    """Voxels and where they are.
+    """Voxels and their grid.
 
     Attributes:
         data: (I, J, K), C-contiguous; float32 from `read_volume`, an integer type from `read_labels`. A series, from
             `read_series`, is (I, J, K, N), first axis fastest.
         step: of a series, from one volume to the next and its unit, such as (2.5, "sec").
-        remarks: what else its header says of the numbers; None: nothing.
+        remarks: further header fields about the values; None: none.
     """
 
     data: Array
@@ -76,12 +76,12 @@ class Volume(Source):
 
     @property
     def source(self) -> Source:
-        """The same without the voxels, which are large."""
+        """The facts without the voxels, which are large."""
         return Source(**{field.name: getattr(self, field.name) for field in fields(Source)})
 
 
 def scan_name(path: str | PathLike | None) -> str:
-    """A file's name without what tells its type; "scan" where there is no file."""
+    """Return a file's name without its type's suffix; "scan" if there is no file."""
     name = Path(path).name if path else "scan"
     suffix = next((suffix for suffix in SUFFIXES if name.lower().endswith(suffix)), "")
     return name[: len(name) - len(suffix)]
@@ -90,13 +90,13 @@ def scan_name(path: str | PathLike | None) -> str:
 def read_volume(path: str | PathLike, argument: str = "image", nan: float | None = None) -> Volume:
     """Read a scalar volume, scaled as its header says, as float32.
 
-    NIfTI (.nii, .nii.gz) and MGH (.mgh, .mgz); any integer or float type, orientation and obliqueness. Sizes of one
+    NIfTI (.nii, .nii.gz) and MGH (.mgh, .mgz); any integer or float type, orientation and obliqueness. Axes of size 1
     after the third are dropped.
 
     Args:
         path: the file.
         argument: what to call it in messages, such as ``--fixed``.
-        nan: the number that NaN stands for; None: there may be no NaN.
+        nan: the number that replaces NaN; None: NaN is refused.
 
     Raises:
         InputError: missing, unreadable or truncated file; other dimensions, complex or colour voxels; NaN or Inf;
@@ -133,10 +133,10 @@ def read_series(path: str | PathLike, argument: str, nan: float | None = None) -
 
 
 def read_source(path: str | PathLike, argument: str) -> Source:
-    """Where a volume or the volumes of a series lie, without the voxels.
+    """Read the grid and the other facts of a volume or series, without the voxels.
 
     Raises:
-        InputError: as for `read_volume`, as far as a header can tell.
+        InputError: as for `read_volume`, as far as the header shows.
     """
     path = Path(path)
     header = read_header(path, argument)
@@ -147,22 +147,22 @@ def read_source(path: str | PathLike, argument: str) -> Source:
 
 
 def _check_memory(header: Header, name: str) -> None:
-    """Refuses, by its header, an image that memory cannot hold: as it is stored and as it is used."""
+    """Refuse an image that, going by its header, does not fit into memory as stored and as float32 together."""
     count = math.prod(header.shape)
     subject = f"{name}: an image of {count / 1e6:.3g} million voxels"
     require_memory(header.bytes + 4 * count, subject, "give a coarser or a smaller copy")
 
 
 def grid_of(header: Header, name: str, shape: tuple[int, ...] | None = None) -> Grid:
-    """Where the voxels of a header's image are.
+    """Return the grid of a header's image.
 
     Args:
         header: of an image, a field or a series.
         name: argument and file, for messages.
-        shape: of the grid; None: the header's first three sizes.
+        shape: the grid's shape; None: the header's first three sizes.
 
     Raises:
-        InputError: a place that no scan has, see `Grid`.
+        InputError: the grid is invalid or implausible, see `Grid`.
     """
     try:
         return Grid(header.shape[:3] if shape is None else shape, header.affine)
@@ -181,10 +181,10 @@ def write_volume(
     step: tuple[float, str] | None = None,
     remarks: Remarks | None = None,
 ) -> None:
-    """Write a NIfTI volume, whole or not at all. Fastest for data in the file's order, first axis fastest.
+    """Write a NIfTI volume atomically; quickest for data in the file's memory order, first axis fastest.
 
-    The sform is always set, the qform when the axes are orthogonal enough for its quaternion; a code of 0 is replaced
-    by the other's, or by scanner (1).
+    The sform is always set, the qform if the axes are orthogonal enough for its quaternion. A code of 0 is replaced by
+    the other form's, or by scanner (1).
 
     Args:
         path: ends in .nii or .nii.gz.
@@ -192,8 +192,8 @@ def write_volume(
         grid: of the first three axes.
         codes: (sform, qform) codes, `Volume.codes` of the image whose space this is.
         dtype: type on disk; None keeps the data's (bool, 64-bit and half types become uint8, int32 and float32).
-        pool: compresses; None: threads of its own.
-        slope: what readers multiply the stored numbers, which are `data`, by.
+        pool: runs the compression; None: a pool created for this call.
+        slope: factor that readers multiply the stored values, which are `data`, by.
         step: of a series, `Volume.step`.
         remarks: `Volume.remarks`.
 
@@ -217,9 +217,9 @@ def write_nifti(
     step: tuple[float, str] | None = None,
     remarks: Remarks | None = None,
 ) -> None:
-    """`write_volume` with a NIfTI intent (name or code), such as ``"vector"`` for data (I, J, K, 1, 3).
+    """Write a volume as `write_volume` does, with a NIfTI intent (name or code), such as "vector" for (I, J, K, 1, 3).
 
-    `planes`, see `pieces`, changes the data as they are written; `comment` is kept in an extension of the header.
+    `planes`, see `pieces`, transforms the data as they are written; `comment` is stored in a header extension.
     """
     path = Path(path)
     if not path.name.lower().endswith((".nii", ".nii.gz")):
@@ -252,11 +252,11 @@ def _read(
 
 
 def rescaled(header: Header, stored: Array, dtype: type) -> Array:
-    """The numbers that stored ones (..., N) stand for, computed in double precision, first axis fastest.
+    """Apply slope and intercept to stored values (..., N) in double precision, first axis fastest.
 
-    Where nothing is to be computed they are a view of `stored`.
+    The result is a view of `stored` if there is nothing to compute or convert.
     """
-    with np.errstate(invalid="ignore", over="ignore"):  # numbers that become infinite are refused by who asks
+    with np.errstate(invalid="ignore", over="ignore"):  # callers refuse values that become infinite
         if header.unscaled:
             return np.asfortranarray(stored, dtype)
         result = np.empty(stored.shape, dtype, order="F")
@@ -266,13 +266,13 @@ def rescaled(header: Header, stored: Array, dtype: type) -> Array:
 
 
 def _facts(header: Header, path: Path) -> dict:
-    """What a header says besides shape and affine."""
+    """Return the facts of a header besides shape and affine, as arguments of `Source`."""
     warnings = tuple(f"{path.name}: {line}" for line in header.doubts)
     return {"codes": header.codes, "warnings": warnings, "zooms": header.other_zooms}
 
 
 def _checked_shape(header: Header, name: str, series: bool = False) -> tuple[int, ...]:
-    """(I, J, K), or of a series, where one is allowed, (I, J, K, N)."""
+    """Check type and axes; return (I, J, K), or (I, J, K, N) for a series if one is allowed."""
     shape, dtype = header.shape, header.dtype
     if dtype.fields:
         raise InputError(f"{name} holds colour voxels ({dtype}), expected one number per voxel")
@@ -298,7 +298,7 @@ def _scaled(header: Header, stored: Array, name: str, nan: float | None = None) 
         data = _last_axis_fastest(data, np.float32)
     if nan is not None:
         require_single(nan, "--nan")
-        data[np.isnan(data)] = nan  # a copy of what was read, where there are floats
+        data[np.isnan(data)] = nan  # `data` is a copy if the stored values are floats
     if not np.isfinite(data.sum(dtype=np.float64)):
         _refuse_non_finite(data, name)
     return data
@@ -316,19 +316,19 @@ def _whole(header: Header, stored: Array, name: str) -> Array:
 
 
 def _whole_numbers(data: Array, name: str) -> Array:
-    """Floats as int32, or as whole floats where some do not fit."""
+    """Convert floats to int32, or to integer-valued floats if some do not fit."""
     whole = data.astype(np.int32)
     if np.array_equal(whole, data):
         return whole
     _refuse_non_finite(data, name)
     whole = np.rint(data)
     if (count := int(np.count_nonzero(np.abs(data - whole) > WHOLE))) > 0:
-        raise InputError(f"{name} has {count} voxels that are no whole number, expected a label map")
+        raise InputError(f"{name} has {count} voxels that are not whole numbers, expected a label map")
     return whole
 
 
 def _last_axis_fastest(data: Array, dtype: type) -> Array:
-    """A C-contiguous copy in another type; tile by tile, because memory is read and written across each other."""
+    """Return a C-contiguous copy in another type; tile by tile, because source and copy have opposite memory orders."""
     result = np.empty(data.shape, dtype)
     for start in range(0, data.shape[2], TILE):
         result[:, :, start : start + TILE] = data[:, :, start : start + TILE]
@@ -339,4 +339,4 @@ def _refuse_non_finite(data: Array, name: str) -> None:
     missing, count = int(np.count_nonzero(np.isnan(data))), data.size - int(np.count_nonzero(np.isfinite(data)))
     if count:
         found, taken = ("NaN or infinite", "") if count > missing else ("NaN", " (register, prepare, apply: --nan 0)")
-        raise InputError(f"{name} has {count} voxels that are {found}; set them to numbers of single precision{taken}")
+        raise InputError(f"{name} has {count} voxels that are {found}; set them to single-precision numbers{taken}")

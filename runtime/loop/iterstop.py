@@ -1,8 +1,8 @@
-"""The coarse-to-fine loop: RP-Net, IterStop (Algorithm 1 of IIRP-Net, CVPR 2024), other stop rules, counts, cascades.
+"""The coarse-to-fine loop: RP-Net, IterStop (Algorithm 1 of IIRP-Net, CVPR 2024), other rules, fixed counts, cascades.
 
-The loop is written once, here; when a level stops is data (`runtime.loop.schedules`). It sees a `Pair` (two images
-ready on some engine and device) through a few verbs and passes its flows on as opaque objects, so it is the same for
-every engine and every device.
+The loop is written only once, here; the stop rules of its levels are data (`runtime.loop.schedules`). It handles a
+`Pair` (two images encoded on some engine and device) through a few methods and treats flows as opaque objects, so it is
+the same for every engine and device.
 """
 
 import math
@@ -20,39 +20,40 @@ class Pair(Protocol):
     """A moving and a fixed image, encoded, on one engine and device. Flows are opaque and live on a level's grid."""
 
     def zero(self, level: int) -> Flow:
-        """The flow that moves nothing, on the grid of `level`."""
+        """Return the zero flow on the grid of `level`."""
 
     def step(self, level: int, flow: Flow) -> Flow:
-        """Candidate flow: compose(flow, residual), the residual estimated from the moving features warped by `flow`."""
+        """Return a candidate: compose(flow, residual), the residual estimated from moving features warped by `flow`."""
 
     def score(self, level: int, flow: Flow) -> SupportsFloat:
-        """Similarity at image size of the fixed and the warped moving image; larger is more alike.
+        """Return the similarity at image size of the fixed and the warped moving image; larger is more similar.
 
-        What is given may be a number on its way from a device: ``float()`` waits for it, and is called when it decides.
+        The result may be a number still on its way from a device: ``float()`` waits for it, and the loop calls that
+        only when a decision depends on it.
         """
 
     def upsample(self, flow: Flow) -> Flow:
-        """The same displacement on the next finer level's grid."""
+        """Return the same displacement on the next finer level's grid."""
 
     def compose(self, flow: Flow, residual: Flow) -> Flow:
-        """``flow(x + residual(x)) + residual(x)`` on the image's own grid (level 1)."""
+        """Return ``flow(x + residual(x)) + residual(x)`` on the image's own grid (level 1)."""
 
     def warped(self, flow: Flow) -> "Pair":
-        """A pair whose moving image is this pair's, warped by `flow` (level 1)."""
+        """Return a pair whose moving image is this pair's, warped by `flow` (level 1)."""
 
 
 @dataclass(frozen=True)
 class Decision:
-    """One iteration and what became of it. Similarities are at image size; None where none was needed.
+    """One iteration and its outcome. Similarities are at image size; None where none was needed.
 
     Attributes:
-        iteration: from 1, of its level.
+        iteration: number within its level, from 1.
         before, after: similarity of the flow it started from and of its candidate.
-        delta: the threshold of the test that was made.
-        passed: whether the level goes on, but for its limit.
+        delta: the threshold of the test.
+        passed: whether the level continues, unless it has reached its limit.
         kept: whether the candidate became the level's flow.
-        test: "improvement" (at least delta), "stability" (a change of at most delta; the level goes on either way, to
-            be tested for improvement if it was stable), or None: there was none.
+        test: "improvement" (at least delta), "stability" (a change of at most delta; the level continues either way,
+            and later iterations are tested for improvement once one was stable), or None: there was no test.
     """
 
     iteration: int
@@ -65,7 +66,7 @@ class Decision:
 
     @property
     def margin(self) -> float | None:
-        """By how much the test was passed: improvement beyond delta, or change short of it; negative: it failed."""
+        """The margin of the test: improvement above delta, or change below it; negative if the test failed."""
         if None in (self.before, self.after, self.delta):
             return None
         change = self.after - self.before
@@ -77,7 +78,7 @@ class Decision:
 
 @dataclass(frozen=True)
 class LevelTrace:
-    """What one level did: its decisions in order, and why it ended."""
+    """The decisions of one level in order, and why it ended."""
 
     level: int
     decisions: tuple[Decision, ...]
@@ -85,7 +86,7 @@ class LevelTrace:
 
     @property
     def iterations(self) -> int:
-        """Iterations that count, that is whose candidate was kept."""
+        """The number of iterations whose candidate was kept."""
         return sum(decision.kept for decision in self.decisions)
 
     def as_dict(self) -> dict[str, Any]:
@@ -108,7 +109,7 @@ class Iterations:
 
     @property
     def counts(self) -> tuple[tuple[int, ...], ...]:
-        """Kept iterations (a, b, c, d) of levels 4 to 1, one tuple a pass."""
+        """The kept iterations (a, b, c, d) of levels 4 to 1, one tuple per pass."""
         return tuple(tuple(trace.iterations for trace in traces) for traces in self.passes)
 
 
@@ -118,13 +119,13 @@ def run(
     progress=lambda pass_, level, iteration: None,
     start: SupportsFloat | None = None,
 ) -> Iterations:
-    """Register a pair by a schedule.
+    """Register a pair according to a schedule.
 
     Args:
         pair: the images behind their engine.
-        schedule: which rule stops each level.
-        progress: called before every iteration with (pass, level, iteration), each counted from 1 but the level.
-        start: the similarity before any flow, where it is known already.
+        schedule: the stop rule of each level.
+        progress: called before every iteration with (pass, level, iteration); pass and iteration count from 1.
+        start: the similarity before any flow, if it is already known.
 
     Raises:
         InputError: the similarity of the result is not finite; no flow is returned then.
@@ -150,7 +151,7 @@ def run(
 def _run_levels(
     pair: Pair, schedule: Schedule, progress, similarity: SupportsFloat | None
 ) -> tuple[Flow, tuple[LevelTrace, ...], SupportsFloat | None]:
-    """All levels once. The similarity known at the end of a level is the start of the next, not computed again."""
+    """Run all levels once. The similarity at the end of a level is reused as the start of the next."""
     flow, traces = pair.zero(LEVELS[0]), []
     for level in LEVELS:
         if level != LEVELS[0]:
@@ -182,12 +183,12 @@ def _run_until(pair: Pair, level: int, rule: LevelRule, flow: Flow, similarity, 
         candidate = pair.step(level, flow) if ahead is None else ahead
         score = pair.score(level, candidate)
         untested = rule.first_untested and iteration == 1
-        # After a candidate that is kept in any case comes another iteration: it is sent while the score travels.
+        # A candidate that is kept in any case is followed by another iteration: start it while the score travels.
         goes_on = (untested or not stable) and iteration < rule.limit
         ahead = pair.step(level, candidate) if goes_on else None
         after, before = float(score), None if untested else float(similarity)
         finite = math.isfinite(after)
-        # Anything finite is better than a start whose similarity is not.
+        # Any finite similarity is better than a starting one that is not finite.
         passed = finite and (untested or not stable or not math.isfinite(before) or after - before >= rule.delta)
         kept = passed or (finite and rule.keep_failing)
         test, threshold = (IMPROVEMENT, rule.delta) if stable else (STABILITY, rule.stability)

@@ -1,4 +1,4 @@
-"""When a level of the loop stops: schedules and their rules as data, made from what users write."""
+"""Schedules and the stop rules of their levels, as data parsed from what users write."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -11,29 +11,29 @@ LEVELS = (4, 3, 2, 1)
 ON_STOP = ("keep", "revert")
 DEFAULT_LIMIT = 10
 LARGEST_LIMIT = 100
-# What a rule takes for its thresholds where nothing else is said, by what it watches. 0.005 is the paper's delta for
-# NCC, and local NCC is on the same scale. With 0.0005 the mean squared error of images in [0, 1] stops about where NCC
-# does (docs/measurements). The others are ours (docs/decisions/0012-stop-rules.md).
+# Default thresholds of a rule, by similarity. 0.005 is the paper's delta for NCC, and local NCC is on the same scale.
+# With 0.0005 the mean squared error of images in [0, 1] stops about where NCC does (docs/measurements). The others are
+# ours (docs/decisions/0012-stop-rules.md).
 DEFAULT_DELTA = {"ncc": 0.005, "lncc": 0.005, "mse": 0.0005}
 DEFAULT_STABILITY = {"ncc": 0.02, "lncc": 0.02, "mse": 0.002}
 DEFAULT_WORTH = {"ncc": 0.01, "lncc": 0.03, "mse": 0.001}
 # Multiplications of one iteration, as shares of one at level 1, for the paper's estimators with two residual blocks:
-# 4656, 4656, 3632 and 920 times 27 a voxel at levels 4 to 1, of which there are 512, 64, 8 and 1 times fewer. They are
-# used for other numbers of blocks too: with none to four, level 3 has 0.07 to 0.10, and the others change less.
+# 4656, 4656, 3632 and 920 times 27 per voxel at levels 4 to 1, which have 512, 64, 8 and 1 times fewer voxels. The same
+# shares serve other numbers of blocks: with none to four, level 3 has 0.07 to 0.10, and the others change less.
 WORK = {4: 0.01, 3: 0.08, 2: 0.5, 1: 1.0}
 
 
 @dataclass(frozen=True)
 class LevelRule:
-    """When a level stops: the stop rule as data.
+    """The stop rule of a level, as data.
 
     Attributes:
-        limit: most iterations the level runs.
-        delta: smallest improvement of the similarity with which the level goes on; None: no test, `limit` are run.
+        limit: most iterations that the level runs.
+        delta: smallest improvement of the similarity for the level to continue; None: no test, `limit` iterations run.
         keep_failing: whether the candidate that fails the test becomes the level's flow (released code) or is undone.
         first_untested: whether the first candidate is accepted without a test (released code, coarsest level).
-        stability: change of the similarity, up or down, that an iteration must not exceed before improvements are
-            tested at all; every candidate up to that one is kept. None: they are tested from the first on.
+        stability: largest change of the similarity, up or down, of a stable iteration. Improvements are tested only
+            after the first stable iteration; every candidate up to that one is kept. None: tested from the first on.
     """
 
     limit: int
@@ -53,12 +53,12 @@ class LevelRule:
 
 @dataclass(frozen=True)
 class Schedule:
-    """How often each level runs: one rule per level, and how often the whole network is run from outside.
+    """The stop rules of all levels, and the number of passes over the whole network.
 
     Attributes:
         name: as the user writes it ("iterstop", "tci", "1,2,2,2", "cascade:3").
         rules: level -> rule.
-        passes: runs of all levels, each on the image warped so far, flows composed (1: the levels run once).
+        passes: runs of all levels, each on the image warped so far, with the flows composed (1: the levels run once).
     """
 
     name: str
@@ -86,10 +86,10 @@ def iterstop_schedule(
     limit: int | tuple[int, ...] = DEFAULT_LIMIT,
     on_stop: str = "keep",
 ) -> Schedule:
-    """IterStop. Values given as one number hold for every level, as four for levels 4 to 1.
+    """Return the schedule of IterStop. One value holds for every level; four are for levels 4 to 1.
 
-    ``keep`` is the released code: at levels 3, 2, 1 a failing candidate is kept; at level 4 the first iteration is
-    always kept and a later failing one undone. ``revert`` is Algorithm 1 as printed: a failing candidate is undone.
+    ``keep`` follows the released code: at levels 3, 2, 1 a failing candidate is kept; at level 4 the first iteration is
+    always kept and a later failing one is undone. ``revert`` is Algorithm 1 as printed: a failing candidate is undone.
 
     Raises:
         InputError: an unknown `on_stop` or `similarity`, a limit below 1, or neither one nor four values.
@@ -116,12 +116,13 @@ def tci_schedule(
     limit: int | tuple[int, ...] = DEFAULT_LIMIT,
     stability: float | tuple[float, ...] | None = None,
 ) -> Schedule:
-    """Threshold-controlled iteration in two stages, after Wu et al., arXiv 2510.07666 (TCIP, iPEAR).
+    """Return the schedule of threshold-controlled iteration, in two stages.
 
-    From the paper: a level first waits until the registration is stable; only then is convergence asked for, and ends
-    it; both are judged by NCC against thresholds. Its formulas were not at hand. Our reading: an iteration is stable
-    when it changes the similarity by at most `stability`, up or down; from the next one on, an improvement below
-    `delta` ends the level; every candidate is kept. The thresholds are ours as well.
+    After Wu et al., arXiv 2510.07666 (TCIP, iPEAR): a level first waits until the registration is stable; only then is
+    convergence tested, and it ends the level; both tests compare NCC with thresholds. The paper's formulas were not
+    available. Our reading: an iteration is stable when it changes the similarity by at most `stability`, up or down;
+    from the next one on, an improvement below `delta` ends the level; every candidate is kept. The thresholds are ours
+    as well.
 
     Raises:
         InputError: as for `iterstop_schedule`.
@@ -139,17 +140,17 @@ def tci_schedule(
 def thrift_schedule(
     similarity: str = "ncc", delta: float | None = None, limit: int | tuple[int, ...] = DEFAULT_LIMIT
 ) -> Schedule:
-    """An iteration has to be worth its work: delta, for one at level 1, shrinks at coarser levels with its square root.
+    """Return a schedule in which an iteration must be worth its work: delta scales with the square root of the work.
 
-    So cheap coarse iterations go on for smaller improvements, and dear ones at full size stop early. Every candidate is
-    kept: its work is done. The square root lies between one delta for all levels and one in proportion to the work,
-    which runs level 3 on where only NCC gains from it.
+    So cheap coarse levels continue for smaller improvements, and expensive ones at full size stop early. Every
+    candidate is kept, since its work is already done. The square root lies between the same delta for all levels and
+    one in proportion to the work, with which level 3 goes on running when only NCC still gains.
 
     Args:
-        delta: improvement that an iteration at level 1 must bring to be followed by another.
+        delta: improvement that an iteration at level 1 must achieve for the level to continue.
 
     Raises:
-        InputError: as for `iterstop_schedule`, and four deltas.
+        InputError: as for `iterstop_schedule`, or four different deltas.
     """
     worth = _thresholds("--delta", delta, DEFAULT_WORTH, similarity)
     if len(set(worth.values())) > 1:
@@ -165,7 +166,7 @@ def thrift_schedule(
 
 
 def fixed_schedule(counts: tuple[int, ...]) -> Schedule:
-    """A fixed number of iterations (a, b, c, d) at levels 4 to 1; (1, 1, 1, 1) is RP-Net."""
+    """Return the schedule of a fixed number of iterations (a, b, c, d) at levels 4 to 1; (1, 1, 1, 1) is RP-Net."""
     if len(counts) != len(LEVELS):
         raise InputError(f"--schedule: got {len(counts)} counts, expected {len(LEVELS)}, for levels 4,3,2,1")
     rules = {level: LevelRule(limit=count) for level, count in zip(LEVELS, counts, strict=True)}
@@ -173,18 +174,18 @@ def fixed_schedule(counts: tuple[int, ...]) -> Schedule:
 
 
 def cascade_schedule(passes: int) -> Schedule:
-    """RP-Net run `passes` times from outside, each time on the image warped so far."""
+    """Return the schedule that runs RP-Net `passes` times, each time on the image warped so far."""
     return replace(fixed_schedule((1, 1, 1, 1)), name=f"cascade:{passes}", passes=passes)
 
 
 @dataclass(frozen=True)
 class StopRule:
-    """A stop rule by name.
+    """The definition of a stop rule.
 
     Attributes:
-        build: makes the schedule; its arguments are `similarity`, `limit` and those below.
+        build: returns the schedule; its arguments are `similarity`, `limit` and those below.
         thresholds: argument -> default, by similarity.
-        on_stop: whether what becomes of a failing candidate can be chosen.
+        on_stop: whether `build` has an argument `on_stop` that decides what happens to a failing candidate.
     """
 
     build: Callable[..., Schedule]
@@ -193,7 +194,7 @@ class StopRule:
 
     @property
     def takes(self) -> tuple[str, ...]:
-        """Names of the arguments beside `similarity`."""
+        """The names of the arguments besides `similarity`."""
         return ("limit", *self.thresholds, *(("on_stop",) if self.on_stop else ()))
 
 
@@ -205,16 +206,18 @@ STOP_RULES = {
 
 
 def stop_rule(text: str) -> StopRule | None:
-    """The stop rule that a schedule's text names; None for counts and cascades."""
+    """Return the stop rule named by a schedule's text; None for counts and cascades."""
     return STOP_RULES.get(text.strip().lower())
 
 
 def parse_schedule(text: str, **options: Any) -> Schedule:
-    """A stop rule's name with its `options` (see `STOP_RULES`; those it does not take are left), counts or a cascade.
+    """Parse the name of a stop rule, four counts or a cascade.
+
+    `options` go to the stop rule (see `STOP_RULES`); those that it does not take are ignored.
 
     Raises:
         InputError: the text is none of ``iterstop``, ``tci``, ``thrift``, ``a,b,c,d``, ``cascade:t``, or its numbers
-            and options make no sense.
+            and options are invalid.
     """
     name = text.strip().lower()
     if rule := stop_rule(name):
@@ -247,7 +250,7 @@ def _limits(limit: int | tuple[int, ...]) -> dict[int, int]:
 
 
 def _per_level(name: str, value: Any) -> dict[int, Any]:
-    """One value for all levels or four, for levels 4 to 1, as level -> value."""
+    """Return one value for all levels, or four for levels 4 to 1, as a dictionary level -> value."""
     values = tuple(value) if isinstance(value, tuple | list) else (value,)
     if len(values) == 1:
         values *= len(LEVELS)

@@ -179,7 +179,7 @@ def test_one_scan_that_fails_does_not_lose_the_others(register, tmp_path, quiet)
 
 
 def test_a_scan_given_twice_is_refused_before_any_work(register, pair, tmp_path):
-    assert "would have one name; give each image once" in failure(register("--moving", pair[1]))
+    assert "would have the same name; give each image once" in failure(register("--moving", pair[1]))
     assert not (tmp_path / "out").exists()
 
 

@@ -1,4 +1,4 @@
-"""The NumPy definitions themselves, against closed forms and other libraries."""
+"""The NumPy reference implementations, against closed forms and other libraries."""
 
 import numpy as np
 import pytest
@@ -83,7 +83,7 @@ def test_ncc_is_pearson_and_blind_to_contrast():
 
 
 def test_lncc_window_by_window():
-    """Against a direct loop over windows."""
+    """A direct loop over windows is the reference."""
     rng = np.random.default_rng(4)
     a, b = rng.random((6, 7, 5)), rng.random((6, 7, 5))
     pad = [np.pad(x, 1) for x in (a, b)]

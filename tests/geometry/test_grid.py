@@ -1,4 +1,4 @@
-"""Grids: where voxels are, and the grid the network works on."""
+"""Voxel grids, and the working grid of the network."""
 
 import nibabel as nib
 import numpy as np
@@ -141,7 +141,7 @@ def test_the_working_grid_holds_the_foreground_and_its_margin(grid, spacing):
 
 
 def test_a_sheared_grid_gets_the_nearest_rotation():
-    """The polar factor: of all rotations the one closest to the sheared axes."""
+    """The polar factor is the rotation closest to the sheared axes."""
     grid = sheared()
     working = plan_working_grid(grid, np.ones(grid.shape, bool), 1.0)
     rotation = working.affine[:3, :3]

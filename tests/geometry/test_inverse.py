@@ -1,4 +1,4 @@
-"""Inverses of transforms: maps whose inverse is known, folds, and SimpleITK's inverse field as a judge."""
+"""Inverses of transforms: maps with a known inverse, folds, and SimpleITK's inverse field as a reference."""
 
 import numba
 import numpy as np
@@ -30,7 +30,7 @@ AXES = {
 
 
 def grid(name: str = "oblique", shape=SHAPE) -> Grid:
-    """A grid about the origin of space."""
+    """A grid centred on the origin of space."""
     affine = np.eye(4)
     affine[:3, :3] = AXES[name]
     affine[:3, 3] = -affine[:3, :3] @ ((np.array(shape) - 1) / 2)
@@ -42,7 +42,7 @@ def places(where: Grid) -> np.ndarray:
 
 
 def smooth_flow(size: float, sigma: float = 3.0, shape=SHAPE) -> np.ndarray:
-    """A random flow whose components have a standard deviation of `size` voxels; it folds where that is much."""
+    """A random flow whose components have a standard deviation of `size` voxels; it folds if that is large."""
     noise = np.random.default_rng(3).normal(size=(3, *shape))
     flow = np.stack([gaussian_filter(component, sigma) for component in noise])
     return (size * flow / flow.std()).astype(np.float32)
@@ -133,7 +133,7 @@ def test_an_inversion_states_its_residuals():
 
 
 def test_a_folded_field_is_inverted_as_far_as_it_goes():
-    """Every point has an original, but where the field folds not all are found; the share is told, not hidden."""
+    """Every point has a preimage, but where the field folds not all are found; their share is reported."""
     where = grid()
     transform = SpatialTransform(np.eye(4), smooth_flow(8.0, sigma=2.0), where)
     determinant = jacobian_of_displacement(transform.displacement(where), where)
@@ -147,7 +147,7 @@ def test_a_folded_field_is_inverted_as_far_as_it_goes():
 
 
 def test_where_a_fold_leaves_a_choice_the_upright_original_is_taken():
-    """x - 3 sin(x) / 2 takes three places to each goal near 0; at the one in the middle the map runs backwards."""
+    """x - 3 sin(x) / 2 maps three points to each goal near 0; at the middle one the map reverses orientation."""
     where = Grid((201, 2, 2), np.array([[0.1, 0, 0, -10], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]]))
     displacement = np.zeros((*where.shape, 3), np.float32)
     displacement[..., 0] = -1.5 * np.sin(places(where)[..., 0])
@@ -193,7 +193,7 @@ def test_points_that_are_no_numbers_stay_none():
 
 
 def test_itk_inverts_the_same_field():
-    """SimpleITK's inverse field agrees where both stop inside; ours leaves a thousand times less behind."""
+    """SimpleITK's inverse field agrees where both stay inside; our residual is a thousand times smaller."""
     where = Grid((30, 30, 30), np.diag([-1.0, -1, 1, 1]))  # ITK's own frame, LPS, as the identity
     transform = SpatialTransform(np.eye(4), smooth_flow(0.5, 4.0, where.shape), where)
     displacement = transform.displacement(where)

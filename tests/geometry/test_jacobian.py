@@ -1,4 +1,4 @@
-"""The determinant of a transform's Jacobian: closed forms on any grid, NumPy and SimpleITK as judges."""
+"""The Jacobian determinant of a transform: closed forms on any grid, NumPy and SimpleITK as references."""
 
 import numpy as np
 import pytest
@@ -32,7 +32,7 @@ def places(where: Grid) -> np.ndarray:
 
 
 def waves(points: np.ndarray) -> np.ndarray:
-    """A displacement that is known everywhere."""
+    """A displacement with a closed form everywhere."""
     return np.sin(points @ np.array([[0.2, 0.1, 0.0], [0.05, 0.3, 0.1], [0.1, 0.0, 0.25]])) * [2.0, 1.5, 2.5]
 
 
@@ -58,14 +58,14 @@ def test_it_is_the_definition_with_numpys_differences(name):
 
 @pytest.mark.parametrize("name", ["RAS", "LIA", "oblique"])
 def test_itk_agrees(name):
-    """Its filter takes no notice of the axes' directions, so it is given the displacement along the grid's own axes."""
+    """Its filter ignores the axes' directions, so it gets the displacement along the grid's own axes."""
     where = grid(name)
     displacement = waves(places(where)).astype(np.float32)
     along_axes = (displacement @ where.directions).astype(np.float32)
     field = sitk.GetImageFromArray(np.ascontiguousarray(along_axes.transpose(2, 1, 0, 3)), isVector=True)
     field.SetSpacing(where.spacing)
     itk = sitk.GetArrayFromImage(sitk.DisplacementFieldJacobianDeterminant(field)).T
-    inner = (slice(1, -1),) * 3  # at the border ITK takes differences of its own
+    inner = (slice(1, -1),) * 3  # at the border ITK uses other differences
     assert jacobian_of_displacement(displacement, where)[inner] == pytest.approx(itk[inner], abs=1e-4)
 
 
@@ -90,7 +90,7 @@ def test_roughness_and_folds_within_a_mask():
     determinant = np.array([np.e, 1 / np.e, -3.0, 0.0]).reshape(4, 1, 1)
     mask = np.array([1, 1, 0, 0]).reshape(4, 1, 1)
     assert sd_log_jacobian(determinant, mask) == pytest.approx(1.0)
-    assert sd_log_jacobian(determinant) == pytest.approx(1.0)  # what is folded has no logarithm
+    assert sd_log_jacobian(determinant) == pytest.approx(1.0)  # folded voxels have no logarithm
     assert np.isnan(sd_log_jacobian(-determinant, mask))
     assert folded_share(determinant) == 0.5 and folded_share(determinant, mask) == 0
     with pytest.raises(InputError, match=r"mask: got shape \(4, 1, 1\) with 0 voxels"):

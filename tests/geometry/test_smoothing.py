@@ -1,4 +1,4 @@
-"""Smoothing residual flows: closed forms of its definition (`runtime.geometry.smoothing`)."""
+"""Smoothing of residual flows: closed forms of the reference (`runtime.geometry.smoothing`)."""
 
 import math
 
@@ -17,7 +17,7 @@ def random(shape, seed=0):
 
 
 def wave(length: float, shape=(64, 5, 5)):
-    """A residual along J that swings along I with a wavelength in voxels."""
+    """A residual along J that oscillates along I with a wavelength in voxels."""
     field = np.zeros((3, *shape))
     field[1] = np.sin(2 * np.pi * np.arange(shape[0]) / length)[:, None, None]
     return field
@@ -29,7 +29,7 @@ class TestConfidence:
 
     @pytest.mark.parametrize("slope", [0.001, 0.02, 0.1])
     def test_of_a_ramp_it_is_the_same_up_to_the_border(self, slope):
-        """An oblique one: the squares of its slopes along the axes add up."""
+        """For an oblique ramp, the squares of its slopes along the axes add up."""
         ramp = slope * np.indices(SHAPE).sum(axis=0)
         squared = 3 * slope**2
         np.testing.assert_allclose(confidence(ramp), squared / (squared + EDGE), rtol=1e-9)
@@ -52,7 +52,7 @@ class TestSmoothResidual:
         np.testing.assert_array_equal(smooth_residual(random((3, *SHAPE)), np.zeros(SHAPE), 1.5), 0)
 
     def test_one_displacement_everywhere_stays_whatever_the_image(self):
-        """But for the constant that keeps the quotient finite."""
+        """The only deviation is the constant that keeps the quotient finite."""
         trusted, one = np.random.default_rng(1).uniform(0.2, 1, SHAPE), np.array([1.0, -2.0, 0.5])
         residual = np.broadcast_to(one[:, None, None, None], (3, *SHAPE))
         np.testing.assert_allclose(smooth_residual(residual, trusted, 1.5), residual, rtol=LEAST / 0.2)
@@ -60,14 +60,14 @@ class TestSmoothResidual:
     @pytest.mark.parametrize("sigma", [1.0, 1.5, 3.0])
     @pytest.mark.parametrize("trust", [0.1, 0.5, 0.9])
     def test_equal_confidence_mixes_the_residual_and_its_gaussian(self, sigma, trust):
-        """A wave in the Gaussian loses exp(-2 (pi sigma / length)^2) of its height, away from the border."""
+        """Away from the border, a Gaussian scales a wave's amplitude by exp(-2 (pi sigma / length)^2)."""
         field = wave(16)
         found = smooth_residual(field, np.full(field.shape[1:], trust), sigma)
         expected = (trust + (1 - trust) * math.exp(-2 * (math.pi * sigma / 16) ** 2)) * field
         np.testing.assert_allclose(found[:, 16:-16], expected[:, 16:-16], atol=0.01)
 
     def test_what_is_not_trusted_follows_the_edge_beside_it_not_its_own_noise(self):
-        """A plane that is trusted, and noise beside it."""
+        """The residual is trusted in one plane and noise beside it."""
         trusted, residual = np.zeros(SHAPE), random((3, *SHAPE))
         trusted[4] = 1
         residual[:, 4] = 2

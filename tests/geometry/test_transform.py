@@ -16,7 +16,7 @@ FIXED = {"RAS": ("RAS", np.eye(3)), "LPS": ("LPS", np.eye(3)), "LIA": ("LIA", np
 
 
 def grid(name: str, shape=(24, 28, 20), spacing=(1.5, 1.0, 2.0)) -> Grid:
-    """A grid about the origin of space."""
+    """A grid centred on the origin of space."""
     axes, turn = FIXED[name]
     affine = np.eye(4)
     affine[:3, :3] = turn @ np.array([COLUMNS[letter] for letter in axes], float).T @ np.diag(spacing)
@@ -29,7 +29,7 @@ def places(where: Grid) -> np.ndarray:
 
 
 def bumps(points: np.ndarray) -> np.ndarray:
-    """An image without any symmetry, known at every point of space."""
+    """An image without symmetry, with a closed form at every point of space."""
     centres = np.array([[2, -3, 4], [9, 1, 8], [-4, -9, -2], [3, 6, 0.0]])
     distance = np.linalg.norm(points[..., None, :] - centres, axis=-1)
     return np.exp(-((distance / 5) ** 2)) @ np.array([60.0, 100.0, 80.0, 40.0])
@@ -51,7 +51,7 @@ def test_the_formula_at_the_working_voxels():
 
 
 def definition(transform: SpatialTransform, points: np.ndarray) -> np.ndarray:
-    """The formula in NumPy."""
+    """The formula in NumPy, as the reference."""
     voxels = transform.grid.to_voxels(points)
     inside = np.clip(voxels, 0, np.array(transform.grid.shape) - 1)
     moved = transform.grid.to_physical(voxels + sample(transform.flow.astype(np.float64), inside.T).T)
@@ -106,7 +106,7 @@ def test_displacements_that_are_none_are_refused():
 
 
 def test_a_chain_goes_through_its_links_in_order(monkeypatch):
-    """On a grid it is carried in slabs; where they end makes no difference."""
+    """A grid is mapped in slabs; their boundaries make no difference."""
     turn, fixed = AffineTransform(example().affine), grid("LIA", (9, 8, 7))
     points = places(fixed).reshape(-1, 3)
     expected = definition(example(), turn.points(points))
@@ -122,7 +122,7 @@ def test_a_chain_goes_through_its_links_in_order(monkeypatch):
 
 
 def test_affines_in_a_chain_become_part_of_the_fields_beside_them():
-    """One field among affines costs one sampling, and an inverse that is asked for at once stays one."""
+    """One field among affines is sampled once, and a numerical inverse stays a single link."""
     bend, turn = example(), AffineTransform(example().affine)
     points = np.random.default_rng(6).uniform(-20, 20, (30, 3))
     chain = Chain((turn, Chain((turn, bend)), turn))

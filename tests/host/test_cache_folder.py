@@ -1,4 +1,4 @@
-"""Where compiled code lies, and under which key."""
+"""The cache folder of compiled code, and its keys."""
 
 import os
 import pickle
@@ -87,7 +87,7 @@ POSIX = pytest.mark.skipif(os.name != "posix", reason="owners and modes")
 
 @pytest.fixture
 def chosen(tmp_path, monkeypatch):
-    """RPNET_CACHE with something in it; the folder that takes its place lies in `temporary`."""
+    """An RPNET_CACHE that is not empty; the fallback folder lies in `temporary`."""
     folder = tmp_path / "chosen"
     (folder / "kernels").mkdir(parents=True)
     (folder / "kernels" / "one").touch()
@@ -99,7 +99,7 @@ def chosen(tmp_path, monkeypatch):
 
 @POSIX
 class TestWhoMayWrite:
-    """What lies in a cache is run."""
+    """Files in a cache are executed, so no other user may be able to write them."""
 
     @pytest.mark.parametrize("mode", [0o777, 0o775, 0o757, 0o1777])
     @pytest.mark.parametrize("part", ["", "kernels"])
@@ -170,7 +170,7 @@ class TestFiles:
 
 
 class TestKernels:
-    """Kernels whose files are damaged, or were put there by somebody else, are compiled again."""
+    """Kernels whose files are damaged, or were written by somebody else, are compiled again."""
 
     CODE = """
         import sys, numpy as np
@@ -213,7 +213,7 @@ class TestKernels:
 
 
 class Touches:
-    """Makes a file when it is unpickled."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -224,7 +224,7 @@ class Touches:
 
 @pytest.fixture
 def package(tmp_path) -> Path:
-    """A package of a kernel, what it is made of, and something else."""
+    """A package with a kernel, a module that the kernel uses, and an unrelated module."""
     folder = tmp_path / "package"
     (folder / "inner").mkdir(parents=True)
     (folder / "kernels.py").write_text("from numba import njit\n")
@@ -266,7 +266,7 @@ class TestKey:
         assert compiled.code_key(package) != key
 
     def test_no_kernel_of_ours_escapes_the_key(self):
-        """A compiled function in a source that the key does not read would be taken for fresh when it is not."""
+        """A compiled function in a source that the key does not cover would be used although it is outdated."""
         for path in compiled.PACKAGE.rglob("*.py"):
             source = path.read_text(encoding="utf-8")
             if any(word in source for word in ("@njit", "= njit", "@intrinsic", "@in_slices", "@compiled")):

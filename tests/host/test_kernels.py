@@ -1,4 +1,4 @@
-"""Kernels in slices: every slice once, whatever the number of threads, and from anywhere."""
+"""Kernels in slices: every slice is processed once, whatever the number of threads and the calling thread."""
 
 import subprocess
 import sys
@@ -87,7 +87,7 @@ def test_several_callers_at_once():
 
 @pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="no fork on this system")
 def test_kernels_run_after_a_fork():
-    """Threads stay behind in a fork, as in `multiprocessing` on Linux; OpenMP would end the process."""
+    """Threads do not survive a fork, as in `multiprocessing` on Linux; OpenMP would end the process."""
     code = """
         import os, warnings
         import numpy as np

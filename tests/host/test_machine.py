@@ -1,4 +1,4 @@
-"""What the machine says of itself: limits of containers and batch jobs, peaks, and systems that say less."""
+"""Facts about the machine: limits of containers and batch jobs, peak memory, and systems that report less."""
 
 import gzip
 import importlib.util
@@ -31,7 +31,7 @@ class TestLimits:
 
     @pytest.fixture
     def limit(self, tmp_path, monkeypatch):
-        """Sets up a group: its limit, what is used of it, and how much of that is file contents nobody needs."""
+        """Set up a group: its limit, the memory used, and how much of that is file cache that can be dropped."""
         own = tmp_path / "own"
         own.write_text("1:name=systemd:/other\n0::/job/step\n")
         monkeypatch.setattr(limits, "OWN_CGROUP", own)
@@ -90,7 +90,7 @@ class TestOlderControlGroups:
 
     @pytest.fixture
     def group(self, tmp_path, monkeypatch):
-        """Writes files of a group, by controller and path."""
+        """Write files of a group, by controller and path."""
         own = tmp_path / "own"
         own.write_text("11:cpu,cpuacct:/job\n4:memory:/job\n1:name=systemd:/x\n0::/\n")
         monkeypatch.setattr(limits, "OWN_CGROUP", own)
@@ -140,10 +140,10 @@ class TestVariables:
     @pytest.mark.parametrize("line, message", [
         ("NUMBA_NUM_THREADS=1", "asked for 2, got 1"),
         ("NUMBA_THREADING_LAYER=tbb", r"InputError: NUMBA_THREADING_LAYER: No threading layer could be loaded"),
-        ("NUMBA_DISABLE_JIT=1", "InputError: NUMBA_DISABLE_JIT: got 1, but nothing here runs uncompiled; unset it"),
+        ("NUMBA_DISABLE_JIT=1", "InputError: NUMBA_DISABLE_JIT: got 1, but the kernels only run compiled; unset it"),
     ])  # fmt: skip
     def test_what_numba_is_told(self, line, message):
-        """Two threads are asked for where it has one; what it cannot do is said in a line."""
+        """Two threads are requested where numba has one; settings that cannot work are refused in one line."""
         if "tbb" in line and importlib.util.find_spec("tbb"):
             pytest.skip("tbb is installed")
         code = """
@@ -171,8 +171,8 @@ def test_the_address_space_is_a_limit(monkeypatch, tmp_path):
 
 class TestMemoryThatIsNotThere:
     @pytest.mark.parametrize("most, free, kind, message", [
-        (1, 1, InputError, "1.0 GiB are all there are; crop the fixed image"),
-        (64, 1, ScarceError, "1.0 GiB are available; crop the fixed image"),
+        (1, 1, InputError, "1.0 GiB is all there is; crop the fixed image"),
+        (64, 1, ScarceError, "1.0 GiB is available; crop the fixed image"),
     ])  # fmt: skip
     def test_what_never_fits_is_bad_input_what_does_not_now_is_scarce(self, monkeypatch, most, free, kind, message):
         self.have(monkeypatch, most, free)
@@ -182,7 +182,7 @@ class TestMemoryThatIsNotThere:
 
     @pytest.mark.parametrize("most, free, kind", [(1, 1, InputError), (64, 1, ScarceError)])
     def test_an_image_is_refused_by_its_header_likewise(self, tmp_path, monkeypatch, most, free, kind):
-        """A gzip of zeros that would be 2 GiB; nothing of it is read but the header."""
+        """A gzip file of zeros that would be 2 GiB; only its header is read."""
         path = scans.write_scan(tmp_path / "large.nii.gz", scans.grid())
         header = bytearray(gzip.decompress(path.read_bytes())[:352])
         header[40:48] = struct.pack("<4h", 3, 1024, 1024, 1024)
@@ -193,14 +193,14 @@ class TestMemoryThatIsNotThere:
         assert type(caught.value) is kind
 
     def test_an_image_that_the_system_refuses_memory_for_is_scarce(self, tmp_path, monkeypatch):
-        """Under a limit that the system does not tell of."""
+        """The limit is one that the system does not report."""
 
         def refuse(*_):
             raise MemoryError
 
         path = scans.write_scan(tmp_path / "f.nii.gz", scans.grid())
         monkeypatch.setattr("runtime.images.formats.image_file.np.empty", refuse)
-        with pytest.raises(ScarceError, match=r"--fixed: .*f\.nii\.gz needs .* GiB, which cannot be had"):
+        with pytest.raises(ScarceError, match=r"--fixed: .*f\.nii\.gz needs .* GiB, which is not available"):
             read_volume(path, "--fixed")
 
     @staticmethod

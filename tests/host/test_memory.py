@@ -1,4 +1,4 @@
-"""Memory that is used again: never while anybody can still see it."""
+"""Memory is reused, but never while anybody can still see it."""
 
 import gc
 import platform

@@ -1,4 +1,4 @@
-"""Signals that have to wait: exceptions must not be raised where a library calls Python back."""
+"""Delayed signals: exceptions must not be raised where a library calls back into Python."""
 
 import os
 import signal
@@ -17,12 +17,12 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals")
 
 
 class Asked(Exception):
-    """Raised by a signal."""
+    """The exception raised by the signal."""
 
 
 @pytest.fixture(autouse=True)
 def handler():
-    """What SIGTERM is answered with: an exception, as in the command line."""
+    """A handler of SIGTERM that raises an exception, as in the command line."""
 
     def answer(number, _):
         raise Asked(number)
@@ -71,7 +71,7 @@ def test_other_threads_which_never_see_one_hold_none(handler):
 
 
 def test_a_kernel_is_compiled_to_its_end(monkeypatch):
-    """Whose code LLVM asks Python for, and gives to it."""
+    """LLVM calls back into Python while compiling."""
 
     @compiled()
     def doubled(value):

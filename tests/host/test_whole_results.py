@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def killed(code: str) -> None:
-    """Runs Python code in a process that kills itself at its end as the system would, without a chance to tidy up."""
+    """Run Python code in a process that then kills itself as the system would, without a chance to clean up."""
     done = subprocess.run([sys.executable, "-c", f"{code}\nimport os; os.kill(os.getpid(), 9)"], cwd=ROOT)
     assert done.returncode == -signal.SIGKILL
 
@@ -33,7 +33,7 @@ def names(folder: Path) -> list[str]:
 
 @pytest.fixture
 def holder():
-    """Starts a process that holds a folder until it is killed."""
+    """Start a process that holds a folder until it is killed."""
     started = []
 
     def hold(folder: Path) -> subprocess.Popen:
@@ -99,7 +99,7 @@ class TestFile:
 
 
 class TestResult:
-    """`new` replaces `old`, of which `gone` has no successor; `mine` belongs to somebody else."""
+    """Result `new` replaces `old`, whose file `gone` has no successor; `mine` belongs to somebody else."""
 
     @pytest.fixture
     def folder(self, tmp_path):
@@ -220,7 +220,6 @@ class TestLock:
             assert names(tmp_path) == sorted([".hidden.txt", "other", "pairs", LOCK])
         assert names(tmp_path / "pairs") == [] and len(names(tmp_path / "other")) == 1
 
-
     def test_what_another_computer_writes_into_it_just_now_is_left_alone(self, tmp_path, monkeypatch):
         """A command for a single file, `apply` say, takes no lock."""
         with monkeypatch.context() as elsewhere:
@@ -257,7 +256,7 @@ class TestLock:
 
 
 class TestWhereTheFileSystemHasNoLocks:
-    """The holder is looked for by what it wrote."""
+    """The lock file's content tells whether the holder is alive."""
 
     @pytest.fixture(autouse=True)
     def no_locks(self, monkeypatch):
@@ -281,6 +280,6 @@ class TestWhereTheFileSystemHasNoLocks:
     def test_one_on_another_computer(self, tmp_path, monkeypatch):
         with folder_lock(tmp_path):
             monkeypatch.setattr(whole_files, "_host", lambda: "0123abcd")
-            line = rf"was taken by process .*; remove {tmp_path}/{LOCK} if that has"
+            line = rf"is locked by process .*; remove {tmp_path}/{LOCK} if it has"
             with pytest.raises(InputError, match=line), folder_lock(tmp_path):
                 pass

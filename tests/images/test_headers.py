@@ -1,4 +1,4 @@
-"""Headers as other tools and damage leave them: what is mended, with a word, and what is refused, for every reader."""
+"""Faulty headers from other tools or damage: those repaired with a warning and those refused, for every reader."""
 
 import gzip
 import struct
@@ -25,7 +25,7 @@ ROOTS = (0.70710720, 0.70710690)  # rounded up from the root of one half: their 
 
 
 def scan(path: Path, *edits: tuple, data: np.ndarray = DATA, affine: np.ndarray = AFFINE) -> Path:
-    """A NIfTI-1 file some fields of whose header are overwritten: (byte, struct format, numbers ...)."""
+    """A NIfTI-1 file with some header fields overwritten: (byte, struct format, values ...)."""
     image = nib.Nifti1Image(data, affine)
     image.set_sform(affine, 1)
     image.set_qform(affine, 1)
@@ -46,7 +46,7 @@ def by_itk(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 class TestMended:
-    """One meaning is left: it is taken, as ITK takes it, and a warning says so."""
+    """Where only one meaning is possible it is used, as in ITK, with a warning."""
 
     @pytest.mark.parametrize("said", [0.0, 348.0, 351.0, -16.0, float("nan")])
     def test_voxels_never_begin_inside_the_header(self, tmp_path, said):
@@ -58,11 +58,11 @@ class TestMended:
     def test_a_unit_that_is_not_defined_is_mm(self, tmp_path, code):
         volume = read_volume(scan(tmp_path / "a.nii", (123, "B", code)), "x")
         assert volume.grid.affine == pytest.approx(AFFINE)
-        assert f"code of units is {code}" in volume.warnings[0]
+        assert f"unit code is {code}" in volume.warnings[0]
 
     @pytest.mark.parametrize("sform", [0, 1])
     def test_a_quaternion_too_long_by_rounding(self, tmp_path, sform):
-        """Half a turn about (1, 1, 0), whose axis is stored in single precision: nobody needs to be told."""
+        """Half a turn about (1, 1, 0), whose axis is stored in single precision: no warning is needed."""
         half = np.array([[0, 2, 0, 3], [2, 0, 0, 4], [0, 0, -2.5, 5], [0, 0, 0, 1.0]])
         path = scan(tmp_path / "a.nii", (TURN, "3f", *ROOTS, 0), (254, "h", sform), affine=half)
         volume = read_volume(path, "x")
@@ -165,7 +165,7 @@ def test_fields_are_held_to_the_same_headers(tmp_path):
 
 class TestBounds:
     def test_what_follows_the_voxels_takes_no_memory(self, tmp_path):
-        """100 MB of zeros in 0.1 MB of file behind a volume of 420 bytes."""
+        """A volume of 420 bytes is followed by 100 MB of zeros in 0.1 MB of file."""
         pack = zlib.compressobj(9, zlib.DEFLATED, 31)
         packed = [pack.compress(scan(tmp_path / "a.nii").read_bytes())]
         packed += [pack.compress(bytes(1 << 20)) for _ in range(100)]

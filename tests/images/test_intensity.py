@@ -1,4 +1,4 @@
-"""Intensity rules: what they map to 0 and 1, what they refuse, and the foreground they leave."""
+"""Intensity rules: the values they map to 0 and 1, the images they refuse, and the foreground that results."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""NRRD and MetaImage as SimpleITK writes them: read by a process of its own, refused in one line where damaged."""
+"""NRRD and MetaImage as SimpleITK writes them: read in a separate process, refused in one line if damaged."""
 
 import hashlib
 
@@ -53,19 +53,19 @@ def test_voxels_in_another_file_are_not_fetched(tmp_path):
 
 
 def test_several_numbers_a_voxel(tmp_path):
-    with pytest.raises(InputError, match=r"it has 4 axes and 1 numbers a voxel"):
+    with pytest.raises(InputError, match=r"it has 4 axes and 1 values per voxel"):
         read_volume(write(tmp_path / "a.nrrd", np.stack([DATA, DATA], -1)), "x")
 
 
 def test_more_voxels_than_it_holds(tmp_path):
     path = write(tmp_path / "a.nrrd")
     path.write_bytes(path.read_bytes().replace(b"sizes: 6 7 5", b"sizes: 6000 7000 5000"))
-    with pytest.raises(InputError, match="cannot be what it holds"):
+    with pytest.raises(InputError, match="it is too small for voxels of shape"):
         read_header(path, "x")
 
 
 def test_without_simpleitk(tmp_path, monkeypatch):
-    """As where it is not installed: a reader that says so stands for the one that reads."""
+    """A reader that fails like one without SimpleITK stands in for the real one."""
     (tmp_path / "reader.py").write_text('def read(*given): raise ValueError("SimpleITK is not installed")')
     monkeypatch.setattr(itk_image, "READER", tmp_path / "reader.py")
     with pytest.raises(InputError, match=r"cannot be read as NRRD or MetaImage \(SimpleITK is not installed\)"):
@@ -73,7 +73,5 @@ def test_without_simpleitk(tmp_path, monkeypatch):
 
 
 def test_a_folder_may_be_of_dicom(tmp_path):
-    with pytest.raises(
-        InputError, match=r"is not a file but a folder; of a folder of DICOM files make NIfTI: dcm2niix"
-    ):
+    with pytest.raises(InputError, match=r"is not a file but a folder; convert a folder of DICOM files: dcm2niix"):
         read_volume(tmp_path, "--fixed")

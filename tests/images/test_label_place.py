@@ -1,4 +1,4 @@
-"""A label map's place is judged alike by every command; label maps and directions are noticed where scans are due."""
+"""Positions of label maps, checked alike by every command; label maps and directions that are given as scans."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ GRID = scans.grid((20, 22, 18))
 
 
 def shifted(mm: float):
-    """The same grid elsewhere along S."""
+    """The same grid, shifted along S."""
     return GRID.crop((0, 0, mm), GRID.shape)
 
 
@@ -32,7 +32,7 @@ class TestPlace:
 
     @pytest.mark.parametrize("mm", [18, 500])
     def test_apart_it_is_refused(self, mm):
-        with pytest.raises(InputError, match=r"mask: a\.nii lies apart from the image .* give the mask of that scan"):
+        with pytest.raises(InputError, match=r"mask: a\.nii does not overlap the image .* give the mask of that scan"):
             label_place_doubts(shifted(mm), GRID, "mask: a.nii", "the image", "mask")
 
 
@@ -50,7 +50,7 @@ class TestApply:
     def test_labels_apart_from_it(self, pair, tmp_path):
         path = scans.write_labels(tmp_path / "l.nii.gz", pair.scan_grid.crop((900, 0, 0), (30, 30, 30)))
         line = refused("apply", "--labels", path, "-t", pair.warp, "--output", tmp_path / "o.nii.gz")
-        assert "--labels: " in line and "lies apart from the transform's moving scan" in line
+        assert "--labels: " in line and "does not overlap the transform's moving scan" in line
 
     @pytest.mark.parametrize(("order", "told"), [("linear", True), ("nearest", False)])
     def test_a_label_map_as_an_image(self, pair, tmp_path, order, told):
@@ -68,14 +68,14 @@ class TestPrepare:
     def test_as_elsewhere(self, tmp_path):
         warnings = read_native(self.scan(tmp_path, 3), PercentileRule()).warnings
         assert "the label map is not on the image's grid; it is used where its header says" in warnings
-        with pytest.raises(InputError, match=r"labels: .*l\.nii\.gz lies apart from the image"):
+        with pytest.raises(InputError, match=r"labels: .*l\.nii\.gz does not overlap the image"):
             read_native(self.scan(tmp_path, 500), PercentileRule())
 
 
 class TestEvaluate:
     @pytest.fixture
     def evaluated(self, tmp_path, engine_dir):
-        """The result of a pair whose fixed label map stands so many voxels off."""
+        """The result of a pair whose fixed label map is shifted by so many voxels."""
 
         def run_it(voxels: int, code: int = 0):
             pair = write_pair(tmp_path)
@@ -86,7 +86,7 @@ class TestEvaluate:
 
     def test_apart(self, evaluated):
         line = evaluated(500, code=1).output
-        assert "--fixed-labels: " in line and "lies apart from the fixed scan" in line
+        assert "--fixed-labels: " in line and "does not overlap the fixed scan" in line
 
     def test_on_another_grid(self, evaluated, tmp_path):
         output = evaluated(2).output

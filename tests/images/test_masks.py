@@ -1,4 +1,4 @@
-"""Masks: what they leave out has no say in anything, and a mask that leaves nothing out changes nothing."""
+"""Masks: excluded voxels influence nothing, and a mask that excludes nothing changes nothing."""
 
 import numpy as np
 import pytest
@@ -72,7 +72,7 @@ class TestRegistration:
     @pytest.mark.parametrize("similarity", ["ncc", "lncc", "mse"])
     @pytest.mark.parametrize("side", ["fixed", "moving"])
     def test_what_lies_in_a_hole_changes_nothing_to_the_bit(self, engines, side, similarity):
-        """Neither the affine start nor intensities, similarity, features or flow."""
+        """Affine initialisation, intensities, similarity, features and flow stay the same."""
         options = Options(similarity=similarity)
         results = []
         for value in (0, 300, 20_000):
@@ -105,7 +105,7 @@ class TestRegistration:
         assert np.array_equal(expected.displacement, found.displacement)
 
     def test_several_moving_scans_on_a_fixed_one_with_a_hole_are_those_alone(self, engines):
-        """What fills the fixed scan's hole is another with every moving scan."""
+        """The filling of the fixed scan's hole differs with every moving scan."""
         movings = (scan(scans.bend), scan())
         onto = runtime.FixedScan(scan(), engines, QUICK, mask=with_hole())
         for moving in movings:
@@ -151,7 +151,7 @@ class TestRefusals:
         far = GRID.affine.copy()
         far[:3, 3] += 500
         mask = Volume(data=np.ones(GRID.shape, np.uint8), grid=type(GRID)(GRID.shape, far))
-        with pytest.raises(InputError, match=r"--moving-mask: the mask lies apart from .* in physical space"):
+        with pytest.raises(InputError, match=r"--moving-mask: the mask does not overlap .* in physical space"):
             runtime.register(scan(), scan(), engines, QUICK, moving_mask=mask)
 
     def test_a_mask_that_keeps_nothing(self, engines):
@@ -168,7 +168,7 @@ def test_the_command_takes_both_masks_and_reports_them(register_files_of, tmp_pa
 
 @pytest.fixture
 def register_files_of(engine_dir, tmp_path):
-    """Writes scans and masks, runs the command, and gives the report."""
+    """Write scans and masks, run the command, and return the report."""
     import json
 
     from click.testing import CliRunner

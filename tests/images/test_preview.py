@@ -1,4 +1,4 @@
-"""The picture: what is shown where, and that the grid lines, colours and folds mean what they say."""
+"""The preview picture: orientation and layout, and correct grid lines, colours and folds."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Resampling against the NumPy definition and closed forms."""
+"""Resampling, against the NumPy reference and closed forms."""
 
 import numba
 import numpy as np
@@ -38,7 +38,7 @@ def image(grid: Grid, dtype=np.float32) -> np.ndarray:
 
 
 def places(grid: Grid) -> np.ndarray:
-    """RAS mm of every voxel, (I, J, K, 3)."""
+    """The positions of all voxels, (I, J, K, 3), RAS mm."""
     return grid.to_physical(np.stack(np.meshgrid(*map(np.arange, grid.shape), indexing="ij"), -1).astype(float))
 
 
@@ -297,7 +297,7 @@ def test_wide_orders_give_the_outside_beyond_the_image_and_copy_whole_voxel_move
 
 @pytest.mark.parametrize("order", ["linear", "cubic"])
 def test_nan_outside_is_outside_alone(order):
-    """Places within the image, its outermost voxels among them, have its values; those beyond have none."""
+    """Positions within the image, up to its outermost voxels, have its values; those beyond have none."""
     source = Grid((9, 8, 7), np.eye(4))
     values, target = image(source), Grid((17, 15, 13), np.diag([0.5, 0.5, 0.5, 1.0]))
     whole = target.crop((-2, -2, -2), tuple(size + 4 for size in target.shape))
@@ -342,7 +342,7 @@ def test_the_number_of_threads_changes_no_bit(order, dtype):
 
 @pytest.mark.parametrize("beyond", [0.25, 0.5, 0.75, 1.0])
 def test_linear_goes_over_into_the_outside_within_a_voxel(beyond):
-    """Where ITK repeats the outermost voxel for half a voxel and then stops at once (docs/guide/transforms.md)."""
+    """ITK instead repeats the outermost voxel for half a voxel and then stops at once (docs/guide/transforms.md)."""
     image, place = np.full((6, 6, 6), 100, np.float32), np.eye(4)
     place[0, 3] = -beyond
     found = resample(image, Grid(image.shape, np.eye(4)), Grid((1, 6, 6), place), outside=20)

@@ -1,4 +1,4 @@
-"""Lists of scans: what a folder, a glob and a CSV mean, and which lists are refused."""
+"""Lists of scans: folders, globs and CSVs, and refused lists."""
 
 from pathlib import Path
 

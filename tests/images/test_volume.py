@@ -1,4 +1,4 @@
-"""Files in and out: what is read, what is refused in one line, and that nothing half-written is left behind."""
+"""Reading and writing of volumes: supported files, one-line refusals, and no half-written files."""
 
 import gzip
 import hashlib
@@ -32,7 +32,7 @@ def values(dtype=np.int16) -> np.ndarray:
 
 
 def save(path: Path, data=None, affine=None, sform=1, qform=1, **fields) -> Path:
-    """A file written by nibabel, not by us."""
+    """A file written by nibabel, not by our own code."""
     data = values() if data is None else data
     image = nib.Nifti1Image(data, rotated() if affine is None else affine, dtype=data.dtype)
     image.set_sform(image.affine, sform)
@@ -86,7 +86,7 @@ def truncated(path: Path) -> Path:
 
 
 def flipped(path: Path) -> Path:
-    """One bit wrong in voxels that are stored uncompressed and far behind the header: only the checksum notices."""
+    """One bit is wrong in voxels stored uncompressed and far from the header: only the checksum reveals it."""
     raw = bytearray(gzip.compress(gzip.decompress(path.read_bytes()), compresslevel=0))
     raw[-50] ^= 1
     path.write_bytes(raw)
@@ -193,7 +193,7 @@ def test_labels_take_the_smallest_type(tmp_path, high, stored, expected):
 
 def test_labels_may_be_negative_and_must_be_whole_and_fit(tmp_path):
     assert read_labels(save(tmp_path / "a.nii", values(np.int16) - 5), "x").data.min() == -5
-    with pytest.raises(InputError, match="105 voxels that are no whole number"):
+    with pytest.raises(InputError, match="105 voxels that are not whole numbers"):
         read_labels(save(tmp_path / "b.nii", values(np.float32) / 2), "--labels")
     with pytest.raises(InputError, match="fit 32 bits"):
         read_labels(save(tmp_path / "c.nii", values(np.int64) + 2**40), "--labels")
@@ -308,7 +308,7 @@ def test_equal_data_give_equal_files(tmp_path):
 
 @pytest.mark.parametrize("sizes", [[], [0], [1], [5, 0, 100_000], [50_000] * (AHEAD + 3)])
 def test_the_gzip_stream_is_one_valid_member(tmp_path, sizes):
-    """Whatever the pieces, what can be compressed and what is stored alternating."""
+    """Compressed and stored pieces may alternate in any way."""
     rng = np.random.default_rng(len(sizes))
     pieces = [rng.integers(0, (4, 256)[n % 2], size, np.uint8).tobytes() for n, size in enumerate(sizes)]
     with open(tmp_path / "a.gz", "wb") as stream:

@@ -27,7 +27,7 @@ NAN = math.nan
 
 
 class ScriptedPair:
-    """Gives the next scripted score of a level whenever that level is scored, and writes down what it was asked."""
+    """A pair that returns the next scripted score of a level whenever that level is scored, and records all calls."""
 
     def __init__(self, scores: dict[int, list[float]], log: list | None = None) -> None:
         self.scores = {level: list(values) for level, values in scores.items()}
@@ -83,7 +83,7 @@ def test_revert_is_algorithm_1_as_printed():
 
 @pytest.mark.parametrize("on_stop", ON_STOP)
 def test_nothing_is_scored_twice(on_stop):
-    """One score a candidate; `revert` also needs the start's. A level starts from the score the last one ended with."""
+    """One score per candidate; `revert` also needs the start's. A level reuses the score the last one ended with."""
     values = {level: [0.1 * n for n in range(1, 3)] + [0.2] for level in LEVELS}
     _, pair = run({**values, 3: [0.3, 0.3], 2: [0.4, 0.4], 1: [0.5, 0.5]}, on_stop=on_stop)
     steps = sum(entry[0] == "step" for entry in pair.log)
@@ -198,7 +198,7 @@ def test_tci_ends_at_the_limit_whether_stable_or_not():
 
 @pytest.mark.parametrize("bad", [NAN, math.inf, -math.inf])
 def test_tci_undoes_a_candidate_whose_score_is_not_finite(bad):
-    """In either stage; what was sent ahead of the score is dropped with it."""
+    """This holds in either stage; an iteration that was started ahead of the score is dropped too."""
     scores = {4: [0.5, bad], 3: [0.501, bad], 2: [0.5, 0.5], 1: [0.5, 0.5]}
     result, _ = run_tci(scores, start=0.3)
     found = traces(result)
@@ -242,7 +242,7 @@ def test_the_next_iteration_is_sent_before_a_score_that_cannot_end_the_level():
 
 
 def test_thrift_asks_of_an_iteration_what_its_work_is_worth():
-    """The same improvements at every level: the cheaper the level, the longer it goes on."""
+    """With the same improvements at every level, a cheaper level continues longer."""
     gains, scores, value = [0.4, 0.2, 0.1, 0.05, 0.025], {}, 0.0
     for level, taken in zip(LEVELS, (5, 3, 2, 1), strict=True):
         scores[level] = [value := value + gain for gain in gains[:taken]]

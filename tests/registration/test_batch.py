@@ -99,7 +99,8 @@ class TestPlan:
 
     @pytest.mark.parametrize("other", ["a/scan.nii", "a/SCAN.mgz", "a/scan.nii.gz"])
     def test_names_that_clash_are_refused(self, other):
-        with pytest.raises(InputError, match=r"--moving: the results of a/scan\.nii\.gz and .* would have one name"):
+        line = r"--moving: the results of a/scan\.nii\.gz and .* would have the same name"
+        with pytest.raises(InputError, match=line):
             self.plan("first.nii", "a/scan.nii.gz", other)
 
     def test_masks_must_be_as_many_as_scans(self):

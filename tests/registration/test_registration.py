@@ -198,7 +198,7 @@ def test_ct_window(engines, tmp_path):
 def test_memory_is_checked_before_work(pair, engines, monkeypatch):
     """There is room for what every registration needs, but not for this grid."""
     monkeypatch.setattr("runtime.host.machine.available_bytes", lambda: machine.ALWAYS + 10 * 2**20)
-    with pytest.raises(InputError, match=r"--fixed: the working grid \(.*\) needs about .* GiB are available"):
+    with pytest.raises(InputError, match=r"--fixed: the working grid \(.*\) needs about .* GiB is available"):
         runtime.register(*pair, engines, QUICK)
 
 
@@ -322,7 +322,7 @@ def test_a_dark_voxel_is_not_the_background(engines, tmp_path):
 def test_labels_of_another_place_are_refused(pair, engines, tmp_path):
     place = scans.grid()
     far = scans.write_labels(tmp_path / "far.nii.gz", place.crop((900, 0, 0), place.shape))
-    with pytest.raises(InputError, match=r"--moving-labels: .* lies apart from the moving scan"):
+    with pytest.raises(InputError, match=r"--moving-labels: .* does not overlap the moving scan"):
         runtime.register(*pair, engines, QUICK, far)
 
 

@@ -142,7 +142,7 @@ class TestPrecision:
 class TestMemory:
     def test_a_run_that_does_not_fit(self, generated, monkeypatch):
         monkeypatch.setattr("runtime.host.machine.available_bytes", lambda: 10 * 2**20)
-        refused(generated, "shape: training on (16, 16, 16) in fp32 needs about 0.1 GiB", "0.0 GiB are available")
+        refused(generated, "shape: training on (16, 16, 16) in fp32 needs about 0.1 GiB", "0.0 GiB is available")
         assert not generated.output.exists()
 
     def test_what_is_not_known_stops_nothing(self, generated, monkeypatch):

@@ -342,9 +342,9 @@ def test_doubts_of_a_transforms_header_are_warnings(shifted, tmp_path):
     warp = tmp_path / "warp.nii"
     warp.write_bytes(content)
     told = done("apply", "--image", shifted.scan, "-t", warp, "--output", tmp_path / "out.nii.gz")
-    assert "warning: warp.nii: the header's code of units is 7, which NIfTI does not define" in told
+    assert "warning: warp.nii: the header's unit code is 7, which NIfTI does not define" in told
     told = done("jacobian", "-t", warp, "--output", tmp_path / "jacobian.nii.gz")
-    assert "warning: warp.nii: the header's code of units is 7" in told
+    assert "warning: warp.nii: the header's unit code is 7" in told
 
 
 def test_integers_that_single_precision_rounds_are_a_warning(shifted, tmp_path):
@@ -361,7 +361,7 @@ def test_nan_is_a_number_where_one_is_named(shifted, tmp_path):
     image, out = tmp_path / "spm.nii.gz", tmp_path / "out.nii.gz"
     write_volume(image, data, shifted.scan_grid)
     arguments = ("--image", image, "-t", shifted.warp, "--output", out)
-    told = "voxels that are NaN; set them to numbers of single precision (register, prepare, apply: --nan 0)"
+    told = "voxels that are NaN; set them to single-precision numbers (register, prepare, apply: --nan 0)"
     assert told in refused("apply", *arguments)
     for no_number in ("nan", "inf", "1e300"):
         assert f"--nan: got {float(no_number):g}, expected a number" in refused("apply", *arguments, "--nan", no_number)

@@ -62,23 +62,26 @@ IMAGE, WARP, OUT = ("--image", "SCAN"), ("-t", "WARP"), ("--output", "out.nii.gz
         ((*IMAGE, *WARP), "Missing option '--output'"),
         ((*IMAGE, *OUT), "--reference: is needed, since there is no -t"),
         ((*IMAGE, "-t", "identity.txt", *OUT), "--reference: is needed, since identity.txt does not say"),
-        ((*IMAGE, *WARP, "--output", "out.png"), "--output: out.png is of no known type here, expected a name that"),
+        ((*IMAGE, *WARP, "--output", "out.png"), "--output: got out.png, expected a name that ends in"),
         ((*IMAGE, *WARP, "--output", "nowhere/out.nii"), "--output: cannot write into nowhere (No such file"),
         ((*IMAGE, *WARP, "--output", "WARP", "--overwrite"), "--output: would replace the input"),
         ((*IMAGE, *WARP, "--output", "SCAN", "--overwrite"), "--output: would replace the input"),
         ((*IMAGE, *WARP, *OUT, "--interpolation", "smooth"), "got smooth, expected linear or cubic or nearest for"),
         (("--labels", "SCAN", *WARP, *OUT, "--interpolation", "cubic"), "got cubic, expected nearest or smooth"),
         (("--labels", "SCAN", *WARP, *OUT, "--outside", "1"), "--outside is for --image"),
-        ((*IMAGE, *WARP, *OUT, "--outside", "1e300"), "--outside: got 1e+300, expected a number that single precision"),
+        (
+            (*IMAGE, *WARP, *OUT, "--outside", "1e300"),
+            "--outside: got 1e+300, expected a number in the range of single precision",
+        ),
         ((*IMAGE, *WARP, *OUT, "--points-in", "ras"), "--points-in is for --points"),
         ((*IMAGE, *WARP, *OUT, "--scan", "SCAN"), "--scan is for --points"),
-        (("--points", "points.csv", *WARP, *OUT), "--output: out.nii.gz is of no known type here, expected a name"),
+        (("--points", "points.csv", *WARP, *OUT), "--output: got out.nii.gz, expected a name that ends in"),
         (("--image", "gone.nii.gz", *WARP, *OUT), "--image: gone.nii.gz does not exist"),
         (("--image", "text.nii.gz", *WARP, *OUT), "--image: text.nii.gz cannot be read"),
         (("--image", "holes.nii.gz", *WARP, *OUT), "--image: holes.nii.gz has 1 voxels that are NaN; set them"),
         (("--image", "slice.nii.gz", *WARP, *OUT), "--image: slice.nii.gz is a slice of shape"),
         (("--image", "vector.nii.gz", *WARP, *OUT), "holds vectors, expected a scalar image"),
-        (("--labels", "soft.nii.gz", *WARP, *OUT), "voxels that are no whole number, expected a label map"),
+        (("--labels", "soft.nii.gz", *WARP, *OUT), "voxels that are not whole numbers, expected a label map"),
         ((*IMAGE, *WARP, *OUT, "--reference", "singular.nii.gz"), "singular.nii.gz: voxel-to-world affine"),
         ((*IMAGE, *WARP, *OUT, "--reference", "gone.nii"), "--reference: gone.nii does not exist"),
         ((*IMAGE, "-t", "gone.nii.gz", *OUT), "-t: gone.nii.gz does not exist"),
@@ -114,9 +117,9 @@ def test_apply(pair, here, arguments, message):
         ("invert", OUT, "give a transform: -t FILE"),
         ("jacobian", OUT, "give a transform: -t FILE"),
         ("convert", (*WARP, *WARP, *OUT), "give one -t; compose makes one file of several"),
-        ("convert", (*WARP, "--to", "h5", *OUT), "--output: out.nii.gz is of no known type here, expected a name that"),
+        ("convert", (*WARP, "--to", "h5", *OUT), "--output: got out.nii.gz, expected a name that ends in"),
         ("convert", (*WARP, "--to", "nifti", *OUT), "'nifti' is not one of"),
-        ("jacobian", (*WARP, "--output", "out.h5"), "--output: out.h5 is of no known type here"),
+        ("jacobian", (*WARP, "--output", "out.h5"), "--output: got out.h5, expected a name that ends in"),
         ("invert", ("-t", "identity.txt", *OUT), "--moving: is needed, since identity.txt does not say where it ends"),
         ("invert", ("-t", "identity.txt", "--to", "freesurfer", "--output", "out.lta"), "--moving: is needed"),
         ("convert", ("-t", "identity.txt", "--to", "freesurfer", "--output", "out.lta"), "--reference: is needed"),
@@ -163,7 +166,7 @@ def test_a_disk_that_is_full(pair, here, monkeypatch, command):
     line = refused(
         "apply" if command == "points" else command, *given.get(command, ()), "-t", pair.warp, "--output", out
     )
-    assert line == f"Error: --output: writing {out} failed (No space left on device); free space or choose another"
+    assert line == f"Error: --output: writing {out} failed (No space left on device); free disk space or choose another"
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS.commands))

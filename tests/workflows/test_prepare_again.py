@@ -168,7 +168,7 @@ class TestNames:
 
     @pytest.mark.parametrize("second", ["/a/s1.nii", "/a/S1.nii.gz", "/a/s1.mgz"])
     def test_an_image_listed_twice_is_refused(self, second):
-        with pytest.raises(InputError, match=r"--data: the results of /a/s1\.nii and .* would have one name"):
+        with pytest.raises(InputError, match=r"--data: the results of /a/s1\.nii and .* would have the same name"):
             self.named("/a/s1.nii", second)
 
     def test_an_input_where_results_go_is_refused(self, native_copy, tmp_path):

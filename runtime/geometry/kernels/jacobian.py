@@ -8,21 +8,21 @@ from ...host.kernels import in_slices
 
 @njit(forceinline=True, error_model="numpy")
 def _neighbours(n, size):
-    """The voxels on both sides, within the border, and one over their distance."""
+    """Return the neighbours on both sides, clamped to the border, and the reciprocal of their distance."""
     low, high = max(n - 1, 0), min(n + 1, size - 1)
     return low, high, np.float32(1 / max(high - low, 1))
 
 
 @njit(forceinline=True, error_model="numpy")
 def _slopes(above, below, scale, step, result):
-    """``step + scale (above - below)`` along rows."""
+    """Write ``step + scale (above - below)`` along rows."""
     for i in range(len(result)):
         result[i] = step + scale * (above[i] - below[i])
 
 
 @njit(forceinline=True, error_model="numpy")
 def _slopes_along(row, step, result):
-    """The same between the neighbours in a row."""
+    """Write the same for the neighbours within a row, one-sided at both ends."""
     last = len(row) - 1
     for i in range(1, last):
         result[i] = step + np.float32(0.5) * (row[i + 1] - row[i - 1])
@@ -32,12 +32,13 @@ def _slopes_along(row, step, result):
 
 @in_slices(over="result")
 def determinants(begin, end, displacement, steps, share, result):
-    """``result = share det(steps + slopes)``, share = 1 / det(steps): displacement (3, K, J, I), result (K, J, I).
+    """Compute ``result = share det(steps + slopes)``, share = 1 / det(steps).
 
-    Column a of steps is one voxel's way along axis a (I, J, K) in mm, column a of slopes how the displacement changes
-    on it, by central differences (one-sided at the border, 0 along an axis of one voxel).
+    displacement is (3, K, J, I), result (K, J, I). Column a of steps is the step of one voxel along axis a (I, J, K) in
+    mm; column a of slopes is the change of the displacement over it, by central differences (one-sided at the border, 0
+    along an axis of one voxel).
 
-    1. steps + slopes of a row, component after component; 2. their determinants.
+    1. steps + slopes of a row, component by component; 2. their determinants.
     """
     size_k, size_j, size_i = result.shape
     rows = np.empty((3, 3, size_i), np.float32)

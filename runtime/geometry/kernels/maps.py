@@ -1,6 +1,7 @@
-"""Compiled maps of space: points and grids through a flow, and the points that a flow takes to given ones.
+"""Compiled spatial maps: points and grids mapped through a flow, and the inverse problem for given points.
 
-A flow is (A, B, C, 3) float32, sampled trilinearly and continued by its nearest border value.
+A flow is (A, B, C, 3) float32, sampled trilinearly and extrapolated with its nearest border value. A place is a
+position on the flow's lattice, in voxels; a miss is the residual distance between a mapped place and its goal.
 """
 
 import numpy as np
@@ -9,15 +10,15 @@ from numba import njit
 from ...host.kernels import in_slices
 from .rows import TILE, add_row, linear_row, tiles
 
-BLOCK = 256  # points that one thread takes one after the other; each starts where the last one ended
-NEAR = 3.0  # lattice steps, up to which that is a better start than the flow's trend
+BLOCK = 256  # points that one thread solves in sequence; each starts from the previous solution
+NEAR = 3.0  # distance in lattice steps up to which the previous solution is a better start than the flow's trend
 STRIDE = 2.0  # longest step of Newton's method, in lattice steps
 NEWTON_STEPS, HALVINGS = 30, 5
 DAMPINGS = (0.25, 0.0625)  # of the fixed-point iteration, tried in turn where Newton's method fails
 DAMPED_STEPS = 200  # in units of 1 / damping
-DIVERGED = 100.0  # times the squared miss at its start, at which it is given up
-FLAT = 1e-6  # determinant, relative to the trend's, below which Newton's method has no step
-U = np.uintp  # unsigned indices spare the test for negative ones
+DIVERGED = 100.0  # times the initial squared miss, at which the iteration is given up
+FLAT = 1e-6  # determinant, relative to the trend's, below which the Jacobian counts as singular
+U = np.uintp  # unsigned indices avoid the test for negative ones
 
 _inlined = njit(forceinline=True, error_model="numpy")
 _apart = njit(error_model="numpy")  # kept out of the hot loops
@@ -25,13 +26,13 @@ _apart = njit(error_model="numpy")  # kept out of the hot loops
 
 @_inlined
 def _clamped(x, size):
-    """The nearest place between 0 and size - 1; 0 for NaN."""
+    """Return x clamped to 0 to size - 1; 0 for NaN."""
     return min(x, size - 1.0) if x > 0 else 0.0
 
 
 @_inlined
 def _flow_at(flow, x, y, z):
-    """Trilinear flow at a point clamped to its border."""
+    """Return the trilinear flow at a position, clamped to the border."""
     size_i, size_j, size_k, _ = flow.shape
     x, y, z = _clamped(x, size_i), _clamped(y, size_j), _clamped(z, size_k)
     a, b, c = min(int(x), size_i - 2), min(int(y), size_j - 2), min(int(z), size_k - 2)
@@ -51,9 +52,9 @@ def _flow_at(flow, x, y, z):
 
 @in_slices(over=tiles)
 def displacement(begin, end, flow, to_flow, base, linear, result):
-    """``result(v) = base [v, 1] + linear flow(to_flow [v, 1])`` at the voxels v of a grid; result (3, K, J, I).
+    """Compute ``result(v) = base [v, 1] + linear flow(to_flow [v, 1])`` at the voxels v of a grid; result (3, K, J, I).
 
-    1. the places of a row in the flow; 2. the flow there; 3. the two matrices.
+    1. positions of a row's voxels in the flow; 2. the flow there; 3. the two matrices.
     """
     _, depth, height, width = result.shape
     across = -(-height // TILE)
@@ -74,20 +75,20 @@ def displacement(begin, end, flow, to_flow, base, linear, result):
 
 
 def _blocks(*arguments):
-    """Blocks of a kernel's points: of its last argument, which has one row for each."""
+    """Return the number of blocks of a kernel's points, which are the rows of its last argument."""
     return -(-len(arguments[-1]) // BLOCK)
 
 
 @_inlined
 def _turn(matrix, vector, result):
-    """``matrix vector``, of the matrix's first three rows and columns."""
+    """Write ``matrix vector``, with the matrix's first three rows and columns."""
     for row in range(3):
         result[row] = matrix[row, 0] * vector[0] + matrix[row, 1] * vector[1] + matrix[row, 2] * vector[2]
 
 
 @_inlined
 def _move(matrix, point, result):
-    """``matrix [point, 1]`` for a matrix (4, 4)."""
+    """Write ``matrix [point, 1]`` for a matrix (4, 4)."""
     _turn(matrix, point, result)
     for row in range(3):
         result[row] += matrix[row, 3]
@@ -95,7 +96,7 @@ def _move(matrix, point, result):
 
 @in_slices(over=_blocks)
 def move_points(begin, end, flow, to_flow, base, linear, points, moved):
-    """``moved = base [x, 1] + linear flow(to_flow [x, 1])`` for points x; points and moved (N, 3) float64."""
+    """Compute ``moved = base [x, 1] + linear flow(to_flow [x, 1])`` for points x; points and moved (N, 3) float64."""
     place, vector, bend = np.empty(3), np.empty(3), np.empty(3)
     for n in range(begin * BLOCK, min(end * BLOCK, len(points))):
         _move(to_flow, points[n], place)
@@ -108,7 +109,7 @@ def move_points(begin, end, flow, to_flow, base, linear, points, moved):
 
 @in_slices(over=_blocks)
 def turn_vectors(begin, end, memory, step, across, matrix, turned):
-    """``turned[n] = matrix v[n]`` for the vectors in `memory`, `step` apart, whose components are `across` apart."""
+    """Compute ``turned[n] = matrix v[n]`` for vectors in flat `memory`, `step` apart, components `across` apart."""
     for n in range(begin * BLOCK, min(end * BLOCK, len(turned))):
         x, y, z = memory[n * step], memory[n * step + across], memory[n * step + 2 * across]
         for row in range(3):
@@ -117,7 +118,7 @@ def turn_vectors(begin, end, memory, step, across, matrix, turned):
 
 @_inlined
 def _flow_and_slopes(flow, place, vector, slopes):
-    """Flow at a point and its derivatives, slopes[component, axis]; 0 along axes that the point lies beyond."""
+    """Write the flow at a place and its derivatives, slopes[component, axis]; 0 along axes where it is clamped."""
     size_i, size_j, size_k, _ = flow.shape
     x, y, z = _clamped(place[0], size_i), _clamped(place[1], size_j), _clamped(place[2], size_k)
     i, j, k = min(int(x), size_i - 2), min(int(y), size_j - 2), min(int(z), size_k - 2)
@@ -140,7 +141,7 @@ def _flow_and_slopes(flow, place, vector, slopes):
 
 @_inlined
 def _miss(flow, steps, linear, goal, place, slopes, rest):
-    """Squared distance in mm between where a place goes and the goal; fills slopes and rest = goal - there."""
+    """Return the squared distance in mm from a mapped place to the goal; fill slopes and rest = goal - mapped place."""
     _flow_and_slopes(flow, place, rest, slopes)
     for n in range(3):
         there = steps[n, 0] * place[0] + steps[n, 1] * place[1] + steps[n, 2] * place[2] + rest[n]
@@ -155,7 +156,7 @@ def _miss(flow, steps, linear, goal, place, slopes, rest):
 
 @_inlined
 def _newton_step(slopes, rest, step):
-    """Solves ``slopes step = rest``; the determinant of slopes."""
+    """Solve ``slopes step = rest`` and return the determinant of slopes."""
     a, b, c = slopes[0, 0], slopes[0, 1], slopes[0, 2]
     d, e, f = slopes[1, 0], slopes[1, 1], slopes[1, 2]
     g, h, i = slopes[2, 0], slopes[2, 1], slopes[2, 2]
@@ -175,9 +176,10 @@ def _longest(vector):
 
 @_apart
 def _newton(flow, steps, linear, trend, goal, place, enough, work):
-    """Newton's method with ever shorter steps from `place`, which it moves; (squared miss, orientation at the end).
+    """Run Newton's method with step halving from `place`, updated in place; return (squared miss, final determinant).
 
-    Where the map is flat a step along the trend takes its place.
+    Where the Jacobian is nearly singular, a step along the trend replaces Newton's. The determinant is relative to the
+    trend's; its sign is the orientation.
     """
     slopes, rest, step, trial = work[:3], work[3], work[4], work[5]
     miss = _miss(flow, steps, linear, goal, place, slopes, rest)
@@ -206,7 +208,7 @@ def _newton(flow, steps, linear, trend, goal, place, enough, work):
 
 @_apart
 def _damped(flow, steps, linear, trend, goal, damping, place, enough, work):
-    """Small steps along the trend from `place`, whatever they bring; leaves the best place that was met in it."""
+    """Iterate with damped steps along the trend from `place`, improving or not; leave the best place found in it."""
     slopes, rest, step, walker = work[:3], work[3], work[4], work[5]
     walker[:] = place
     best = first = _miss(flow, steps, linear, goal, walker, slopes, rest)
@@ -224,9 +226,10 @@ def _damped(flow, steps, linear, trend, goal, damping, place, enough, work):
 
 @_apart
 def _try_again(flow, steps, linear, trend, goal, place, enough, miss, work):
-    """For a goal that Newton's method missed or met on a fold's reverse: damped iteration, then Newton's method again.
+    """Solve with damped iteration, then Newton's method, where that alone missed or ended on a fold's reverse side.
 
-    Small damped steps end only where the map keeps its orientation. `place` is the best found; returns its miss.
+    Small damped steps converge only where the map preserves orientation. `place` is the best found; returns its squared
+    miss.
     """
     other = work[6]
     for damping in DAMPINGS:
@@ -244,15 +247,15 @@ def _try_again(flow, steps, linear, trend, goal, place, enough, miss, work):
 
 @in_slices(over=_blocks)
 def solve_points(begin, end, flow, steps, linear, trend, to_goal, from_place, tolerance, points, found, misses):
-    """Places w with ``steps w + flow(w) = to_goal [y, 1]`` for points y; ``found = from_place [w, 1]``.
+    """Solve ``steps w + flow(w) = to_goal [y, 1]`` for places w of points y; ``found = from_place [w, 1]``.
 
-    1. a start: the last point's place and a step along the trend, or the trend alone; 2. Newton's method; 3. where
-    that fails, or ends on the reverse of a fold, `_try_again`.
+    1. a start: the previous solution and a step along the trend, or the trend alone; 2. Newton's method; 3. where that
+    fails, or ends on the reverse side of a fold, `_try_again`.
 
     Args:
         flow: (A, B, C, 3).
-        steps, linear: (3, 3); `linear` takes differences of goals to mm.
-        trend: (4, 4), goal -> place by the flow's best affine fit; [3, 3] is its determinant.
+        steps, linear: (3, 3); `linear` converts differences of goals to mm.
+        trend: (4, 4), goal -> place by the flow's best affine fit; entry [3, 3] is its determinant.
         to_goal, from_place: (4, 4), from and to mm.
         tolerance: mm.
         points, found: (N, 3) float64, mm.

@@ -1,4 +1,4 @@
-"""Compiled arithmetic on rows of voxels, and the tiles of rows that kernels share out among threads."""
+"""Compiled arithmetic on rows of voxels, and the tiles of rows that kernels distribute among threads."""
 
 from numba import njit
 
@@ -6,21 +6,21 @@ TILE = 16  # rows along the two outer axes
 
 
 def tiles(*arguments):
-    """Tiles of a kernel's result (..., rows, rows, row), its last argument."""
+    """Return the number of tiles of a kernel's last argument, its result (..., rows, rows, row)."""
     depth, height, _ = arguments[-1].shape[-3:]
     return -(-depth // TILE) * -(-height // TILE)
 
 
 @njit(forceinline=True, error_model="numpy")
 def linear_row(matrix, row, j, k, line):
-    """Row `row` of ``matrix [i, j, k, 1]`` along a row of voxels, for all i."""
+    """Write row `row` of ``matrix [i, j, k, 1]`` along a row of voxels, for all i."""
     for i in range(len(line)):
         line[i] = matrix[row, 0] * i + matrix[row, 1] * j + matrix[row, 2] * k + matrix[row, 3]
 
 
 @njit(forceinline=True, error_model="numpy")
 def add_row(linear, row, vectors, line):
-    """Adds row `row` of ``linear v`` for the vectors (3, I) of a row of voxels."""
+    """Add row `row` of ``linear v`` to `line`, for the vectors (3, I) of a row of voxels."""
     for i in range(len(line)):
         place = line[i] + linear[row, 0] * vectors[0, i]
         line[i] = place + linear[row, 1] * vectors[1, i] + linear[row, 2] * vectors[2, i]

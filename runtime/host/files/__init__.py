@@ -1,1 +1,1 @@
-"""Files written whole, locked, hashed, listed, and read by a process of their own where their library may crash."""
+"""Files: written atomically, locked, hashed, and read in a separate process where their library may crash."""

@@ -1,4 +1,4 @@
-"""The lines of a CSV with a header."""
+"""CSV files with a header line."""
 
 import csv
 from pathlib import Path
@@ -6,22 +6,22 @@ from pathlib import Path
 from ...errors import InputError, first_line
 from .regular_files import require_file
 
-LARGEST = 1 << 30  # bytes of a list
+LARGEST = 1 << 30  # bytes of a file
 A_CSV = "a CSV with a header such as "
-DIVIDERS = (",", ";", "\t")  # of cells: commas, what spreadsheets write where commas are decimal points, tabs
+DIVIDERS = (",", ";", "\t")  # cell separators; spreadsheets write semicolons where the comma is the decimal point
 Lines = list[tuple[int, list[str]]]
 
 
 def read_csv(path: Path, argument: str, columns: str) -> tuple[list[str], Lines]:
-    """A CSV's header and its other lines that are not blank, each with its number in the file; cells as they stand.
+    """Read a CSV's header and its non-blank lines, each with its line number in the file; cells are not stripped.
 
     Args:
         path: the file; a byte order mark is dropped.
         argument: what to call it in messages.
-        columns: the header's, likewise.
+        columns: an example of the header, for messages.
 
     Raises:
-        InputError: missing, empty or unreadable.
+        InputError: the file is missing, empty or unreadable.
     """
     require_file(path, argument, LARGEST)
     try:
@@ -38,11 +38,11 @@ def read_csv(path: Path, argument: str, columns: str) -> tuple[list[str], Lines]
 
 
 def divider_in(header: str) -> str:
-    """What divides the cells of a header: the first of `DIVIDERS` that is in it."""
+    """Return the separator of a header's cells: the first of `DIVIDERS` that occurs in it, else a comma."""
     return next((divider for divider in DIVIDERS if divider in header), DIVIDERS[0])
 
 
 def by_column(header: list[str], cells: list[str]) -> dict[str, str]:
-    """Cells without the blanks about them by the column's name in lower case; "" where a line ends early."""
+    """Return stripped cells by lower-case column name; "" for the cells that a short line lacks."""
     cells = [cell.strip() for cell in cells] + [""] * (len(header) - len(cells))
     return dict(zip((name.strip().casefold() for name in header), cells, strict=False))

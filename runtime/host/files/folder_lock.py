@@ -1,4 +1,4 @@
-"""An output folder for one run at a time: a lock that names its holder and ends with the holder's process."""
+"""A lock that gives an output folder to one run at a time; it names its holder and ends with the holder's process."""
 
 import contextlib
 import datetime
@@ -17,36 +17,36 @@ from .whole_files import lives, remove_leftovers, this_process
 from .whole_folder import finish_replacements
 
 LOCK = ".rpnet-lock"
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # said by file systems without them
-BYTE = 1 << 30  # of the file, which Windows locks
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # raised by file systems without locks
+BYTE = 1 << 30  # offset of the byte that is locked on Windows
 
 
 @contextmanager
 def folder_lock(folder: Path, argument: str = "--output", subfolders: Sequence[str] = ()) -> Iterator[None]:
-    """Holds an output folder, which is made if need be; a second run is refused, in this process or any other.
+    """Hold an output folder, created if necessary; a second run is refused, in this process or any other.
 
-    The operating system lets go of the lock of a process that ends, however it ends. On a file system without such
-    locks the holder is looked for by what the file says: host, process and when that process began.
+    The operating system releases the lock when its process ends, however it ends. On a file system without locks, the
+    lock file tells whether the holder is alive: it contains the host, the process and when that process began.
 
-    What killed runs left of temporary files is removed, and a result that one of them had begun to put in its place is
-    put there: first when the lock is taken, and again when it is given back. A folder made for nothing is removed.
+    Temporary files of killed runs are removed, and a result that one of them had begun to move into place is completed:
+    once when the lock is acquired, and again when it is released. Folders that were created but stay empty are removed.
 
     Args:
-        folder: what to hold.
-        argument: which names the folder, for the error.
-        subfolders: in which this run writes too.
+        folder: the folder to hold.
+        argument: name of the folder's option, for messages.
+        subfolders: names of subfolders that this run also writes to.
 
     Raises:
         ScarceError: another run holds the folder.
-        InputError: the folder cannot be made or written to.
+        InputError: the folder cannot be created or written to.
     """
     missing: list[Path] = []
     handle = None
     try:
-        with _explained(folder, argument), held_signals():  # one between making and noting would leave the file
+        with _explained(folder, argument), held_signals():  # a signal between creating and noting would leave the file
             missing += [place for place in (folder, *folder.absolute().parents) if not place.exists()]
             folder.mkdir(parents=True, exist_ok=True)
-            handle = _taken(folder, argument)
+            handle = _acquired(folder, argument)
         _tidy(folder, subfolders)
         yield
     finally:
@@ -55,7 +55,7 @@ def folder_lock(folder: Path, argument: str = "--output", subfolders: Sequence[s
                 _tidy(folder, subfolders)
         finally:
             if handle is not None:
-                _given_back(folder / LOCK, handle)
+                _release(folder / LOCK, handle)
         for place in missing:
             with contextlib.suppress(OSError):
                 place.rmdir()
@@ -76,15 +76,15 @@ def _tidy(folder: Path, subfolders: Sequence[str]) -> None:
         remove_leftovers(folder / name, locked=True)
 
 
-def _taken(folder: Path, argument: str) -> int:
-    """The lock file, open and locked. One that its holder has removed meanwhile locks nothing: then once more."""
+def _acquired(folder: Path, argument: str) -> int:
+    """Open and lock the lock file. If its holder removed it meanwhile, the lock is void, so try again."""
     path = folder / LOCK
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
         try:
             _require_free(folder, handle, argument)
             if _is_same(path, handle):
-                _sign(handle)
+                _write_holder(handle)
                 return handle
         except BaseException:
             os.close(handle)
@@ -102,15 +102,15 @@ def _require_free(folder: Path, handle: int, argument: str) -> None:
     who = "process {process} on {host}, since {since}".format(**holder) if holder else "another run"
     alive = lives(*holder["key"]) if holder else False
     if held or alive:
-        raise ScarceError(f"{argument}: {folder} is in use by {who}; wait until that ends or choose another folder")
+        raise ScarceError(f"{argument}: {folder} is in use by {who}; wait until it ends or choose another folder")
     if alive is None:
         raise InputError(
-            f"{argument}: {folder} was taken by {who}; remove {folder / LOCK} if that has ended, or choose another"
+            f"{argument}: {folder} is locked by {who}; remove {folder / LOCK} if it has ended, or choose another"
         )
 
 
 def _lock(handle: int) -> None:
-    """Locks an open file for this handle alone, or raises OSError at once."""
+    """Lock an open file for this handle alone, or raise OSError at once."""
     try:
         import fcntl
     except ImportError:  # Windows
@@ -129,8 +129,8 @@ def _is_same(path: Path, handle: int) -> bool:
         return False
 
 
-def _sign(handle: int) -> None:
-    """Writes who holds the lock; a disk too full even for that takes nothing from the lock."""
+def _write_holder(handle: int) -> None:
+    """Write into the lock file who holds it; the lock holds even if the disk is too full for that."""
     since = datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
     text = {"host": socket.gethostname(), "process": os.getpid(), "since": since, "key": this_process()}
     with contextlib.suppress(OSError):
@@ -140,7 +140,7 @@ def _sign(handle: int) -> None:
 
 
 def _holder(handle: int) -> dict[str, Any] | None:
-    """What the holder wrote; None of a file that is empty or foreign."""
+    """Return what the holder wrote; None if the file is empty or not ours."""
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         os.lseek(handle, 0, os.SEEK_SET)
         found = json.loads(os.read(handle, 4096))
@@ -150,8 +150,8 @@ def _holder(handle: int) -> dict[str, Any] | None:
     return None
 
 
-def _given_back(path: Path, handle: int) -> None:
-    """Removes the file while it is still locked (Windows: once it is closed), so that no later holder's is removed."""
+def _release(path: Path, handle: int) -> None:
+    """Remove the file while it is still locked (Windows: after closing it), so that a later holder's file is safe."""
     with contextlib.suppress(OSError):
         if os.name == "posix":
             path.unlink()

@@ -1,4 +1,4 @@
-"""Facts as plain JSON: what is not finite, which JSON does not know, becomes null; records that are read back."""
+"""Facts as plain JSON, with null for numbers that are not finite, which JSON does not allow; records read back."""
 
 import json
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ import numpy as np
 
 
 def plain(value: Any) -> Any:
-    """Dictionaries, lists, numbers, texts and None, made of mappings, sequences, arrays and paths."""
+    """Convert mappings, sequences, arrays and paths to dictionaries, lists, numbers, strings and None."""
     if isinstance(value, Mapping):
         return {str(key): plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
@@ -22,12 +22,12 @@ def plain(value: Any) -> Any:
 
 
 def as_json(value: Any) -> str:
-    """The text of a JSON file."""
+    """Return a value as the text of a JSON file."""
     return json.dumps(plain(value), indent=2) + "\n"
 
 
 def read_record(path: Path, format: str, version: int | None = None) -> dict[str, Any]:
-    """Contents of a JSON file of this format and version (None: any); empty where there is no such file."""
+    """Read a JSON file of this format and version (None: any); return an empty dictionary if there is no such file."""
     try:
         record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     except (OSError, ValueError, RecursionError):

@@ -1,10 +1,10 @@
-"""The program that `runtime.host.files.reading_process` starts: it reads one file by one reader, in bounded time.
+"""The program that `runtime.host.files.reading_process` starts: it reads one file with one reader, in bounded time.
 
     python elsewhere_child.py READER FILE [OPTION ...]
 
-READER is a Python file with a function ``read(path, size, *options)``, `size` that of the file in bytes, which returns
-plain facts and arrays. The facts are written as one line of JSON, then the arrays as they are in memory; or
-{"refused": reason}. It imports nothing of ours, so that it starts quickly.
+READER is a Python file with a function ``read(path, size, *options)``, where `size` is the file's in bytes. It returns
+plain facts and arrays. The facts are written as one line of JSON, followed by the arrays as they are in memory; a file
+that cannot be read gives {"refused": reason}. This program imports none of our modules, so that it starts quickly.
 """
 
 import importlib.util
@@ -12,7 +12,7 @@ import json
 import os
 import sys
 
-CPU_SECONDS, PER_BYTE = 3, 1e-7  # that reading may take, and on top for each byte of the file
+CPU_SECONDS, PER_BYTE = 3, 1e-7  # limit of the processor time, and extra time for each byte of the file
 
 
 def main(reader: str, path: str, *options: str) -> None:
@@ -24,7 +24,7 @@ def main(reader: str, path: str, *options: str) -> None:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         head, arrays = module.read(path, size, *options)
-    except Exception as error:  # damaged files raise errors of a dozen kinds
+    except Exception as error:  # damaged files raise a dozen kinds of errors
         lines = str(error).splitlines() or [""]
         head, arrays = {"refused": lines[0][:300] or type(error).__name__}, []
     sys.stdout.buffer.write(json.dumps(head).encode() + b"\n")
@@ -34,7 +34,7 @@ def main(reader: str, path: str, *options: str) -> None:
 
 
 def _limit(seconds: float) -> None:
-    """The system ends this process when it has computed for so long; where it cannot, its parent's clock does."""
+    """Have the system end this process after so much processor time; where it cannot, the parent's timeout does."""
     try:
         import resource
     except ImportError:  # Windows

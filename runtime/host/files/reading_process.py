@@ -1,7 +1,7 @@
-"""Files read by a program of its own: what damaged files do to a C library, they do there, and in bounded time.
+"""Files read in a separate process: a damaged file that crashes or hangs a C library does so only there.
 
-The program (`elsewhere_child.py`, which says what it writes) limits the time it computes for itself; a clock here ends
-it if that fails.
+The program (`reading_child.py`, which documents its output) limits its own processor time; a timeout here ends it if
+that fails.
 """
 
 import json
@@ -11,33 +11,33 @@ from pathlib import Path
 from typing import Any
 
 CHILD = Path(__file__).with_name("reading_child.py")
-PATIENCE, PER_BYTE = 60.0, 1e-6  # seconds until it is ended, and on top for each byte of the file
+PATIENCE, PER_BYTE = 60.0, 1e-6  # timeout in seconds, and extra time for each byte of the file
 
 
 class Unreadable(Exception):
-    """A file that was not read, and why, in one line."""
+    """A file that could not be read; the message is the reason, in one line."""
 
 
 def read_elsewhere(reader: Path, path: Path, *options: str) -> tuple[dict[str, Any], memoryview]:
-    """The line of JSON, and the bytes behind it.
+    """Read a file in a separate process and return its facts, from a line of JSON, and the bytes after that line.
 
     Args:
         reader: a Python file with a function `read`.
-        path: what it reads.
-        options: its further arguments.
+        path: the file to read.
+        options: further arguments of `read`.
 
     Raises:
-        Unreadable: refused, or the program was ended by what it read.
+        Unreadable: the reader refused the file, crashed or took too long.
     """
     command = [sys.executable, "-P", str(CHILD), str(reader), str(path), *options]
     seconds = PATIENCE + PER_BYTE * path.stat().st_size
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds, check=False)
     except subprocess.TimeoutExpired:
-        raise Unreadable(f"it is not read after {seconds:.0f} s") from None
+        raise Unreadable(f"reading it took more than {seconds:.0f} s") from None
     line, _, _ = done.stdout.partition(b"\n")
     if done.returncode or not line:
-        raise Unreadable(f"the library that reads it came to an end, {done.returncode}")
+        raise Unreadable(f"the process that reads it ended unexpectedly, exit code {done.returncode}")
     head = json.loads(line)
     if "refused" in head:
         raise Unreadable(head["refused"])

@@ -1,4 +1,4 @@
-"""Files that are read are regular files: nothing here waits for a pipe or reads a device without end."""
+"""Checks that an input is a regular file, so that nothing waits for a pipe or reads a device without end."""
 
 import stat
 from os import PathLike
@@ -16,22 +16,22 @@ _OTHERS = (
 
 
 def read_bytes(path: str | PathLike, argument: str, largest: int) -> bytes:
-    """The contents of a small regular file; args and errors as for `require_file`, and a file that cannot be opened."""
+    """Read a small regular file; arguments and errors as for `require_file`, and InputError if it cannot be opened."""
     path = require_file(path, argument, largest)
     with explained(argument):
         return path.read_bytes()
 
 
 def require_file(path: str | PathLike, argument: str, largest: int | None = None) -> Path:
-    """The path, if a regular file or a link to one lies there.
+    """Return the path of a regular file, or of a link to one.
 
     Args:
-        path: expected to be a file.
+        path: the file.
         argument: what to call it in messages.
-        largest: bytes that a file of its kind has at most; None: any number.
+        largest: most bytes that a file of its kind may have; None: any number.
 
     Raises:
-        InputError: there is none, or a folder, a pipe, a device or a socket; a file that is larger.
+        InputError: nothing is there, or a folder, a pipe, a device or a socket, or a file that is larger.
     """
     path = Path(path)
     with explained(argument):
@@ -40,7 +40,7 @@ def require_file(path: str | PathLike, argument: str, largest: int | None = None
         except (FileNotFoundError, NotADirectoryError):
             raise InputError(f"{argument}: {path} does not exist") from None
         except ValueError as error:  # a zero byte in the name
-            raise InputError(f"{argument}: {str(path)!r} is no name of a file ({error})") from None
+            raise InputError(f"{argument}: {str(path)!r} is not a valid file name ({error})") from None
     if not stat.S_ISREG(facts.st_mode):
         what = next((what for holds, what in _OTHERS if holds(facts.st_mode)), "something else")
         raise InputError(f"{argument}: {path} is not a file but {what}; give a file")

@@ -1,6 +1,6 @@
-"""Files that appear whole or not at all: written under another name beside their place, then renamed.
+"""Atomic writing: a file is written under a temporary name in the same folder, then renamed.
 
-Other names tell which process made them, so that what a killed one left behind is known for what it is.
+Temporary names say which process made them, so that files left behind by killed processes can be recognised.
 """
 
 import contextlib
@@ -19,10 +19,10 @@ from pathlib import Path
 
 from ..stopping import check_asked
 
-# The names that `temporary_name` gives: host, process, its start, and a random part.
+# Names from `temporary_name`: host, process, its start, and a random part.
 TEMPORARY = re.compile(r"\.(?P<stem>[^.]*)\.(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-(?P<start>\d+)-[0-9a-f]{12}(?=\.|$)")
-# Seconds without a change, after which the temporary file of another computer is a left-over. Under a folder's lock
-# nothing but a command for single files, which needs no lock, may still be writing it.
+# Seconds without a change after which the temporary file of another machine counts as left over. With the folder
+# locked, only a command that writes a single file, which needs no lock, could still be writing it.
 FORGOTTEN, FORGOTTEN_LOCKED = 24 * 3600, 600
 
 
@@ -30,8 +30,8 @@ FORGOTTEN, FORGOTTEN_LOCKED = 24 * 3600, 600
 def atomic_path(path: str | PathLike) -> Iterator[Path]:
     """Give a temporary path beside `path`, with its suffixes; rename it to `path` on success, remove it on failure.
 
-    What is written is on the disk before it is renamed: after a power loss `path` is the old file or the new one. What
-    killed processes left of earlier attempts at `path` is removed. An OSError says which file it is about.
+    The content is on disk before the renaming: after a power loss `path` is the old file or the new one. Files that
+    killed processes left from earlier attempts at `path` are removed. An OSError carries the final path.
 
     Usage::
 
@@ -57,19 +57,19 @@ def atomic_path(path: str | PathLike) -> Iterator[Path]:
 
 
 def write_text(path: str | PathLike, text: str) -> None:
-    """Write a UTF-8 text file, whole or not at all."""
+    """Write a UTF-8 text file atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_bytes(path: str | PathLike, content: bytes) -> None:
-    """Write a binary file, whole or not at all."""
+    """Write a binary file atomically."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
 
 
 def temporary_name(path: Path) -> Path:
-    """A hidden name beside a file or folder, with its suffixes, that nobody else takes; see `TEMPORARY`."""
+    """Return a unique hidden name in the folder of a file or folder, with the same suffixes; see `TEMPORARY`."""
     owner = f"{_host()}-{os.getpid()}-{_start(os.getpid())}-{uuid.uuid4().hex[:12]}"
     return path.with_name(f".{_stem(path)}.{owner}{path.name[len(_stem(path)) :]}")
 
@@ -78,9 +78,9 @@ def remove_leftovers(folder: Path, stem: str | None = None, locked: bool = False
     """Remove temporary files and folders that no living process will rename.
 
     Args:
-        folder: where they lie; one that is missing or cannot be read has none.
-        stem: of the names they stand for; None: any.
-        locked: the caller holds the folder's lock, so that files of other computers are left-overs sooner.
+        folder: the folder to clean; nothing is done if it is missing or cannot be read.
+        stem: of the final names; None: any.
+        locked: the caller holds the folder's lock, so that files of other machines count as left over sooner.
     """
     with contextlib.suppress(OSError):
         for entry in list(os.scandir(folder)):
@@ -92,7 +92,7 @@ def remove_leftovers(folder: Path, stem: str | None = None, locked: bool = False
 
 
 def sync(path: Path) -> None:
-    """Bring a file, or the names in a folder, to the disk. Folders of some systems cannot be, which is their affair."""
+    """Flush a file, or a folder's entries, to the disk. On systems that cannot flush folders, errors are ignored."""
     folder = path.is_dir()
     with contextlib.suppress(OSError) if folder else contextlib.nullcontext():
         handle = os.open(path, os.O_RDONLY if folder else os.O_RDWR)
@@ -103,12 +103,12 @@ def sync(path: Path) -> None:
 
 
 def lives(host: str, pid: int, start: int) -> bool | None:
-    """True if a process still runs; None if it is of another computer (or container) and cannot be looked for."""
+    """Return whether a process still runs; None if it belongs to another machine or container and cannot be checked."""
     return _start(pid) == start if host == _host() else None
 
 
 def this_process() -> tuple[str, int, int]:
-    """Host, number and start of this process, as `lives` takes them."""
+    """Return host, number and start of this process, as `lives` takes them."""
     return _host(), os.getpid(), _start(os.getpid())
 
 
@@ -133,7 +133,7 @@ def _stem(path: Path) -> str:
 
 @functools.cache
 def _host() -> str:
-    """Hash of what process numbers are unique in: computer, and container."""
+    """Return a hash of the machine and the container, within which process numbers are unique."""
     facts = [socket.gethostname()]
     with contextlib.suppress(OSError):
         facts.append(Path("/etc/machine-id").read_text(encoding="ascii").strip())
@@ -143,11 +143,11 @@ def _host() -> str:
 
 
 def _start(pid: int) -> int:
-    """Start of a process of this computer, in ticks since the computer's; -1: there is none, 0: not known."""
+    """Return the start of a process on this machine, in clock ticks since boot; -1: no such process, 0: unknown."""
     if not os.path.exists("/proc/self/stat"):
         return 0
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
+        with open(f"/proc/{pid}/stat", "rb") as file:  # field 22; the name before it, in parentheses, may hold blanks
             return int(file.read().rsplit(b")", 1)[1].split()[19])
     except (OSError, ValueError, IndexError):
         return -1

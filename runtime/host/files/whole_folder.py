@@ -1,7 +1,7 @@
-"""A result of several files that is replaced as a whole: written into a hidden folder, then moved to its place.
+"""Atomic replacement of a result of several files: written into a hidden folder, then moved into place.
 
-The hidden folder gets another name once it is complete. From then on the result is the new one: where the moving is
-cut short, whoever locks the folder next carries it to its end.
+The hidden folder is renamed once it is complete. From then on the new result counts: if the moving is interrupted,
+the next run that locks the folder finishes it.
 """
 
 import contextlib
@@ -21,15 +21,15 @@ READY, PLAN = ".complete", "plan.json"
 
 @contextmanager
 def whole_result(folder: Path, removed: Iterable[str], last: str) -> Iterator[Path]:
-    """Gives a hidden folder for the files of a result; what stands in `folder` is touched after all are written.
+    """Give a hidden folder for the files of a result; existing files in `folder` stay until all new ones are written.
 
     On failure, a full disk for instance, `folder` stays as it was. Other files in it are left alone. The caller holds
     the folder's lock.
 
     Args:
         folder: where the result belongs.
-        removed: names of an earlier result's files, which go.
-        last: the file that says of a result that it is whole: it goes first and comes last.
+        removed: names of an earlier result's files, which are removed.
+        last: the file that marks a result as complete: its old version is removed first, its new one moved last.
     """
     stage = temporary_name(folder / "result")
     stage.mkdir()
@@ -50,7 +50,7 @@ def whole_result(folder: Path, removed: Iterable[str], last: str) -> Iterator[Pa
 
 @contextmanager
 def _final_names(stage: Path) -> Iterator[None]:
-    """What goes wrong is told of the files' places, not of where they are written meanwhile."""
+    """Replace the hidden folder's path by the final one in errors."""
     try:
         yield
     except OSError as error:
@@ -62,7 +62,7 @@ def _final_names(stage: Path) -> Iterator[None]:
 
 
 def finish_replacements(folder: Path) -> None:
-    """Carries to their end replacements that were cut short; folders that only look like one are left alone."""
+    """Finish replacements that were interrupted; other folders with similar names are left alone."""
     with contextlib.suppress(FileNotFoundError):
         for ready in folder.glob(f"{READY}.*"):
             if TEMPORARY.fullmatch(ready.name.removeprefix(READY)) and ready.is_dir() and not ready.is_symlink():
@@ -70,14 +70,14 @@ def finish_replacements(folder: Path) -> None:
 
 
 def _put_in_place(ready: Path) -> None:
-    """Moves the files of a complete result; can be cut short and done again."""
+    """Move the files of a complete result into place; safe to interrupt and repeat."""
     folder, plan = ready.parent, ready / PLAN
     if plan.is_file():
-        told = json.loads(plan.read_text(encoding="utf-8"))
-        if (ready / told["last"]).exists():
-            for name in (told["last"], *told["removed"]):
+        names = json.loads(plan.read_text(encoding="utf-8"))
+        if (ready / names["last"]).exists():
+            for name in (names["last"], *names["removed"]):
                 (folder / name).unlink(missing_ok=True)
-        for path in sorted(ready.iterdir(), key=lambda path: path.name == told["last"]):
+        for path in sorted(ready.iterdir(), key=lambda path: path.name == names["last"]):
             if path.name != PLAN:
                 os.replace(path, folder / path.name)
         sync(folder)

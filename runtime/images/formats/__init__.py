@@ -1,1 +1,1 @@
-"""Image files: NIfTI and MGH, read and written here, and others that a library reads."""
+"""Image files: NIfTI and MGH in our own code, and NRRD and MetaImage, read by SimpleITK."""

@@ -1,15 +1,15 @@
-"""Images of other formats: told by their content or name, so that a refusal can say how to convert them."""
+"""Unsupported image formats, recognised by content or name, so that a refusal can say how to convert them."""
 
 from pathlib import Path
 
-BEGINNING = 1024  # bytes that tell a format
+BEGINNING = 1024  # bytes by which a format is recognised
 DICOM_FOLDER = "dcm2niix -z y -o . FOLDER"
 BY_SIMPLEITK = (
     "python -c \"import SimpleITK as s; s.WriteImage(s.ReadImage('{name}'), '{stem}.nii.gz')\" (pip install SimpleITK)"
 )
 BY_NIBABEL = "python -c \"import nibabel as n; n.save(n.Nifti1Image.from_image(n.load('{name}')), '{stem}.nii.gz')\""
 _NETCDF = (b"CDF\x01", b"CDF\x02")
-_FORMATS = (  # (what, suffixes, what it begins with, command)
+_FORMATS = (  # (name, suffixes, first bytes, command)
     ("a NRRD file", (".nrrd", ".nhdr"), (b"NRRD000",), BY_SIMPLEITK),
     ("a MetaImage file", (".mha", ".mhd"), (b"ObjectType", b"NDims", b"Comment = "), BY_SIMPLEITK),
     ("a MINC image", (".mnc", ".mnc.gz"), _NETCDF, "mnc2nii {name} {stem}.nii, or mri_convert {name} {stem}.nii.gz"),
@@ -20,7 +20,7 @@ _FORMATS = (  # (what, suffixes, what it begins with, command)
     ("a NumPy array", (".npy", ".npz"), (b"\x93NUMPY",), "save it with nibabel, which needs its affine"),
     ("an image of BrainVoyager", (".vmr",), (), "nibabel and bvbabel, or BrainVoyager's own export to NIfTI"),
 )
-_NO_IMAGES = (  # (what, what it begins with, what to do)
+_NO_IMAGES = (  # (name, first bytes, remedy)
     ("a pointer of Git LFS", (b"version https://git-lfs.github.com/",), "fetch the file itself: git lfs pull"),
     ("a pointer of git-annex or DataLad", (b"/annex/objects/",), "fetch the file itself: datalad get {name}"),
     ("a web page", (b"<!DOCTYPE", b"<!doctype", b"<html", b"<HTML"), "the download failed; download it again"),
@@ -30,7 +30,7 @@ _NO_IMAGES = (  # (what, what it begins with, what to do)
 
 
 def foreign_image(path: Path, beginning: bytes) -> str | None:
-    """Name a format that is not read, and the command that makes NIfTI of it; None: unknown.
+    """Return the name of an unsupported format and the command that converts it to NIfTI; None: unknown.
 
     Args:
         path: the file.
@@ -41,18 +41,18 @@ def foreign_image(path: Path, beginning: bytes) -> str | None:
         if beginning.startswith(marks):
             return f"{what}, which is not read; {remedy.format(name=path.name)}"
     if beginning[128:132] == b"DICM":
-        return _told("a DICOM file", "dcm2niix -z y -o . ITS_FOLDER", path)
+        return _conversion("a DICOM file", "dcm2niix -z y -o . ITS_FOLDER", path)
     for what, _, marks, command in _FORMATS:
         if marks and beginning.startswith(marks):
-            return _told(what, command, path)
+            return _conversion(what, command, path)
     if beginning[344:348] in (b"ni1\0", b"\0\0\0\0") and beginning[:4] in (b"\x5c\x01\0\0", b"\0\0\x01\x5c"):
-        return _told("the header of an Analyze or NIfTI pair", BY_NIBABEL, path)
+        return _conversion("the header of an Analyze or NIfTI pair", BY_NIBABEL, path)
     for what, suffixes, _, command in _FORMATS:
         if lower.endswith(suffixes):
-            return _told(what, command, path)
+            return _conversion(what, command, path)
     return None
 
 
-def _told(what: str, command: str, path: Path) -> str:
+def _conversion(what: str, command: str, path: Path) -> str:
     stem = path.name.split(".")[0] or "image"
     return f"{what}, which is not read; convert it: {command.format(name=path.name, stem=stem)}"

@@ -1,7 +1,7 @@
-"""Headers of NIfTI-1, NIfTI-2 and MGH: checked and mended in one place, for images, label maps and fields alike.
+"""Headers of NIfTI-1, NIfTI-2 and MGH: checked and repaired in one place, for images, label maps and fields alike.
 
-A header is read from its bytes with nibabel's structures. What is wrong with it and has one meaning all the same, as
-NIfTI's own library, ITK and FSL read it, is mended with a doubt in words; what has none is refused.
+A header is read from its bytes with nibabel's structures. A fault that can be resolved in only one way, the way NIfTI's
+own library, ITK and FSL read it, is repaired with a warning; any other is refused.
 """
 
 import math
@@ -21,34 +21,34 @@ from .nifti_bytes import CODES_NOT_KNOWN
 from .remarks import Remarks
 
 FORMS_DIFFER_MM = 0.1
-TOO_LONG = 1e-3  # by which a quaternion's square may exceed 1 through rounding, as some scanners write it
-MILLIMETRES = {1: ("meter", 1e3), 3: ("micron", 1e-3)}  # NIfTI's code of a unit other than mm: name, mm
+TOO_LONG = 1e-3  # by which a quaternion's squared length may exceed 1 through rounding, as some scanners write it
+MILLIMETRES = {1: ("meter", 1e3), 3: ("micron", 1e-3)}  # NIfTI's code of a unit other than mm: name, size in mm
 TIME_UNITS = {0: "unknown", 8: "sec", 16: "msec", 24: "usec", 32: "hz", 40: "ppm", 48: "rads"}
 SPACE_BITS, TIME_BITS = 0x07, 0x38  # of xyzt_units
 FORM_CODES = range(6)
-LONGEST = 544 + 4  # bytes that are enough to read a header: NIfTI-2's
-NIFTI_1, NIFTI_2 = (nib.Nifti1Header, 348), (nib.Nifti2Header, 540)  # structure, its bytes
+LONGEST = 544 + 4  # bytes that suffice to read any header; NIfTI-2's is the longest
+NIFTI_1, NIFTI_2 = (nib.Nifti1Header, 348), (nib.Nifti2Header, 540)  # structure, its size in bytes
 MGH_VERSION = 1
 
 
 @dataclass(frozen=True, eq=False)
 class Header:
-    """What a header says.
+    """The contents of a header.
 
     Attributes:
         kind: "NIfTI" or "MGH".
         shape: every size, each at least 1.
-        dtype: of the stored numbers, with their byte order.
+        dtype: type of the stored values, with their byte order.
         offset: bytes before the voxels.
-        slope, inter: an image's numbers are ``slope * stored + inter``.
+        slope, inter: an image's values are ``slope * stored + inter``.
         affine: (4, 4) voxel -> RAS mm; not yet known to be invertible or finite.
-        codes: NIfTI (sform, qform).
-        zooms: voxel sizes, mm, as the header has them beside the affine; 0 where they are no numbers.
+        codes: NIfTI (sform, qform) codes.
+        zooms: voxel sizes, mm, which the header states besides the affine; 0 where they are not finite.
         step: from one volume of a series to the next, and its unit.
         intent, intent_name, intent_value: NIfTI's code, name and first parameter.
-        version: of MGH, whose higher bytes say what the numbers of a warp are.
-        doubts: what may mean that the image is not what its author thinks, one line each.
-        remarks: what else it says of the numbers.
+        version: of MGH, whose higher bytes give the kind of the values of a warp.
+        doubts: warnings, one line each, about faults that were repaired or assumptions that were made.
+        remarks: further fields about the values.
     """
 
     kind: str
@@ -70,22 +70,22 @@ class Header:
 
     @property
     def bytes(self) -> int:
-        """Of the voxels."""
+        """The size of the voxels, in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     @property
     def unscaled(self) -> bool:
-        """Whether the stored numbers are the image's."""
+        """True if the stored values are the image's, without scaling."""
         return (self.slope, self.inter) == (1, 0)
 
     @property
     def other_zooms(self) -> tuple[float, float, float] | None:
-        """`Source.zooms`: voxel sizes that are not those of the affine; None: they agree."""
+        """The voxel sizes if they differ from the affine's, for `Source.zooms`; None if they agree."""
         lengths = np.linalg.norm(self.affine[:3, :3], axis=0)
         return None if (np.abs(np.array(self.zooms) - lengths) <= SAME_SPACING * lengths).all() else self.zooms
 
     def with_footer(self, tail: bytes) -> "Header":
-        """The same with what an MGH file says behind its voxels, the repetition time."""
+        """Return the header with the repetition time, which an MGH file has after its voxels."""
         if self.kind != "MGH" or len(tail) < 4:
             return self
         step = float(np.frombuffer(tail, ">f4", 1)[0])
@@ -93,16 +93,16 @@ class Header:
 
 
 def header_in(beginning: bytes, name: str) -> Header | None:
-    """The header that a file begins with; None where it is neither NIfTI nor MGH.
+    """Parse the header that a file begins with; return None if it is neither NIfTI nor MGH.
 
     Args:
-        beginning: the first `LONGEST` bytes, decompressed; fewer of a shorter file.
+        beginning: the first `LONGEST` bytes, decompressed; fewer if the file is shorter.
         name: argument and file, for messages.
 
     Raises:
-        InputError: a header with no meaning.
+        InputError: the header is invalid and cannot be repaired.
     """
-    with np.errstate(over="ignore", invalid="ignore"):  # absurd numbers are refused by what becomes of them
+    with np.errstate(over="ignore", invalid="ignore"):  # absurd values are refused by later checks
         if beginning[344:348] == b"n+1\0":
             return _nifti(*NIFTI_1, beginning, name)
         if beginning[4:8] == b"n+2\0":
@@ -178,7 +178,7 @@ def _mgh(beginning: bytes, name: str) -> Header:
 
 
 def _integers(dtype: np.dtype, slope: float, inter: float) -> np.dtype | None:
-    """The type of integers that are not scaled, in this machine's order of bytes; None for other numbers."""
+    """Return the dtype of unscaled integers in native byte order; None for scaled integers and floats."""
     return dtype.newbyteorder("=") if dtype.kind in "iu" and (slope, inter) == (1, 0) else None
 
 
@@ -199,45 +199,45 @@ def _dtype(fields: nib.Nifti1Header | MGHHeader, name: str) -> np.dtype:
 
 
 def _offset(fields: nib.Nifti1Header, lowest: int, doubts: list[str]) -> int:
-    """Byte at which the voxels begin: not before the header and the 4 bytes that say whether extensions follow.
+    """Return the byte at which the voxels begin: after the header and the 4 bytes that announce extensions.
 
-    ITK begins right behind the header there, and so takes these 4 bytes for voxels.
+    For an invalid offset, ITK begins right after the header, and so takes these 4 bytes for voxels.
     """
     said = float(fields["vox_offset"])
     if math.isfinite(said) and said >= lowest:
         return int(fields["vox_offset"])
-    doubts.append(f"the header says that voxels begin at byte {said:g}, inside it; they are read from byte {lowest}")
+    doubts.append(f"the header says that voxels begin at byte {said:g}, within it; they are read from byte {lowest}")
     return lowest
 
 
 def _scale(fields: nib.Nifti1Header, doubts: list[str]) -> tuple[float, float]:
     slope, inter = float(fields["scl_slope"]), float(fields["scl_inter"])
     if not (math.isfinite(slope) and math.isfinite(inter)):
-        if slope and not math.isnan(slope):  # NaN is how some writers say that there is none
-            doubts.append(f"slope {slope:g} and intercept {inter:g} are no scale; stored numbers are taken as they are")
+        if slope and not math.isnan(slope):  # some writers use NaN for "no scaling"
+            doubts.append(f"slope {slope:g} and intercept {inter:g} are not both finite; stored values are unscaled")
         return 1.0, 0.0
     return (slope, inter) if slope else (1.0, 0.0)
 
 
 def _unit(fields: nib.Nifti1Header, time: str | None, doubts: list[str]) -> tuple[str | None, float]:
-    """Name of a unit other than mm, and of how many mm it is."""
+    """Return the name of a unit other than mm, None for mm, and its size in mm."""
     code = int(fields["xyzt_units"])
     if code & SPACE_BITS in MILLIMETRES:
         return MILLIMETRES[code & SPACE_BITS]
     if code & SPACE_BITS not in (0, 2) or time is None or code & ~(SPACE_BITS | TIME_BITS):
-        doubts.append(f"the header's code of units is {code}, which NIfTI does not define; mm are assumed")
+        doubts.append(f"the header's unit code is {code}, which NIfTI does not define; mm is assumed")
     return None, 1.0
 
 
 def _mended_zooms(fields: nib.Nifti1Header, name: str, doubts: list[str]) -> Array:
-    """Voxel sizes, (3,), in the header's unit, of which those that are no sizes are 0; also set in `fields`."""
+    """Return the voxel sizes, (3,), in the header's unit, 0 where invalid; also set them in `fields`, with 1 for 0."""
     said = np.array(fields["pixdim"][1:4], dtype=np.float64)
     zooms = np.where(np.isfinite(said), np.abs(said), 0)
     if np.any(zooms != said) or not np.all(zooms):
         placed = int(fields["sform_code"]) in FORM_CODES[1:]
         if not placed and not np.all(np.isfinite(said)):
-            _refuse(name, "a voxel size in its header is no number, and there is no sform")
-        by = "those of the sform are used" if placed else "their size without the sign, or 1 mm for 0, is used"
+            _refuse(name, "a voxel size in its header is not a number, and there is no sform")
+        by = "those of the sform are used" if placed else "their absolute values, or 1 mm for 0, are used"
         doubts.append(f"the header's voxel sizes are {' x '.join(f'{size:g}' for size in said)}; {by}")
     fields["pixdim"][1:4] = np.where(zooms > 0, zooms, 1)
     return zooms
@@ -254,7 +254,7 @@ def _form_code(fields: nib.Nifti1Header, form: str, doubts: list[str]) -> int:
 def _affine(
     fields: nib.Nifti1Header, codes: tuple[int, int], shape: tuple[int, ...], name: str, doubts: list[str]
 ) -> Array:
-    """(4, 4) in the header's unit: the sform, else the qform, else what voxel sizes alone say."""
+    """Return the affine (4, 4) in the header's unit: the sform, else the qform, else one from the voxel sizes alone."""
     quaternion = _quaternion(fields) if codes[1] else None
     if codes[0]:
         sform = np.array(fields.get_sform(), dtype=np.float64)
@@ -263,14 +263,14 @@ def _affine(
         return sform
     if codes[1]:
         if quaternion is None:
-            _refuse(name, "the quaternion of its qform is longer than 1, or no number, and there is no sform")
+            _refuse(name, "the quaternion of its qform is longer than 1 or not a number, and there is no sform")
         return quaternion
     doubts.append("neither sform nor qform is set; orientation and origin are guessed from the voxel sizes")
     return np.array(fields.get_base_affine(), dtype=np.float64) if len(shape) >= 3 else np.eye(4)
 
 
 def _quaternion(fields: nib.Nifti1Header) -> Array | None:
-    """(4, 4) of the qform; None where it is damaged. A quaternion that rounding made too long is shortened."""
+    """Return the affine (4, 4) of the qform; None if it is damaged. A quaternion too long by rounding is normalised."""
     vector = np.array([fields[f"quatern_{letter}"] for letter in "bcd"], dtype=np.float64)
     origin = np.array([fields[f"qoffset_{letter}"] for letter in "xyz"], dtype=np.float64)
     square = float(vector @ vector)
@@ -290,7 +290,7 @@ def _disagreement(sform: Array, quaternion: Array | None, shape: tuple[int, ...]
     difference = quaternion - sform
     distance = np.linalg.norm(corners @ difference[:3, :3].T + difference[:3, 3], axis=1).max()
     if not distance <= FORMS_DIFFER_MM:
-        yield f"sform and qform differ by up to {distance:.2f} mm; the sform is used, other tools may take the qform"
+        yield f"sform and qform differ by up to {distance:.2f} mm; the sform is used, other tools may use the qform"
 
 
 def _step(fields: nib.Nifti1Header, shape: tuple[int, ...], unit: str, doubts: list[str]) -> tuple[float, str]:
@@ -298,5 +298,5 @@ def _step(fields: nib.Nifti1Header, shape: tuple[int, ...], unit: str, doubts: l
     if math.isfinite(said) and said >= 0:
         return said, unit
     if len(shape) > 3 and shape[3] > 1:
-        doubts.append(f"the header's time step is {said:g}; {abs(said) if math.isfinite(said) else 'none'} is kept")
+        doubts.append(f"the header's time step is {said:g}; {abs(said) if math.isfinite(said) else 'none'} is used")
     return (abs(said), unit) if math.isfinite(said) else (0.0, "unknown")

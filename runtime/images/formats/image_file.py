@@ -2,10 +2,10 @@
 
     with open_image(path, "--fixed") as image:
         image.header            # checked; nothing else is read yet
-        voxels = image.voxels()  # as they are stored, first axis fastest
-        image.sha256            # of the file's bytes, all of which were read
+        voxels = image.voxels()  # as stored, first axis fastest
+        image.sha256            # of the whole file, which has been read
 
-No more memory is asked for than the header's voxels take, and that only once the file can hold them.
+Only the memory for the header's voxels is allocated, and only if the file is large enough to hold them.
 """
 
 import gzip
@@ -28,9 +28,9 @@ from .itk_image import MARKS, ItkImage
 
 SUFFIXES = (".nii.gz", ".nii", ".mgz", ".mgh", ".nrrd", ".mha")
 GZIP = b"\x1f\x8b"
-MOST_DENSE = 1040  # times the bytes that deflate can make of one, rounded up
-MOST_BESIDE = 1 << 28  # bytes before the voxels, and behind them: extensions, tags and padding are a few thousand
-TAIL = 1 << 16  # of them that are kept
+MOST_DENSE = 1040  # largest compression ratio of deflate, rounded up
+MOST_BESIDE = 1 << 28  # most bytes before the voxels, and after them: extensions, tags and padding are a few thousand
+TAIL = 1 << 16  # most bytes after the voxels that are kept
 PIECE = 1 << 20
 DAMAGED = (OSError, EOFError, zlib.error, ValueError)
 
@@ -51,9 +51,9 @@ class OpenImage:
     """An image file that is being read, from front to back.
 
     Attributes:
-        header: what it says, with what stands behind the voxels once these are read.
+        header: its header, which includes the footer once the voxels are read.
         path, name: the file; argument and file, for messages.
-        between: bytes from the header's end to the voxels, which are NIfTI's extensions.
+        between: bytes between the header and the voxels: NIfTI's extensions.
     """
 
     def __init__(self, path: Path, argument: str, file: BinaryIO) -> None:
@@ -69,23 +69,23 @@ class OpenImage:
 
     @property
     def sha256(self) -> str:
-        """Of the bytes read so far: the whole file's after `voxels`."""
+        """The hash of the bytes read so far; of the whole file after `voxels`."""
         return self._hashing.hash.hexdigest()
 
     def voxels(self) -> Array:
-        """The numbers as they are stored, of the header's shape, first axis fastest; what is behind them is checked.
+        """Read the values as stored, in the header's shape, first axis fastest, and check the rest of the file.
 
         Raises:
-            InputError: the file is cut, damaged, or goes on far beyond its voxels.
-            ScarceError: too little memory.
+            InputError: the file is truncated, damaged, or continues far beyond its voxels.
+            ScarceError: there is not enough memory.
         """
         header = self.header
         self._check_size(header.offset + header.bytes)
-        self.between = self._passed(header.offset)
+        self.between = self._read_between(header.offset)
         try:
             content = np.empty(header.bytes, np.uint8)
         except MemoryError:
-            raise ScarceError(f"{self.name} needs {header.bytes / 2**30:.1f} GiB, which cannot be had") from None
+            raise ScarceError(f"{self.name} needs {header.bytes / 2**30:.1f} GiB, which is not available") from None
         self._fill(memoryview(content))
         self.tail = self._finish()
         self.header = header.with_footer(self.tail)
@@ -97,11 +97,11 @@ class OpenImage:
             return header
         if not self._begun:
             raise InputError(f"{self.name} is empty; copy it again")
-        if told := foreign_image(self.path, self._begun):
-            raise InputError(f"{self.name} is {told}")
+        if description := foreign_image(self.path, self._begun):
+            raise InputError(f"{self.name} is {description}")
         if not self.path.name.lower().endswith(SUFFIXES):
             expected = f"expected NIfTI, MGH, NRRD or MetaImage, whose names end in {', '.join(SUFFIXES)}"
-            raise InputError(f"{self.name} is of no known type, {expected}")
+            raise InputError(f"{self.name} is of unknown type, {expected}")
         raise self._unreadable("its content is neither NIfTI nor MGH")
 
     def _unreadable(self, reason: str) -> InputError:
@@ -114,25 +114,25 @@ class OpenImage:
             raise self._unreadable(first_line(error)) from None
 
     def _check_size(self, needed: int) -> None:
-        """Refuses before any memory is taken what the file cannot hold."""
+        """Refuse a header whose voxels the file is too small to hold, before any memory is allocated."""
         most = self._size * MOST_DENSE if self._packed else self._size
         if needed > most:
-            raise self._unreadable(f"by its header it has {needed} bytes, it holds {most} at most")
+            raise self._unreadable(f"its header announces {needed} bytes, it holds {most} at most")
         if self.header.offset > MOST_BESIDE:
-            raise self._unreadable(f"by its header its voxels begin at byte {self.header.offset}")
+            raise self._unreadable(f"its header says that voxels begin at byte {self.header.offset}")
 
-    def _passed(self, offset: int) -> bytes:
-        """What lies between the header and the voxels; the stream then stands at the voxels, or in what was read."""
+    def _read_between(self, offset: int) -> bytes:
+        """Read up to the voxels and return those bytes; voxels that were read already stay in `_begun`."""
         if offset <= len(self._begun):
             self._begun, between = self._begun[offset:], self._begun[:offset]
             return between
         between = bytearray(self._begun)
         self._begun = b""
         while len(between) < offset:
-            between += self._some(min(PIECE, offset - len(between)))
+            between += self._read_some(min(PIECE, offset - len(between)))
         return bytes(between)
 
-    def _some(self, size: int) -> bytes:
+    def _read_some(self, size: int) -> bytes:
         content = self._read(size)
         if not content:
             raise self._unreadable("it ends before its voxels do")
@@ -143,12 +143,12 @@ class OpenImage:
         target[:filled] = self._begun[:filled]
         self._begun = self._begun[filled:]
         while filled < len(target):
-            content = self._some(min(PIECE, len(target) - filled))
+            content = self._read_some(min(PIECE, len(target) - filled))
             target[filled : filled + len(content)] = content
             filled += len(content)
 
     def _finish(self) -> bytes:
-        """Reads to the end, which verifies gzip's checksum; the first bytes behind the voxels."""
+        """Read to the end, which verifies gzip's checksum; return the first bytes after the voxels."""
         tail, behind = self._begun, len(self._begun)
         while content := self._read(PIECE):
             tail, behind = (tail + content)[:TAIL], behind + len(content)
@@ -159,20 +159,20 @@ class OpenImage:
 
 @contextmanager
 def open_image(path: str | PathLike, argument: str) -> Iterator[OpenImage | ItkImage]:
-    """Open a NIfTI-1, NIfTI-2 or MGH file, compressed or not, or NRRD or MetaImage, told by its content.
+    """Open a NIfTI-1, NIfTI-2 or MGH file, compressed or not, or NRRD or MetaImage, recognised by its content.
 
     Args:
         path: the file.
         argument: what to call it in messages, such as ``--fixed``.
 
     Raises:
-        InputError: no such file, another format, or a header with no meaning.
+        InputError: no such file, another format, or an invalid header.
     """
     path = Path(path)
     with explained(argument):
         if path.is_dir():
             raise InputError(
-                f"{argument}: {path} is not a file but a folder; of a folder of DICOM files make NIfTI: {DICOM_FOLDER}"
+                f"{argument}: {path} is not a file but a folder; convert a folder of DICOM files: {DICOM_FOLDER}"
             )
     path = require_file(path, argument)
     try:
@@ -185,10 +185,10 @@ def open_image(path: str | PathLike, argument: str) -> Iterator[OpenImage | ItkI
 
 
 def read_header(path: str | PathLike, argument: str) -> Header:
-    """The header of an image, for which no voxel is read.
+    """Read the header of an image without its voxels.
 
     Raises:
-        InputError: as `open_image`.
+        InputError: as for `open_image`.
     """
     with open_image(path, argument) as image:
         return image.header

@@ -1,4 +1,4 @@
-"""NRRD and MetaImage files, which SimpleITK reads where it is installed; see `runtime.images.formats.image_file`."""
+"""NRRD and MetaImage files, read with SimpleITK if it is installed; see `runtime.images.formats.image_file`."""
 
 from functools import cached_property
 from pathlib import Path
@@ -12,19 +12,19 @@ from ...types import Array
 from .headers import Header
 
 READER = Path(__file__).with_name("itk_reader.py")
-MARKS = (b"NRRD000", b"ObjectType", b"NDims", b"Comment")  # what files begin with
+MARKS = (b"NRRD000", b"ObjectType", b"NDims", b"Comment")  # first bytes of such files
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 class ItkImage:
-    """An image that another process reads.
+    """An image that is read in a separate process.
 
     Attributes:
-        header: what it says.
+        header: its header.
         name: argument and file, for messages.
 
     Raises:
-        InputError: damaged, voxels in another file, more than one number a voxel, or no SimpleITK.
+        InputError: the file is damaged, has voxels in another file or several values per voxel, or no SimpleITK.
     """
 
     def __init__(self, path: Path, argument: str) -> None:
@@ -33,11 +33,11 @@ class ItkImage:
 
     @cached_property
     def sha256(self) -> str:
-        """Of the file's bytes."""
+        """The hash of the file's bytes."""
         return sha256_of_file(self.path)
 
     def voxels(self) -> Array:
-        """The numbers, of the header's shape, first axis fastest."""
+        """Read the values in the header's shape, first axis fastest."""
         head, content = self._read("--voxels")
         header = self._header(head)
         if len(content) != header.bytes:

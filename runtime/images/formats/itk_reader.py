@@ -1,13 +1,13 @@
-"""Reader of NRRD and MetaImage with SimpleITK for `runtime.host.files.reading_process`.
+"""A reader of NRRD and MetaImage with SimpleITK, for `runtime.host.files.reading_process`.
 
 Facts: {"shape": three sizes, "type": "<i2" or the like, "affine": 4 x 4, voxel -> LPS mm, "placed": whether the header
-says where voxels lie}. With the option --voxels these follow, first axis fastest.
+defines the voxels' positions}. With the option --voxels the voxels follow, first axis fastest.
 """
 
 import re
 
-MOST_DENSE = 1040  # times the bytes that deflate makes of one
-TEXT = 1 << 16  # bytes in which a header ends
+MOST_DENSE = 1040  # largest compression ratio of deflate, rounded up
+TEXT = 1 << 16  # bytes that contain the whole header
 DETACHED = re.compile(rb"^(data ?file:|ElementDataFile\s*=(?!\s*LOCAL\b))", re.IGNORECASE | re.MULTILINE)
 PLACED = re.compile(rb"^(space:|space dimension:|TransformMatrix|Offset|Position|Orientation)", re.MULTILINE)
 TYPES = {
@@ -22,12 +22,12 @@ TYPES = {
 
 
 def read(path: str, size: int, *options: str) -> tuple[dict, list]:
-    """Return the facts, and the voxels where they are asked for."""
+    """Return the facts, and the voxels if requested."""
     try:
         return _read(path, size, "--voxels" in options)
     except ImportError:
         raise ValueError("SimpleITK, which reads it, is not installed: pip install SimpleITK") from None
-    except Exception as error:  # of ITK's lines the last one says it
+    except Exception as error:  # the last line of ITK's message has the reason
         lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         raise ValueError(lines[-1].strip()) from None
 
@@ -48,12 +48,12 @@ def _read(path: str, size: int, voxels: bool) -> tuple[dict, list]:
     kind = sitk.GetPixelIDValueAsString(reader.GetPixelID())
     if reader.GetNumberOfComponents() != 1 or kind not in TYPES or reader.GetDimension() != 3:
         raise ValueError(
-            f"it has {reader.GetDimension()} axes and {reader.GetNumberOfComponents()} numbers a voxel ({kind}), "
-            "expected a volume of one"
+            f"it has {reader.GetDimension()} axes and {reader.GetNumberOfComponents()} values per voxel "
+            f"({kind}), expected 3 axes and one value"
         )
     shape, dtype = reader.GetSize(), TYPES[kind]
     if math.prod(shape) * int(dtype[2:]) > MOST_DENSE * size:
-        raise ValueError(f"voxels of shape {shape} cannot be what it holds")
+        raise ValueError(f"it is too small for voxels of shape {shape}")
     columns = [
         [reader.GetDirection()[3 * row + axis] * reader.GetSpacing()[axis] for axis in range(3)] for row in range(3)
     ]

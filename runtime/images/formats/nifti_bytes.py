@@ -1,4 +1,4 @@
-"""The bytes of a NIfTI-1 file, in pieces that can be compressed one by one."""
+"""The bytes of a NIfTI-1 file, in pieces that can be compressed independently."""
 
 import functools
 import struct
@@ -18,12 +18,12 @@ Planes = Callable[[slice, tuple[int, ...]], Array]  # (span of K, index of the f
 HEADER_SIZE = 348
 COMMENT_CODE = 6  # NIFTI_ECODE_COMMENT
 SCANNER = 1  # NIfTI code of a transform to scanner coordinates
-CODES_NOT_KNOWN = (SCANNER, SCANNER)  # (sform, qform) codes where no image says them
-PIECE = 1 << 20  # bytes of a piece, about
+CODES_NOT_KNOWN = (SCANNER, SCANNER)  # (sform, qform) codes if no image provides them
+PIECE = 1 << 20  # approximate bytes of a piece
 
 
 def storable(data: Array, dtype: type | None, path: Path) -> Array:
-    """The data in the type they are stored in; InputError, which names the file, for integers beyond it."""
+    """Convert data to the type on disk; InputError, which names the file, for values beyond an integer type."""
     if dtype is None:
         dtype = {"b": np.uint8, "f": np.float32}.get(data.dtype.kind, data.dtype)
         dtype = np.int32 if data.dtype in (np.int64, np.uint64) else dtype
@@ -37,12 +37,12 @@ def storable(data: Array, dtype: type | None, path: Path) -> Array:
 
 
 def pieces(first: bytes, data: Array, planes: Planes | None = None) -> Iterator[Piece]:
-    """The bytes of a file, first axis fastest, in pieces that are made when they are called.
+    """Yield the bytes of a file, first axis fastest, in pieces that are computed when they are called.
 
     Args:
         first: the header.
         data: (I, J, K, ...).
-        planes: computes what to write in place of ``data[:, :, span, *index]``, in the same type.
+        planes: computes the values to write in place of ``data[:, :, span, *index]``, in the same type.
     """
     yield lambda: first
     step = max(PIECE // (data.itemsize * data.shape[0] * data.shape[1]), 1)
@@ -66,9 +66,9 @@ def nifti_header(
     step: tuple[float, str] | None = None,
     remarks: Remarks | None = None,
 ) -> bytes:
-    """A NIfTI-1 header of 348 bytes and its extension: 4 bytes that say that there is none, or a comment as well.
+    """Return a NIfTI-1 header of 348 bytes and its extension: 4 zero bytes for none, or a comment.
 
-    `step` is from one volume of a series to the next, and its unit; `remarks` are set in place of the intent.
+    `step` is from one volume of a series to the next, and its unit; `remarks` replace the intent.
     """
     size, unit = step or (1.0, "unknown")
     extension = _extension(comment) if comment else bytes(4)
@@ -89,7 +89,7 @@ def nifti_header(
 
 
 def _extension(comment: str) -> bytes:
-    """An extension of the code for plain text: flag, size, code, text filled up to a multiple of 16 bytes."""
+    """Return a plain-text extension: flag, size, code, and text padded to a multiple of 16 bytes."""
     text = comment.encode()
     size = 8 + len(text) + -(8 + len(text)) % 16
     return struct.pack("<4BII", 1, 0, 0, 0, size, COMMENT_CODE) + text.ljust(size - 8, b"\0")

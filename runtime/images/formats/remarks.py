@@ -1,4 +1,4 @@
-"""What a NIfTI header says of an image's numbers: it holds on whatever grid they are, unlike what it says of places."""
+"""NIfTI header fields about an image's values, which stay valid on any grid, unlike those about positions."""
 
 from dataclasses import dataclass
 
@@ -11,11 +11,11 @@ FIELDS += ("intent_p1", "intent_p2", "intent_p3")
 
 @dataclass(frozen=True)
 class Remarks:
-    """Fields of a NIfTI header, as they are stored: description, display range, time offset, and intent.
+    """Fields of a NIfTI header as stored: description, display range, time offset, and intent.
 
     Attributes:
-        fields: by name, one of `FIELDS`.
-        stored: the type of the numbers on disk, if these are integers that the header does not scale.
+        fields: values by name, one of `FIELDS`.
+        stored: the type of the values on disk, if these are integers that the header does not scale.
     """
 
     fields: dict[str, bytes | float]
@@ -23,12 +23,12 @@ class Remarks:
 
     @classmethod
     def of(cls, header: nib.Nifti1Header, stored: np.dtype | None) -> "Remarks":
-        """Those of a header; numbers that are none are left out."""
+        """Return those of a header; fields that are not finite are left out."""
         values = {name: header[name].item() for name in FIELDS}
         sound = {name: value for name, value in values.items() if isinstance(value, bytes) or np.isfinite(value)}
         return cls(sound, stored)
 
     def write_into(self, header: nib.Nifti1Header) -> None:
-        """Sets them in another header."""
+        """Set the fields in another header."""
         for name, value in self.fields.items():
             header[name] = value

@@ -1,1 +1,1 @@
-"""Resampling between grids, linear and with wider support, in compiled code."""
+"""Resampling between grids, with linear and wider kernels, in compiled code."""

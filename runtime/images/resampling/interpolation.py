@@ -1,4 +1,4 @@
-"""Interpolation that looks further than the eight voxels around a place: cubic B-splines, and votes among labels."""
+"""Interpolation with more than the eight nearest voxels: cubic B-splines, and Gaussian voting among labels."""
 
 from collections.abc import Callable
 
@@ -7,19 +7,20 @@ import numpy as np
 from ...types import Array
 from . import interpolation_kernels as kernels
 
-Sampler = Callable[[Array, Array], None]  # places (N, 3) in voxels, values there (N,), which it fills
-SIGMA = 0.7  # source voxels: a sheet of one voxel still has the most votes in its middle
-REACH = 2.5  # standard deviations to which votes are heard
+Sampler = Callable[[Array, Array], None]  # takes positions (N, 3) in voxels and fills values (N,)
+SIGMA = 0.7  # source voxels: a label one voxel thick still wins the vote at its centre
+REACH = 2.5  # truncation radius of the Gaussian, in standard deviations
 
 
 def spline(image: Array, outside: float) -> Sampler:
-    """The cubic B-spline through an image's voxels; beyond the image it fades to `outside` over one voxel.
+    """Return a sampler of the cubic B-spline through an image's voxels; outside, it fades to `outside` over one voxel.
 
-    Within it is what ``scipy.ndimage.map_coordinates(order=3, mode="mirror")`` computes. Like any cubic one it may go
-    beyond the image's extremes next to edges.
+    Within the image it equals ``scipy.ndimage.map_coordinates(order=3, mode="mirror")``. Like any cubic interpolation
+    it may overshoot the image's range next to edges.
 
     Args:
         image: (I, J, K).
+        outside: value outside the image.
     """
     coefficients = np.array(image, dtype=np.float32, order="C")
     for axis, size in enumerate(image.shape):
@@ -34,15 +35,15 @@ def spline(image: Array, outside: float) -> Sampler:
 
 
 def votes(labels: Array, coarser: Array, outside: int) -> Sampler:
-    """At each place the label whose voxels around it have the largest sum of Gaussian weights.
+    """Return a sampler of label maps that gives the label with the largest sum of Gaussian weights of nearby voxels.
 
-    It rounds off the steps that the nearest voxel leaves, and mixes no labels. After the label interpolation of ITK
+    It smooths the staircase of nearest-neighbour sampling without mixing labels. After the label interpolation of ITK
     (LabelImageGaussianInterpolateImageFunction).
 
     Args:
         labels: (I, J, K) integers.
-        coarser: (3,) how many voxels lie between neighbouring places, along each axis.
-        outside: at places that no voxel contains.
+        coarser: (3,) spacing of the sampled positions along each axis, in voxels of `labels`.
+        outside: label at positions that no voxel contains.
     """
     labels = np.ascontiguousarray(labels, dtype=np.int32)
     sigma = SIGMA * np.maximum(coarser, 1.0)
@@ -55,12 +56,13 @@ def votes(labels: Array, coarser: Array, outside: int) -> Sampler:
 
 
 def move(places: Array, linear: Array, planes: Array, start: int) -> None:
-    """Adds ``linear`` (3, 3) times a displacement to the places of some of its planes.
+    """Add ``linear`` (3, 3) times a displacement to the positions of some of its planes, in place.
 
     Args:
-        places: (N, 3) float64.
-        planes: (3, K, J, I) float32.
-        start: the first of the planes that `places` are of.
+        places: positions, (N, 3) float64.
+        linear: (3, 3) map from displacements to the space of `places`.
+        planes: displacement, (3, K, J, I) float32.
+        start: the plane that `places` begin with.
     """
     first = start * planes.shape[2] * planes.shape[3]
     kernels.move_places(np.ascontiguousarray(linear), planes.reshape(3, -1), first, places)

@@ -1,32 +1,32 @@
-"""Compiled loops of `runtime.images.resampling.interpolation`: more than the eight voxels around a place."""
+"""Compiled loops of `runtime.images.resampling.interpolation`. Places are positions in voxels of the image."""
 
 import numpy as np
 from numba import njit
 
 from ...host.kernels import in_slices
 
-BLOCK = 256  # places that one call of a kernel takes together
-COLUMNS = 256  # that are filtered side by side
-POLE = np.float32(np.sqrt(3) - 2)  # of the filter that turns samples into coefficients of a cubic B-spline
+BLOCK = 256  # positions in one slice of a kernel
+COLUMNS = 256  # columns that are filtered side by side
+POLE = np.float32(np.sqrt(3) - 2)  # of the recursive filter from samples to coefficients of a cubic B-spline
 GAIN = np.float32(6)
-TINY = np.float32(1e-25)  # added throughout: the echo of an edge in a black background would be slow, denormal numbers
-REACH = 16  # samples after which POLE to the power of their number is nothing
-U = np.uintp  # unsigned indices spare the test for negative ones
+TINY = np.float32(1e-25)  # added throughout, as the filter's decay into a black background would be slow denormals
+REACH = 16  # samples after which the power of POLE is negligible
+U = np.uintp  # unsigned indices avoid the test for negative ones
 
 _inlined = njit(forceinline=True, error_model="numpy")
 
 
 def _groups(lines):
-    """Groups of columns of (A, N, B)."""
+    """Return the number of groups of columns of (A, N, B)."""
     return lines.shape[0] * -(-lines.shape[2] // COLUMNS)
 
 
 @in_slices(over=_groups)
 def spline_coefficients(begin, end, lines):
-    """Turns samples along the middle axis of (A, N, B) into coefficients of a cubic B-spline, in place; N above 1.
+    """Turn samples along the middle axis of (A, N, B) into coefficients of a cubic B-spline, in place; N above 1.
 
-    The signal goes on mirrored about its first and last sample. 1. the first value of the recursion forth; 2. forth;
-    3. back (Unser, Aldroubi and Eden 1993).
+    The signal is extended by mirroring about its first and last sample. 1. initial value of the causal recursion;
+    2. causal recursion; 3. anticausal recursion (Unser, Aldroubi and Eden 1993).
     """
     _, size, width = lines.shape
     across = -(-width // COLUMNS)
@@ -55,13 +55,13 @@ def spline_coefficients(begin, end, lines):
 
 
 def _blocks(*arguments):
-    """Blocks of a kernel's places: of its last argument, which has one entry for each."""
+    """Return the number of blocks of a kernel's places, one for each entry of its last argument."""
     return -(-len(arguments[-1]) // BLOCK)
 
 
 @in_slices(over=_blocks)
 def move_places(begin, end, linear, vectors, first, places):
-    """Adds ``linear vectors[:, first + n]`` to places (N, 3) float64; vectors (3, M) float32."""
+    """Add ``linear vectors[:, first + n]`` to places (N, 3) float64; vectors (3, M) float32."""
     for n in range(begin * BLOCK, min(end * BLOCK, len(places))):
         x, y, z = vectors[0, first + n], vectors[1, first + n], vectors[2, first + n]
         for axis in range(3):
@@ -70,7 +70,7 @@ def move_places(begin, end, linear, vectors, first, places):
 
 @_inlined
 def _spline_weights(x, size, weights):
-    """Of the four coefficients about a place within the image; the first one's index, and how far out x lies."""
+    """Write the weights of the four coefficients around x; return the first one's index and x's distance outside."""
     place = min(max(x, 0.0), size - 1.0)
     low = max(min(int(place), size - 2), 0)
     t = np.float32(place - low)
@@ -84,9 +84,9 @@ def _spline_weights(x, size, weights):
 
 @in_slices(over=_blocks)
 def sample_spline(begin, end, coefficients, places, outside, result):
-    """A cubic B-spline at places (N, 3), voxels; beyond the image it fades to `outside` over one voxel.
+    """Sample a cubic B-spline at places (N, 3); beyond the image it fades to `outside` over one voxel.
 
-    `coefficients` have one mirrored layer before the first along each axis, and two after the last.
+    `coefficients` are padded along each axis with one mirrored layer before the first and two after the last.
     """
     size_i, size_j, size_k = coefficients.shape[0] - 3, coefficients.shape[1] - 3, coefficients.shape[2] - 3
     along_i, along_j, along_k = np.empty(4, np.float32), np.empty(4, np.float32), np.empty(4, np.float32)
@@ -109,12 +109,12 @@ def sample_spline(begin, end, coefficients, places, outside, result):
                 sheet += along_j[j] * row
             total += along_i[i] * sheet
         inside = np.float32((1 - beyond_i) * (1 - beyond_j) * (1 - beyond_k))
-        result[n] = total if inside == 1 else inside * total + (np.float32(1) - inside) * outside  # it may be NaN
+        result[n] = total if inside == 1 else inside * total + (np.float32(1) - inside) * outside  # NaN if `outside` is
 
 
 @_inlined
 def _vote_weights(x, middle, sigma, weights):
-    """Gaussian weights of the voxels about `middle`."""
+    """Write the Gaussian weights of the voxels around `middle`."""
     radius = len(weights) // 2
     for n in range(len(weights)):
         distance = (middle + n - radius - x) / sigma
@@ -123,7 +123,7 @@ def _vote_weights(x, middle, sigma, weights):
 
 @_inlined
 def _agree(labels, i, j, k, ri, rj, rk):
-    """Whether all labels in a box around a voxel, which lies within the image, are one."""
+    """Return whether all labels are equal in a box around a voxel; the box must lie within the image."""
     label = labels[i, j, k]
     for a in range(i - ri, i + ri + 1):
         for b in range(j - rj, j + rj + 1):
@@ -136,7 +136,7 @@ def _agree(labels, i, j, k, ri, rj, rk):
 
 @njit(error_model="numpy")
 def _elected(labels, i, j, k, weights_i, weights_j, weights_k, names, votes):
-    """The label with most votes in the box around voxel (i, j, k), which wins where votes are even."""
+    """Return the label with most votes in the box around voxel (i, j, k), whose own label wins ties."""
     ri, rj, rk = len(weights_i) // 2, len(weights_j) // 2, len(weights_k) // 2
     names[0], votes[0], count, last = labels[i, j, k], 0.0, 1, 0
     for a in range(-ri, ri + 1):
@@ -164,9 +164,9 @@ def _elected(labels, i, j, k, weights_i, weights_j, weights_k, names, votes):
 
 @in_slices(over=_blocks)
 def vote(begin, end, labels, places, sigma, radius, outside, result):
-    """The label with the largest sum of Gaussian weights among the voxels around each place (N, 3).
+    """Find the label with the largest sum of Gaussian weights among the voxels around each place (N, 3).
 
-    Places that no voxel contains are `outside`.
+    Places that no voxel contains get `outside`.
 
     Args:
         sigma, radius: (3,) float64 and int64, voxels.

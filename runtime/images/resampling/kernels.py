@@ -1,6 +1,6 @@
-"""Compiled loops of linear resampling, in tiles of rows: what neighbours share of the image stays in the cache.
+"""Compiled loops of linear resampling, in tiles of rows: data shared by neighbouring rows stays in the CPU cache.
 
-Results that go into files have the order of files, first axis fastest: here (K, J, I).
+Results that go into files have the memory order of files, first axis fastest: here (K, J, I).
 """
 
 import numpy as np
@@ -9,7 +9,7 @@ from numba import njit
 from ...geometry.kernels.rows import TILE, add_row, linear_row, tiles
 from ...host.kernels import in_slices
 
-U = np.uintp  # unsigned indices spare the test for negative ones
+U = np.uintp  # unsigned indices avoid the test for negative ones
 
 
 @in_slices(over="rows")
@@ -37,7 +37,7 @@ def smooth_middle(begin, end, image, weights, rows):
 
 @njit(forceinline=True, error_model="numpy")
 def _trilinear(image, x, y, z, outside):
-    """One trilinear sample; corners outside the image (and everything where x, y or z is NaN) are `outside`."""
+    """Return a trilinear sample; corners outside the image (and everything if x, y or z is NaN) are `outside`."""
     size_i, size_j, size_k = image.shape
     if x >= 0 and y >= 0 and z >= 0 and x < size_i - 1 and y < size_j - 1 and z < size_k - 1:
         low_x, low_y, low_z = np.floor(x), np.floor(y), np.floor(z)
@@ -61,14 +61,14 @@ def _trilinear(image, x, y, z, outside):
                 a, b, c = i + di, j + dj, k + dk
                 if a >= 0 and b >= 0 and c >= 0 and a < size_i and b < size_j and c < size_k:
                     total += weight * image[a, b, c]
-                elif weight > 0:  # it may be NaN
+                elif weight > 0:  # `outside` may be NaN
                     total += weight * outside
     return total
 
 
 @njit(forceinline=True, error_model="numpy")
 def _nearest(image, x, y, z, outside):
-    """The voxel that contains the point; `outside` if none does."""
+    """Return the voxel that contains the point; `outside` if none does."""
     size_i, size_j, size_k = image.shape
     x, y, z = np.floor(x + 0.5), np.floor(y + 0.5), np.floor(z + 0.5)
     if x >= 0 and y >= 0 and z >= 0 and x < size_i and y < size_j and z < size_k:
@@ -78,7 +78,7 @@ def _nearest(image, x, y, z, outside):
 
 @njit(forceinline=True, error_model="numpy")
 def _sample_row(image, places, outside, nearest, line):
-    """A row of samples at places (3, N) in the image: the voxel that holds each, or trilinear."""
+    """Sample the image at a row of positions `places` (3, N), nearest or trilinear."""
     if nearest:
         for n in range(len(line)):
             line[n] = _nearest(image, places[0, n], places[1, n], places[2, n], outside)
@@ -89,7 +89,7 @@ def _sample_row(image, places, outside, nearest, line):
 
 @in_slices(over=tiles)
 def sample_affine(begin, end, image, matrix, outside, nearest, result):
-    """``result(v) = image(matrix [v, 1])``. 1. the places of a row in the image; 2. the samples there."""
+    """Compute ``result(v) = image(matrix [v, 1])``. 1. positions of a row in the image; 2. samples there."""
     size_i, size_j, size_k = result.shape
     across = -(-size_j // TILE)
     for tile in range(begin, end):
@@ -106,9 +106,9 @@ def sample_affine(begin, end, image, matrix, outside, nearest, result):
 
 @in_slices(over=tiles)
 def sample_field(begin, end, image, matrix, linear, displacement, outside, nearest, result):
-    """``result(v) = image(matrix [v, 1] + linear displacement(v))``; result (K, J, I), displacement (3, K, J, I).
+    """Compute ``result(v) = image(matrix [v, 1] + linear displacement(v))``.
 
-    1. the places of a row in the image; 2. the samples there.
+    result is (K, J, I), displacement (3, K, J, I). 1. positions of a row in the image; 2. samples there.
     """
     depth, height, width = result.shape
     across = -(-height // TILE)

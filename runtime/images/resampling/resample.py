@@ -1,7 +1,7 @@
-"""Resampling between grids: one interpolation through an affine map or a displacement, in compiled code.
+"""Resampling between grids: a single interpolation through an affine map or a displacement field, in compiled code.
 
-`runtime.geometry.flow.sample` is the definition of the trilinear kernels. Import this module where it is needed: it
-brings numba, and the first call compiles (the result is cached on disk).
+`runtime.geometry.flow.sample` is the reference for the trilinear kernels. Import this module only where it is needed:
+it imports numba, and the first call compiles (the result is cached on disk).
 """
 
 import numpy as np
@@ -16,8 +16,8 @@ from . import kernels
 ORDERS = ("linear", "nearest", "cubic", "smooth")
 OF_LABELS = ("nearest", "smooth")
 WIDE = ("cubic", "smooth")
-COARSER = 1.5  # from this ratio of target to source spacing on, the source is smoothed before it is sampled
-SNAP = 1e-4  # voxel; maps that stay this close to integer steps copy voxels instead of interpolating
+COARSER = 1.5  # above this ratio of target to source spacing, the source is smoothed before it is sampled
+SNAP = 1e-4  # voxel; maps this close to whole voxels copy values instead of interpolating
 FWHM = 2.3548  # full width at half maximum of a Gaussian, in standard deviations
 
 
@@ -32,23 +32,23 @@ def resample(
     """Resample an image on another grid: value(x) = image at the source voxel of ``physical @ x``, x in RAS mm.
 
     Corners outside the image count as `outside`. For "linear" and "cubic", axes of the source that the target samples
-    more than 1.5 times coarser are smoothed first. Where the map takes voxels to voxels, values are copied exactly.
+    more than 1.5 times coarser are smoothed first. If the map takes voxels to voxels, values are copied exactly.
 
     Args:
         image: (I, J, K) on `source`.
         source, target: grids in RAS mm.
         physical: (4, 4) RAS mm, target -> source (fixed -> moving); identity if None.
         order: for images "linear" or "cubic" (B-spline), whose result is float32; for label maps "nearest" or "smooth"
-            (votes of the voxels around), whose result has the image's type. `runtime.images.resampling.interpolation`
-            says more on two of them.
-        outside: value of what is not in the image.
+            (Gaussian voting), whose result has the image's type. "cubic" and "smooth" are described in
+            `runtime.images.resampling.interpolation`.
+        outside: value outside the image.
 
     Returns:
         (I, J, K) on `target`.
 
     Raises:
-        InputError: if the image's shape is not the source grid's, the order is unknown, or "smooth" is asked for what
-            holds no integers.
+        InputError: if the image's shape is not the source grid's, the order is unknown, or "smooth" is requested for
+            an image that is not of integers.
     """
     _check(image, source, order)
     matrix = _snapped(target.voxel_map(source, physical), target.shape)
@@ -63,7 +63,7 @@ def resample(
 
 
 def copies(source: Grid, target: Grid, physical: Array | None = None) -> bool:
-    """Whether `resample` copies voxels for these grids and this map, so that nothing is interpolated."""
+    """Return whether `resample` copies voxels for these grids and this map, so that nothing is interpolated."""
     return _permutes(_snapped(target.voxel_map(source, physical), target.shape))
 
 
@@ -75,17 +75,17 @@ def resample_through(
     order: str = "linear",
     outside: float = 0,
 ) -> Array:
-    """Resample an image through a displacement: value(x) = image at ``x + displacement(x)``, one interpolation.
+    """Resample an image through a displacement field: value(x) = image at ``x + displacement(x)``, interpolated once.
 
     Args:
         image: (I, J, K) on `source`.
         source, target: grids in RAS mm.
-        displacement: (I, J, K, 3) RAS mm on `target`; where it is not finite the result is `outside`. Fastest as
-            `Transform.displacement` gives it.
+        displacement: (I, J, K, 3) RAS mm on `target`; where it is not finite the result is `outside`. Fastest in the
+            memory order of `Transform.displacement`.
         order, outside and errors: as in `resample`.
 
     Returns:
-        (I, J, K) on `target`, as in `resample` but in the order of files: first axis fastest.
+        (I, J, K) on `target`, as in `resample` but in the memory order of files: first axis fastest.
     """
     _check(image, source, order)
     if displacement.shape != (*target.shape, 3):
@@ -110,7 +110,7 @@ def resample_series(
     order: str = "linear",
     outside: float = 0,
 ) -> Array:
-    """Resample the volumes of a series, (I, J, K, N), each through the same displacement: see `resample_through`.
+    """Resample the volumes of a series, (I, J, K, N), all through the same displacement: see `resample_through`.
 
     Returns:
         (I, J, K, N) on `target`, first axis fastest.
@@ -124,7 +124,7 @@ def resample_series(
 
 
 def smooth(image: Array, sigma: tuple[float, float, float]) -> Array:
-    """Gaussian smoothing, the border continued by its nearest value.
+    """Smooth with a Gaussian; beyond the border the nearest value is repeated.
 
     Args:
         image: (I, J, K).
@@ -153,21 +153,21 @@ def _check(image: Array, source: Grid, order: str) -> None:
 
 
 def _snapped(matrix: Array, shape: tuple[int, int, int]) -> Array:
-    """The map with integer entries if no voxel of `shape` moves by more than `SNAP` for it."""
+    """Round the map to integers if that moves no voxel of `shape` by more than `SNAP`."""
     whole = np.rint(matrix)
     reach = np.abs(matrix - whole)[:3] @ np.array([*shape, 1.0])
     return whole if reach.max() < SNAP else matrix
 
 
 def _permutes(matrix: Array) -> bool:
-    """Whether the map takes voxels to voxels and only permutes, reverses and shifts the axes."""
+    """Return whether the map takes voxels to voxels and only permutes, reverses and shifts the axes."""
     linear = np.abs(matrix[:3, :3])
     exact = bool((matrix == np.rint(matrix)).all())
     return exact and bool((linear.sum(axis=0) == 1).all() and (linear.sum(axis=1) == 1).all())
 
 
 def _copied(image: Array, matrix: Array, result: Array) -> Array:
-    """Voxels copied into `result`, whose values stay where the image has none."""
+    """Copy voxels into `result`, which keeps its values where the image has none."""
     axes, signs = np.abs(matrix[:3, :3]).argmax(axis=0), matrix[:3, :3].sum(axis=0).astype(int)
     into, of = [], [slice(None)] * 3
     for axis, (old, sign) in enumerate(zip(axes, signs, strict=True)):
@@ -185,12 +185,12 @@ def _copied(image: Array, matrix: Array, result: Array) -> Array:
 
 
 def _type(image: Array, order: str) -> np.dtype:
-    """Of a result: the image's own for labels."""
+    """Return the type of a result: the image's own for labels, float32 otherwise."""
     return image.dtype if order in OF_LABELS else np.dtype(np.float32)
 
 
 def _samples(image: Array, matrix: Array, order: str) -> Array:
-    """What is sampled, contiguous: an image smoothed as need be, labels as int32 (float32 if they are floats)."""
+    """Return the array to sample, contiguous: an image, smoothed if necessary, or labels as int32 (floats: float32)."""
     if order == "linear":
         return _antialiased(image, matrix)
     return np.ascontiguousarray(image, dtype=np.float32 if image.dtype.kind == "f" else np.int32)
@@ -205,7 +205,7 @@ def _wide(
     linear: Array | None = None,
     planes: Array | None = None,
 ) -> Array:
-    """The image at ``matrix [v, 1] + linear planes(v)``, slab by slab; the displacement's planes are (3, K, J, I)."""
+    """Sample the image at ``matrix [v, 1] + linear planes(v)``, slab by slab; displacement `planes` (3, K, J, I)."""
     from . import interpolation
 
     if order == "cubic":
@@ -221,13 +221,13 @@ def _wide(
 
 
 def _coarser(matrix: Array) -> Array:
-    """How many source voxels one target voxel spans, along the source's axes."""
+    """Return the number of source voxels that one target voxel spans, along the source's axes."""
     return np.linalg.norm(matrix[:3, :3], axis=1)
 
 
 def _antialiased(image: Array, matrix: Array) -> Array:
-    """The image as contiguous float32, smoothed along axes on which one target voxel spans several source voxels."""
+    """Return the image as contiguous float32, smoothed along axes where a target voxel spans several source voxels."""
     ratio = _coarser(matrix)
     width = np.where(ratio > COARSER, np.sqrt(np.maximum(ratio**2 - 1, 0)) / FWHM, 0.0)
-    width = np.minimum(width, np.array(image.shape) / 4)  # a wider one only costs time
+    width = np.minimum(width, np.array(image.shape) / 4)  # a wider Gaussian only costs time
     return smooth(image, tuple(width))
