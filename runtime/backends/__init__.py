@@ -1,1 +1,1 @@
-"""Below the loop: networks (run an engine), field operations (everything between engine calls), and their pairing."""
+"""Backends, the layer below the loop: networks that run engines, the field operations between calls, their pairing."""

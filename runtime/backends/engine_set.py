@@ -1,8 +1,9 @@
-"""What an engine set says of itself: `manifest.json` beside the graphs, checked before anything is opened.
+"""Engine sets: graphs and the `manifest.json` that describes them, checked before anything is opened.
 
-The manifest is the set: graphs carry a part of their hash in their names, and replacing the manifest is the one step
-that publishes a new set. The runtime learns everything from it and guesses nothing from file names. It holds a hash of
-itself too. Graphs are read once, and those bytes are hashed and run: what happens to the files later changes nothing.
+The manifest defines the set: the graphs' file names contain part of their hash, and replacing the manifest is the one
+step that publishes a new set. The runtime takes all facts from the manifest and infers nothing from file names. The
+manifest also holds a hash of itself. Graphs are read once, and those bytes are hashed and run: later changes to the
+files have no effect.
 """
 
 import json
@@ -18,24 +19,24 @@ from ..images.intensity import rule_from_dict
 from ..loop.schedules import LEVELS, iterstop_schedule
 
 FORMAT = "rpnet-engine-set"
-VERSION = 2  # 1, which earlier exports wrote, has no hash of itself and is read as well
-SEAL = "sha256"  # of the rest of the manifest
-LARGEST = 1 << 30  # bytes of a graph
-ELSEWHERE = b"location"  # how ONNX names the other file in which a graph keeps weights
+VERSION = 2  # version 1, written by earlier exports, has no hash of itself and can be read as well
+SEAL = "sha256"  # key of the hash of the rest of the manifest
+LARGEST = 1 << 30  # largest graph, bytes
+ELSEWHERE = b"location"  # ONNX's key for the external file that holds a graph's weights
 MANIFEST = "manifest.json"
 EXTRACTOR = "feature_extractor"
 IMAGE, FEATURES, RESIDUAL = "image", "features", "residual"
-GRAPH_KEYS = {"fp32": "engines", "fp16": "engines_fp16"}  # in the manifest; the latter is optional
+GRAPH_KEYS = {"fp32": "engines", "fp16": "engines_fp16"}  # keys of the manifest by precision; the latter is optional
 REMEDY = "export the set again (python cli.py export --checkpoint best.pt --engine-dir DIR) or restore it"
 
 
 def estimator_name(level: int) -> str:
-    """The engine's name of one level's flow estimator."""
+    """Return the engine name of a level's flow estimator."""
     return f"estimator_level{level}"
 
 
 def features_name(level: int) -> str:
-    """The feature extractor's output of one level."""
+    """Return the name of the feature extractor's output for a level."""
     return f"features_level{level}"
 
 
@@ -47,9 +48,9 @@ class EngineSet:
     """A checked engine set.
 
     Attributes:
-        folder: where it lies.
-        manifest: the whole of `manifest.json`.
-        graphs: what was read of its files, ONNX, by engine and precision.
+        folder: the set's folder.
+        manifest: content of `manifest.json`.
+        graphs: content of the ONNX files, by engine and precision.
     """
 
     folder: Path
@@ -58,22 +59,22 @@ class EngineSet:
 
     @property
     def spacing(self) -> float:
-        """Voxel size in mm the network was trained at; images are resampled to it."""
+        """The voxel size in mm that the network was trained at and images are resampled to."""
         return float(self.manifest["spacing_mm"])
 
     @property
     def size_multiple(self) -> int:
-        """Image sizes must be multiples of this."""
+        """The number of which image sizes must be multiples."""
         return int(self.manifest["size_multiple"])
 
     @property
     def channels(self) -> dict[int, int]:
-        """Feature channels by level."""
+        """The feature channels by level."""
         return {int(entry["level"]): int(entry["channels"]) for entry in self.manifest["levels"]}
 
     @property
     def convolutions(self) -> int:
-        """Convolutions of an estimator, 3x3x3 each, so that a residual depends on features as many voxels away."""
+        """The number of 3x3x3 convolutions of an estimator, which is also its receptive radius in voxels."""
         return int(self.manifest["network"]["res_blocks"]) + 3
 
     @property
@@ -82,33 +83,38 @@ class EngineSet:
 
     @property
     def precisions(self) -> tuple[str, ...]:
-        """Those the set has graphs of; sets of an earlier `export` have fp32 only."""
+        """The precisions of the set's graphs; sets from an earlier `export` have fp32 only."""
         return tuple(name for name, key in GRAPH_KEYS.items() if name == "fp32" or key in self.manifest)
 
     @property
     def intensity(self) -> Mapping[str, Any]:
-        """The intensity rule as `runtime.images.intensity.rule_from_dict` reads it."""
+        """The intensity rule, in the form that `runtime.images.intensity.rule_from_dict` reads."""
         return self.manifest["intensity"]
 
     @property
     def stop(self) -> Mapping[str, Any]:
-        """Defaults of IterStop: similarity, delta, limit, on_stop."""
+        """The defaults of IterStop: similarity, delta, limit, on_stop."""
         return self.manifest["stop"]
 
     @property
     def hashes(self) -> dict[str, str]:
-        """SHA-256 of the fp32 graphs by engine name."""
+        """The SHA-256 of the fp32 graphs by engine name."""
         return {name: self.graph_hash(name, "fp32") for name in self.manifest["engines"]}
 
     def graph_hash(self, engine: str, precision: str) -> str:
-        """SHA-256 of one graph."""
+        """Return the SHA-256 of a graph."""
         return self.manifest[GRAPH_KEYS[precision]][engine]["sha256"]
 
     def check_channels(self, what: str, found: Mapping[int, int], images: int) -> None:
-        """Holds channels by level that graphs have for the features of so many images against the manifest's.
+        """Check the graphs' channels by level against the manifest.
+
+        Args:
+            what: "takes" or "gives", the verb of the error message.
+            found: channels of the graphs by level.
+            images: number of images whose features these channels hold.
 
         Raises:
-            InputError: they differ; `what` the graphs do with them, "takes" or "gives", is in the line.
+            InputError: they differ from the manifest.
         """
         for level, channels in found.items():
             if channels != (stated := images * self.channels[level]):
@@ -118,17 +124,18 @@ class EngineSet:
                 )
 
     def graph(self, engine: str, precision: str = "fp32") -> bytes:
-        """One graph, ONNX; `precision` is one of `precisions`."""
+        """Return the content of an ONNX graph; `precision` is one of `precisions`."""
         return self.graphs[engine, precision]
 
     def path(self, engine: str, precision: str = "fp32") -> Path:
-        """Where a graph was read from; `precision` is one of `precisions`."""
+        """Return the path that a graph was read from; `precision` is one of `precisions`."""
         return self.folder / self.manifest[GRAPH_KEYS[precision]][engine]["file"]
 
     def require(self, precision: str) -> None:
-        """
+        """Check that the set has graphs of a precision.
+
         Raises:
-            InputError: the set has no graphs of this precision.
+            InputError: it has none.
         """
         if precision not in self.precisions:
             raise InputError(
@@ -138,17 +145,17 @@ class EngineSet:
 
 
 def sealed(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """A manifest with the hash of all that is in it: of its JSON with sorted keys and no spaces."""
+    """Return a manifest with the hash of its content, taken over its JSON with sorted keys and no spaces."""
     rest = {name: value for name, value in manifest.items() if name != SEAL}
     text = json.dumps(rest, sort_keys=True, separators=(",", ":"))
     return {**rest, SEAL: sha256(text.encode())}
 
 
 def load_engine_set(folder: Path | str) -> EngineSet:
-    """Reads and checks an engine set: format, version, completeness, and every hash, the manifest's own too.
+    """Read an engine set and check its format, version, completeness and every hash, the manifest's own included.
 
     Raises:
-        InputError: the set is missing, foreign, newer than this program, incomplete or damaged.
+        InputError: the set is missing, of another format, newer than this program, incomplete or damaged.
     """
     folder = Path(folder)
     manifest = _read_manifest(folder)
@@ -170,13 +177,13 @@ def _read_manifest(folder: Path) -> Any:
     if not path.is_file():
         raise InputError(f"--engine-dir: {folder} has no {MANIFEST}; expected an engine set; {REMEDY}")
     try:
-        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"--engine-dir: {path} cannot be read as JSON ({first_line(error)}); {REMEDY}") from None
 
 
-def _no_number(name: str) -> Any:
-    raise ValueError(f"{name} is no number")
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a valid number")
 
 
 def _check_format(folder: Path, manifest: Any) -> None:
@@ -194,7 +201,7 @@ def _check_format(folder: Path, manifest: Any) -> None:
 
 
 def _check_content(engine_set: EngineSet) -> None:
-    """Uses every field the runtime relies on as the runtime will, so that a manifest cannot fail later."""
+    """Read every field that the runtime relies on as the runtime will, so that a manifest cannot fail later."""
     place = engine_set.folder / MANIFEST
     try:
         listed = {precision: _files(engine_set, precision) for precision in engine_set.precisions}
@@ -222,14 +229,14 @@ def _check_content(engine_set: EngineSet) -> None:
 def _check_seal(folder: Path, manifest: Mapping[str, Any]) -> None:
     if manifest["version"] > 1 and manifest.get(SEAL) != sealed(manifest)[SEAL]:
         place = folder / MANIFEST
-        raise InputError(f"--engine-dir: {place} is damaged or was edited: its SHA-256 is another; {REMEDY}")
+        raise InputError(f"--engine-dir: {place} is damaged or was edited: its SHA-256 does not match; {REMEDY}")
 
 
 def _files(engine_set: EngineSet, precision: str) -> dict[str, str]:
-    """File names by engine of one precision, each of which has a hash beside it."""
+    """Return the file names of one precision by engine, after checking that each has a hash beside it."""
     entries = engine_set.manifest[GRAPH_KEYS[precision]]
     if not all(isinstance(entry["file"], str) and isinstance(entry["sha256"], str) for entry in entries.values()):
-        raise TypeError("an engine's file name or SHA-256 is no text")
+        raise TypeError("an engine's file name or SHA-256 is not text")
     return {engine: entry["file"] for engine, entry in entries.items()}
 
 

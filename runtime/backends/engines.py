@@ -1,4 +1,4 @@
-"""Opening an engine set on a backend."""
+"""Engine sets opened on a backend."""
 
 import contextlib
 import threading
@@ -24,11 +24,11 @@ class OpenEngines:
     """An open engine set: the networks and the field operations, ready to run. A context manager.
 
     Attributes:
-        engine_set: the checked set the engines come from.
-        backend: name of the pairing that runs.
+        engine_set: the checked set that the engines come from.
+        backend: name of the backend.
         reason: why this backend was chosen.
         precision: "fp32", "fp16" or "bf16", in which the engines compute.
-        threads: CPU threads asked for.
+        threads: CPU threads requested.
     """
 
     engine_set: EngineSet
@@ -41,7 +41,7 @@ class OpenEngines:
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def fixed_side(self, fixed: Array, similarity: str) -> FixedSide:
-        """Makes a fixed image (I, J, K) ready, float32 in [0, 1] on a working grid."""
+        """Prepare a fixed image (I, J, K), float32 in [0, 1] on a working grid."""
         return FixedSide(self.networks, self.fields, self.fields.to_device(fixed), similarity)
 
     def as_dict(self) -> dict[str, Any]:
@@ -60,14 +60,14 @@ class OpenEngines:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """One registration at a time, on the threads asked for.
+        """Hold the engines for one registration at a time, on the threads requested.
 
         Raises:
             InputError: the engines are closed.
         """
         with self._lock, self.fields.threads():
             if self.networks.closed:
-                raise InputError("engines: closed already; open them again with open_engines")
+                raise InputError("engines: already closed; open them again with open_engines")
             yield
 
     def __enter__(self) -> Self:
@@ -82,14 +82,14 @@ class OpenEngines:
 def check_choice(
     engine_set: EngineSet, backend: str = "auto", threads: int | None = None, precision: str = "auto"
 ) -> None:
-    """Refuse what `runtime.open_engines` can refuse before anything heavy is imported.
+    """Check the arguments of `runtime.open_engines` as far as possible before anything heavy is imported.
 
     Args:
-        engine_set: what is to be opened.
+        engine_set: the set to open.
         backend, threads, precision: as for `runtime.open_engines`.
 
     Raises:
-        InputError: more threads than cores, or a backend or precision that is not to be had here.
+        InputError: more threads than cores, or a backend or precision that is not available on this machine.
     """
     if threads is not None and not 1 <= threads <= cores():
         raise InputError(f"--threads: got {threads}, expected 1 to {cores()}, the cores of this computer")
@@ -107,13 +107,13 @@ def open_set(
     alone: bool = True,
     kind: type[Kind] = OpenEngines,
 ) -> Kind:
-    """Open an engine set that is read and checked already.
+    """Open an engine set that has been read and checked.
 
     Args:
         engine_set: the set.
         backend, threads, precision, progress: as for `runtime.open_engines`.
-        kind: what to make of it.
         alone: whether no other thread of this process works on the same GPU meanwhile.
+        kind: class of the result.
     """
     check_choice(engine_set, backend, threads, precision)
     threads = threads or cores()

@@ -1,4 +1,4 @@
-"""A pair of generated images for gates, benchmarks and tests: no scan needed, the same every time."""
+"""A generated pair of images for self-tests, benchmarks and tests, identical every time and without any scan."""
 
 import numpy as np
 
@@ -7,12 +7,12 @@ from ..types import Array
 
 
 def example_pair(shape: tuple[int, int, int], seed: int = 0, displacement: float = 3.0) -> tuple[Array, Array]:
-    """Fixed and moving (I, J, K), float32 in [0, 1]: one body of soft blobs on black, and the same deformed smoothly.
+    """Return a fixed and a moving image (I, J, K), float32 in [0, 1]: a blobby body on black and a smooth warp of it.
 
     Args:
         shape: sizes, multiples of 8 and at least 16.
         seed: the same seed gives the same pair.
-        displacement: standard deviation of the deformation, voxels.
+        displacement: standard deviation of the deformation, in voxels.
     """
     rng = np.random.default_rng(seed)
     texture = sum(

@@ -1,4 +1,4 @@
-"""Where nothing is known of the images of a pair, and how alike they are elsewhere: one class for every device."""
+"""Holes, the voxels of a pair of images without valid data, and the similarity outside them, for every device."""
 
 import functools
 import math
@@ -7,16 +7,16 @@ from typing import Any, SupportsFloat
 import numpy as np
 
 Array = Any
-COARSEST = 8  # edge of the coarsest level's voxels, in those of the image
+COARSEST = 8  # edge of the coarsest level's voxels, in voxels of the image
 
 
 class Holes:
     """The holes of a fixed and a moving image, each (I, J, K) float32, above 0 in a hole and 0 elsewhere, or None.
 
     Args:
-        fields: field operations, whose arrays these are.
-        fixed: holes that stay where they are.
-        moving: holes that go where the moving image goes.
+        fields: field operations whose arrays these are.
+        fixed: holes of the fixed image.
+        moving: holes of the moving image, which are warped with it.
     """
 
     def __init__(self, fields: Any, fixed: Array | None, moving: Array | None) -> None:
@@ -24,18 +24,18 @@ class Holes:
 
     @functools.cached_property
     def _everywhere(self) -> Array:
-        """1 at every voxel."""
+        """An image that is 1 at every voxel."""
         shape = (self._moving if self._fixed is None else self._fixed).shape
         return self._fields.to_device(np.ones(shape, np.float32))
 
     def warped(self, flow: Array) -> "Holes":
-        """Those of a pair whose moving image was warped by `flow`."""
+        """Return the holes of the pair after its moving image was warped by `flow`."""
         return Holes(self._fields, self._fixed, self._moved(flow))
 
     def score(self, fixed: Array, moving: Array, similarity: str, flow: Array) -> SupportsFloat:
-        """Similarity of a fixed and a warped moving image over the voxels that are known of both; NaN where none is.
+        """Return the similarity of a fixed and a warped moving image outside the holes; NaN if no voxel is left.
 
-        The local correlation has windows; they see 0 in both images where one of them is not known.
+        The windows of the local correlation see 0 in both images wherever either has a hole.
         """
         fields, images = self._fields, (fixed, self._fields.warp(moving, flow), self._everywhere)
         for hole in (self._fixed, self._moved(flow)):

@@ -1,8 +1,9 @@
-"""The verbs of the coarse-to-fine loop, made of a networks half and a fields half: one class for every engine.
+"""The operations of the coarse-to-fine loop on a pair of images, for any combination of networks and field operations.
 
-Between the halves everything is channels-last: image (I, J, K), feature maps (I, J, K, C), flow (I, J, K, 3). An
-interpolated place then reads its channels in one piece, and the warped ones go straight where the engine reads them.
-On the host all is float32; on a GPU, features are of the engines' precision, images and flows float32.
+All arrays between the two are channels-last: images (I, J, K), feature maps (I, J, K, C), flows (I, J, K, 3). An
+interpolation then reads all channels of a voxel in one piece, and warped features are written straight into the
+engine's input. On the host everything is float32; on a GPU, features have the engines' precision, and images and flows
+are float32.
 """
 
 import copy
@@ -17,14 +18,14 @@ FINEST = 1  # the level of the image's own grid
 
 
 class Networks(Protocol):
-    """Runs the engines. Arrays are of the kind its field operations work on.
+    """The networks of an engine set, ready to run. Arrays are of the type that the field operations beside them use.
 
-    Made from (engine_set, threads, precision); those of a GPU from (engine_set, device, precision, tell), after their
-    class method ``check_gpu(GPU, precision)`` has raised nothing (`runtime.backends.registry.Backend.open`).
+    Constructed from (engine_set, threads, precision); on a GPU from (engine_set, device, precision, tell), after the
+    class method ``check_gpu(gpu, precision)`` has passed without an error (`runtime.backends.registry.Backend.open`).
 
     Attributes:
-        library, version: what runs the engines.
-        device: "cpu" or a GPU's name.
+        library, version: name and version of the library that runs the engines.
+        device: "cpu" or the GPU's name.
         precision: "fp32", "fp16" or "bf16", in which the engines compute.
         closed: whether `close` was called.
     """
@@ -36,26 +37,27 @@ class Networks(Protocol):
     closed: bool
 
     def features(self, image: Array) -> dict[int, Array]:
-        """Feature maps (I, J, K, C) by level of an image (I, J, K) in [0, 1]; contiguous, the caller's to keep."""
+        """Return the feature maps (I, J, K, C) by level of an image (I, J, K) in [0, 1]: contiguous and new."""
 
     def estimator_input(self, level: int, shape: Shape) -> Array:
-        """An empty input (I, J, K, 2C) of a level's estimator: warped moving features first, then fixed features.
+        """Return an empty input (I, J, K, 2C) of a level's estimator.
 
-        It may be a strided view: an engine that wants planar memory gets it so.
+        Warped moving features go into the first half of the channels, fixed features into the second. The array may be
+        a strided view, for engines that need planar memory.
         """
 
     def residual(self, level: int, features: Array) -> Array:
-        """Residual flow (I, J, K, 3) from an `estimator_input`; holds until the next call, may be a strided view."""
+        """Return the residual flow (I, J, K, 3) of an `estimator_input`; valid until the next call, maybe strided."""
 
     def rest(self) -> None:
-        """No call will come for a while: lets go of memory that the next one can do without."""
+        """Release memory that the next call can allocate again; called when none will come for a while."""
 
     def close(self) -> None:
-        """Lets go of the engines and their memory; `closed` is True from then on."""
+        """Release the engines and their memory; `closed` is True from then on."""
 
 
 class Fields(Protocol):
-    """Field operations between engine calls; `runtime.backends.fields.cpu` documents them."""
+    """Field operations between engine calls, documented in `runtime.backends.fields.cpu`."""
 
     name: str
 
@@ -79,21 +81,21 @@ class Fields(Protocol):
 
 
 class FixedSide:
-    """A fixed image made ready: each level's estimator input with the fixed half filled in, and its scorer.
+    """A prepared fixed image: each level's estimator input with the fixed half filled in, and the image's scorer.
 
     It serves any number of moving images, one at a time (the buffers are shared).
 
     Attributes:
-        similarity: what its scorer watches.
-        sigma: voxels, with which residuals are smoothed where this image has no edges (`runtime.geometry.smoothing`);
-            0: they are taken as they are.
+        similarity: name of the similarity that the scorer computes.
+        sigma: standard deviation in voxels of the Gaussian that smooths residuals where this image has no edges
+            (`runtime.geometry.smoothing`); 0: residuals are not smoothed.
     """
 
     def __init__(self, networks: Networks, fields: Fields, fixed: Array, similarity: str) -> None:
         self.networks, self.fields, self._fixed = networks, fields, fixed
         self.similarity, self.scorer = similarity, fields.scorer(fixed, similarity)
         self.sigma = 0.0
-        self._smoothers: dict[tuple[float, int], Any] = {}  # by sigma and level
+        self._smoothers: dict[tuple[float, int], Any] = {}  # by sigma and level; copies of this object share it
         self.inputs: dict[int, Array] = {}
         for level, features in networks.features(fixed).items():
             self.inputs[level] = networks.estimator_input(level, features.shape[:3])
@@ -103,13 +105,13 @@ class FixedSide:
         return EnginePair(self, moving, holes)
 
     def score(self, moving: Array, flow: Array, holes: Holes | None = None) -> SupportsFloat:
-        """Similarity of this side's image and a warped moving one, where `holes` leave something of both."""
+        """Return the similarity of the fixed image and a warped moving image, outside `holes` if there are any."""
         if holes is None:
             return self.scorer(moving, flow)
         return holes.score(self._fixed, moving, self.similarity, flow)
 
     def watching(self, similarity: str) -> "FixedSide":
-        """This side with another scorer; features and buffers are shared."""
+        """Return this fixed side with another scorer; features and buffers are shared."""
         if similarity == self.similarity:
             return self
         other = copy.copy(self)
@@ -117,10 +119,10 @@ class FixedSide:
         return other
 
     def smoothing(self, sigma: float) -> "FixedSide":
-        """This side with another smoothing of residuals; everything else is shared, also what was made for smoothing.
+        """Return this fixed side with another smoothing of residuals; everything else, smoothers included, is shared.
 
         Raises:
-            InputError: a sigma that is below 0, too large or not finite.
+            InputError: sigma is below 0, too large or not finite.
         """
         check_sigma(sigma)
         if sigma == self.sigma:
@@ -130,7 +132,7 @@ class FixedSide:
         return other
 
     def smoothed(self, level: int, residual: Array) -> Array:
-        """A residual as this side wants it; what that needs of the image is made when a level first asks for it."""
+        """Return a residual, smoothed if sigma is above 0; a level's smoother is created when it is first needed."""
         if self.sigma == 0:
             return residual
         if (self.sigma, level) not in self._smoothers:
@@ -138,7 +140,7 @@ class FixedSide:
         return self._smoothers[self.sigma, level](residual)
 
     def _averaged(self, level: int) -> Array:
-        """The fixed image on a level's grid."""
+        """Return the fixed image averaged onto a level's grid."""
         image = self._fixed
         for _ in range(level - FINEST):
             image = self.fields.halve(image)
@@ -146,15 +148,15 @@ class FixedSide:
 
 
 class EnginePair:
-    """A moving image on a prepared fixed side. Implements `runtime.loop.iterstop.Pair`; flows are the fields' arrays.
+    """A moving image with a prepared fixed side. Implements `runtime.loop.iterstop.Pair`; flows are the fields' arrays.
 
     Args:
-        fixed_side: what it is put on.
-        moving: the image.
-        holes: where nothing is known of the two images; None: nowhere.
+        fixed_side: the prepared fixed image.
+        moving: the moving image (I, J, K).
+        holes: voxels of the two images without valid data; None: there are none.
 
     Attributes:
-        moving: the image.
+        moving: the moving image.
     """
 
     def __init__(self, fixed_side: FixedSide, moving: Array, holes: Holes | None = None) -> None:
@@ -184,13 +186,13 @@ class EnginePair:
         return EnginePair(self._fixed_side, self._fields.warp(self.moving, flow), holes)
 
     def watching(self, similarity: str) -> "EnginePair":
-        """This pair, encoded as it is, scored by another similarity."""
+        """Return this pair with another similarity, sharing its features."""
         other = copy.copy(self)
         other._fixed_side = self._fixed_side.watching(similarity)
         return other
 
     def smoothing(self, sigma: float) -> "EnginePair":
-        """This pair, encoded as it is, with another smoothing of residuals: see `FixedSide.smoothing`."""
+        """Return this pair with another smoothing of residuals, sharing its features; see `FixedSide.smoothing`."""
         other = copy.copy(self)
         other._fixed_side = self._fixed_side.smoothing(sigma)
         return other

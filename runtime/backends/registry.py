@@ -1,4 +1,4 @@
-"""The one table that pairs the library that runs engines with the field operations beside it."""
+"""The table of backends: each pairs a library that runs engines with the field operations used beside it."""
 
 import importlib
 import importlib.util
@@ -12,7 +12,7 @@ from .cuda.gpu import find_gpu, has_driver
 from .engine_set import EngineSet
 
 PRECISIONS = ("fp32", "fp16", "bf16")
-GRAPHS = {"fp32": "fp32", "fp16": "fp16", "bf16": "fp32"}  # of which precision the graphs are; some round on their own
+GRAPHS = {"fp32": "fp32", "fp16": "fp16", "bf16": "fp32"}  # the graphs' precision; for bf16 the library rounds them
 ARGUMENT = "--backend: "
 NUMBA_FIELDS = ".fields.cpu:NumbaFields"
 CUDA_FIELDS = ".fields.cuda:CudaFields"
@@ -21,18 +21,18 @@ GPU_REQUIREMENTS = "pip install -r requirements-gpu.txt"
 
 @dataclass(frozen=True)
 class Backend:
-    """A pairing: the library that runs the engines and the field operations beside it.
+    """A library that runs the engines, paired with the field operations used beside it.
 
     Attributes:
         networks, fields: "module:class", imported only when the backend is opened.
-        precisions: in which its engines can compute; `auto` takes the first one that the engine set has graphs for.
+        precisions: those its engines can compute in; `auto` takes the first one that the engine set has graphs for.
         library: the importable package it needs.
-        install: how a user gets it.
+        install: the command that installs it.
         gpu: whether it works on an NVIDIA GPU. Its networks then take a device where others take threads.
         distribution: the name under which `library` must be installed; None: any.
-        auto_with: the instruction set (LLVM's name) with which `auto` takes it; None: any.
-        channels: of level 1 that an engine set must have; None: any.
-        emulated: precisions it computes in, slowly, to show what they round away; `auto` does not take it for them.
+        auto_with: the instruction set (LLVM's name) that `auto` requires to choose this backend; None: no requirement.
+        channels: number of channels at level 1 that an engine set must have; None: any.
+        emulated: precisions it only emulates, slowly, to show their rounding; `auto` does not choose it for them.
     """
 
     networks: str
@@ -48,55 +48,55 @@ class Backend:
 
     @property
     def computed(self) -> tuple[str, ...]:
-        """Precisions that it does not emulate."""
+        """The precisions that it does not emulate."""
         return tuple(precision for precision in self.precisions if precision not in self.emulated)
 
     @property
     def available(self) -> bool:
-        """Whether what it needs is installed; nothing is imported for the answer."""
+        """True if the package it needs is installed; checked without importing it."""
         if self.distribution and not _is_installed(self.distribution):
             return False
         return importlib.util.find_spec(self.library) is not None
 
     @property
     def package(self) -> str:
-        """What a user installs, or names in a list of requirements."""
+        """The name of the package that a user installs."""
         return self.distribution or self.library
 
     @property
     def here(self) -> bool:
-        """Whether it is to be had on this computer: what it needs is installed, and a GPU is there if it needs one."""
+        """True if it is available on this machine: its package is installed, and there is a GPU if it needs one."""
         return self.available and not (self.gpu and isinstance(find_gpu(), str))
 
     def load(self) -> tuple[Any, Any]:
-        """The classes of both halves, imported now.
+        """Import the classes of the networks and of the field operations.
 
         Raises:
-            NotAvailableError: a library is installed but cannot be imported, for want of another one for instance.
+            NotAvailableError: a library is installed but cannot be imported, for example because another is missing.
         """
         try:
             return _load(self.networks), _load(self.fields)
         except InputError:
             raise
-        except Exception as error:  # a library may fail in any way where it was half updated, or finds no home folder
+        except Exception as error:  # a half-updated library, or one that finds no home folder, may raise anything
             raise NotAvailableError(
-                f"{ARGUMENT}{self.library} or what it needs cannot be imported ({first_line(error)}), install it again"
+                f"{ARGUMENT}{self.library} or a library it needs cannot be imported ({first_line(error)}), reinstall it"
             ) from None
 
     def open(
         self, engine_set: EngineSet, threads: int, precision: str, tell: Callable[[str], None], alone: bool = True
     ) -> tuple[Any, Any]:
-        """Networks and field operations, ready to run.
+        """Open the networks and the field operations.
 
         Args:
             engine_set: a checked set.
-            threads: of the processor; a GPU's backend has no use for them.
+            threads: CPU threads; on a GPU they are used only by the self-test.
             precision: one of `precisions`.
-            tell: told, in a line, what takes a while.
+            tell: function that prints a line before anything that takes a while.
             alone: whether no other thread of this process works on the GPU meanwhile.
 
         Raises:
-            NotAvailableError: what it needs is not to be had on this computer.
+            NotAvailableError: something it needs is not available on this machine.
         """
         networks, fields = self.load()
         if not self.gpu:
@@ -113,11 +113,11 @@ class Backend:
                 return halves
             except InputError as error:
                 device.close()
-                # Whatever it is, it is the GPU's: the same set runs elsewhere.
+                # The same set runs on other backends, so any error here counts as one of this GPU.
                 raise NotAvailableError(str(error)) from None
 
     def unfit(self, engine_set: EngineSet) -> str | None:
-        """Why it cannot run this set; None where it can."""
+        """Return the reason why it cannot run this set; None if it can."""
         if self.channels not in (None, engine_set.channels[1]):
             return f"runs networks with {self.channels} channels at level 1, this one has {engine_set.channels[1]}"
         if not self.offered(engine_set):
@@ -125,11 +125,11 @@ class Backend:
         return None
 
     def offered(self, engine_set: EngineSet) -> list[str]:
-        """Precisions in which it can run this set."""
+        """Return the precisions in which it can run this set."""
         return [precision for precision in self.precisions if GRAPHS[precision] in engine_set.precisions]
 
     def passed_by(self, engine_set: EngineSet, precision: str) -> str | None:
-        """Why `auto` does not take it, although it is to be had; None where it does."""
+        """Return the reason why `auto` does not choose it although it is available; None if it does."""
         if precision not in ("auto", *self.computed):
             return f"{'only emulates' if precision in self.emulated else 'has no'} {precision}"
         if self.auto_with and self.auto_with not in processor_features():
@@ -137,7 +137,7 @@ class Backend:
         return self.unfit(engine_set)
 
 
-# In the order `auto` prefers them (docs/decisions/0006-cpu-backends.md, 0007-the-loop-on-a-gpu.md).
+# In the order in which `auto` prefers them (docs/decisions/0006-cpu-backends.md, 0007-the-loop-on-a-gpu.md).
 BACKENDS = {
     "tensorrt-rtx": Backend(
         networks=".networks.tensorrt.networks:TensorRtRtxNetworks",
@@ -199,7 +199,7 @@ def open_backend(
     tell: Callable[[str], None],
     alone: bool = True,
 ) -> tuple[str, str, str, tuple[Any, Any]]:
-    """Opens the backend asked for; of `auto`, the first that opens.
+    """Open the requested backend, or for `auto` the first one that opens.
 
     Args:
         name: "auto" or one of `BACKENDS`.
@@ -207,10 +207,10 @@ def open_backend(
         precision: "auto" or one of `PRECISIONS`.
 
     Returns:
-        The backend's name, why it was chosen, the precision, and both halves, networks and field operations.
+        The backend's name, why it was chosen, the precision, and the networks with their field operations.
 
     Raises:
-        InputError: as `choose_backend`, `choose_precision` and `Backend.open`.
+        InputError: as for `choose_backend`, `choose_precision` and `Backend.open`.
     """
     broken: dict[str, str] = {}
     while True:
@@ -227,16 +227,16 @@ def open_backend(
 def choose_backend(
     name: str, engine_set: EngineSet, precision: str = "auto", broken: Mapping[str, str] | None = None
 ) -> tuple[str, str]:
-    """The backend to open and why. What is asked for by name is opened or refused, never replaced.
+    """Return the backend to open and the reason. A backend requested by name is opened or refused, never replaced.
 
     Args:
         name: "auto" or one of `BACKENDS`.
-        engine_set: what is to be run.
-        precision: "auto" or one of `PRECISIONS`; `auto` takes a backend that has it.
-        broken: backends `auto` shall not take, and why.
+        engine_set: the set to run.
+        precision: "auto" or one of `PRECISIONS`; `auto` chooses a backend that has it.
+        broken: backends that `auto` must not choose, with the reasons.
 
     Raises:
-        InputError: an unknown name, what it needs is not there, or it cannot run this set.
+        InputError: the name is unknown, or the backend is not available or cannot run this set.
     """
     if name == "auto":
         return _first_fit(engine_set, precision, broken or {})
@@ -253,7 +253,7 @@ def choose_backend(
 
 
 def _first_fit(engine_set: EngineSet, precision: str, broken: Mapping[str, str]) -> tuple[str, str]:
-    reasons: dict[str, list[str]] = {}  # why not, and which
+    reasons: dict[str, list[str]] = {}  # backends that are passed over, by reason
     no_gpu = _no_gpu()
     for name, backend in BACKENDS.items():
         if backend.gpu and no_gpu:
@@ -263,32 +263,32 @@ def _first_fit(engine_set: EngineSet, precision: str, broken: Mapping[str, str])
         elif reason := broken.get(name) or backend.passed_by(engine_set, precision):
             reasons.setdefault(reason, []).append(f"not {name}")
         else:
-            return name, f"auto: {_told(reasons) or 'the fastest here'}"
+            return name, f"auto: {_reasons_text(reasons) or 'the fastest here'}"
     remedy = next(backend.install for backend in BACKENDS.values() if not backend.gpu)
     if precision != "auto" and any(backend.available and not backend.gpu for backend in BACKENDS.values()):
         remedy = "use --precision auto"
-    raise InputError(f"--backend: got auto, but nothing here can run these engines ({_told(reasons)}); {remedy}")
+    raise InputError(f"--backend: got auto, but no backend can run these engines ({_reasons_text(reasons)}); {remedy}")
 
 
 def _no_gpu() -> str | None:
-    """Why no backend of a GPU can be had; the driver is woken only where a package could use it."""
+    """Return the reason why no GPU backend is available; the driver is initialised only if a package could use it."""
     if any(backend.gpu and backend.available for backend in BACKENDS.values()):
         found = find_gpu()
         return found if isinstance(found, str) else None
     if has_driver():
-        return f"nothing for the NVIDIA GPU is installed ({GPU_REQUIREMENTS})"
+        return f"no package for the NVIDIA GPU is installed ({GPU_REQUIREMENTS})"
     return "this computer has no NVIDIA driver"
 
 
-def _told(reasons: Mapping[str, list[str]]) -> str:
+def _reasons_text(reasons: Mapping[str, list[str]]) -> str:
     return "; ".join(", ".join([*names, reason]) for reason, names in reasons.items())
 
 
 def choose_precision(backend: str, precision: str, engine_set: EngineSet) -> str:
-    """The precision to compute in; whether processor or GPU can is checked by the networks.
+    """Return the precision to compute in; the networks check whether the processor or GPU supports it.
 
     Raises:
-        InputError: an unknown precision, or one this backend, or this set for it, does not have.
+        InputError: the precision is unknown, or this backend or the set's graphs do not have it.
     """
     check_precision(precision)
     precisions = BACKENDS[backend].precisions
@@ -305,7 +305,7 @@ def choose_precision(backend: str, precision: str, engine_set: EngineSet) -> str
 
 
 def check_precision(precision: str) -> None:
-    """Refuses a word that is no precision."""
+    """Raise InputError if a word is not the name of a precision."""
     if precision not in ("auto", *PRECISIONS):
         raise InputError(f"--precision: got {precision!r}, expected auto or one of {', '.join(PRECISIONS)}")
 

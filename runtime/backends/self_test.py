@@ -1,7 +1,7 @@
-"""What opens on a GPU registers a small pair as the CPU does before anybody's scans are given to it.
+"""Self-test of a GPU backend: it must register a small example pair like the CPU before it is given any scan.
 
-An engine can be built, opened and wrong: compiled for this GPU by a library that has a fault there. The trial costs a
-second and is made once for a GPU, its driver, the library and the graphs.
+An engine can be built and opened and still compute wrong results, if the library that compiled it for this GPU has a
+bug. The self-test takes a second and runs once for each combination of GPU, driver, library and graphs.
 """
 
 import contextlib
@@ -24,27 +24,27 @@ from .tolerance import TOLERANCES, flow_difference
 
 SHAPE = (32, 40, 48)
 SCHEDULE = "1,1,1,1"
-GPUS, KEPT = "rpnet-cards", 50  # of the cache
+GPUS, KEPT = "rpnet-cards", 50  # subfolder of the cache folder; number of records kept
 
 
 def try_out(networks: Any, fields: Any, engine_set: EngineSet, threads: int, tell: Callable[[str], None]) -> None:
-    """Holds both halves against ONNX Runtime in fp32 and numba, unless these have passed here before.
+    """Compare networks and field operations on a GPU with ONNX Runtime in fp32 and numba, unless they passed before.
 
     Args:
-        networks, fields: of a GPU, open, its context current.
-        engine_set: that they run.
-        threads: of the processor, for the other side.
-        tell: told, in a line, that it takes a moment.
+        networks, fields: open on a GPU whose context is current.
+        engine_set: the set that they run.
+        threads: CPU threads for the reference run.
+        tell: function that prints a line before the self-test starts.
 
     Raises:
-        NotAvailableError: their flow is not the CPU's.
+        NotAvailableError: their flow differs from the CPU's by more than the tolerance.
     """
     passed = _record(networks, engine_set)
     if kept(passed):
         with contextlib.suppress(OSError):
-            passed.touch()
+            passed.touch()  # the oldest records are removed first
         return
-    tell(f"try {networks.library} {networks.precision} on {networks.device} (only this once)")
+    tell(f"test {networks.library} {networks.precision} on {networks.device} (only this once)")
     from .fields.cpu import NumbaFields
     from .networks.onnxruntime import OnnxRuntimeNetworks
 
@@ -55,22 +55,22 @@ def try_out(networks: Any, fields: Any, engine_set: EngineSet, threads: int, tel
     row |= {"counts": found.counts, "expected_counts": expected.counts}
     if reason := TOLERANCES[networks.precision].refusal(row):
         raise NotAvailableError(
-            f"--backend: {networks.library} {networks.version} in {networks.precision} computes something else on "
-            f"{networks.device} than the CPU: {reason}; update the driver and the library, or use a backend of the CPU"
+            f"--backend: {networks.library} {networks.version} in {networks.precision} gives different results on "
+            f"{networks.device} than on the CPU: {reason}; update the driver and the library, or use a CPU backend"
         )
     keep(passed, json.dumps(row, indent=2).encode())
     keep_latest(passed.parent.iterdir(), KEPT)
 
 
 def _record(networks: Any, engine_set: EngineSet) -> Path:
-    """Where it is noted that these have passed."""
+    """Return the path of the file that records a passed self-test; its name depends on all facts that matter."""
     graphs = [engine_set.graph_hash(name, networks.precision) for name in ENGINES]
     facts = type(networks).__name__, networks.version, networks.precision, find_gpu(), graphs, KERNELS.read_bytes()
     return cache_folder(GPUS) / GPUS / f"{short_key(*facts)}.json"
 
 
 def _registered(networks: Any, fields: Any) -> iterstop.Iterations:
-    """The example, with its flow on the host."""
+    """Register the example pair and return the result with its flow on the host."""
     fixed, moving = (fields.to_device(image) for image in example_pair(SHAPE))
     with fields.threads():
         pair = FixedSide(networks, fields, fixed, "ncc").pair(moving)

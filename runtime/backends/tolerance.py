@@ -1,4 +1,4 @@
-"""How far a flow may be from the definition's, by the precision it was computed in."""
+"""Tolerances of flows against the reference, by the precision in which they were computed."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,11 +11,11 @@ from ..types import Array
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What a precision is allowed, in voxels of the working grid, lengths of the difference of two flows.
+    """The tolerance of a precision: limits on the length of the difference of two flows, in voxels of the working grid.
 
     Attributes:
-        largest: of any voxel; None: not limited.
-        mean: over all voxels; None: not limited.
+        largest: limit at any voxel; None: not limited.
+        mean: limit of the mean over all voxels; None: not limited.
         counts: whether the iteration counts must be equal.
     """
 
@@ -24,19 +24,19 @@ class Tolerance:
     counts: bool
 
     def refusal(self, row: dict[str, Any]) -> str | None:
-        """Why a row of the gate fails; None where it passes. What is not a number fails."""
+        """Return the reason why a result of the gate fails, None if it passes; NaN fails."""
         for name in ("largest", "mean"):
             limit, found = getattr(self, name), row["voxels"]["max" if name == "largest" else "mean"]
-            if limit is not None and not found <= limit:
+            if limit is not None and not found <= limit:  # also true for NaN
                 return f"its flow differs by {found:.4g} voxel ({name}), allowed {limit:g}"
         if self.counts and not row["counts_equal"]:
             return f"it ran iterations {row['counts']}, expected {row['expected_counts']}"
         return None
 
 
-# fp32: the export's own parity tolerance; sums in another order come to a few thousandths at the worst voxel.
-# bf16, fp16: seven and ten bits of mantissa, for when a twentieth of a voxel on average does not matter. Single voxels
-# may differ by more where flows fold or leave the image, and an iteration count may tip over: both are reported.
+# fp32: the export's own parity tolerance; a different order of summation changes the worst voxel by a few thousandths.
+# bf16, fp16: seven and ten bits of mantissa, for uses where a twentieth of a voxel on average does not matter. Single
+# voxels may differ by more where flows fold or leave the image, and iteration counts may change: both are reported.
 TOLERANCES = {
     "fp32": Tolerance(largest=0.01, mean=None, counts=True),
     "bf16": Tolerance(largest=None, mean=0.05, counts=False),
@@ -45,7 +45,7 @@ TOLERANCES = {
 
 
 def flow_difference(flow: Array, reference: Array) -> dict[str, float]:
-    """Length of the difference of two flows (3, I, J, K) in voxels: ``max``, ``mean``, ``p95``, ``p99`` over the grid.
+    """Return max, mean, p95 and p99 over the grid of the length of the difference of two flows (3, I, J, K), in voxels.
 
     Raises:
         InputError: the shapes differ.

@@ -1,4 +1,4 @@
-"""A stand-in for TensorRT on a GPU whose memory is the host's: plans hold their graph, and ONNX Runtime runs them.
+"""A stand-in for TensorRT on a GPU whose memory is the host's: plans contain their graph, which ONNX Runtime runs.
 
 It has what `runtime.backends.networks.tensorrt.library` uses of the API, and holds it to the real library's rules:
 layouts fit types, sizes lie in the profile, addresses are aligned, memory is as large as was asked for. Arithmetic is
@@ -29,7 +29,7 @@ CAPTURING: list[list] = []
 
 
 def capture(work: Callable[[], None]) -> Callable[[], None]:
-    """As `Driver.capture`: what contexts are asked to run, with the addresses of that moment, to be run later."""
+    """Capture, as `Driver.capture` does, the runs that contexts are asked for with their addresses, to be run later."""
     CAPTURING.append([])
     try:
         work()
@@ -59,7 +59,7 @@ LAYOUTS = {"FLOAT": (TensorFormat.LINEAR, TensorFormat.DHWC), "HALF": (TensorFor
 
 @dataclass
 class Tensor:
-    """One input or output: as in a network, and as in an engine."""
+    """An input or output of a network or an engine."""
 
     name: str
     dtype: DataType
@@ -191,7 +191,7 @@ class Builder:
 
 
 def header(plan: bytes) -> dict[str, Any]:
-    """What a plan was built with."""
+    """Return the facts that a plan was built with."""
     return json.loads(plan[len(MAGIC) : plan.index(b"\n")])
 
 
@@ -251,7 +251,7 @@ class Engine:
 
 
 class Context:
-    """Runs an engine on the addresses it is given."""
+    """An execution context, which runs an engine on the addresses it is given."""
 
     def __init__(self, engine: Engine, config: RuntimeConfig) -> None:
         assert config.allocation is AllocationStrategy.USER_MANAGED
@@ -300,7 +300,7 @@ class Context:
             self._tensor(output, value.shape, addresses)[...] = value
 
     def _tensor(self, name: str, shape: tuple[int, ...], addresses: dict[str, int]) -> np.ndarray:
-        """A tensor as the graph has it, (1, C, I, J, K), in the layout the plan has it."""
+        """Return a tensor (1, C, I, J, K) of the graph as a view of memory in the layout of the plan."""
         dtype, layout = self._engine.tensors[name]
         count, (_, channels, *size) = int(np.prod(shape)), shape
         kind = np.dtype(ELEMENTS[dtype.name])
@@ -313,7 +313,7 @@ class Context:
 
 
 def fake_module(name: str, version: str = "1.0") -> types.ModuleType:
-    """To be put into `sys.modules` as "tensorrt_rtx" or "tensorrt"."""
+    """Return a module to put into `sys.modules` as "tensorrt_rtx" or "tensorrt"."""
     module = types.ModuleType(name)
     module.__version__ = version
     module.ILogger, module.Builder, module.OnnxParser, module.Runtime = Logger, Builder, Parser, Runtime

@@ -1,4 +1,4 @@
-"""Plans: what is built for which GPUs, and that only what is listed, unchanged and up to date is ever opened."""
+"""Plans: which are built for which GPUs, and that only listed, unchanged and current plans are ever opened."""
 
 import dataclasses
 import json
@@ -86,12 +86,12 @@ class TestStore:
     @pytest.mark.parametrize(
         "wanted, shape, reason",
         [
-            (change(WANTED, engine="estimator_level2"), SHAPE, "none is built"),
-            (change(WANTED, precision="fp32"), SHAPE, "none is built"),
-            (change(WANTED, target="tensorrt"), SHAPE, "none is built"),
-            (change(WANTED, gpu="RTX 4090"), SHAPE, "none is built"),
+            (change(WANTED, engine="estimator_level2"), SHAPE, "none built yet"),
+            (change(WANTED, precision="fp32"), SHAPE, "none built yet"),
+            (change(WANTED, target="tensorrt"), SHAPE, "none built yet"),
+            (change(WANTED, gpu="RTX 4090"), SHAPE, "none built yet"),
             (change(WANTED, graph="b" * 64), SHAPE, "built from another graph"),
-            (change(WANTED, version="1.8"), SHAPE, "built by tensorrt-rtx 1.7, this is 1.8"),
+            (change(WANTED, version="1.8"), SHAPE, "built by tensorrt-rtx 1.7, installed is 1.8"),
             (change(WANTED, sms=(86,)), SHAPE, "built for SM 75, 89, not 86"),
             (WANTED, (264, 192, 160), "built for 16,16,16 to 256,256,256"),
         ],
@@ -121,11 +121,11 @@ class TestStore:
         assert store.find(WANTED) == f"{path.name} is missing or damaged"
 
     def test_a_file_that_is_not_listed_is_not_opened(self, store, tmp_path):
-        """A plan is native code: one that somebody put there under the right name is left alone."""
+        """A plan is native code: a file of the right name that is not listed must not be opened."""
         store.keep([(SPEC, b"plan")])
         path = store.find(WANTED)[0].path
         (tmp_path / "plans" / "plans.json").unlink()
-        assert path.exists() and store.find(WANTED) == "none is built"
+        assert path.exists() and store.find(WANTED) == "none built yet"
 
     def test_a_listing_names_files_of_its_folder_only(self, store, tmp_path):
         store.keep([(SPEC, b"plan")])
@@ -140,7 +140,7 @@ class TestStore:
     def test_a_listing_that_cannot_be_read_lists_nothing(self, store, tmp_path, text):
         (tmp_path / "plans").mkdir()
         (tmp_path / "plans" / "plans.json").write_text(text)
-        assert store.find(WANTED) == "none is built"
+        assert store.find(WANTED) == "none built yet"
         store.keep([(SPEC, b"plan")])
         assert store.find(WANTED)[1] == b"plan"
 
@@ -169,7 +169,7 @@ class TestStore:
         folder, _ = store.keep([(SPEC, b"plan")])
         assert cache in folder.parents and store.find(WANTED)[1] == b"plan"
         (tmp_path / "other").mkdir()
-        assert PlanStore(tmp_path / "other").find(WANTED) == "none is built"
+        assert PlanStore(tmp_path / "other").find(WANTED) == "none built yet"
 
     def test_where_nothing_can_be_written(self, store, monkeypatch):
         monkeypatch.setattr(plans, "_replace", full_disk)
@@ -200,7 +200,7 @@ def full_disk(*_):
 
 
 class TestTensorRtRtx:
-    """The shipped set, built for every GPU TensorRT-RTX knows. Plans cannot be opened without one."""
+    """The shipped set, built for every GPU that TensorRT-RTX supports. Plans cannot be opened without a GPU."""
 
     def specs(self, shipped, library, precision, sms, profile=ORDINARY):
         return plan_specs(load_engine_set(shipped), precision, library, sms, "", profile)
@@ -214,7 +214,7 @@ class TestTensorRtRtx:
         assert "no fp32 3-D convolution for compute capability 7.5 (Turing); use --precision fp16" in library.unfit(
             75, "fp32"
         )
-        assert "is for compute capabilities 7.5, 8.0, 8.6, 8.9" in library.unfit(90, "fp16")
+        assert "supports compute capabilities 7.5, 8.0, 8.6, 8.9" in library.unfit(90, "fp16")
 
     @pytest.mark.parametrize("precision", ["fp16", "fp32"])
     @pytest.mark.parametrize("sm", CAPABILITIES)
@@ -404,7 +404,7 @@ class TestCommand:
 
 
 class TestTensorRt:
-    """TensorRT builds for the GPU at hand; its package is played by a stand-in."""
+    """TensorRT builds for the GPU of this machine; a stand-in replaces its package."""
 
     @pytest.fixture
     def gpu(self, monkeypatch):

@@ -1,4 +1,4 @@
-"""The device layer: memory, arrays that other libraries read, and what is said when a GPU is not to be had.
+"""The device layer: memory, arrays shared with other libraries, and messages when no GPU is available.
 
 It runs on the stand-in for the CUDA driver (tests/backends/host_gpu), through the same cuda-python as on a GPU.
 """
@@ -26,7 +26,7 @@ def device():
 
 @pytest.fixture
 def stand_in(device, monkeypatch):
-    """The stand-in's controls; what a test sets is undone."""
+    """The stand-in's controls, reset after each test."""
     gpu.seen(monkeypatch)
     library = gpu.stand_in()
     yield library
@@ -75,7 +75,7 @@ class TestArrays:
         del first
         gc.collect()
         other = device.empty((11, 13))
-        assert other.pointer != pointer  # the view still reads it
+        assert other.pointer != pointer  # a view still uses it
         del view
         gc.collect()
         assert device.empty((11, 13)).pointer == pointer
@@ -93,7 +93,7 @@ class TestArrays:
         assert stand_in.host_gpu_used() == before
 
     def test_memory_others_could_read_waits_for_all_of_the_device(self, device, stand_in):
-        """Their streams are not ours: what they read may not be overwritten before they are done."""
+        """Other libraries use other streams: memory they read must not be overwritten before they are done."""
         array = device.empty((17, 19))
         pointer, before = array.pointer, stand_in.host_gpu_calls(b"cuCtxSynchronize")
         assert array.moveaxis(0, 1).__cuda_array_interface__["data"][0] == pointer
@@ -124,7 +124,7 @@ class TestArrays:
 
 
 class TestOtherLibraries:
-    """A caller's arrays go in and ours come out where they are."""
+    """Arrays are exchanged with other libraries in both directions without a copy."""
 
     def test_the_array_interface_describes_views(self, device):
         array = device.upload(counting())
@@ -145,7 +145,7 @@ class TestOtherLibraries:
         assert device.wrap(array) is array
 
     def test_dlpack_there_and_back(self, device, monkeypatch):
-        """NumPy takes capsules of host memory only, which the stand-in's memory is."""
+        """NumPy accepts capsules of host memory only; the stand-in's memory is host memory."""
         monkeypatch.setattr(device, "dlpack_device", (1, 0))
         lent = len(dlpack._lent)
         array = device.upload(counting()).moveaxis(0, 1)
@@ -171,7 +171,7 @@ class TestOtherLibraries:
 
     def test_memory_of_another_gpu_is_refused(self, device):
         facts = {"data": (16, False), "shape": (1,), "typestr": "<f4", "version": 2}
-        with pytest.raises(InputError, match=r"array: its memory is not that of .* \(device 0\); copy it there"):
+        with pytest.raises(InputError, match=r"array: its memory is not on .* \(device 0\); copy it there"):
             device.wrap(SimpleNamespace(__cuda_array_interface__=facts))
 
     def test_a_tensor_that_requires_a_gradient_is_refused(self, device):
@@ -187,7 +187,7 @@ class TestOtherLibraries:
             device.wrap(Tensor())
 
     def test_what_cannot_be_wrapped_is_said(self, device, monkeypatch):
-        with pytest.raises(InputError, match=r"array: lies on DLPack device \(1, 0\), expected \(2, 0\); copy"):
+        with pytest.raises(InputError, match=r"array: is on DLPack device \(1, 0\), expected \(2, 0\); copy"):
             device.wrap(_Foreign(counting()))
         monkeypatch.setattr(device, "dlpack_device", (1, 0))
         with pytest.raises(InputError, match="array: has DLPack type 0, 64 bits, 1 lanes, expected floating point"):
@@ -197,7 +197,7 @@ class TestOtherLibraries:
 
 
 class _Foreign:
-    """Gives another array's memory by DLPack and by nothing else."""
+    """An array that exposes another array's memory through DLPack only."""
 
     def __init__(self, array):
         self.__dlpack__, self.__dlpack_device__ = array.__dlpack__, array.__dlpack_device__
@@ -209,14 +209,14 @@ class TestWhatIsSaid:
         stand_in.host_gpu_set_memory(stand_in.host_gpu_used() + 1_000_000)
         kept = device.empty((100, 1000))
         line = (
-            f"--backend: {device.name} is out of memory: wanted 4 MB more, free are 0.0 of "
-            r"\d+.\d GB; close what else uses it, choose --precision fp16, or a backend of the CPU"
+            f"--backend: {device.name} is out of memory: needs 4 MB more, 0.0 of "
+            r"\d+.\d GB are free; close other programs that use it, or choose --precision fp16 or a CPU backend"
         )
         with pytest.raises(NotAvailableError, match=line):
             device.empty((1000, 1000))
         del kept
         gc.collect()
-        assert device.empty((250, 999)).nbytes == 999_000  # what lay in the pool has been given back for it
+        assert device.empty((250, 999)).nbytes == 999_000  # the pool's unused memory was freed to make room
 
     def test_the_driver_reports_an_error(self, device, stand_in):
         stand_in.host_gpu_set_failing(700)
@@ -250,7 +250,7 @@ class TestWhatIsSaid:
         from runtime.backends.cuda import open_device
 
         monkeypatch.setattr(open_device, "find_gpu", lambda: GpuInfo("RTX 3090", (8, 6), FREE_BYTES, (12, 4)))
-        line = r"the driver of RTX 3090 is for CUDA 12\.4, NVRTC for 13\.\d+; update the"
+        line = r"the driver of RTX 3090 supports CUDA 12\.4, but NVRTC is for CUDA 13\.\d+; update the"
         with pytest.raises(NotAvailableError, match=line):
             open_device.open_device()
 
@@ -273,13 +273,13 @@ class TestWhatIsSaid:
             open_device.open_device()
         monkeypatch.setenv(open_device.VARIABLE, "pycuda")
         monkeypatch.setattr(open_device, "_is_installed", lambda package: False)
-        line = "nothing to drive the GPU with: pycuda is missing; pip install -r"
+        line = "no library to drive the GPU: pycuda is missing; pip install -r"
         with pytest.raises(NotAvailableError, match=line):
             open_device.open_device()
 
     def test_another_capability_than_nvrtc_knows(self):
         nvrtc = pytest.importorskip("runtime.backends.cuda.nvrtc")
-        line = r"knows no compute capability 3\.5, only 7\.5, .*; install the nvidia-"
+        line = r"does not support compute capability 3\.5, only 7\.5, .*; install the nvidia-"
         with pytest.raises(NotAvailableError, match=line):
             nvrtc.compile_kernels((3, 5))
 

@@ -1,4 +1,4 @@
-"""An engine set is checked before anything of it is opened; what is wrong is said in one line."""
+"""Engine sets: they are checked before anything is opened, and errors are reported in one line."""
 
 import hashlib
 import json
@@ -76,8 +76,8 @@ def test_manifest_is_no_json(engine_copy):
         ("spacing_mm", -1.0, "positive sizes"),
         ("spacing_mm", "thin", "incomplete or malformed"),
         ("stop", {"delta_t": 0.1}, "incomplete or malformed"),
-        ("spacing_mm", float("nan"), r"cannot be read as JSON \(NaN is no number\)"),
-        ("size_multiple", float("inf"), r"cannot be read as JSON \(Infinity is no number\)"),
+        ("spacing_mm", float("nan"), r"cannot be read as JSON \(NaN is not a valid number\)"),
+        ("size_multiple", float("inf"), r"cannot be read as JSON \(Infinity is not a valid number\)"),
         ("spacing_mm", 10**400, "incomplete or malformed"),
         ("stop", {"similarity": "ncc", "delta": "x", "limit": 10, "on_stop": "keep"}, "incomplete or malformed"),
         ("stop", {"similarity": "mi", "delta": 0.1, "limit": 10, "on_stop": "keep"}, "similarity: got 'mi'"),
@@ -157,7 +157,7 @@ def test_a_graph_that_is_no_file_is_not_waited_for(engine_copy):
 
 
 def test_weights_in_another_file_are_refused(engine_copy):
-    """The graph's hash is right, and says nothing of the weights."""
+    """The graph's hash is right, but does not cover the weights."""
     name = estimator_name(4)
     path = load_engine_set(engine_copy).path(name)
     onnx.save(onnx.load(path), path, save_as_external_data=True, location="weights.bin", size_threshold=0)
@@ -171,7 +171,9 @@ class TestTheManifestsOwnHash:
     def test_a_value_that_was_changed_is_noticed(self, engine_copy):
         path = engine_copy / MANIFEST
         path.write_text(path.read_text().replace('"delta": 0.005', '"delta": 0.004'))
-        with pytest.raises(InputError, match=f"{MANIFEST} is damaged or was edited: its SHA-256 is another; export"):
+        with pytest.raises(
+            InputError, match=f"{MANIFEST} is damaged or was edited: its SHA-256 does not match; export"
+        ):
             load_engine_set(engine_copy)
 
     def test_so_is_one_that_was_taken_out(self, engine_copy):
@@ -202,7 +204,7 @@ class TestTheManifestsOwnHash:
 
 @pytest.mark.parametrize("backend", [name for name, backend in BACKENDS.items() if not backend.gpu])
 def test_a_set_that_is_replaced_while_it_is_open_goes_on_as_it_was(engine_copy, backend, monkeypatch, tmp_path):
-    """Other image sizes come after its files are gone, with nothing compiled for them yet."""
+    """New image sizes come after the files are gone, and nothing has been compiled for these sizes yet."""
     import runtime
 
     def flow(engines, shape):

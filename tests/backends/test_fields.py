@@ -1,4 +1,4 @@
-"""Field operations: every implementation against the NumPy definitions of `runtime.geometry`.
+"""Field operations: every implementation against the NumPy reference in `runtime.geometry`.
 
 The definitions are planar, (C, I, J, K), the implementations channels-last, (I, J, K, C); `last` and `first` translate.
 Tests hand over host arrays and get such back; `CardFields` carries them to a GPU (or its stand-in) and back.
@@ -19,7 +19,7 @@ SHAPES = [(1, 1, 1), (2, 3, 4), (5, 1, 7), (16, 8, 24), (23, 41, 9)]
 
 
 class GpuFields:
-    """The field operations of a GPU on host arrays, with the memory layout they have on the host."""
+    """A GPU's field operations on host arrays, which keep their memory layout on the GPU."""
 
     name = "cuda"
 
@@ -82,7 +82,7 @@ def shape(request):
 
 @pytest.fixture(params=["contiguous", "planar", "apart"])
 def laid_out(request, fields):
-    """A copy of a channels-last array in memory such as engines have it: side by side, planar, or with gaps."""
+    """Return a copy of a channels-last array in a memory layout of engines: contiguous, planar, or with gaps."""
     if request.param == "apart" and fields.name == "cuda":
         pytest.skip("no engine of a GPU leaves gaps")
 
@@ -114,7 +114,7 @@ def image(shape, seed=0):
 
 
 def flow(shape, spread=2.5, seed=1):
-    """Random, so that coordinates fall inside, on the border and outside."""
+    """Return a random flow whose target positions fall inside, on the border and outside."""
     return np.random.default_rng(seed).normal(0, spread, (*shape, 3)).astype(np.float32)
 
 
@@ -165,7 +165,7 @@ def test_upsample(fields, shape, scale):
 @pytest.mark.parametrize("similarity", SIMILARITIES)
 @pytest.mark.parametrize("scale", [1, 2, 8])
 def test_score_is_upsample_warp_and_similarity_in_one(fields, similarity, scale):
-    """Compared with the textbook: materialise the upsampled flow and the warped image, then compare the images."""
+    """The reference computes the upsampled flow and the warped image in full, then the similarity of the images."""
     coarse_shape = (3, 2, 4)
     full = tuple(scale * size for size in coarse_shape)
     fixed, moving, coarse = image(full, 5), image(full, 6), flow(coarse_shape, 1.0)
@@ -176,7 +176,7 @@ def test_score_is_upsample_warp_and_similarity_in_one(fields, similarity, scale)
 
 @pytest.mark.parametrize("shape", [(41, 23, 30), (20, 4, 9), (7, 50, 3)])
 def test_local_correlation_of_smooth_images(fields, shape):
-    """Blocks and window borders: sizes below, at and above the block and the window."""
+    """Block and window borders: sizes below, at and above the block and the window."""
     fixed = definition.resize(image((4, 4, 4)), shape)
     moving = definition.resize(image((4, 4, 4), 9), shape)
     score = fields.scorer(fixed, "lncc")(moving, fields.zero(shape))
@@ -203,14 +203,14 @@ def test_identical_images_have_the_largest_similarity(fields):
 
 
 def moved(hole, u):
-    """Voxels that a hole, warped, reaches."""
+    """Return the voxels that a warped hole reaches."""
     return definition.warp(hole, first(u)) > 0
 
 
 @pytest.mark.parametrize("holed", [(True, False), (False, True), (True, True)])
 @pytest.mark.parametrize("similarity", ["ncc", "mse"])
 def test_a_score_beside_holes_is_that_of_the_other_voxels(fields, similarity, holed):
-    """The moving image's hole moves with it; what lies in a hole is not looked at."""
+    """The moving image's hole moves with it; voxels in a hole are ignored."""
     shape = (16, 24, 8)
     fixed, moving, u = image(shape, 5), image(shape, 6), flow(shape, 1.0)
     hole_f, hole_m = np.zeros((2, *shape), np.float32)
@@ -260,7 +260,7 @@ def test_a_flow_that_is_not_finite_never_gives_a_finite_score(fields, similarity
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_stays_so(fields, bad, laid_out):
-    """A voxel sent nowhere is NaN in every channel of a warp and a composition, and its neighbours are not."""
+    """A voxel with a NaN displacement is NaN in all channels of a warp and a composition; its neighbours are not."""
     shape = (5, 6, 7)
     u = flow(shape, 0.5)
     u[2, 3, 4, 1] = bad
@@ -287,7 +287,7 @@ def test_folded_share(fields, size):
 
 
 def test_what_is_flattened_counts_as_folded(fields):
-    """All planes onto one: a determinant of exactly 0, at any distance."""
+    """All planes are mapped onto one: the determinant is exactly 0, whatever the distance."""
     for axis in range(3):
         u = np.zeros((6, 7, 8, 3), np.float32)
         u[..., axis] = 1000 - np.indices(u.shape[:3])[axis]
@@ -327,7 +327,7 @@ def test_halving_is_the_mean_of_eight_voxels(fields, shape):
 
 @pytest.mark.parametrize("sigma", [0.3, 1.5, 5.0])
 def test_smoothing_of_a_residual(fields, shape, laid_out, sigma):
-    """Confidences near 0, near 1 and between; sigmas whose Gaussian is wider than the grid."""
+    """Confidences near 0, near 1 and in between; sigmas whose Gaussian is wider than the grid."""
     fixed, residual = image(shape) ** 4, flow(shape)
     expected = smoothing.smooth_residual(first(residual), smoothing.confidence(fixed), sigma)
     found = fields.smoother(fixed, sigma)(laid_out(residual))

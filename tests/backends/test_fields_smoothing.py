@@ -1,4 +1,4 @@
-"""Smoothing residuals in a registration: what each level is given, what is shared, and where the option leads."""
+"""Smoothing of residuals in a registration: the image at each level, sharing between pairs, and the option's effect."""
 
 import json
 
@@ -27,7 +27,7 @@ def images():
 
 @pytest.fixture
 def pair(engines, images):
-    """The example's pair, ready on the engines, within their threads."""
+    """The example pair, prepared on the engines, within their threads."""
     fixed, moving = map(engines.fields.to_device, images)
     with engines.running():
         yield engines.fixed_side(fixed, "ncc").pair(moving)
@@ -43,7 +43,7 @@ def averaged(image, level):
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_a_level_trusts_the_edges_of_the_fixed_image_on_its_own_grid(pair, images, level):
-    """The first step from the flow that moves nothing gives the residual itself."""
+    """The first step from the zero flow gives the residual itself."""
     plain, found = (np.moveaxis(each.step(level, each.zero(level)), -1, 0) for each in (pair, pair.smoothing(SIGMA)))
     expected = smooth_residual(plain, confidence(averaged(images[0], level)), SIGMA)
     assert np.abs(expected - plain).max() > 1e-4
@@ -51,7 +51,7 @@ def test_a_level_trusts_the_edges_of_the_fixed_image_on_its_own_grid(pair, image
 
 
 def test_a_smoothed_residual_is_composed_with_the_flow(pair, engines, images):
-    """At a flow that is not zero, from the estimator's own answer there."""
+    """At a flow that is not zero, with the estimator's own residual there."""
     flow = pair.step(2, pair.zero(2))
     features = engines.fields.warp_into(pair._fixed_side.inputs[2], pair._features[2], flow)
     residual = np.moveaxis(engines.networks.residual(2, features), -1, 0).copy()
@@ -100,7 +100,7 @@ def test_what_is_no_smoothing_is_refused_before_any_work(engines, images, sigma)
 
 
 def test_of_two_scans(engines, tmp_path):
-    """The same whether a fixed scan, its pair or one registration is told; report and summary have it."""
+    """The option has the same effect on a fixed scan, a pair or a registration, and is in report and summary."""
     fixed = scans.write_scan(tmp_path / "f.nii.gz", scans.grid((30, 44, 26), (1.2, 1, 1.5), scans.OBLIQUE))
     moving = scans.write_scan(tmp_path / "m.nii.gz", scans.grid((48, 56, 46), axes="LPS"), scans.bend)
     options = Options(affine="none", schedule="1,1,1,1", smooth=SIGMA)

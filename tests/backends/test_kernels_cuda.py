@@ -1,4 +1,4 @@
-"""CUDA kernels: what `test_fields` does not see. Grids, layouts, float16, sums, and that every kind of GPU gets them.
+"""CUDA kernels beyond `test_fields`: grids, layouts, float16, sums, and compilation for every GPU architecture.
 
 They run on a GPU where tests run on one, else on the CPU, compiled from the same source with its barriers as they are.
 """
@@ -47,12 +47,12 @@ def first(array):
 
 
 def planar(device, array):
-    """A device array whose channels lie one behind the other."""
+    """Return a device array in planar memory."""
     return device.upload(np.ascontiguousarray(first(array))).moveaxis(0, -1)
 
 
 def amid_nan(device, array, before=1):
-    """A device array with NaN before and behind it in memory; `before` also decides where 16-byte words begin."""
+    """Return a device array with NaN before and after it in memory; `before` also sets its 16-byte alignment."""
     memory = np.full(array.size + before + 64, np.nan, array.dtype)
     memory[before : before + array.size] = array.reshape(-1)
     there = device.upload(memory)
@@ -100,7 +100,7 @@ def test_every_half_is_carried_as_it_is(device):
 
 
 def test_halves_are_rounded_to_the_nearest_and_halfway_cases_to_even(device, fields):
-    """Half a voxel between two halves: their mean is a float, and often halfway between two halves, or subnormal."""
+    """Half a voxel between two float16: their mean is often halfway between two float16, or subnormal."""
     bits = np.random.default_rng(0).integers(0, 0x7C00, (40, 25, 2, 8), np.uint16)
     bits[:, :, 1] = np.where(bits[:, :, 1] & 1, bits[:, :, 0] + 1, bits[:, :, 1])  # many neighbours
     bits[0, :, :] &= 0x3FF  # subnormal
@@ -131,7 +131,7 @@ def test_estimator_input_in_every_precision_and_layout(device, fields, dtype, la
 @pytest.mark.parametrize("before", range(9))
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 def test_channels_that_begin_anywhere_in_memory(device, fields, dtype, before):
-    """Loads of 16 bytes only where memory allows it; the result is the same, to the bit."""
+    """16-byte loads are used only where alignment allows them; the result is the same, bit for bit."""
     from runtime.backends.fields.cuda import carry
 
     moving, u = image((*SHAPE, 8), 1, dtype), device.upload(flow(SHAPE))
@@ -171,7 +171,7 @@ def test_voxels_with_gaps_are_refused(device):
 
 
 def everything(fields, device):
-    """The result of every verb, on arrays whose memory is followed and preceded by NaN."""
+    """Return the result of every operation, on arrays with NaN before and after them in memory."""
     fixed, moving = amid_nan(device, smooth((24, 32, 16), 1)), amid_nan(device, smooth((24, 32, 16), 2))
     fine, coarse = amid_nan(device, flow((24, 32, 16))), amid_nan(device, flow((12, 16, 8), 1.0))
     found = {
@@ -206,7 +206,7 @@ def expected():
 
 
 def same(found, expected):
-    """Arrays to the bit; sums may be added in another order."""
+    """Check that arrays agree bit for bit, and sums up to the order of summation."""
     for name, value in expected.items():
         assert np.all(np.isfinite(value)), name
         np.testing.assert_allclose(found[name], value, rtol=0, atol=0 if np.ndim(value) else 1e-12, err_msg=name)
@@ -228,7 +228,7 @@ def test_any_size_of_blocks_does_all_of_the_work(device, fields, expected, monke
 
 
 def test_blocks_without_work_leave_nothing_behind(device, fields, expected):
-    """More blocks than voxels: partial sums of blocks that found nothing to do are zeros."""
+    """More blocks than voxels: the partial sums of blocks without work are zeros."""
     fixed = device.upload(image((1, 2, 3)))
     partial = device.zeros((3, 40), np.float64)
     device.launch_blocks("score_sums", 40, fixed, fixed, fields.zero((1, 2, 3)), partial, 1, 2, 3)
@@ -286,7 +286,7 @@ def test_scores_are_those_of_the_definitions(device, fields, similarity, scale):
 @pytest.mark.parametrize("shape", [(1, 1, 40), (50, 1, 1), (1, 90, 2), (3, 38, 37), (80, 5, 9)])
 @pytest.mark.parametrize("similarity", SIMILARITIES)
 def test_scores_of_thin_images(device, fields, similarity, shape):
-    """Sizes about the window and the segment that one thread slides it over."""
+    """Sizes near those of the window and of the segment over which one thread slides it."""
     fixed, moving = image(shape, 1), image(shape, 2)
     score = fields.scorer(device.upload(fixed), similarity)(device.upload(moving), fields.zero(shape))
     assert float(score) == pytest.approx(SIMILARITIES[similarity](fixed, moving), abs=1e-6)
@@ -294,7 +294,7 @@ def test_scores_of_thin_images(device, fields, similarity, shape):
 
 @pytest.mark.parametrize("offset", [0.0, 10.0, 1000.0])
 def test_local_correlation_does_not_suffer_from_brightness(device, fields, offset):
-    """Sums of squares about a mean of 1000 would have no digits left of a variance of 0.1."""
+    """With a mean of 1000, plain sums of squares would lose all digits of a variance of 0.1."""
     shape = (20, 21, 22)
     fixed, moving = smooth(shape, 1) + np.float32(offset), smooth(shape, 2) + np.float32(offset)
     score = fields.scorer(device.upload(fixed), "lncc")(device.upload(moving), fields.zero(shape))
@@ -302,7 +302,7 @@ def test_local_correlation_does_not_suffer_from_brightness(device, fields, offse
 
 
 def test_sums_are_as_exact_as_double(device, fields):
-    """Of numbers of which a float could hold a few digits of the sum, in an order that would lose them."""
+    """Numbers whose sum a float holds to a few digits only, in an order that would lose even those."""
     generator = np.random.default_rng(0)
     numbers = (generator.random(100_000) * 10.0 ** generator.integers(-6, 6, 100_000)).astype(np.float32)
     partial = fields._partial("image_sums", 2000, 2, device.upload(numbers), np.int64(numbers.size))
@@ -312,7 +312,7 @@ def test_sums_are_as_exact_as_double(device, fields):
 
 @pytest.mark.parametrize("constant", [0.0, 0.3, 0.1, 7e-5, 12345.678])
 def test_a_large_constant_image_has_no_correlation(device, fields, constant):
-    """What rounding leaves of its variance is taken for nothing."""
+    """The rounding error of its variance counts as zero."""
     shape = (60, 64, 50)
     flat, other = device.upload(np.full(shape, constant, np.float32)), device.upload(image(shape))
     still = fields.zero(shape)
@@ -365,7 +365,7 @@ def test_scores_nobody_asks_for_give_their_place_back(device, fields):
 
 
 class Foreign:
-    """What torch, cupy, numba and pycuda arrays have."""
+    """An array with the interface of torch, cupy, numba and pycuda arrays."""
 
     def __init__(self, array, **changes):
         self._owner = array

@@ -1,4 +1,4 @@
-"""The whole loop on a GPU, end to end: the same flow as on the processor, decision by decision.
+"""The whole loop on a GPU, end to end: the same flow and the same decisions as on the CPU.
 
 The GPU is the stand-in of tests/backends/host_gpu, with the real device layer and the real kernels. The engines are
 run by ONNX Runtime's CPU provider, where a GPU has its CUDA provider and TensorRT. With RPNET_TEST_GPU=1 GPU and
@@ -31,7 +31,7 @@ SCHEDULES = ("iterstop", "1,1,1,1", "2,0,1,3", "cascade:2")
 
 @pytest.fixture(scope="module", params=["cuda", "tensorrt-rtx"])
 def on_gpu(request, tmp_path_factory):
-    """Engines of each backend of a GPU, in fp32; plans are built in a copy of the set."""
+    """Engines of each GPU backend in fp32; plans are built in a copy of the set."""
     gpu.open_host_device()
     folder = shutil.copytree(SHIPPED, tmp_path_factory.mktemp("set") / "engines", dirs_exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
@@ -119,7 +119,7 @@ def test_again_is_the_same_bit_for_bit(on_gpu, pair):
 
 
 def test_arrays_on_the_gpu_stay_there(on_gpu, pair):
-    """A caller's arrays are read where they are, and the flow is given where they lie."""
+    """A caller's arrays are read without a copy, and the flow is returned on their device."""
     device = on_gpu.fields.clock()
     with device.current():
         found = register_arrays(on_gpu, *(device.upload(image) for image in pair), schedule("iterstop"))
@@ -194,7 +194,7 @@ def test_a_pair_that_fails_ends_the_series(pair):
 
 class TestChoice:
     def test_a_gpu_comes_first(self, on_gpu):
-        """What is installed decides; `on_gpu` makes all count as installed."""
+        """The installed packages decide; `on_gpu` makes all count as installed."""
         name, reason = registry.choose_backend("auto", on_gpu.engine_set)
         assert registry.BACKENDS[name].gpu and reason.startswith("auto: ")
 
@@ -210,26 +210,26 @@ class TestChoice:
             runtime.open_engines(backend=on_gpu.backend)
 
     def test_what_computes_something_else_on_the_gpu_is_not_taken(self, on_gpu, monkeypatch, tmp_path):
-        """Before a scan is given to it: a small pair, whose flow is held against the CPU's, once for a GPU."""
+        """The self-test: before any scan, the flow of a small pair is compared with the CPU's, once per GPU."""
         from runtime.backends import self_test
         from runtime.backends.fields import cuda as fields_cuda
 
         folder, told = on_gpu.engine_set.folder, []
         monkeypatch.setattr(self_test, "cache_folder", lambda part: tmp_path)
         with runtime.open_engines(folder, on_gpu.backend, precision="fp32", progress=told.append):
-            assert sum(line.startswith("try ") for line in told) == 1
+            assert sum(line.startswith("test ") for line in told) == 1
         with runtime.open_engines(folder, on_gpu.backend, precision="fp32", progress=told.append):
-            assert sum(line.startswith("try ") for line in told) == 1
+            assert sum(line.startswith("test ") for line in told) == 1
         (record,) = (tmp_path / "rpnet-cards").iterdir()
         record.unlink()
         monkeypatch.setattr(fields_cuda.CudaFields, "compose", lambda self, flow, residual: flow)
-        line = r"computes something else on .* than the CPU: its flow differs by .* voxel \(largest\), allowed 0.01"
+        line = r"gives different results on .* than on the CPU: its flow differs by .* voxel \(largest\), allowed 0.01"
         with pytest.raises(NotAvailableError, match=line):
             runtime.open_engines(folder, on_gpu.backend, precision="fp32")
         assert not list((tmp_path / "rpnet-cards").iterdir())
 
     def test_what_goes_wrong_in_opening_is_no_reason_to_stop(self, on_gpu, monkeypatch):
-        """A library that cannot build a graph for this GPU, for instance: the same set runs elsewhere."""
+        """For example, a library cannot build a graph for this GPU: the same set runs on another backend."""
         from runtime.backends import self_test
 
         def refuse(*arguments):

@@ -1,4 +1,4 @@
-"""Chains of compiled convolutions against PyTorch in double precision, and what may be left out of them."""
+"""Chains of compiled convolutions against PyTorch in double precision, and the blocks that they may skip."""
 
 import numpy as np
 import pytest
@@ -64,7 +64,7 @@ def test_a_chain_is_its_convolutions(chain, shape, content):
 
 
 def test_in_any_order(chain):
-    """Masks and rings are used again; nothing of an earlier volume shows in a later one."""
+    """Masks and rings are reused; no trace of an earlier volume shows in a later one."""
     sources = [blob((24, 20, 16)), corners((24, 20, 16)), around((24, 20, 16))]
     alone = [Chain(LAYERS, BACKGROUND.reshape(1, 1, 1, 16))(source) for source in sources]
     for n in (0, 1, 2, 1, 0, 2):
@@ -72,7 +72,7 @@ def test_in_any_order(chain):
 
 
 def test_background_is_left_out(chain):
-    """A lone voxel far from everything is all that is computed: less than a hundredth of the blocks."""
+    """Around a single active voxel, less than a hundredth of the blocks is computed."""
     source = around((64, 64, 64))
     source[32, 32, 32] = 5
     np.testing.assert_allclose(chain(source), expected(source, LAYERS), atol=1e-5)
@@ -82,7 +82,7 @@ def test_background_is_left_out(chain):
 
 
 def test_one_bit_decides(chain):
-    """What differs in the last bit is not background."""
+    """A voxel that differs in its last bit is not background."""
     source = around((24, 24, 24))
     source[12, 12, 12, 3] = np.nextafter(source[12, 12, 12, 3], np.float32(2))
     chain(source)
@@ -116,6 +116,6 @@ def test_masks_leave_out_nothing_that_counts(shape):
 
 
 def _places(size: int, cube: int) -> np.ndarray:
-    """For every voxel of an axis the one of a cube of background that is as far from the borders."""
+    """Return for every voxel of an axis the voxel of a cube of background at the same distance from the borders."""
     index, middle = np.arange(size), cube // 2
     return np.where(index < size // 2, np.minimum(index, middle), 2 * middle - np.minimum(size - 1 - index, middle))

@@ -1,4 +1,4 @@
-"""Every networks half against the PyTorch network: same features, same residuals, any size, any order."""
+"""Networks of every CPU backend against the PyTorch network: features and residuals, at any size, in any order."""
 
 import copy
 
@@ -15,7 +15,7 @@ from runtime.loop.schedules import LEVELS
 SHAPES = [(16, 24, 32), (24, 16, 40), (48, 40, 16)]
 HERE = {name: backend for name, backend in BACKENDS.items() if not backend.gpu}  # those on a GPU: test_networks_*.py
 IMPLEMENTATIONS = [(name, precision) for name, backend in HERE.items() for precision in backend.precisions]
-# bf16 keeps 8 bits of a number, fp16 11; five convolutions add up to a few of their steps.
+# bf16 keeps 8 bits of a number, fp16 11; five convolutions add up to a few units in the last place.
 TOLERANCE = {"fp32": 2e-5, "fp16": 5e-3, "bf16": 5e-2}
 
 
@@ -24,7 +24,7 @@ def opened(folder, name: str, precision: str = "fp32"):
     try:
         return networks(load_engine_set(folder), 2, precision)
     except InputError as error:
-        if "cannot be had on this computer" in str(error):
+        if "is not available on this computer" in str(error):
             pytest.skip(str(error))
         raise
 
@@ -42,7 +42,7 @@ def network(checkpoint):
 
 
 def head(shape, seed=0) -> np.ndarray:
-    """Something in the middle and exact zeros around it, as in a skull-stripped scan."""
+    """Return an image with random values in the middle and exact zeros around them, as in a skull-stripped scan."""
     image = np.zeros(shape, np.float32)
     inside = tuple(slice(size // 3, 2 * size // 3 + 1) for size in shape)
     image[inside] = np.random.default_rng(seed).random(image[inside].shape, np.float32)
@@ -88,7 +88,7 @@ def test_features(networks, network, shape):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("level", LEVELS)
 def test_residual(networks, network, shape, level):
-    """Of features as they come, background included, and of features that are nowhere background."""
+    """With features of an image, background included, and with features that are nowhere background."""
     networks.features(head(shape))
     pair = [encoded(network, head(shape, seed))[level] for seed in (1, 2)]
     skull_stripped = np.concatenate(pair, axis=-1)
@@ -98,7 +98,7 @@ def test_residual(networks, network, shape, level):
 
 
 def test_features_stay_what_they_are(networks):
-    """They are the caller's own: another image leaves them alone."""
+    """Feature maps are the caller's: the next image does not change them."""
     first = networks.features(head((16, 16, 16), 1))
     before = {level: features.copy() for level, features in first.items()}
     networks.features(head((16, 16, 16), 2))
@@ -108,7 +108,7 @@ def test_features_stay_what_they_are(networks):
 
 
 def test_the_same_again_after_another_size(networks):
-    """Engines and buffers of a size go when another comes; nothing of it stays behind in the results."""
+    """Engines and buffers of a size are released when another size comes; no trace of it shows in the results."""
     images = [head(shape, seed) for shape, seed in (((16, 24, 16), 1), ((24, 16, 16), 2))]
 
     def once(image):
@@ -140,12 +140,12 @@ def to_fp16(tensor):
 
 
 def rounded_copy(module):
-    """The same with weights rounded to fp16, kept in float32."""
+    """Return a copy of the network with weights rounded to fp16, kept in float32."""
     return copy.deepcopy(module).half().float()
 
 
 class TestRounding:
-    """fp16 on the CPU rounds what every node gives, which is what the parity gate is there to see.
+    """fp16 on the CPU rounds the output of every node, which is what the parity gate checks.
 
     The judge computes in float32 on rounded weights and rounds after every layer. Where a sum lies just between two
     fp16 numbers, another order of summation gives the other one; so a few numbers differ by a step, not most of them.
@@ -227,12 +227,14 @@ class TestOpenVino:
 
         left = processor_features() - networks_openvino.BF16_INSTRUCTIONS
         monkeypatch.setattr(networks_openvino, "processor_features", lambda: left)
-        with pytest.raises(InputError, match=r"--precision: bf16 cannot be had on this computer: .* none of the bf16"):
+        with pytest.raises(
+            InputError, match=r"--precision: bf16 is not available on this computer: .* none of the bf16"
+        ):
             networks_openvino.OpenVinoNetworks(load_engine_set(engine_dir), 1, "bf16")
 
 
 class TestChoice:
-    """`auto` takes the first backend that can do what is asked for, and says why not the others."""
+    """`auto` takes the first backend that fits, and reports why it passed over the others."""
 
     @pytest.fixture(autouse=True)
     def no_gpu(self, monkeypatch):
@@ -276,11 +278,11 @@ class TestChoice:
         with pytest.raises(InputError, match="--backend: openvino needs the package openvino; pip install openvino"):
             registry.choose_backend("openvino", engines.engine_set)
         there.clear()
-        with pytest.raises(InputError, match="--backend: got auto, but nothing here can run these engines"):
+        with pytest.raises(InputError, match="--backend: got auto, but no backend can run these engines"):
             registry.choose_backend("auto", engines.engine_set)
 
     def test_what_is_installed_but_cannot_be_imported_is_passed_by_or_refused(self, engine_dir, monkeypatch):
-        """A shared library is missing, as after half an update: one line, and `auto` goes on."""
+        """A shared library is missing, as after an incomplete update: one line, and `auto` goes on."""
         import runtime
         from runtime.backends import registry
 
@@ -295,13 +297,13 @@ class TestChoice:
         with runtime.open_engines(engine_dir) as engines:
             assert engines.backend == "onnxruntime"
         for name, library in (("native", "onnx"), ("openvino", "openvino")):
-            line = f"{library} or what it needs cannot be imported (libtbb.so.12: cannot open it), install it again"
+            line = f"{library} or a library it needs cannot be imported (libtbb.so.12: cannot open it), reinstall it"
             assert f"not {name}, {line}" in engines.reason
             with pytest.raises(InputError) as refusal:
                 runtime.open_engines(engine_dir, name)
             assert str(refusal.value) == f"--backend: {line}"
         broken, error = ["networks"], OSError(8, "Exec format error")
-        with pytest.raises(InputError, match=r"got auto, but nothing here can run .*Exec format error.*; pip install"):
+        with pytest.raises(InputError, match=r"got auto, but no backend can run .*Exec format error.*; pip install"):
             runtime.open_engines(engine_dir)
 
     @pytest.mark.parametrize(

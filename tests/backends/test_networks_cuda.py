@@ -38,7 +38,7 @@ def networks(request, engine_dir, device):
 
 
 class Sessions:
-    """The same graphs in plain sessions on the CPU, arrays of the graphs' own type: what must come out."""
+    """The same graphs in plain sessions on the CPU, on arrays of the graphs' own type: the expected results."""
 
     def __init__(self, engine_dir, precision):
         engine_set, options = load_engine_set(engine_dir), session_options(2)
@@ -70,7 +70,7 @@ def close(found, expected, networks):
 
 
 def filled(networks, device, level, features):
-    """An estimator input holding these features, brought there as the fields do it."""
+    """Return an estimator input that holds these features, written by the field operations."""
     from runtime.backends.fields.cuda import carry
 
     buffer = networks.estimator_input(level, features.shape[:3])
@@ -161,7 +161,7 @@ def test_the_backend_on_the_cpu_comes_to_the_same(networks, engine_dir, device):
 
 
 def spoil(monkeypatch, graph, run):
-    """Puts another run in place of a graph's session's."""
+    """Replace the run of a graph's session."""
     session = SimpleNamespace(io_binding=graph._session.io_binding, run_with_iobinding=run)
     monkeypatch.setattr(graph, "_session", session)
 
@@ -192,7 +192,7 @@ class TestWhatCannotBeHad:
             opened(provider="CUDAExecutionProvider")
 
     def test_a_missing_library_is_named(self, opened, monkeypatch):
-        """libcublas for instance: loading the provider's library says which."""
+        """For example libcublas: loading the provider's library reveals which."""
         from runtime.backends.networks import onnxruntime as networks_onnxruntime
 
         def load(path, *mode):
@@ -213,7 +213,7 @@ class TestWhatCannotBeHad:
             opened(provider="CUDAExecutionProvider")
 
     def test_a_provider_that_opens_and_cannot_run(self, opened, module, monkeypatch):
-        """Without cuDNN for instance: a first small run tells, while `auto` can still go on."""
+        """For example without cuDNN: a first small run reveals it, while `auto` can still go on."""
         said = (
             "Non-zero status code ... Status Message: cuDNN is unavailable: dlopen failed for libcudnn.so" + 999 * "x"
         )
@@ -260,7 +260,7 @@ class TestWhatCannotBeHad:
         ],
     )
     def test_out_of_memory(self, opened, monkeypatch, device, said):
-        """Tried once more without what our own arrays have let go of, then said."""
+        """The run is repeated once after our pool's unused memory was freed, then the error is reported."""
         networks, held = opened(), []
 
         def run(*_):
@@ -269,8 +269,8 @@ class TestWhatCannotBeHad:
 
         buffer = networks.estimator_input(1, (4, 4, 4))
         spoil(monkeypatch, networks._graphs.estimators[1], run)
-        device.empty((1000, 1000))  # and let go of
-        with pytest.raises(NotAvailableError, match=r"is out of memory: wanted .* choose --precision fp16"):
+        device.empty((1000, 1000))  # freed at once, into the pool
+        with pytest.raises(NotAvailableError, match=r"is out of memory: needs .* choose --precision fp16"):
             networks.residual(1, buffer)
         assert len(held) == 2 and held[1] < held[0]
 

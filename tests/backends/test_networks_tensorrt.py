@@ -1,4 +1,4 @@
-"""The networks on a GPU with TensorRT, on a GPU and a TensorRT that are played by the host.
+"""The networks on a GPU with TensorRT, with stand-ins for the GPU and for TensorRT.
 
 What runs here is ours: which plan is opened, what it is told, where its inputs and outputs lie. Arithmetic is ONNX
 Runtime's, so results equal those of the CPU backend up to the rounding of feature maps.
@@ -38,29 +38,27 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def modules(monkeypatch):
-    """Both packages, played."""
+    """Stand-ins for both packages."""
     for package in PACKAGES.values():
         monkeypatch.setitem(sys.modules, package, fake_tensorrt.fake_module(package))
 
 
 @pytest.fixture
 def gpu(device, monkeypatch):
-    """The device as a GPU TensorRT-RTX knows."""
+    """The device as a GPU that TensorRT-RTX supports."""
     monkeypatch.setattr(device, "capability", (8, 9))
     return device
 
 
 @pytest.fixture
 def opened(engine_copy, gpu):
-    """Opens networks on the copied set; what they tell is in `opened.told`."""
+    """A function that opens networks on the copied set; the lines they print are in `opened.told`."""
 
     def open_networks(target="tensorrt-rtx", precision="fp16"):
         from runtime.backends.networks.tensorrt import networks as networks_tensorrt
 
         kind = {"tensorrt-rtx": "TensorRtRtxNetworks", "tensorrt": "TensorRtNetworks"}[target]
-        return getattr(networks_tensorrt, kind)(
-            load_engine_set(engine_copy), gpu, precision, open_networks.told.append
-        )
+        return getattr(networks_tensorrt, kind)(load_engine_set(engine_copy), gpu, precision, open_networks.told.append)
 
     open_networks.told = []
     return open_networks
@@ -71,7 +69,7 @@ def image(shape=SHAPE, seed=0) -> np.ndarray:
 
 
 def filled(networks, device, level, features):
-    """The estimator's input with these features in it."""
+    """Return the estimator's input with these features in it."""
     buffer = networks.estimator_input(level, features.shape[:3])
     assert buffer.contiguous and buffer.shape == features.shape
     content = np.ascontiguousarray(features, buffer.dtype)
@@ -153,7 +151,7 @@ def test_an_image_of_another_library_that_is_not_aligned(opened, device):
 
 
 class TestPlans:
-    """Plans are built once, and again when they do not fit any more; what is built is said in one line."""
+    """Plans are built once, and again when they no longer fit; builds are reported in one line."""
 
     def entries(self, engine_copy):
         return json.loads((engine_copy / "plans" / "plans.json").read_text())["plans"]
@@ -162,7 +160,7 @@ class TestPlans:
         opened()
         assert len(opened.told) == 1 and "\n" not in opened.told[0]
         assert (
-            "build 5 of 5 engines for TensorRT-RTX 1.0 in fp16 (none is built; 16,16,16 to 256,256,256)"
+            "build 5 of 5 engines for TensorRT-RTX 1.0 in fp16 (none built yet; 16,16,16 to 256,256,256)"
             in opened.told[0]
         )
         assert {entry["engine"] for entry in self.entries(engine_copy)} == set(ENGINES)
@@ -196,13 +194,13 @@ class TestPlans:
         assert {entry["gpu"] for entry in self.entries(engine_copy)} == {device.name}
         monkeypatch.setattr(device, "name", "another GPU")
         opened("tensorrt")
-        assert "(none is built; " in opened.told[1]
+        assert "(none built yet; " in opened.told[1]
 
     def test_by_another_version(self, opened, engine_copy, monkeypatch):
         opened()
         monkeypatch.setitem(sys.modules, "tensorrt_rtx", fake_tensorrt.fake_module("tensorrt_rtx", "1.1"))
         opened()
-        assert "(built by tensorrt-rtx 1.0, this is 1.1; " in opened.told[1]
+        assert "(built by tensorrt-rtx 1.0, installed is 1.1; " in opened.told[1]
         assert len(self.entries(engine_copy)) == len(list((engine_copy / "plans").glob("*.plan"))) == 5
 
     def test_from_another_graph(self, opened, engine_copy):
@@ -267,7 +265,7 @@ class TestGraphs:
 
     @pytest.fixture
     def captured(self, device, monkeypatch):
-        """What is captured; here that is not sent until the graph is."""
+        """Return the captured runs, which are executed only when the graph is launched."""
         works = []
         monkeypatch.setattr(
             device.driver, "capture", lambda work: works.append(work) or fake_tensorrt.capture(work), raising=False
@@ -331,14 +329,14 @@ class TestGraphs:
 
 
 class TestRefusals:
-    """One line each; what another computer could do is `NotAvailableError`, from which `auto` goes on."""
+    """One line each; errors that another machine would not have are `NotAvailableError`, so that `auto` goes on."""
 
     def test_a_gpu_that_is_not_served(self):
         """Before it is started."""
         from runtime.backends.networks.tensorrt.networks import TensorRtNetworks, TensorRtRtxNetworks
 
         gpu = GpuInfo("H100", (9, 0), 1, (13, 0))
-        line = r"--backend: TensorRT-RTX 1.0 is for compute capabilities .*, not for 9.0 \(H100\)"
+        line = r"--backend: TensorRT-RTX 1.0 supports compute capabilities .*, not 9.0 \(H100\)"
         with pytest.raises(NotAvailableError, match=line):
             TensorRtRtxNetworks.check_gpu(gpu, "fp16")
         TensorRtNetworks.check_gpu(gpu, "fp16")
@@ -379,7 +377,7 @@ class TestRefusals:
             runtime._logger.log(fake_tensorrt.Severity.ERROR, "Error Code 2: OutOfMemory (out of memory)")
 
         monkeypatch.setattr(fake_tensorrt.Runtime, "deserialize_cuda_engine", refuses)
-        with pytest.raises(NotAvailableError, match=r"--backend: .* is out of memory: .*; close what else uses it"):
+        with pytest.raises(NotAvailableError, match=r"--backend: .* is out of memory: .*; close other programs"):
             opened()
 
     def test_out_of_memory_when_running(self, opened, device, monkeypatch):
@@ -407,12 +405,14 @@ class TestRefusals:
         manifest = json.loads(path.read_text())
         next(entry for entry in manifest["levels"] if entry["level"] == 1)["channels"] = 12
         path.write_text(json.dumps(sealed(manifest)))
-        with pytest.raises(InputError, match=r"multiples of 8, this one has \{1: 12\} by level; use --precision fp32"):
+        with pytest.raises(
+            InputError, match=r"multiples of 8, this network has \{1: 12\} by level; use --precision fp32"
+        ):
             opened()
 
 
 def test_captured_graphs_are_few(monkeypatch, opened, device):
-    """Each fixed side has an input of its own; graphs of those that are gone go."""
+    """Each fixed side has its own input; graphs of those that are gone are dropped."""
     monkeypatch.setattr(device.driver, "capture", fake_tensorrt.capture, raising=False)
     networks = opened("tensorrt")
     networks.features(device.upload(image()))

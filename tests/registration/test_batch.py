@@ -220,7 +220,7 @@ class TestFiles:
             ({"threads": 0}, "--threads: got 0, expected 1 to"),
             ({"precision": "fp8"}, "--precision: got 'fp8'"),
             ({"backend": "onnxruntime"}, "--backend: onnxruntime needs the package onnxruntime"),
-            ({}, "--backend: got auto, but nothing here can run"),
+            ({}, "--backend: got auto, but no backend can run"),
         ],
     )
     def test_what_cannot_run_is_refused_before_any_work(self, fixed, tasks, engine_dir, monkeypatch, choice, message):

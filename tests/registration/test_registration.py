@@ -295,7 +295,7 @@ def test_delta_zero_is_a_delta(engines):
 def test_closed_engines_say_so(engine_dir):
     with runtime.open_engines(engine_dir) as engines:
         pass
-    with pytest.raises(InputError, match="engines: closed already"):
+    with pytest.raises(InputError, match="engines: already closed"):
         register_arrays(engines, *example_pair((16, 16, 16)), parse_schedule("1,1,1,1"))
 
 

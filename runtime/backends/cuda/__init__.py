@@ -1,4 +1,4 @@
-"""An NVIDIA GPU as a device: found, driven by one library or another, its memory as arrays, its kernels compiled."""
+"""NVIDIA GPUs: discovery, the driver library, arrays in device memory, and compilation of the kernels."""
 
 from pathlib import Path
 

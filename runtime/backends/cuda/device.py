@@ -1,6 +1,6 @@
-"""A CUDA device as the loop uses it: arrays in its memory and one stream of work, on whichever library drives it.
+"""A CUDA device as the loop uses it: arrays in its memory and one stream of work, independent of the driver library.
 
-Nothing here waits for the device but what says so.
+Calls do not wait for the device unless their docstring says so.
 """
 
 import contextlib
@@ -20,33 +20,34 @@ from .driver import Driver
 from .gpu import ON_GPU
 from .memory import DeviceArray, Pool
 
-THREADS = 256  # of a block, for every kernel
-MOST_BLOCKS = 1 << 20  # of a launch; kernels step through what is left
-ALIGNMENT = 256  # bytes, that engine libraries take for granted
-SLOT_BYTES, SLOTS = 64, 256  # of the memory through which a few numbers reach the host
-DEFAULT_STREAM = 1  # CU_STREAM_LEGACY, where libraries work that name no stream
+THREADS = 256  # per block, for every kernel
+MOST_BLOCKS = 1 << 20  # per launch; with more work, each thread steps through several items
+ALIGNMENT = 256  # bytes; engine libraries assume this alignment
+SLOT_BYTES, SLOTS = 64, 256  # size and number of the slots through which a few numbers reach the host
+DEFAULT_STREAM = 1  # CU_STREAM_LEGACY, used by libraries that name no stream
 
 
 class Slot:
-    """A few numbers that kernels write and the host reads: float64, anything until written."""
+    """A few float64 numbers that kernels write and the host reads; uninitialised until written."""
 
     def __init__(self, device: "Device", number: int, address: int, pointer: int) -> None:
         self.pointer = pointer
         self.values = np.frombuffer((ctypes.c_char * SLOT_BYTES).from_address(address), np.float64)
+        # Finalizers run in whatever thread drops the slot; appending to a list is atomic.
         weakref.finalize(self, device.free_slots.append, number).atexit = False
 
 
 class Device:
-    """A CUDA device: arrays, kernels of `kernels.cu`, events, a few numbers back.
+    """A CUDA device: arrays, kernels of `kernels.cu`, events, and slots for results that the host reads.
 
     Args:
         driver: the library that drives it.
-        kernels: compiles `kernels.cu` for a compute capability, into a cubin.
+        kernels: function that compiles `kernels.cu` for a compute capability and returns a cubin.
         alone: whether no other thread of this process has a device on the same GPU. Only then may engines capture
-            CUDA graphs, during which other threads must not take or free memory.
+            CUDA graphs, during which other threads must not allocate or free memory.
 
     Attributes:
-        dlpack_device: DLPack's device type (CUDA) and number.
+        dlpack_device: DLPack device type (CUDA) and number.
     """
 
     def __init__(self, driver: Driver, kernels: Callable[[tuple[int, int]], bytes], alone: bool = True) -> None:
@@ -60,24 +61,27 @@ class Device:
         self.free_slots = list(range(SLOTS))
 
     def current(self) -> contextlib.AbstractContextManager:
-        """Makes the device this thread's; all else here is to be called within."""
+        """Make the device current in this thread; all other methods must be called within this context."""
         return self.driver.current()
 
     @property
     def peak_bytes(self) -> int:
-        """The most memory arrays have held so far; what engines take for themselves is not in it."""
+        """The peak memory held by arrays so far, without what engines allocate themselves."""
         return self._pool.peak
 
     def rest(self) -> None:
-        """Gives memory that no array uses back to the driver."""
+        """Return memory that no array uses to the driver."""
         self._pool.clear()
 
     def close(self) -> None:
-        """`rest`; memory of arrays that are still in use goes back with them. To be called with the device current."""
+        """Return unused memory to the driver, and that of arrays still in use once they are gone.
+
+        The device must be current.
+        """
         self._pool.close()
 
     def empty(self, shape: tuple[int, ...], dtype: Any = np.float32) -> DeviceArray:
-        """An array with anything in it, contiguous.
+        """Return an uninitialised contiguous array.
 
         Raises:
             NotAvailableError: out of memory.
@@ -91,18 +95,19 @@ class Device:
         return array
 
     def upload(self, array: Array) -> DeviceArray:
-        """A copy of a host array, contiguous."""
+        """Copy a host array to a contiguous device array."""
         array = np.ascontiguousarray(array)
         found = self.empty(array.shape, array.dtype)
         self.driver.upload(found.pointer, array.ctypes.data, array.nbytes)
         return found
 
     def download(self, array: DeviceArray) -> Array:
-        """A copy on the host, with the strides of the array's own axes; waits for the device.
+        """Copy an array to the host, keeping its memory order; waits for the device.
 
         Raises:
-            ValueError: the array's elements do not fill one piece of memory.
+            ValueError: the array's elements do not fill one block of memory without gaps.
         """
+        # Allocate with the axes sorted by stride, so that the raw copy below lands in the right order.
         order = sorted(range(array.ndim), key=lambda axis: -array.strides[axis])
         shape = [array.shape[axis] for axis in order]
         memory = ARRAYS.empty(shape) if array.dtype == np.float32 else np.empty(shape, array.dtype)
@@ -113,7 +118,7 @@ class Device:
         return found
 
     def aligned(self, array: DeviceArray) -> DeviceArray:
-        """A contiguous array where engines may read it in wide loads: itself, or perhaps a copy of a foreign one."""
+        """Return a contiguous array aligned for wide loads: the array itself, or a copy if it is not aligned."""
         if array.pointer % ALIGNMENT == 0:
             return array
         copy = self.empty(array.shape, array.dtype)
@@ -121,13 +126,13 @@ class Device:
         return copy
 
     def wrap(self, array: Any) -> DeviceArray:
-        """Another library's array of this device, without a copy. What its stream holds so far is waited for.
+        """Wrap another library's array on this device without a copy; our stream waits for the work queued on its own.
 
         Args:
             array: has ``__dlpack__`` (torch, cupy, jax) or ``__cuda_array_interface__`` (numba, pycuda).
 
         Raises:
-            InputError: it has neither, or is not floating point or on this device.
+            InputError: the array has neither attribute, is not floating point, or is not on this device.
         """
         if isinstance(array, DeviceArray):
             return array
@@ -141,29 +146,29 @@ class Device:
         pointer, stream = facts["data"][0], facts.get("stream")
         if not self.driver.holds(pointer):
             place = f"{self.name} (device {self.driver.number})"
-            raise InputError(f"array: its memory is not that of {place}; copy it there")
+            raise InputError(f"array: its memory is not on {place}; copy it there")
         self.driver.wait_for_others(DEFAULT_STREAM if stream is None else stream)
         return DeviceArray(self, pointer, facts["shape"], facts["typestr"], facts.get("strides"), array)
 
     def _from_dlpack(self, array: Any) -> DeviceArray:
-        """The library itself lets our stream wait for its own."""
+        """Wrap an array through DLPack; the exporting library makes our stream wait for its own."""
         place = array.__dlpack_device__()
         try:
             capsule = array.__dlpack__(stream=self.driver.stream) if place[0] == ON_GPU else array.__dlpack__()
-        except (BufferError, RuntimeError) as error:  # a tensor that requires a gradient
+        except (BufferError, RuntimeError) as error:  # for example a tensor that requires a gradient
             raise InputError(f"array: cannot be read ({first_line(error)})") from None
         return DeviceArray(self, *read_capsule(capsule, place, self.dlpack_device))
 
     def launch(self, kernel: str, work: int, *arguments: Any) -> None:
-        """Runs a kernel on enough blocks of `THREADS` for so many pieces of work; see `launch_blocks`."""
+        """Run a kernel on enough blocks of `THREADS` threads for `work` items; see `launch_blocks`."""
         self.launch_blocks(kernel, min(max(1, -(-work // THREADS)), MOST_BLOCKS), *arguments)
 
     def launch_blocks(self, kernel: str, blocks: int, *arguments: Any) -> None:
-        """Runs a kernel of `kernels.cu`.
+        """Run a kernel of `kernels.cu`.
 
         Args:
-            kernel: its name.
-            blocks: of `THREADS` threads each.
+            kernel: name of the kernel.
+            blocks: number of blocks, of `THREADS` threads each.
             arguments: arrays and slots (as pointers), int (C int), np.int64 (long long), float (float), np.float64.
         """
         if kernel not in self._functions:
@@ -171,20 +176,20 @@ class Device:
         self.driver.launch(self._functions[kernel], blocks, THREADS, tuple(map(_argument, arguments)))
 
     def slot(self) -> Slot:
-        """Place for eight float64 that kernels write and the host reads after `wait`; free again when it is gone."""
+        """Reserve a slot of eight float64 that kernels write and the host reads after `wait`, until it is dropped."""
         number = self.free_slots.pop()
         return Slot(self, number, *(base + number * SLOT_BYTES for base in self._slots))
 
     def mark(self) -> Any:
-        """An event at this moment of the stream."""
+        """Record an event at the current end of the stream."""
         return self.driver.record()
 
     def wait(self, mark: Any) -> None:
-        """Waits until the device has come to a mark."""
+        """Wait until the device has reached a mark."""
         self.driver.wait(mark)
 
     def seconds(self, start: Any, stop: Any) -> float:
-        """Of the device, between two marks."""
+        """Return the device time between two marks, in seconds."""
         return self.driver.seconds(start, stop)
 
 

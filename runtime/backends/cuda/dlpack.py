@@ -1,4 +1,4 @@
-"""DLPack capsules: device memory handed from one library to another without a copy (github.com/dmlc/dlpack, ABI 0)."""
+"""DLPack capsules, which pass memory from one library to another without a copy (github.com/dmlc/dlpack, ABI 0)."""
 
 import ctypes
 import math
@@ -14,7 +14,7 @@ _DELETER = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
 class _Tensor(ctypes.Structure):
-    """DLTensor."""
+    """DLPack's struct DLTensor."""
 
     _fields_ = [
         ("data", ctypes.c_void_p),
@@ -31,24 +31,24 @@ class _Tensor(ctypes.Structure):
 
 
 class _Managed(ctypes.Structure):
-    """DLManagedTensor."""
+    """DLPack's struct DLManagedTensor."""
 
     _fields_ = [("tensor", _Tensor), ("context", ctypes.c_void_p), ("deleter", _DELETER)]
 
 
 def _python(name: str, result: Any, *arguments: Any) -> Any:
-    """A function of Python's C interface; one prototype for each use, apart from those of other modules."""
+    """Return a function of Python's C API with its own prototype, independent of those that other modules set."""
     return ctypes.PYFUNCTYPE(result, *arguments)((name, ctypes.pythonapi))
 
 
 _new_capsule = _python("PyCapsule_New", ctypes.py_object, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
 _pointer_of = _python("PyCapsule_GetPointer", ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)
 _rename = _python("PyCapsule_SetName", ctypes.c_int, ctypes.py_object, ctypes.c_char_p)
-# A capsule about to be destroyed is no Python object to be counted any more: an address.
+# A capsule being destroyed must not be reference-counted again, so it is passed as a plain address.
 _is_valid = _python("PyCapsule_IsValid", ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p)
 _dying_pointer = _python("PyCapsule_GetPointer", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)
 
-_lent: dict[int, tuple] = {}  # by address of the managed tensor: what must live until its deleter is called
+_lent: dict[int, tuple] = {}  # objects to keep alive until the deleter is called, by address of the managed tensor
 
 
 def write_capsule(
@@ -59,14 +59,14 @@ def write_capsule(
     element_strides: tuple[int, ...],
     device: tuple[int, int],
 ) -> Any:
-    """A capsule of floating-point memory; `owner` lives until whoever takes the capsule lets go.
+    """Return a capsule of floating-point memory; `owner` is kept alive until the consumer releases it.
 
     Args:
-        owner: keeps the memory.
-        pointer: of the first element.
-        shape, dtype: of the array.
-        element_strides: elements from one to the next along each axis.
-        device: DLPack's device type (1: host, 2: CUDA) and number.
+        owner: object that keeps the memory alive.
+        pointer: address of the first element.
+        shape, dtype: shape and type of the array.
+        element_strides: strides along each axis, in elements.
+        device: DLPack device type (1: host, 2: CUDA) and number.
     """
     sizes, steps = ((ctypes.c_int64 * len(shape))(*values) for values in (shape, element_strides))
     tensor = _Tensor(pointer, *device, len(shape), FLOAT, 8 * dtype.itemsize, 1, sizes, steps, 0)
@@ -83,13 +83,13 @@ def _return(address: int) -> None:
 
 @ctypes.PYFUNCTYPE(None, ctypes.c_void_p)
 def _drop(capsule: int) -> None:
-    """Of a capsule that nobody took."""
+    """Release the memory of a capsule that was destroyed without having been consumed."""
     if _is_valid(capsule, NAME):
         _lent.pop(_dying_pointer(capsule, NAME), None)
 
 
 class _Borrowed:
-    """Another library's memory; given back with the last array that uses it."""
+    """Another library's memory, released together with the last array that uses it."""
 
     def __init__(self, address: int) -> None:
         self._managed = ctypes.cast(address, ctypes.POINTER(_Managed))
@@ -102,16 +102,16 @@ class _Borrowed:
 def read_capsule(
     capsule: Any, device: tuple[int, int], expected: tuple[int, int]
 ) -> tuple[int, tuple[int, ...], np.dtype, tuple[int, ...], Any]:
-    """Takes over a capsule of floating-point memory.
+    """Consume a capsule of floating-point memory.
 
     Returns:
-        Pointer, shape, dtype, strides in bytes, and the owner that keeps the memory.
+        Pointer, shape, dtype, strides in bytes, and the owner that keeps the memory alive.
 
     Raises:
-        InputError: not floating point, or memory of another device than `expected`.
+        InputError: the data are not floating point, or not on the device `expected`.
     """
     if tuple(map(int, device)) != expected:
-        raise InputError(f"array: lies on DLPack device {tuple(map(int, device))}, expected {expected}; copy it there")
+        raise InputError(f"array: is on DLPack device {tuple(map(int, device))}, expected {expected}; copy it there")
     address = _pointer_of(capsule, NAME)
     owner = _Borrowed(address)
     _rename(capsule, USED)
@@ -121,7 +121,7 @@ def read_capsule(
             f"array: has DLPack type {tensor.code}, {tensor.bits} bits, {tensor.lanes} lanes, expected floating point"
         )
     dtype, shape = np.dtype(f"f{tensor.bits // 8}"), tuple(tensor.shape[: tensor.ndim])
-    if tensor.strides:
+    if tensor.strides:  # a null pointer means contiguous, in C order
         steps = tuple(tensor.strides[: tensor.ndim])
     else:
         steps = tuple(math.prod(shape[axis + 1 :]) for axis in range(tensor.ndim))

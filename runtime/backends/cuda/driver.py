@@ -1,4 +1,4 @@
-"""What a `Device` asks of the library that drives it."""
+"""The interface between a `Device` and the CUDA library that drives it."""
 
 import contextlib
 from collections.abc import Callable
@@ -6,14 +6,14 @@ from typing import Any, Protocol
 
 
 class Driver(Protocol):
-    """What a `Device` asks of a CUDA library. It has one device, that device's primary context and one stream.
+    """A CUDA library with one device, that device's primary context and one stream.
 
     Attributes:
-        library, version: what it is.
-        name: of the device, as its maker calls it.
-        capability: compute capability, (8, 9) for instance.
+        library, version: name and version of the library.
+        name: the manufacturer's name of the device.
+        capability: compute capability, for example (8, 9).
         stream: handle of the stream.
-        number: of the device.
+        number: device number.
     """
 
     library: str
@@ -24,59 +24,63 @@ class Driver(Protocol):
     number: int
 
     def current(self) -> contextlib.AbstractContextManager:
-        """Makes the context current in this thread."""
+        """Make the context current in this thread."""
 
     def memory(self) -> tuple[int, int]:
-        """Bytes of the device that are free, and all it has."""
+        """Return the free and the total device memory, in bytes."""
 
     def allocate(self, size: int) -> int:
-        """Device memory; MemoryError where there is not as much."""
+        """Allocate device memory; raise MemoryError if there is not enough."""
 
     def free(self, pointer: int) -> None:
-        """Gives memory of `allocate` back; may wait for the device."""
+        """Free memory from `allocate`; may wait for the device."""
 
     def mapped(self, size: int) -> tuple[int, int]:
-        """Host memory that the device writes to as well, zeroed: its address here and there. Kept until the end."""
+        """Allocate zeroed host memory mapped into the device, never freed; return its host and device addresses."""
 
     def clear(self, pointer: int, size: int) -> None:
-        """Zeros, in the stream's order, as all that follows."""
+        """Fill memory with zeros in stream order, as are all operations below."""
 
     def copy(self, target: int, source: int, size: int) -> None: ...
 
     def upload(self, target: int, address: int, size: int) -> None:
-        """From pageable host memory; returns when it is there."""
+        """Copy from pageable host memory to the device; return when the copy is complete."""
 
     def download(self, address: int, source: int, size: int) -> None:
-        """To pageable host memory; returns when it is there."""
+        """Copy from the device to pageable host memory; return when the copy is complete."""
 
     def synchronize(self) -> None:
-        """Waits for all that was sent to the stream."""
+        """Wait for all work sent to the stream."""
 
     def wait_for_all(self) -> None:
-        """Waits for all that anybody sent to the device."""
+        """Wait for all work sent to the device on any stream."""
 
     def wait_for_others(self, stream: int) -> None:
-        """What is sent from now on waits for another stream's work so far; the host does not."""
+        """Make later work on our stream wait for the work queued on another stream; the host does not wait."""
 
     def holds(self, pointer: int) -> bool:
-        """Whether this memory is the device's."""
+        """Return whether an address is in this device's memory."""
 
     def record(self) -> Any:
-        """An event at this moment of the stream."""
+        """Record an event at the current end of the stream."""
 
     def wait(self, event: Any) -> None:
-        """Waits for an event."""
+        """Wait for an event."""
 
     def seconds(self, start: Any, stop: Any) -> float:
-        """Between two events; waits for the later one."""
+        """Return the seconds between two events; waits for the later one."""
 
     def load(self, image: bytes) -> Any:
-        """A module from a cubin."""
+        """Load a module from a cubin."""
 
     def function(self, module: Any, name: str) -> Any: ...
 
     def launch(self, function: Any, blocks: int, threads: int, arguments: tuple[Any, ...]) -> None:
-        """Runs a kernel; the arguments are ctypes values."""
+        """Launch a kernel; the arguments are ctypes values."""
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None] | None:
-        """What `work` sends to the stream as a graph, to be sent at once by calling it; None where it cannot be."""
+        """Capture the work that `work` sends to the stream as a graph, without running it.
+
+        Returns:
+            A function that launches the graph; None if the library has no graphs.
+        """

@@ -1,4 +1,4 @@
-"""CUDA through NVIDIA's cuda-python: the driver API, one to one."""
+"""CUDA through NVIDIA's cuda-python, which exposes the driver API one to one."""
 
 import contextlib
 import ctypes
@@ -12,13 +12,13 @@ from ...errors import InputError, NotAvailableError, first_line
 
 
 class CudaPythonDriver:
-    """`runtime.backends.cuda.driver.Driver` on cuda-python.
+    """An implementation of `runtime.backends.cuda.driver.Driver` on cuda-python.
 
     Args:
-        number: of the device, among those CUDA_VISIBLE_DEVICES leaves.
+        number: device number among those that CUDA_VISIBLE_DEVICES makes visible.
 
     Raises:
-        NotAvailableError: no driver, no such device, or it cannot be used.
+        NotAvailableError: there is no driver, no such device, or the device cannot be used.
     """
 
     library = "cuda-python"
@@ -37,10 +37,10 @@ class CudaPythonDriver:
         except (InputError, RuntimeError, OSError, MemoryError) as error:
             raise NotAvailableError(
                 f"--backend: device {number} cannot be used through cuda-python ({first_line(error)}); "
-                "check the NVIDIA driver with nvidia-smi, or choose a backend of the CPU"
+                "check the NVIDIA driver with nvidia-smi, or choose a CPU backend"
             ) from None
         self.stream = int(self._stream)
-        self._events: list[Any] = []  # that nobody uses
+        self._events: list[Any] = []  # handles free for reuse
 
     @contextlib.contextmanager
     def current(self) -> Iterator[None]:
@@ -123,12 +123,12 @@ class CudaPythonDriver:
         _checked(driver.cuLaunchKernel(function, blocks, 1, 1, threads, 1, 1, 0, self._stream, place, 0))
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None] | None:
-        """Relaxed: other threads, and what libraries do on streams of their own, are none of its business."""
+        """Capture in relaxed mode, which leaves other threads and the libraries' own streams unaffected."""
         _checked(driver.cuStreamBeginCapture(self._stream, driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED))
         try:
             work()
         except BaseException:
-            driver.cuStreamEndCapture(self._stream)  # an error already: what it says adds nothing
+            driver.cuStreamEndCapture(self._stream)  # an error is already on its way; this result adds nothing
             raise
         graph = _checked(driver.cuStreamEndCapture(self._stream))
         sent = _Graph(_checked(driver.cuGraphInstantiate(graph, 0)), self)
@@ -137,7 +137,7 @@ class CudaPythonDriver:
 
 
 class _Event:
-    """An event with a time; its handle is used again when this object is gone, in whatever thread that happens."""
+    """An event with a timestamp; its handle is reused once this object is gone, in whatever thread that happens."""
 
     def __init__(self, handle: Any, free: list[Any]) -> None:
         self.handle, self._free = handle, free
@@ -154,7 +154,7 @@ class _Graph:
         _checked(driver.cuGraphLaunch(self._handle, self._owner._stream))
 
     def __del__(self) -> None:
-        if driver is not None:  # the interpreter is not ending
+        if driver is not None:  # None while the interpreter shuts down
             with self._owner.current():
                 driver.cuGraphExecDestroy(self._handle)
 
@@ -167,11 +167,11 @@ _CAPABILITY = (
 
 
 def _checked(result: tuple[Any, ...]) -> Any:
-    """What a call gave: nothing, one value or several.
+    """Return the result of a call: None, one value or a tuple.
 
     Raises:
-        MemoryError: out of device memory.
-        InputError: any other error the driver reports.
+        MemoryError: the device is out of memory.
+        InputError: any other error that the driver reports.
     """
     error, *values = result
     if error == driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY:

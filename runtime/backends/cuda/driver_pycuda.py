@@ -1,4 +1,4 @@
-"""CUDA through pycuda, on the primary context, which the engine libraries use as well."""
+"""CUDA through pycuda, on the primary context that the engine libraries use as well."""
 
 import contextlib
 import ctypes
@@ -14,8 +14,8 @@ from ...errors import InputError, NotAvailableError, first_line
 from ...types import Array
 from . import KERNELS
 
-NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: in no order with the default stream
-# pycuda packs the arguments of a kernel from NumPy scalars.
+NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: not ordered with the default stream
+# pycuda packs kernel arguments from NumPy scalars.
 _KINDS = {
     ctypes.c_void_p: np.uint64,
     ctypes.c_longlong: np.int64,
@@ -26,13 +26,13 @@ _KINDS = {
 
 
 class PycudaDriver:
-    """`runtime.backends.cuda.driver.Driver` on pycuda, which has no graphs.
+    """An implementation of `runtime.backends.cuda.driver.Driver` on pycuda, which has no CUDA graphs.
 
     Args:
-        number: of the device, among those CUDA_VISIBLE_DEVICES leaves.
+        number: device number among those that CUDA_VISIBLE_DEVICES makes visible.
 
     Raises:
-        NotAvailableError: no driver, no such device, or it cannot be used.
+        NotAvailableError: there is no driver, no such device, or the device cannot be used.
     """
 
     library = "pycuda"
@@ -52,7 +52,7 @@ class PycudaDriver:
         except driver.Error as error:
             raise NotAvailableError(
                 f"--backend: device {number} cannot be used through pycuda ({first_line(error)}); "
-                "check the NVIDIA driver with nvidia-smi, or choose a backend of the CPU"
+                "check the NVIDIA driver with nvidia-smi, or choose a CPU backend"
             ) from None
         self.stream = int(self._stream.handle)
 
@@ -91,9 +91,9 @@ class PycudaDriver:
         driver.memcpy_dtod_async(target, source, size, self._stream)
 
     def upload(self, target: int, address: int, size: int) -> None:
-        self.synchronize()  # its copies from pageable memory are in no stream's order
+        self.synchronize()  # pycuda's copies from pageable memory are not ordered with our stream
         driver.memcpy_htod(target, _memory(address, size))
-        driver.Context.synchronize()  # it may return while the GPU still copies
+        driver.Context.synchronize()  # the call may return while the GPU is still copying
 
     def download(self, address: int, source: int, size: int) -> None:
         self.synchronize()
@@ -106,10 +106,10 @@ class PycudaDriver:
         driver.Context.synchronize()
 
     def wait_for_others(self, stream: int) -> None:
-        driver.Context.synchronize()  # pycuda takes no stream it has not made
+        driver.Context.synchronize()  # pycuda accepts only streams that it created
 
     def holds(self, pointer: int) -> bool:
-        return True  # pycuda cannot tell
+        return True  # pycuda offers no way to find out
 
     def record(self) -> Any:
         return driver.Event().record(self._stream)
@@ -136,7 +136,7 @@ class PycudaDriver:
 
 
 def compile_kernels(capability: tuple[int, int]) -> bytes:
-    """The kernels as a cubin, by the CUDA toolkit's nvcc, which pycuda itself was built with; kept by pycuda.
+    """Compile the kernels to a cubin with the nvcc of the CUDA toolkit that pycuda was built with; pycuda caches it.
 
     Raises:
         NotAvailableError: there is no nvcc, or it is older than the device.
@@ -158,7 +158,7 @@ def _memory(address: int, size: int) -> Array:
 
 @contextlib.contextmanager
 def _explained() -> Iterator[None]:
-    """What the driver reports, in one line."""
+    """Turn errors of the driver into an InputError of one line."""
     try:
         yield
     except driver.Error as error:

@@ -1,4 +1,4 @@
-"""The NVIDIA GPU of this computer, asked of its driver, and what lies in its memory: without any package."""
+"""Discovery of the NVIDIA GPU of this computer and of arrays in its memory, through the driver and without packages."""
 
 import ctypes
 import functools
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
-ON_GPU, MANAGED = 2, 13  # DLPack's numbers of CUDA memory
+ON_GPU, MANAGED = 2, 13  # DLPack device types of CUDA memory
 MAJOR, MINOR = 75, 76  # CUdevice_attribute of the compute capability
 
 
@@ -16,11 +16,11 @@ class GpuInfo:
     """A CUDA device.
 
     Attributes:
-        name: as its maker calls it.
-        capability: compute capability, (8, 9) for instance.
-        memory_bytes: all of its memory.
-        driver: the CUDA version its driver is made for, (13, 0) for instance.
-        bus: its place, as nvidia-smi names it, whose numbers are not CUDA's.
+        name: the manufacturer's name.
+        capability: compute capability, for example (8, 9).
+        memory_bytes: total memory.
+        driver: the CUDA version that its driver supports, for example (13, 0).
+        bus: PCI bus id, which identifies it to nvidia-smi (whose device numbers differ from CUDA's).
     """
 
     name: str
@@ -31,14 +31,14 @@ class GpuInfo:
 
 
 def on_gpu(array: Any) -> bool:
-    """Whether an array lies in a GPU's memory."""
+    """Return whether an array is in GPU memory."""
     if hasattr(array, "__dlpack_device__"):
         return array.__dlpack_device__()[0] in (ON_GPU, MANAGED)
     return hasattr(array, "__cuda_array_interface__")
 
 
 def has_driver() -> bool:
-    """Whether an NVIDIA driver is installed; it is loaded, not started."""
+    """Return whether an NVIDIA driver is installed; loads the library without initialising the driver."""
     try:
         return bool(ctypes.CDLL(LIBRARY))
     except OSError:
@@ -47,7 +47,7 @@ def has_driver() -> bool:
 
 @functools.cache
 def find_gpu() -> GpuInfo | str:
-    """The first CUDA device that CUDA_VISIBLE_DEVICES leaves; in words why there is none."""
+    """Return the first device that CUDA_VISIBLE_DEVICES makes visible, or a string that says why there is none."""
     try:
         library = ctypes.CDLL(LIBRARY)
     except OSError:

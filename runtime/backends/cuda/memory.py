@@ -1,7 +1,7 @@
-"""A device's memory: arrays with strides in it, and the pool they come from.
+"""Device memory: strided arrays and the pool they are allocated from.
 
-All our work goes to one stream, in order, so memory whose array is gone serves the next one at once: what still reads
-it was sent before.
+All our work goes to one stream, in order, so the memory of an array that is gone can be reused at once: any work that
+still reads it was sent earlier.
 """
 
 import contextlib
@@ -16,12 +16,12 @@ from ...errors import NotAvailableError
 from .dlpack import write_capsule
 from .driver import Driver
 
-ROUND = 512  # bytes; sizes asked of the driver are multiples of it
+ROUND = 512  # bytes; allocated sizes are multiples of it
 MEGABYTE, GIGABYTE = 1e6, 1e9
 
 
 class OwningDevice(Protocol):
-    """A device as its arrays know it: `runtime.backends.cuda.device.Device`."""
+    """The part of `runtime.backends.cuda.device.Device` that arrays use."""
 
     driver: Driver
     dlpack_device: tuple[int, int]
@@ -30,15 +30,15 @@ class OwningDevice(Protocol):
 
 
 class DeviceArray:
-    """An array in a device's memory; read by others through ``__cuda_array_interface__`` or DLPack without a copy.
+    """An array in device memory, shared with other libraries through ``__cuda_array_interface__`` or DLPack, uncopied.
 
     Attributes:
-        device: where it lies.
-        pointer: of its first element.
-        shape: sizes.
-        dtype: float32, float16 or another of NumPy's.
-        strides: bytes from one element to the next along each axis, as NumPy counts them.
-        owner: keeps the memory; several views share one.
+        device: the device that holds it.
+        pointer: address of its first element.
+        shape: sizes along the axes.
+        dtype: float32, float16 or another NumPy type.
+        strides: bytes from one element to the next along each axis, as in NumPy.
+        owner: object that keeps the memory alive; several views share one.
     """
 
     def __init__(
@@ -68,29 +68,29 @@ class DeviceArray:
 
     @property
     def contiguous(self) -> bool:
-        """Whether its elements lie side by side in the order of its axes."""
+        """True if the elements are contiguous in C order."""
         return self.strides == contiguous_strides(self.shape, self.dtype.itemsize)
 
     @property
     def element_strides(self) -> tuple[int, ...]:
-        """Strides counted in elements."""
+        """The strides in elements."""
         return tuple(stride // self.dtype.itemsize for stride in self.strides)
 
     def moveaxis(self, source: int, target: int) -> "DeviceArray":
-        """A view with one axis elsewhere, as `numpy.moveaxis`."""
+        """Return a view with one axis moved, as `numpy.moveaxis` does."""
         order = [axis for axis in range(self.ndim) if axis != source % self.ndim]
         order.insert(target % self.ndim, source % self.ndim)
         shape, strides = (tuple(values[axis] for axis in order) for values in (self.shape, self.strides))
         return DeviceArray(self.device, self.pointer, shape, self.dtype, strides, self.owner)
 
     def channels(self, begin: int, end: int) -> "DeviceArray":
-        """A view of some places of the last axis."""
+        """Return a view of indices `begin` to `end` (exclusive) of the last axis."""
         pointer = self.pointer + begin * self.strides[-1]
         return DeviceArray(self.device, pointer, (*self.shape[:-1], end - begin), self.dtype, self.strides, self.owner)
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
-        """Version 3. The stream is ours: whoever reads this lets its own wait for it."""
+        """The CUDA array interface, version 3; consumers make their stream wait for ours."""
         self._lend()
         return {
             "shape": self.shape,
@@ -105,20 +105,20 @@ class DeviceArray:
         return self.device.dlpack_device
 
     def __dlpack__(self, *, stream: Any = None, **_: Any) -> Any:
-        """A capsule of this memory, once all that was sent to our stream is done."""
+        """Return a capsule of this memory after waiting for all work sent to our stream."""
         self._lend()
         with self.device.current():
             self.device.driver.synchronize()
         return write_capsule(self, self.pointer, self.shape, self.dtype, self.element_strides, self.__dlpack_device__())
 
     def _lend(self) -> None:
-        """From now on work that is not in our stream may read it."""
+        """Mark the memory as lent: from now on, work outside our stream may read it."""
         if isinstance(self.owner, Block):
             self.owner.lent[:] = [True]
 
 
 def contiguous_strides(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
-    """Bytes from one element to the next along each axis of an array in C order."""
+    """Return the strides of a C-order array, in bytes."""
     strides = [itemsize]
     for size in reversed(shape[1:]):
         strides.insert(0, strides[0] * size)
@@ -126,7 +126,7 @@ def contiguous_strides(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]
 
 
 class Block:
-    """A piece of device memory; goes back to its pool with the last array that uses it."""
+    """A block of device memory, returned to its pool together with the last array that uses it."""
 
     def __init__(self, pool: "Pool", pointer: int, size: int) -> None:
         self.pointer, self.lent = pointer, [False]
@@ -134,9 +134,9 @@ class Block:
 
 
 class Pool:
-    """Device memory by size: what is given back serves the next array of that size.
+    """A pool of device memory by size: a returned block serves the next array of the same size.
 
-    What other libraries could read comes back only when the device has done all that was sent to it.
+    Blocks that other libraries could read are reused only after the device has finished all work sent to it.
     """
 
     def __init__(self, driver: Driver) -> None:
@@ -166,7 +166,7 @@ class Pool:
         return pointer
 
     def take_back(self, pointer: int, size: int, lent: list[bool]) -> None:
-        """Called in whatever thread lets go of the last array."""
+        """Take a block back; called in whatever thread drops the last array that uses it."""
         if lent[0]:
             self._lent.append((pointer, size))
         else:
@@ -182,7 +182,7 @@ class Pool:
             self._free[size].append(pointer)
 
     def clear(self) -> None:
-        """Gives the driver back what no array uses, once all work that was sent is done."""
+        """Return unused memory to the driver after waiting for all work sent to the device."""
         self._take_lent_back()
         free, self._free = self._free, defaultdict(list)
         for size, pointers in free.items():
@@ -191,16 +191,17 @@ class Pool:
                 self.held -= size
 
     def close(self) -> None:
-        """`clear`, now and for what comes back later."""
+        """Clear the pool now, and again whenever a block comes back later."""
         self._closed = True
         self.clear()
 
 
 def out_of_memory(driver: Driver, size: int | None = None) -> NotAvailableError:
-    """The error of a device whose memory does not suffice; `size` bytes were wanted, where that is known."""
+    """Return the error of a device that is out of memory; `size` is the failed allocation in bytes, None if unknown."""
     free, total = driver.memory()
     wanted = "more memory than it has" if size is None else f"{size / MEGABYTE:.0f} MB more"
     return NotAvailableError(
-        f"--backend: {driver.name} is out of memory: wanted {wanted}, free are {free / GIGABYTE:.1f} of "
-        f"{total / GIGABYTE:.1f} GB; close what else uses it, choose --precision fp16, or a backend of the CPU"
+        f"--backend: {driver.name} is out of memory: needs {wanted}, {free / GIGABYTE:.1f} of "
+        f"{total / GIGABYTE:.1f} GB are free; close other programs that use it, or choose --precision fp16 or a CPU "
+        "backend"
     )

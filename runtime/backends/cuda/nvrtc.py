@@ -1,4 +1,4 @@
-"""`kernels.cu` compiled for a device by NVRTC, which needs no CUDA toolkit, no device and no driver."""
+"""Compilation of `kernels.cu` with NVRTC, which needs no CUDA toolkit, no device and no driver."""
 
 import functools
 from typing import Any
@@ -11,14 +11,14 @@ from ...host.files.hashes import short_key
 from . import KERNELS
 
 OPTIONS = ("--std=c++17", "--extra-device-vectorization", "-lineinfo")
-FOLDER, KEPT = "cuda", 8  # of the cache; cubins on disk
+FOLDER, KEPT = "cuda", 8  # subfolder of the cache folder; number of cubins kept on disk
 
 
 def compile_kernels(capability: tuple[int, int]) -> bytes:
-    """The kernels as a cubin; kept on disk; compiling takes a second.
+    """Return the kernels as a cubin, compiled (which takes a second) or read from the cache on disk.
 
     Args:
-        capability: compute capability of the device, (8, 9) for instance.
+        capability: compute capability of the device, for example (8, 9).
 
     Raises:
         NotAvailableError: NVRTC cannot be loaded, or is older than the device.
@@ -34,10 +34,10 @@ def compile_kernels(capability: tuple[int, int]) -> bytes:
 
 @functools.cache
 def version() -> tuple[int, int]:
-    """Of NVRTC, and with it the CUDA version whose drivers can load what it compiles.
+    """Return the version of NVRTC, which is also the CUDA version that a driver must support to load its cubins.
 
     Raises:
-        NotAvailableError: it cannot be loaded.
+        NotAvailableError: NVRTC cannot be loaded.
     """
     try:
         return tuple(_checked(nvrtc.nvrtcVersion()))
@@ -52,9 +52,9 @@ def _compiled(source: bytes, options: tuple[str, ...], capability: tuple[int, in
     known = _checked(nvrtc.nvrtcGetSupportedArchs())[0]
     if 10 * capability[0] + capability[1] not in known:
         raise NotAvailableError(
-            f"--backend: NVRTC {'.'.join(map(str, version()))} knows no compute capability "
+            f"--backend: NVRTC {'.'.join(map(str, version()))} does not support compute capability "
             f"{capability[0]}.{capability[1]}, only {', '.join(f'{n / 10:.1f}' for n in known)}; "
-            "install the nvidia-cuda-nvrtc that is made for this GPU"
+            "install the nvidia-cuda-nvrtc made for this GPU"
         )
     program = _checked(nvrtc.nvrtcCreateProgram(source, KERNELS.name.encode(), 0, [], []))[0]
     result = nvrtc.nvrtcCompileProgram(program, len(options), [option.encode() for option in options])

@@ -1,4 +1,4 @@
-"""Which library drives the GPU: cuda-python, or pycuda where that alone is installed or asked for."""
+"""Opening the GPU through cuda-python, or through pycuda if only that is installed or it is requested."""
 
 import importlib.util
 import os
@@ -11,21 +11,22 @@ from .gpu import GpuInfo, find_gpu
 
 VARIABLE = "RPNET_CUDA_DRIVER"
 INSTALL = "pip install -r requirements-gpu.txt"
-PACKAGES = {"cuda-python": "cuda.bindings", "pycuda": "pycuda"}  # that Python imports, in the order of preference
+PACKAGES = {"cuda-python": "cuda.bindings", "pycuda": "pycuda"}  # importable package by library, preferred one first
 
 
 def open_device(alone: bool = True) -> Device:
-    """The first GPU, driven by what is installed; the environment variable RPNET_CUDA_DRIVER names one to insist on.
+    """Open the first GPU with the installed library, or with the one that the variable RPNET_CUDA_DRIVER names.
 
     Args:
         alone: as for `Device`.
 
     Raises:
-        NotAvailableError: no GPU, no library that drives it, or one that cannot: too old a driver, no memory left.
-        InputError: the variable names nothing known.
+        NotAvailableError: there is no GPU, no library to drive it, or the library cannot use it, for example because
+            the driver is too old or no memory is free.
+        InputError: the variable names an unknown library.
     """
     if isinstance(gpu := find_gpu(), str):
-        raise NotAvailableError(f"--backend: needs an NVIDIA GPU, but {gpu}; choose a backend of the CPU")
+        raise NotAvailableError(f"--backend: needs an NVIDIA GPU, but {gpu}; choose a CPU backend")
     wanted = os.environ.get(VARIABLE)
     if wanted and wanted not in PACKAGES:
         raise InputError(f"{VARIABLE}: got {wanted!r}, expected {' or '.join(PACKAGES)}")
@@ -35,7 +36,7 @@ def open_device(alone: bool = True) -> Device:
         raise
     except MemoryError:
         raise NotAvailableError(
-            f"--backend: {gpu.name} has no memory left to start with; close what else uses it"
+            f"--backend: {gpu.name} has too little free memory to start; close other programs that use it"
         ) from None
     except (ImportError, OSError, RuntimeError, InputError) as error:
         raise NotAvailableError(
@@ -47,7 +48,7 @@ def _driver(wanted: str | None) -> Driver:
     library = wanted or next(filter(_is_installed, PACKAGES), None)
     if library is None or not _is_installed(library):
         missing = wanted or " or ".join(PACKAGES)
-        raise NotAvailableError(f"--backend: nothing to drive the GPU with: {missing} is missing; {INSTALL}")
+        raise NotAvailableError(f"--backend: no library to drive the GPU: {missing} is missing; {INSTALL}")
     if library == "pycuda":
         from .driver_pycuda import PycudaDriver
 
@@ -58,7 +59,7 @@ def _driver(wanted: str | None) -> Driver:
 
 
 def _compiler(gpu: GpuInfo) -> Callable[[tuple[int, int]], bytes]:
-    """NVRTC, which comes with cuda-python; without that nvcc, which pycuda was built with."""
+    """Return the compiler of the kernels: NVRTC, which comes with cuda-python, else the nvcc pycuda was built with."""
     if not _is_installed("cuda-python"):
         from .driver_pycuda import compile_kernels
 
@@ -68,8 +69,8 @@ def _compiler(gpu: GpuInfo) -> Callable[[tuple[int, int]], bytes]:
     if (made_for := nvrtc.version())[0] > gpu.driver[0]:
         old, new = (".".join(map(str, version)) for version in (gpu.driver, made_for))
         raise NotAvailableError(
-            f"--backend: the driver of {gpu.name} is for CUDA {old}, NVRTC for {new}; update the driver, or install "
-            f"what is made for CUDA {gpu.driver[0]}, as requirements-gpu.txt says"
+            f"--backend: the driver of {gpu.name} supports CUDA {old}, but NVRTC is for CUDA {new}; update the driver, "
+            f"or install the packages for CUDA {gpu.driver[0]} as described in requirements-gpu.txt"
         )
     return nvrtc.compile_kernels
 

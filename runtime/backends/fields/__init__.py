@@ -1,1 +1,1 @@
-"""Field operations, everything between engine calls: on the CPU and on a GPU."""
+"""Field operations, which are everything between engine calls, on the CPU and on a GPU."""

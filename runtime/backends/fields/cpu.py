@@ -1,4 +1,4 @@
-"""Field operations on the host: everything between engine calls, over `kernels_numba`."""
+"""Field operations between engine calls on the CPU, on top of `cpu_kernels`."""
 
 import contextlib
 import math
@@ -20,10 +20,10 @@ from . import cpu_lncc, cpu_smoothing
 class NumbaFields:
     """Field operations on channels-last, contiguous float32 arrays in host memory. A flow is an array (I, J, K, 3).
 
-    What an engine reads or writes, its input buffer and its residual, may have any strides.
+    Arrays that an engine reads or writes, its input buffer and its residual, may have any strides.
 
     Args:
-        threads: CPU threads the kernels use within `threads()`; None: all that numba sees.
+        threads: CPU threads that the kernels use within `threads()`; None: all that numba has.
     """
 
     name = "numba"
@@ -32,103 +32,112 @@ class NumbaFields:
         self._threads = min(threads or numba.config.NUMBA_NUM_THREADS, numba.config.NUMBA_NUM_THREADS)
 
     def threads(self) -> contextlib.AbstractContextManager:
-        """Holds numba, in this Python thread, to the threads asked for; leaves it as it was."""
+        """Limit numba in this Python thread to the requested number of threads; restored on exit."""
         return on_threads(self._threads)
 
     def zero(self, shape: tuple[int, int, int]) -> Array:
-        """The flow that moves nothing, (I, J, K, 3)."""
+        """Return the zero flow (I, J, K, 3)."""
         flow = ARRAYS.empty((*shape, 3))
         flow.fill(0)
         return flow
 
     def fill_fixed(self, buffer: Array, fixed_features: Array) -> None:
-        """Writes fixed features (I, J, K, C) into the second half of an estimator's input (I, J, K, 2C)."""
+        """Write fixed features (I, J, K, C) into the second half of an estimator's input (I, J, K, 2C)."""
         memory, *strides = _flat(buffer)
         kernels.carry(fixed_features, memory, fixed_features.shape[-1] * strides[-1], *strides)
 
     def warp_into(self, buffer: Array, moving_features: Array, flow: Array) -> Array:
-        """Warps features (I, J, K, C) into the first half of `buffer` (I, J, K, 2C) and returns the buffer."""
+        """Warp features (I, J, K, C) into the first half of `buffer` (I, J, K, 2C) and return the buffer."""
         kernels.warp_features(moving_features, flow, *_flat(buffer))
         return buffer
 
     def warp(self, image: Array, flow: Array) -> Array:
-        """``image(x + flow(x))`` of an image (I, J, K), zeros outside."""
+        """Return ``image(x + flow(x))`` for an image (I, J, K), with zeros outside."""
         out = ARRAYS.empty(image.shape)
         kernels.warp_image(image[..., None], flow, out[..., None])
         return out
 
     def compose(self, flow: Array, residual: Array) -> Array:
-        """``flow(x + residual(x)) + residual(x)``."""
+        """Return ``flow(x + residual(x)) + residual(x)``."""
         out = ARRAYS.empty(flow.shape)
         kernels.compose(flow, *_flat(residual), out)
         return out
 
     def upsample(self, flow: Array, scale: int = 2) -> Array:
-        """The same displacement on a grid `scale` times finer, values multiplied by `scale`."""
+        """Return the same displacement on a grid `scale` times finer, with values multiplied by `scale`."""
         out = ARRAYS.empty((*(scale * size for size in flow.shape[:3]), 3))
         kernels.upsample(flow, out)
         return out
 
     def folded_share(self, flow: Array) -> float:
-        """Share of voxels whose Jacobian determinant is <= 0, in [0, 1]."""
+        """Return the fraction of voxels whose Jacobian determinant is <= 0."""
         counts = np.empty(len(flow), np.int64)
         kernels.folded_counts(flow, counts)
         return float(counts.sum() / math.prod(flow.shape[:3]))
 
     def extremes(self, image: Array) -> tuple[float, float]:
-        """Smallest and largest number of an array, NaN if any is NaN or Inf."""
+        """Return the minimum and maximum of an array; both NaN if any element is NaN or Inf."""
         low, high = float(image.min()), float(image.max())
         return (low, high) if math.isfinite(low) and math.isfinite(high) else (math.nan, math.nan)
 
     def scorer(self, fixed: Array, similarity: str, count: float | None = None) -> "Scorer":
-        """Similarity of warped moving images with one fixed image, whose own sums are taken once.
+        """Return a scorer of warped moving images against a fixed image, whose own sums are computed once.
 
-        `count`: of the voxels that count, where both images are 0 at the others; None: all do.
+        Args:
+            fixed: image (I, J, K).
+            similarity: name of the similarity.
+            count: number of voxels to average over, if both images are 0 at all others; None: all voxels. Local
+                correlation always averages over all voxels.
         """
         return Scorer(fixed, similarity, count)
 
     def without(self, image: Array, hole: Array) -> Array:
-        """An image that is 0 where `hole` is above 0; both (I, J, K)."""
+        """Return the image with 0 wherever `hole` is above 0; both (I, J, K)."""
         return np.where(hole > 0, np.float32(0), image)
 
     def total(self, image: Array) -> float:
-        """Sum of an image's voxels."""
+        """Return the sum of an image's voxels."""
         return float(image.sum(dtype=np.float64))
 
     def halve(self, image: Array) -> Array:
-        """An image (I, J, K) of even sizes on the next coarser level's grid: means of 2x2x2 voxels."""
+        """Return an image (I, J, K) of even sizes on the next coarser level's grid: means of 2x2x2 voxels."""
         out = ARRAYS.empty(tuple(size // 2 for size in image.shape))
         cpu_smoothing.halve(image, out)
         return out
 
     def smoother(self, fixed: Array, sigma: float) -> "Smoother":
-        """Smooths residuals on the grid of `fixed` where that has no edges; what depends on it alone is made once."""
+        """Return a smoother of residuals where `fixed`, on their grid, has no edges; shares work between residuals."""
         return Smoother(fixed, sigma)
 
     def close(self) -> None:
-        """There is nothing to let go of."""
+        """Do nothing: there is nothing to release."""
 
     def to_device(self, array: Array) -> Array:
-        """Contiguous float32 that may be written to (numba compiles again for what may not); the host is the device."""
+        """Return an array as contiguous, writable float32 (numba would compile again for read-only arrays)."""
         return np.require(array, np.float32, ["C", "W"])
 
     def to_host(self, array: Array) -> Array:
-        """An array as everything outside the loop knows it: an image (I, J, K), a flow (3, I, J, K). A view."""
+        """Return a view in the layout used outside the loop: an image (I, J, K) or a flow (3, I, J, K)."""
         return np.moveaxis(array, -1, 0) if array.ndim == 4 else array
 
 
 def _flat(array: Array) -> tuple:
-    """An array's memory as one contiguous vector, and its strides counted in numbers: one compiled form for all."""
+    """Return an array's memory as one contiguous vector, and its strides in elements: one compiled form for all."""
     strides = [stride // array.itemsize for stride in array.strides]
     reach = 1 + sum((size - 1) * stride for size, stride in zip(array.shape, strides, strict=True))
     return np.lib.stride_tricks.as_strided(array, (reach,), (array.itemsize,)), *strides
 
 
 class Scorer:
-    """Similarity at image size between a fixed image (I, J, K) and a moving image warped by a flow of any level.
+    """The similarity at image size between a fixed image (I, J, K) and a moving image warped by a flow of any level.
+
+    Args:
+        fixed: the image.
+        similarity: name of the similarity.
+        count: as for `NumbaFields.scorer`.
 
     Raises:
-        InputError: an unknown similarity.
+        InputError: the similarity is unknown.
     """
 
     def __init__(self, fixed: Array, similarity: str, count: float | None = None) -> None:
@@ -140,7 +149,10 @@ class Scorer:
         self._sum_ff = float(np.square(fixed, dtype=np.float64).sum())
 
     def __call__(self, moving: Array, flow: Array) -> float:
-        """Similarity for a flow (i, j, k, 3) on the image's grid or one coarser by a whole factor; NaN if undefined."""
+        """Return the similarity for a flow (i, j, k, 3) on the image's grid or a whole factor coarser.
+
+        It is NaN where it is undefined.
+        """
         moving = moving[..., None]
         if self._similarity == "lncc":
             return self._lncc(moving, flow)
@@ -158,11 +170,11 @@ class Scorer:
 
 
 class Smoother:
-    """Smooths residual flows on a level's grid where the fixed image has no edges.
+    """A filter that smooths residual flows on a level's grid where the fixed image has no edges.
 
     Args:
         fixed: the image (I, J, K) on that grid.
-        sigma: voxels, above 0.
+        sigma: standard deviation of the Gaussian in voxels, above 0.
     """
 
     def __init__(self, fixed: Array, sigma: float) -> None:
@@ -171,7 +183,7 @@ class Smoother:
         self._around = smooth(self._trusted, (sigma, sigma, sigma))
 
     def __call__(self, residual: Array) -> Array:
-        """The smoothed residual, (I, J, K, 3), contiguous."""
+        """Return the smoothed residual (I, J, K, 3), contiguous."""
         size_i, size_j, size_k = self._trusted.shape
         slices, out = ARRAYS.empty((size_i, size_j, 3 * size_k)), ARRAYS.empty(residual.shape)
         flat = _flat(residual)

@@ -1,14 +1,13 @@
 """Trilinear interpolation inside one cell of a channels-last array, and its derivatives, in vector instructions.
 
-All channels of a voxel lie side by side, so each of a cell's eight corners is one vector load. Compilers do not find
-that by themselves in a loop over a few channels; these functions spell it out as LLVM instructions, which every
-processor gets translated to what it has. Indices are flat and unsigned, and nothing is checked: the caller makes sure
-that all eight corners lie inside the array (`locate` tells).
+All channels of a voxel are contiguous, so each of a cell's eight corners is one vector load. Compilers do not recognise
+that in a loop over a few channels; these functions write it out as LLVM instructions, which are translated for every
+processor. Indices are flat and unsigned, and nothing is checked: the caller must make sure, with `locate`, that all
+eight corners lie inside the array.
 
 `blend_*`, `slopes_*`, `near_*` and `far_*` take ``(array, start, step_i, step_j, step_k, u, v, w, other, at)``: the
-cell's first corner is array[start], steps are the distances of neighbouring voxels along the axes, u, v, w the
-fractions along them. The number in a name is how many channels from `start`, and from `at` in `other`, are done at
-once.
+cell's first corner is array[start], the steps are the strides along the axes, and u, v, w are the fractions along them.
+The number in a name is the number of channels processed at once, from `start` in the array and from `at` in `other`.
 """
 
 from collections.abc import Callable
@@ -20,11 +19,11 @@ from numba.extending import intrinsic
 
 F = np.float32
 FLOAT, LANE = ir.FloatType(), ir.IntType(32)
-CONTRACT = ("contract",)  # a * b + c as one instruction where there is one; NaN and infinities are kept
+CONTRACT = ("contract",)  # allows fused a * b + c; NaN and infinities are preserved
 
 
 class _Lanes:
-    """Writes instructions on vectors of `width` floats."""
+    """A writer of instructions on vectors of `width` floats."""
 
     def __init__(self, builder: ir.IRBuilder, width: int) -> None:
         self.builder, self.width = builder, width
@@ -42,7 +41,7 @@ class _Lanes:
         self.builder.store(value, self._at(data, index)).align = 4
 
     def spread(self, number):
-        """A number in every lane."""
+        """Return a vector with a number in every lane."""
         one = self.builder.insert_element(ir.Constant(self.type, ir.Undefined), number, LANE(0))
         return self.shuffled(one, [0] * self.width)
 
@@ -66,7 +65,7 @@ class _Lanes:
         return self.plus(low, self.times(fraction, self.minus(high, low)))
 
     def total(self, vector):
-        """Sum over the lanes, halves onto halves."""
+        """Return the sum over the lanes, adding neighbours pairwise."""
         lanes = self.numbers(vector)
         while len(lanes) > 1:
             lanes = [self.plus(*lanes[n : n + 2]) if n + 1 < len(lanes) else lanes[n] for n in range(0, len(lanes), 2)]
@@ -74,7 +73,7 @@ class _Lanes:
 
 
 def _corners(builder, start, steps) -> dict[tuple[int, int, int], object]:
-    """Flat index of each corner of the cell, by its 0 or 1 along the axes."""
+    """Return the flat index of each corner of the cell, by its position 0 or 1 along the axes."""
     places = {(): start}
     for step in steps:
         places = {(*corner, n): builder.add(at, step) if n else at for corner, at in places.items() for n in (0, 1)}
@@ -82,7 +81,7 @@ def _corners(builder, start, steps) -> dict[tuple[int, int, int], object]:
 
 
 def _interpolated(lanes, data, corners, fractions):
-    """What lies at the corners, interpolated along the last axis first."""
+    """Interpolate the values at the corners, along the last axis first."""
     values = {corner: lanes.load(data, index) for corner, index in corners.items()}
     for fraction in reversed(fractions):
         shorter = [corner[:-1] for corner in values if corner[-1] == 0]
@@ -95,7 +94,7 @@ def _data(context, builder, array_type, array):
 
 
 def _cell_function(width: int, returns, write: Callable) -> Callable:
-    """An intrinsic of the common arguments; `write(lanes, array, corners, fractions, other, at)` gives its results."""
+    """Return an intrinsic of the common arguments, emitted by `write(lanes, array, corners, fractions, other, at)`."""
 
     @intrinsic
     def function(typing, array, start, step_i, step_j, step_k, u, v, w, other, at):
@@ -153,18 +152,18 @@ def _add_to(side: int) -> Callable:
 
 
 _THREE = types.UniTuple(types.float32, 3)
-# other[at] = the array's value in the cell.
+# other[at] = the array's interpolated value.
 blend_1, blend_3, blend_8 = (_cell_function(width, types.void, _blend) for width in (1, 3, 8))
-# -> derivatives along the axes of the array's value in the cell, times other[at], summed over the channels.
+# -> derivatives of the interpolated value along the axes, times other[at], summed over the channels.
 slopes_1, slopes_3, slopes_8 = (_cell_function(width, _THREE, _slopes) for width in (1, 3, 8))
-# other[at] is added to the array's four corners nearer along the first axis, or to the farther, each by its weight.
+# other[at], times each corner's weight, is added to the four corners at the near or at the far end of the first axis.
 near_1, near_3, near_8 = (_cell_function(width, types.void, _add_to(0)) for width in (1, 3, 8))
 far_1, far_3, far_8 = (_cell_function(width, types.void, _add_to(1)) for width in (1, 3, 8))
 
 
 @intrinsic
 def sample_1(typing, image, start, step_i, step_j, u, v, w):
-    """The value in a cell of an array with one channel; its neighbours along the last axis are read in one load."""
+    """Return the value in a cell of a one-channel array; neighbours along the last axis are read in one load."""
     index, number = types.uintp, types.float32
 
     def generate(context, builder, signature, arguments):
@@ -179,9 +178,9 @@ def sample_1(typing, image, start, step_i, step_j, u, v, w):
 
 @intrinsic
 def sample_3(typing, flow, start, step_i, step_j, u, v, w):
-    """The three values in a cell of an array with three channels.
+    """Return the three values in a cell of a three-channel array.
 
-    Two neighbours along the last axis are six numbers: loads of the first and of the last four stay inside them.
+    Two neighbours along the last axis are six numbers, read as the first four and the last four to stay inside them.
     """
     index, number = types.uintp, types.float32
 
@@ -202,7 +201,7 @@ def sample_3(typing, flow, start, step_i, step_j, u, v, w):
 
 @intrinsic
 def between_3(typing, row, start, w, out, at):
-    """``out[at:at + 3]`` from the triples row[start:start + 3] and the next; reads and writes one number beyond."""
+    """Write out[at:at + 3] from row[start:start + 3] and the next triple; reads and writes one element beyond each."""
     signature = types.void(row, types.uintp, types.float32, out, types.uintp)
 
     def generate(context, builder, signature, arguments):
@@ -218,10 +217,11 @@ def between_3(typing, row, start, w, out, at):
 
 @njit(error_model="numpy")
 def locate(row, i, j, sizes, places, fractions):
-    """For a row of voxels, where its row of a flow (3 K numbers) sends them: the cell's first voxel and the fractions.
+    """Compute the target cells of a row of voxels from their row of a flow (3 K numbers): first voxels and fractions.
 
-    places (K,) int64: flat index of the voxel, or -1 where a corner of the cell lies outside the image (or nowhere:
-    NaN). fractions (3, K): along the axes. Nothing is looked up here, so that this becomes vector instructions.
+    places (K,) int64, written: flat index of the cell's first voxel, or -1 if a corner lies outside the image or a
+    coordinate is NaN. fractions (3, K), written: position within the cell along each axis. No voxels are read here, so
+    that the loop compiles to vector instructions.
     """
     size_i, size_j, size_k = sizes
     last_i, last_j, last_k = F(size_i - 1), F(size_j - 1), F(size_k - 1)
@@ -237,5 +237,5 @@ def locate(row, i, j, sizes, places, fractions):
 
 @njit(forceinline=True, error_model="numpy")
 def target(row, i, j, k):
-    """Where a row of a flow sends voxel (i, j, k)."""
+    """Return the target position of voxel (i, j, k) under a row of a flow."""
     return F(i) + row[3 * k], F(j) + row[3 * k + 1], F(k) + row[3 * k + 2]

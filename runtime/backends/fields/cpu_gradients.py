@@ -1,8 +1,8 @@
-"""The two gradients of the trilinear warp on a CPU, for training; `kernels_numba.warp_features` is the warp itself.
+"""The two gradients of the trilinear warp on the CPU, for training; `cpu_kernels.warp_features` is the warp itself.
 
-Arrays are float32, channels-last and contiguous: images (I, J, K, C), flows (I, J, K, 3). Every number is made in an
-order that does not depend on where slices begin and end. Registration needs none of this, so that the warm-up leaves
-it alone: it is compiled when it is first used.
+Arrays are float32, channels-last and contiguous: images (I, J, K, C), flows (I, J, K, 3). Every value is computed in an
+order that does not depend on where slices begin and end. Registration needs none of this, so the warm-up skips it: it
+is compiled when it is first used.
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ from . import cpu_cells as cells
 from .cpu_cells import locate, target
 
 F = np.float32
-U = np.uintp  # unsigned indices spare the test for negative ones
+U = np.uintp  # unsigned indices avoid the check for negative ones
 
 _inlined = njit(forceinline=True, error_model="numpy")
 _apart = njit(error_model="numpy")  # kept out of the hot loops
@@ -21,7 +21,7 @@ _apart = njit(error_model="numpy")  # kept out of the hot loops
 
 @_inlined
 def _touches(x, y, z, begin, end, sizes):
-    """Whether any corner of the cell lies inside the image and in its slices `begin` to `end`; NaN does not."""
+    """Return whether any corner of the cell lies inside the image and in slices `begin` to `end`; False for NaN."""
     return (x > begin - 1) & (y > -1) & (z > -1) & (x < end) & (y < sizes[1]) & (z < sizes[2])
 
 
@@ -32,7 +32,7 @@ def _weight(fraction, far):
 
 @_apart
 def _slopes_at_border(image, x, y, z, gradient):
-    """Derivatives along the axes of ``sum_c gradient[c] image(x, y, z, c)``, zeros outside; NaN where the place is."""
+    """Return the derivatives of ``sum_c gradient[c] image(x, y, z, c)`` along the axes: zeros outside, NaN at NaN."""
     sizes = image.shape[:3]
     if not _touches(x, y, z, 0, sizes[0], sizes):
         nothing = F(0) * (x + y + z)
@@ -54,7 +54,7 @@ def _slopes_at_border(image, x, y, z, gradient):
 
 @_apart
 def _scatter_at_border(out, x, y, z, begin, end, gradient):
-    """Adds a voxel's gradient to the corners of its cell that lie inside and in slices `begin` to `end`."""
+    """Add a voxel's gradient to the corners of its cell that lie inside the image and in slices `begin` to `end`."""
     sizes = out.shape[:3]
     if not _touches(x, y, z, begin, end, sizes):
         return
@@ -69,7 +69,7 @@ def _scatter_at_border(out, x, y, z, begin, end, gradient):
 
 @in_slices(over="out")
 def slopes(begin, end, image, flow, gradient, out):
-    """Gradient to the flow: ``out(x) = sum_c gradient(x, c) (slopes of image along the axes)(x + flow(x), c)``."""
+    """Compute the gradient with respect to the flow: ``out(x) = sum_c gradient(x, c) (grad image)(x + flow(x), c)``."""
     _, size_j, size_k, channels = image.shape
     step_i, step_j, step_k = U(size_j * size_k * channels), U(size_k * channels), U(channels)
     places, fractions = np.empty(size_k, np.int64), np.empty((3, size_k), np.float32)
@@ -102,7 +102,7 @@ def slopes(begin, end, image, flow, gradient, out):
 
 @in_slices(over="out")
 def bounds(begin, end, flow, out):
-    """First and last coordinate along the first axis that each slice of a flow points to, out (I, 2); NaN apart."""
+    """Compute the smallest and largest target coordinate along the first axis per slice, ignoring NaN; out (I, 2)."""
     _, size_j, size_k, _ = flow.shape
     for i in range(begin, end):
         low, high = F(np.inf), F(-np.inf)
@@ -115,9 +115,10 @@ def bounds(begin, end, flow, out):
 
 @in_slices(over="out")
 def scatter(begin, end, flow, gradient, reach, out):
-    """Gradient to the image, its slices `begin` to `end`: every voxel's gradient goes to the corners of its cell.
+    """Add slices `begin` to `end` of the gradient with respect to the image to `out` (I, J, K, C).
 
-    Each call looks through all voxels that reach its slices (reach, of `bounds`), in order, and adds to these alone.
+    Every voxel's gradient is added, weighted, to the corners of its target cell. Each call visits, in order, all voxels
+    whose cells may reach its slices (`reach` from `bounds`), and adds to these slices only; no atomics are needed.
     """
     _, size_j, size_k, channels = out.shape
     step_i, step_j, step_k = U(size_j * size_k * channels), U(size_k * channels), U(channels)
@@ -135,6 +136,7 @@ def scatter(begin, end, flow, gradient, reach, out):
                     x, y, z = target(row, i, j, k)
                     _scatter_at_border(out, x, y, z, begin, end, gradient[i, j, k])
                     continue
+                # A cell's near and far corners are in slices of neighbouring i; either may belong to another call.
                 near = begin * slice_size <= place < end * slice_size
                 far = (begin - 1) * slice_size <= place < (end - 1) * slice_size
                 start, at = U(place) * step_k, U((i * size_j + j) * size_k + k) * step_k

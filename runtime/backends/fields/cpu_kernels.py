@@ -1,9 +1,9 @@
-"""Field operations on the CPU, compiled by numba. Definitions: `runtime.geometry.flow` and `.similarity`.
+"""Field operations on the CPU, compiled by numba. Reference: `runtime.geometry.flow`, `runtime.images.similarity`.
 
-Arrays are float32, channels-last and contiguous: images (I, J, K, 1), features (I, J, K, C), flows (I, J, K, 3). What
-an engine reads or writes may lie otherwise; it comes as flat memory and four strides, counted in numbers. Work is
-split over the first axis; every slice writes its own partial sums, which are added in a fixed order, so that results
-do not depend on the number of threads.
+Arrays are float32, channels-last and contiguous: images (I, J, K, 1), features (I, J, K, C), flows (I, J, K, 3). Arrays
+that an engine reads or writes may have another layout; they are passed as flat memory and four strides in elements.
+Work is split over the first axis; every slice writes its own partial sums, which are added in a fixed order, so that
+results do not depend on the number of threads.
 """
 
 import numpy as np
@@ -13,16 +13,17 @@ from ...host.kernels import in_slices
 from .cpu_cells import between_3, blend_1, blend_3, blend_8, locate, sample_1, sample_3, target
 
 F = np.float32
-U = np.uintp  # unsigned indices spare the test for negative ones
+U = np.uintp  # unsigned indices avoid the check for negative ones
 
 _inlined = njit(forceinline=True, error_model="numpy")
-_apart = njit(error_model="numpy")  # seldom needed: kept out of the hot loops
-_summing = njit(error_model="numpy", fastmath={"reassoc", "contract"})  # sums in any, but always the same, order
+_apart = njit(error_model="numpy")  # rarely needed: kept out of the hot loops
+# Sums may be reordered for vector instructions, in the same order in every run.
+_summing = njit(error_model="numpy", fastmath={"reassoc", "contract"})
 
 
 @_apart
 def _at_border(image, x, y, z, c):
-    """Trilinear sample of one channel anywhere, zeros outside the image; NaN for a place that is not finite."""
+    """Return a trilinear sample of one channel at any position: zeros outside, NaN if a coordinate is not finite."""
     size_i, size_j, size_k, _ = image.shape
     if not (x > -1 and y > -1 and z > -1 and x < size_i and y < size_j and z < size_k):
         return F(0) * (x + y + z)
@@ -39,14 +40,14 @@ def _at_border(image, x, y, z, c):
 
 @_inlined
 def _outside(image, row, i, j, k, c):
-    """One channel where voxel (i, j, k) goes, if not all of the cell lies inside the image."""
+    """Sample one channel at the target of voxel (i, j, k), whose cell lies partly or wholly outside the image."""
     x, y, z = target(row, i, j, k)
     return _at_border(image, x, y, z, c)
 
 
 @_inlined
 def _blend(image, start, step_i, step_j, u, v, w, out, at):
-    """All channels of one voxel, eight at a time or a flow's three, side by side into `out`."""
+    """Interpolate all channels of one voxel, eight at a time or a flow's three, to contiguous elements of `out`."""
     channels = U(image.shape[3])
     if channels == U(3):
         blend_3(image, start, step_i, step_j, channels, u, v, w, out, at)
@@ -62,9 +63,9 @@ def _blend(image, start, step_i, step_j, u, v, w, out, at):
 
 @in_slices(over="image")
 def warp_features(begin, end, image, flow, out, out_i, out_j, out_k, out_c):
-    """``out(x) = image(x + flow(x))``; image (I, J, K, C), flow (I, J, K, 3), out of the image's shape, any strides.
+    """Compute ``out(x) = image(x + flow(x))``; image (I, J, K, C), flow (I, J, K, 3), out like image, any strides.
 
-    Rows that do not lie channels-last in `out` are made beside it and then carried over.
+    If `out` is not channels-last, each row is computed in a channels-last buffer and then copied.
     """
     _, size_j, size_k, channels = image.shape
     step_i, step_j = U(size_j * size_k * channels), U(size_k * channels)
@@ -94,7 +95,7 @@ def warp_features(begin, end, image, flow, out, out_i, out_j, out_k, out_c):
 
 @in_slices(over="features")
 def carry(begin, end, features, out, offset, out_i, out_j, out_k, out_c):
-    """Copies features (I, J, K, C) to what lies from `offset` on in `out`."""
+    """Copy features (I, J, K, C) to the array of any strides that begins at out[offset]."""
     _, size_j, size_k, channels = features.shape
     for i in range(begin, end):
         for j in range(size_j):
@@ -111,7 +112,7 @@ def carry(begin, end, features, out, offset, out_i, out_j, out_k, out_c):
 
 @in_slices(over="flow")
 def compose(begin, end, flow, residual, res_i, res_j, res_k, res_c, out):
-    """``out(x) = flow(x + residual(x)) + residual(x)``; flow and out (I, J, K, 3), residual of any strides."""
+    """Compute ``out(x) = flow(x + residual(x)) + residual(x)``; flow and out (I, J, K, 3), residual of any strides."""
     _, size_j, size_k, _ = flow.shape
     step_i, step_j = U(3 * size_j * size_k), U(3 * size_k)
     for i in range(begin, end):
@@ -137,7 +138,7 @@ def compose(begin, end, flow, residual, res_i, res_j, res_k, res_c, out):
 
 @_inlined
 def _fraction(index, old, new):
-    """Where voxel `index` of an axis of `new` voxels lies on one of `old` (align corners): voxel and fraction."""
+    """Map voxel `index` of an axis of `new` voxels to one of `old` voxels (align corners): lower voxel and fraction."""
     position = F(index) * (F(old - 1) / F(max(new - 1, 1)))
     lower = min(int(position), old - 1)
     return lower, position - F(lower)
@@ -145,9 +146,9 @@ def _fraction(index, old, new):
 
 @_inlined
 def _coarse_row(flow, i, j, size_i, size_j, scale, row):
-    """A row of a coarse flow, interpolated along the first two axes at voxel (i, j) of the fine grid, times `scale`.
+    """Interpolate a row of a coarse flow along the first two axes at (i, j) of the fine grid, and multiply by `scale`.
 
-    The last voxel is repeated, and one number more is set: `between_3` reads that far.
+    The last voxel is repeated and one more element is set, because `between_3` reads that far.
     """
     i0, u = _fraction(i, flow.shape[0], size_i)
     j0, v = _fraction(j, flow.shape[1], size_j)
@@ -164,7 +165,7 @@ def _coarse_row(flow, i, j, size_i, size_j, scale, row):
 
 @_inlined
 def _fine_row(flow, i, j, size_i, size_j, size_k, coarse, row):
-    """A row of the flow on a grid finer by a whole factor, values multiplied by it; row has 3 K + 1 numbers."""
+    """Interpolate row (i, j) of a flow on a grid a whole factor finer, times that factor; row has 3 K + 1 elements."""
     _coarse_row(flow, i, j, size_i, size_j, F(size_k // flow.shape[2]), coarse)
     for k in range(size_k):
         lower, w = _fraction(k, flow.shape[2], size_k)
@@ -173,7 +174,7 @@ def _fine_row(flow, i, j, size_i, size_j, size_k, coarse, row):
 
 @in_slices(over="out")
 def upsample(begin, end, flow, out):
-    """A flow (i, j, k, 3) on the finer grid of `out` (s i, s j, s k, 3), values multiplied by s."""
+    """Interpolate a flow (i, j, k, 3) on the finer grid of `out` (s i, s j, s k, 3), with values multiplied by s."""
     size_i, size_j, size_k, _ = out.shape
     for i in range(begin, end):
         coarse, row = np.empty(3 * flow.shape[2] + 4, np.float32), np.empty(3 * size_k + 1, np.float32)
@@ -186,7 +187,7 @@ def upsample(begin, end, flow, out):
 
 @_inlined
 def _flow_row(flow, i, j, size_i, size_j, size_k, coarse, fine):
-    """Row (i, j) of a flow at image size, flat: itself, or made into `fine` from a coarser flow."""
+    """Return row (i, j) of a flow at image size, flat: a view, or interpolated into `fine` from a coarser flow."""
     if flow.shape[2] == size_k:
         return flow[i, j].reshape(3 * size_k)
     _fine_row(flow, i, j, size_i, size_j, size_k, coarse, fine)
@@ -195,14 +196,14 @@ def _flow_row(flow, i, j, size_i, size_j, size_k, coarse, fine):
 
 @_inlined
 def _row_memory(flow, size_k):
-    """What a slice needs to make rows of the flow at image size and to locate them."""
+    """Allocate the buffers in which a slice computes rows of the flow at image size and locates their targets."""
     coarse, fine = np.empty(3 * flow.shape[2] + 4, np.float32), np.empty(3 * size_k + 1, np.float32)
     return coarse, fine, np.empty(size_k, np.int64), np.empty((3, size_k), np.float32)
 
 
 @_apart
 def _warp_row(image, row, i, j, places, fractions, values):
-    """One row of a warped image with one channel into values (K,)."""
+    """Warp one row of a one-channel image into values (K,)."""
     _, size_j, size_k, _ = image.shape
     step_i, step_j = U(size_j * size_k), U(size_k)
     locate(row, i, j, image.shape[:3], places, fractions)
@@ -216,7 +217,7 @@ def _warp_row(image, row, i, j, places, fractions, values):
 
 @_summing
 def _sums(values, fixed):
-    """Sums of m, m^2 and m f of a row."""
+    """Return the sums of m, m^2 and m f over a row, m the warped and f the fixed image."""
     sum_m, sum_mm, sum_mf = 0.0, 0.0, 0.0
     for k in range(len(values)):
         m = np.float64(values[k])
@@ -228,7 +229,7 @@ def _sums(values, fixed):
 
 @in_slices(over="out")
 def warp_image(begin, end, image, flow, out):
-    """``out(x) = image(x + s flow_s(x))``; image and out (I, J, K, 1), flow (I / s, J / s, K / s, 3)."""
+    """Compute ``out(x) = image(x + s flow(x / s))``; image, out (I, J, K, 1), flow (I / s, J / s, K / s, 3)."""
     size_i, size_j, size_k, _ = image.shape
     for i in range(begin, end):
         coarse, fine, places, fractions = _row_memory(flow, size_k)
@@ -239,9 +240,10 @@ def warp_image(begin, end, image, flow, out):
 
 @in_slices(over="partial")
 def similarity_sums(begin, end, fixed, moving, flow, partial):
-    """Sums of m, m^2, m f over the image in one pass: upsample, warp and sum, nothing materialised.
+    """Sum m, m^2 and m f over the image, upsampling and warping on the fly without any array at image size.
 
-    fixed, moving (I, J, K, 1); flow (I / s, J / s, K / s, 3); partial (I, 3) float64, one row a slice.
+    m is the warped moving image and f the fixed one. fixed, moving (I, J, K, 1); flow (I / s, J / s, K / s, 3); partial
+    (I, 3) float64, written, one row per slice.
     """
     size_i, size_j, size_k, _ = fixed.shape
     for i in range(begin, end):
@@ -258,14 +260,14 @@ def similarity_sums(begin, end, fixed, moving, flow, partial):
 
 @_inlined
 def _neighbours(index, size):
-    """Voxels before and after along an axis, themselves at the border, and their distance."""
+    """Return the previous and the next voxel along an axis, or the voxel itself at the border, and their distance."""
     low, high = max(index - 1, 0), min(index + 1, size - 1)
     return low, high, np.float64(max(high - low, 1))
 
 
 @_inlined
 def _difference(low, high, n, m, distance):
-    """Three components' difference quotients between two voxels of two flat rows."""
+    """Return the difference quotients of three components between low[n:n + 3] and high[m:m + 3] of flat rows."""
     return (
         (high[m] - low[n]) / distance,
         (high[m + U(1)] - low[n + U(1)]) / distance,
@@ -275,7 +277,7 @@ def _difference(low, high, n, m, distance):
 
 @in_slices(over="counts")
 def folded_counts(begin, end, flow, counts):
-    """Voxels with a Jacobian determinant of x + flow(x) <= 0, one count a slice; flow (I, J, K, 3), counts (I,)."""
+    """Count voxels with a Jacobian determinant of x + flow(x) <= 0 per slice; flow (I, J, K, 3), counts (I,)."""
     size_i, size_j, size_k, _ = flow.shape
     for i in range(begin, end):
         i0, i1, di = _neighbours(i, size_i)
@@ -288,7 +290,7 @@ def folded_counts(begin, end, flow, counts):
             for k in range(size_k):
                 k0, k1, dk = _neighbours(k, size_k)
                 n = U(3 * k)
-                # Columns of the Jacobian, one an axis; differences as in `numpy.gradient`.
+                # Columns of the Jacobian, one per axis, with differences as in `numpy.gradient`.
                 a, d, g = _difference(below_i, above_i, n, n, di)
                 b, e, h = _difference(below_j, above_j, n, n, dj)
                 c, f, m = _difference(row, row, U(3 * k0), U(3 * k1), dk)

@@ -1,6 +1,6 @@
-"""Local correlation on the CPU, compiled by numba. Definition: `runtime.images.similarity.lncc`.
+"""Local correlation on the CPU, compiled by numba. Reference: `runtime.images.similarity.lncc`.
 
-Window sums run along the axes one after the other, each adding the voxel that enters the window and taking away the one
+Window sums run along one axis after the other, each adding the voxel that enters the window and subtracting the one
 that leaves it. Images are float32, (I, J, K, 1) and contiguous.
 """
 
@@ -9,15 +9,16 @@ from numba import njit
 
 from ...host.kernels import in_slices
 
-_summing = njit(error_model="numpy", fastmath={"reassoc", "contract"})  # sums in any, but always the same, order
+# Sums may be reordered for vector instructions, in the same order in every run.
+_summing = njit(error_model="numpy", fastmath={"reassoc", "contract"})
 
-# Planes of a block, which has one partial sum: independent of the number of threads, so that sums are too.
+# Planes per block. Each block has one partial sum, so that results do not depend on the number of threads.
 BLOCK = 20
 
 
 @_summing
 def _add_plane(fixed, warped, i, sign, columns):
-    """Adds plane i of f, w, f^2, w^2, f w to the sums along the first axis, (J, 5, K), or takes it away."""
+    """Add (sign 1) or subtract (-1) plane i of f, w, f^2, w^2, f w in the sums along the first axis, (J, 5, K)."""
     _, size_j, size_k, _ = fixed.shape
     for j in range(size_j):
         column = columns[j]
@@ -32,9 +33,10 @@ def _add_plane(fixed, warped, i, sign, columns):
 
 @_summing
 def _correlation_of_row(line, radius, epsilon, sums):
-    """Sum of squared correlations of one row.
+    """Return the sum of the squared correlations of one row.
 
-    From its sums over the other two axes, (5, K) between radius + 1 zeros and radius zeros; sums (5, K) is for work.
+    line: its sums over the other two axes, (5, K) padded with radius + 1 zeros before and radius zeros after. sums:
+    (5, K), scratch memory.
     """
     s0, s1, s2, s3, s4 = 0.0, 0.0, 0.0, 0.0, 0.0
     for k in range(2 * radius + 1):
@@ -58,7 +60,7 @@ def _correlation_of_row(line, radius, epsilon, sums):
 
 @_summing
 def _correlation_of_plane(columns, radius, epsilon, line, sums):
-    """Sum of squared correlations of one plane, from the sums along the first axis (J, 5, K)."""
+    """Return the sum of the squared correlations of one plane, from the sums along the first axis (J, 5, K)."""
     size_j, _, size_k = columns.shape
     line[:] = 0.0
     result = 0.0
@@ -80,7 +82,7 @@ def _correlation_of_plane(columns, radius, epsilon, line, sums):
 
 @in_slices(over="partial")
 def lncc_sums(begin, end, fixed, warped, radius, epsilon, partial):
-    """Sum over voxels of the squared local correlation, one partial sum per block of BLOCK planes."""
+    """Sum the squared local correlation over voxels, one partial sum per block of BLOCK planes."""
     size_i, size_j, size_k, _ = fixed.shape
     for block in range(begin, end):
         first, last = block * BLOCK, min((block + 1) * BLOCK, size_i)

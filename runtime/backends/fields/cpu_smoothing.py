@@ -1,9 +1,9 @@
-"""Smoothing residual flows on the CPU, compiled by numba. Definitions: `runtime.geometry.smoothing`.
+"""Smoothing of residual flows on the CPU, compiled by numba. Reference: `runtime.geometry.smoothing`.
 
-Arrays are float32 and contiguous: images and confidences (I, J, K), flows (I, J, K, 3), their last axes also as one. A
-residual may lie otherwise; it comes as flat memory and four strides, counted in numbers. Work is split over the first
-axis; no slice depends on what another one of the same call writes, so that results do not depend on the number of
-threads.
+Arrays are float32 and contiguous: images and confidences (I, J, K), flows (I, J, K, 3) or, with the last two axes
+merged, (I, J, 3 K). A residual may have another layout; it is passed as flat memory and four strides in elements. Work
+is split over the first axis; no slice depends on what another slice of the same call writes, so that results do not
+depend on the number of threads.
 """
 
 import numpy as np
@@ -13,14 +13,14 @@ from ...geometry.smoothing import EDGE, LEAST
 from ...host.kernels import in_slices
 
 F = np.float32
-U = np.uintp  # unsigned indices spare the test for negative ones
+U = np.uintp  # unsigned indices avoid the check for negative ones
 
 _inlined = njit(forceinline=True, error_model="numpy")
 
 
 @in_slices(over="out")
 def halve(begin, end, image, out):
-    """Means of blocks of 2x2x2 voxels: image (2 I, 2 J, 2 K), out (I, J, K)."""
+    """Compute the means of blocks of 2x2x2 voxels: image (2 I, 2 J, 2 K), out (I, J, K)."""
     _, size_j, size_k = out.shape
     for i in range(begin, end):
         for j in range(size_j):
@@ -34,13 +34,13 @@ def halve(begin, end, image, out):
 
 @_inlined
 def _slope(low, high, before, after):
-    """Difference per voxel between two neighbours, one of which may be the voxel itself."""
+    """Return the difference quotient between two neighbours, one of which may be the voxel itself."""
     return (high - low) / F(max(after - before, 1))
 
 
 @in_slices(over="out")
 def confidences(begin, end, image, out):
-    """``g / (g + EDGE)``, g the squared gradient as `numpy.gradient` has it; image and out (I, J, K)."""
+    """Compute ``g / (g + EDGE)``, g the squared gradient as in `numpy.gradient`; image and out (I, J, K)."""
     size_i, size_j, size_k = image.shape
     for i in range(begin, end):
         i0, i1 = max(i - 1, 0), min(i + 1, size_i - 1)
@@ -57,7 +57,7 @@ def confidences(begin, end, image, out):
 
 @_inlined
 def _trusted_row(residual, first, res_k, res_c, trusted, row):
-    """``c r`` of a row, the voxels' three numbers side by side; residual from `first` on, trusted (K,), row (3 K,)."""
+    """Compute ``c r`` of a row, channels-last; the residual's row begins at `first`, trusted (K,), row (3 K,)."""
     for c in range(3):
         for k in range(len(trusted)):
             row[3 * k + c] = trusted[k] * residual[first + U(c) * U(res_c) + U(k) * U(res_k)]
@@ -65,7 +65,7 @@ def _trusted_row(residual, first, res_k, res_c, trusted, row):
 
 @_inlined
 def _add(weight, row, out):
-    """``out += weight row``, rows of one length."""
+    """Add ``weight row`` to `out`, of the same length."""
     for n in range(len(out)):
         out[n] += weight * row[n]
 
@@ -77,7 +77,7 @@ def _clamped(place, size):
 
 @_inlined
 def _smooth_row(row, weights, longer, out):
-    """Filters a row (3 K,) along K into `out`; `longer` holds it with its first and last voxel repeated."""
+    """Filter a row (3 K,) along K into `out`; `longer` is scratch for the row padded with its first and last voxel."""
     radius, size = len(weights) // 2, len(row)
     for n in range(3 * radius):
         longer[n], longer[3 * radius + size + n] = row[n % 3], row[size - 3 + n % 3]
@@ -89,9 +89,9 @@ def _smooth_row(row, weights, longer, out):
 
 @in_slices(over="out")
 def smooth_slices(begin, end, residual, res_i, res_j, res_k, res_c, trusted, weights, out):
-    """``c r`` filtered along J and K: residual of any strides, trusted (I, J, K), out (I, J, 3 K).
+    """Filter ``c r`` along J and K: residual of any strides, trusted (I, J, K), out (I, J, 3 K).
 
-    1. c r of a row; 2. filtered along K; 3. when all rows of a slice are there, filtered along J.
+    1. compute c r of a row; 2. filter it along K; 3. once all rows of a slice are done, filter them along J.
     """
     _, size_j, size_k = trusted.shape
     radius = len(weights) // 2
@@ -109,9 +109,9 @@ def smooth_slices(begin, end, residual, res_i, res_j, res_k, res_c, trusted, wei
 
 @in_slices(over="out")
 def fill_in(begin, end, residual, res_i, res_j, res_k, res_c, trusted, around, slices, weights, out):
-    """``c r + (1 - c) S(c r) / (S(c) + LEAST)`` from `smooth_slices`, which is filtered along I here.
+    """Compute ``c r + (1 - c) S(c r) / (S(c) + LEAST)`` from the output of `smooth_slices`, filtering it along I.
 
-    residual of any strides; trusted c and around S(c) (I, J, K); slices and out (I, J, 3 K).
+    residual r of any strides; trusted c and around S(c) (I, J, K); slices and out (I, J, 3 K).
     """
     size_i, size_j, size_k = trusted.shape
     radius = len(weights) // 2

@@ -1,7 +1,7 @@
-"""Field operations on a CUDA GPU: everything between engine calls, over `kernels.cu`.
+"""Field operations between engine calls on a CUDA GPU, on top of `kernels.cu`.
 
-All is sent to the device's stream and nothing waits for it, but what gives numbers: `float` of a score, the folded
-share, the extremes, and arrays brought to the host.
+All work is sent to the device's stream. Only operations that return numbers or host arrays wait for it: `float` of a
+score, `total`, the folded fraction, the extremes, and copies to the host.
 """
 
 import contextlib
@@ -21,9 +21,9 @@ from ..cuda.layout import is_wide, layout_of
 from ..cuda.memory import DeviceArray
 
 RUN, SEGMENT = 8, 5 * LNCC_WINDOW - (LNCC_WINDOW - 1)  # as in kernels.cu
-MOST_PARTIALS = 4096  # blocks that write partial sums; they follow from the shape alone, and with them the sums' bits
+MOST_PARTIALS = 4096  # blocks that write partial sums; their number depends only on the shape, so sums are reproducible
 
-# Bytes that must cross the memory bus at least, per voxel of the image: C channels of b bytes, a flow coarser by s.
+# Minimum memory traffic in bytes per voxel of the image, for C channels of b bytes and a flow coarser by a factor s.
 TRAFFIC: dict[str, Callable[[int, int, int], float]] = {
     "warp_into": lambda C, b, s: 2 * C * b + 12,
     "carry": lambda C, b, s: 2 * C * b,
@@ -41,13 +41,13 @@ TRAFFIC: dict[str, Callable[[int, int, int], float]] = {
 
 
 def traffic(verb: str, shape: tuple[int, int, int], channels: int = 1, dtype: Any = np.float32, scale: int = 1) -> int:
-    """Least bytes a verb reads and writes in the device's memory, each voxel once.
+    """Return the minimum number of bytes that an operation reads and writes in device memory, each voxel once.
 
     Args:
-        verb: of `CudaFields`; "score" is a scorer's call, "smooth" a smoother's.
+        verb: a method of `CudaFields`; "score" is the call of a scorer, "smooth" that of a smoother.
         shape: (I, J, K) of the grid that is written, or the image's for scores.
-        channels, dtype: of the features that are warped or carried.
-        scale: the flow is coarser by this ("upsample", "score").
+        channels, dtype: channels and type of the features that are warped or copied.
+        scale: factor by which the flow is coarser ("upsample", "score").
     """
     return round(TRAFFIC[verb](channels, np.dtype(dtype).itemsize, scale) * math.prod(shape))
 
@@ -55,8 +55,8 @@ def traffic(verb: str, shape: tuple[int, int, int], channels: int = 1, dtype: An
 class CudaFields:
     """Field operations on channels-last arrays in a device's memory. A flow is float32 (I, J, K, 3), contiguous.
 
-    Images are float32, features float32 or float16. What an engine reads or writes, its input and its residual, may be
-    channels-last or planar. Call all of it within `threads()`.
+    Images are float32, features float32 or float16. Arrays that an engine reads or writes, its input and its residual,
+    may be channels-last or planar. All methods must be called within `threads()`.
     """
 
     name = "cuda"
@@ -65,24 +65,24 @@ class CudaFields:
         self._device = device
 
     def threads(self) -> contextlib.AbstractContextManager:
-        """Makes the device the calling thread's."""
+        """Make the device current in the calling thread."""
         return self._device.current()
 
     def clock(self) -> Device:
-        """Has ``mark()`` and ``seconds(start, stop)``, in the device's own time."""
+        """Return the object whose ``mark()`` and ``seconds(start, stop)`` measure device time."""
         return self._device
 
     def zero(self, shape: tuple[int, int, int]) -> DeviceArray:
-        """The flow that moves nothing, (I, J, K, 3)."""
+        """Return the zero flow (I, J, K, 3)."""
         return self._device.zeros((*shape, 3))
 
     def fill_fixed(self, buffer: DeviceArray, fixed_features: DeviceArray) -> None:
-        """Writes fixed features (I, J, K, C) into the second half of an estimator's input (I, J, K, 2C)."""
+        """Write fixed features (I, J, K, C) into the second half of an estimator's input (I, J, K, 2C)."""
         channels = fixed_features.shape[-1]
         carry(fixed_features, buffer.channels(channels, 2 * channels))
 
     def warp_into(self, buffer: DeviceArray, moving_features: DeviceArray, flow: DeviceArray) -> DeviceArray:
-        """Warps features (I, J, K, C) into the first half of `buffer` (I, J, K, 2C) and returns the buffer."""
+        """Warp features (I, J, K, C) into the first half of `buffer` (I, J, K, 2C) and return the buffer."""
         channels = moving_features.shape[-1]
         half = buffer.channels(0, channels)
         kernel, width = _kernel("warp_features", moving_features.dtype, is_wide(moving_features))
@@ -92,7 +92,7 @@ class CudaFields:
         return buffer
 
     def warp(self, image: DeviceArray, flow: DeviceArray) -> DeviceArray:
-        """``image(x + s flow(x / s))`` of an image (I, J, K), zeros outside; the flow's grid may be s times coarser."""
+        """Return ``image(x + s flow(x / s))`` for an image (I, J, K), zeros outside; the flow's grid may be coarser."""
         out = self._device.empty(image.shape)
         coarse = () if flow.shape[:3] == image.shape else _sizes(flow)
         kernel = "warp_image_coarse" if coarse else "warp_image"
@@ -100,65 +100,69 @@ class CudaFields:
         return out
 
     def compose(self, flow: DeviceArray, residual: DeviceArray) -> DeviceArray:
-        """``flow(x + residual(x)) + residual(x)``."""
+        """Return ``flow(x + residual(x)) + residual(x)``."""
         out = self._device.empty(flow.shape)
         self._device.launch("compose", flow.size // 3, flow, residual, *layout_of(residual), out, *_sizes(flow))
         return out
 
     def upsample(self, flow: DeviceArray, scale: int = 2) -> DeviceArray:
-        """The same displacement on a grid `scale` times finer, values multiplied by `scale`."""
+        """Return the same displacement on a grid `scale` times finer, with values multiplied by `scale`."""
         shape = tuple(scale * size for size in flow.shape[:3])
         out = self._device.empty((*shape, 3))
         self._device.launch("upsample", _runs(shape), flow, *_sizes(flow), out, *shape)
         return out
 
     def folded_share(self, flow: DeviceArray) -> float:
-        """Share of voxels whose Jacobian determinant is <= 0, in [0, 1]. Waits for it."""
+        """Return the fraction of voxels whose Jacobian determinant is <= 0; waits for the device."""
         voxels = flow.size // 3
         partial = self._partial("folded", voxels, 1, flow, after=_sizes(flow))
         return _read(_finish(partial, self._device.slot()), self._device)[0] / voxels
 
     def extremes(self, image: DeviceArray) -> tuple[float, float]:
-        """Smallest and largest number of a contiguous float32 array, NaN if any is NaN or Inf. Waits for them."""
+        """Return the minimum and maximum of a contiguous float32 array, NaN if any is NaN or Inf; waits for them."""
         partial = self._partial("extremes", image.size, 2, image, np.int64(image.size))
         slot = self._device.slot()
         self._device.launch_blocks("finish_extremes", 1, partial, partial.shape[1], slot)
         below, above = _read(slot, self._device)[:2]
-        return -below, above
+        return -below, above  # the kernel computes maxima only, so the minimum comes as the maximum of -f
 
     def scorer(self, fixed: DeviceArray, similarity: str, count: float | None = None) -> "Scorer":
-        """Similarity of warped moving images with one fixed image, whose own sums are taken once.
+        """Return a scorer of warped moving images against a fixed image, whose own sums are computed once.
 
-        `count`: of the voxels that count, where both images are 0 at the others; None: all do.
+        Args:
+            fixed: image (I, J, K).
+            similarity: name of the similarity.
+            count: number of voxels to average over, if both images are 0 at all others; None: all voxels. Local
+                correlation always averages over all voxels.
         """
         return Scorer(self, fixed, similarity, count)
 
     def without(self, image: DeviceArray, hole: DeviceArray) -> DeviceArray:
-        """An image that is 0 where `hole` is above 0; both (I, J, K)."""
+        """Return the image with 0 wherever `hole` is above 0; both (I, J, K)."""
         out = self._device.empty(image.shape)
         self._device.launch("without", image.size, image, hole, out, np.int64(image.size))
         return out
 
     def total(self, image: DeviceArray) -> float:
-        """Sum of an image's voxels. Waits for it."""
+        """Return the sum of an image's voxels; waits for the device."""
         partial = self._partial("image_sums", image.size, 2, image, np.int64(image.size))
         return _read(_finish(partial, self._device.slot()), self._device)[0]
 
     def halve(self, image: DeviceArray) -> DeviceArray:
-        """An image (I, J, K) of even sizes on the next coarser level's grid: means of 2x2x2 voxels."""
+        """Return an image (I, J, K) of even sizes on the next coarser level's grid: means of 2x2x2 voxels."""
         out = self._device.empty(tuple(size // 2 for size in image.shape))
         self._device.launch("halve", out.size, image, out, *out.shape)
         return out
 
     def smoother(self, fixed: DeviceArray, sigma: float) -> "Smoother":
-        """Smooths residuals on the grid of `fixed` where that has no edges; what depends on it alone is made once."""
+        """Return a smoother of residuals where `fixed`, on their grid, has no edges; shares work between residuals."""
         return Smoother(self._device, fixed, sigma)
 
     def to_device(self, array: Any) -> DeviceArray:
-        """An image as float32 in the device's memory: a host array is copied there, a GPU's array stays where it is.
+        """Return an image as float32 in device memory: a host array is copied, a GPU array is wrapped without a copy.
 
         Raises:
-            InputError: a GPU's array that is not contiguous float32, or of another GPU.
+            InputError: a GPU array is not contiguous float32, or is on another GPU.
         """
         if not on_gpu(array):
             return self._device.upload(np.asarray(array, np.float32))
@@ -171,17 +175,24 @@ class CudaFields:
         return found
 
     def to_host(self, array: DeviceArray) -> Array:
-        """An array as everything outside the loop knows it: an image (I, J, K), a flow (3, I, J, K). Waits for it."""
+        """Copy to the host, in the layout used outside the loop: image (I, J, K), flow (3, I, J, K); waits for it."""
         host = self._device.download(array)
         return np.moveaxis(host, -1, 0) if host.ndim == 4 else host
 
     def close(self) -> None:
-        """Gives the device's memory back; arrays that are still in use give theirs back with them."""
+        """Return the device's memory to the driver; arrays still in use return theirs once they are gone."""
         self._device.close()
 
     def _partial(self, kernel: str, work: int, sums: int, *arguments: Any, after: tuple = ()) -> DeviceArray:
-        """Runs a kernel of so many pieces of work that leaves partial sums (sums, blocks), float64, its last argument
-        but `after`."""
+        """Run a kernel that writes partial sums, and return them as a float64 array (sums, blocks).
+
+        Args:
+            kernel: name of the kernel.
+            work: number of work items, which determines the number of blocks.
+            sums: number of sums.
+            arguments: the kernel's arguments before the partial sums.
+            after: its arguments after them.
+        """
         blocks = min(max(1, -(-work // THREADS)), MOST_PARTIALS)
         partial = self._device.empty((sums, blocks), np.float64)
         self._device.launch_blocks(kernel, blocks, *arguments, partial, *after)
@@ -189,7 +200,7 @@ class CudaFields:
 
 
 def carry(source: DeviceArray, target: DeviceArray) -> None:
-    """Copies features (I, J, K, C) to an array of their shape and dtype; either may be channels-last or planar."""
+    """Copy features (I, J, K, C) to an array of the same shape and dtype; either may be channels-last or planar."""
     kernel, width = _kernel("carry", source.dtype, is_wide(source) or is_wide(target))
     sides = [argument for array in (source, target) for argument in (array, *layout_of(array), int(is_wide(array)))]
     voxels, channels = np.int64(math.prod(source.shape[:3])), source.shape[3]
@@ -197,10 +208,16 @@ def carry(source: DeviceArray, target: DeviceArray) -> None:
 
 
 class Scorer:
-    """Similarity at image size between a fixed image (I, J, K) and a moving image warped by a flow of any level.
+    """The similarity at image size between a fixed image (I, J, K) and a moving image warped by a flow of any level.
+
+    Args:
+        fields: the field operations to use.
+        fixed: the image.
+        similarity: name of the similarity.
+        count: as for `CudaFields.scorer`.
 
     Raises:
-        InputError: an unknown similarity.
+        InputError: the similarity is unknown.
     """
 
     def __init__(self, fields: CudaFields, fixed: DeviceArray, similarity: str, count: float | None = None) -> None:
@@ -214,7 +231,10 @@ class Scorer:
             _finish(partial, self._sums)
 
     def __call__(self, moving: DeviceArray, flow: DeviceArray) -> "Score":
-        """Similarity for a flow (i, j, k, 3) on the image's grid or one coarser by a whole factor; NaN if undefined."""
+        """Return the similarity for a flow (i, j, k, 3) on the image's grid or a whole factor coarser.
+
+        It is NaN where it is undefined.
+        """
         if self._similarity == "lncc":
             return self._lncc(moving, flow)
         shape = self._fixed.shape
@@ -237,12 +257,12 @@ class Scorer:
 
 
 class Smoother:
-    """Smooths residual flows on a level's grid where the fixed image has no edges.
+    """A filter that smooths residual flows on a level's grid where the fixed image has no edges.
 
     Args:
-        device: where it works.
+        device: the device to work on.
         fixed: the image (I, J, K) on that grid.
-        sigma: voxels, above 0.
+        sigma: standard deviation of the Gaussian in voxels, above 0.
     """
 
     def __init__(self, device: Device, fixed: DeviceArray, sigma: float) -> None:
@@ -252,7 +272,7 @@ class Smoother:
         self._around = self._gaussian(self._trusted)
 
     def __call__(self, residual: DeviceArray) -> DeviceArray:
-        """The smoothed residual, (I, J, K, 3), contiguous."""
+        """Return the smoothed residual (I, J, K, 3), contiguous."""
         where, voxels = (residual, *layout_of(residual)), self._trusted.size
         trusted, out = self._device.empty(residual.shape), self._device.empty(residual.shape)
         self._device.launch("trusted_part", voxels, *where, self._trusted, trusted, np.int64(voxels))
@@ -262,7 +282,7 @@ class Smoother:
         return out
 
     def _gaussian(self, array: DeviceArray) -> DeviceArray:
-        """Filtered along the first three axes of (I, J, K, ...), contiguous."""
+        """Filter a contiguous array (I, J, K, ...) along its first three axes."""
         for axis in range(3):
             out, inner = self._device.empty(array.shape), math.prod(array.shape[axis + 1 :])
             line = (array.shape[axis], np.int64(inner), np.int64(array.size))
@@ -272,7 +292,7 @@ class Smoother:
 
 
 class Score:
-    """A similarity on its way from the device; ``float()`` waits for it."""
+    """A similarity that the device may still be computing; ``float()`` waits for it."""
 
     def __init__(self, device: Device, slot: Slot, finish: Callable[..., float]) -> None:
         self._device, self._slot, self._finish, self._mark = device, slot, finish, device.mark()
@@ -282,12 +302,12 @@ class Score:
         if self._value is None:
             self._device.wait(self._mark)
             self._value = self._finish(*map(float, self._slot.values[:5]))
-            self._slot = self._mark = self._finish = None
+            self._slot = self._mark = self._finish = None  # releases the slot for reuse
         return self._value
 
 
 def _finish(partial: DeviceArray, out: Any, known: DeviceArray | None = None) -> Any:
-    """Adds partial sums up into `out`, an array or a slot, with numbers known already behind them; gives `out`."""
+    """Add partial sums up into `out`, an array or a slot, append the numbers `known`, and return `out`."""
     sums, blocks = partial.shape
     others = (known, known.size) if known else (partial, 0)
     partial.device.launch_blocks("finish_sums", 1, partial, blocks, sums, *others, out)
@@ -304,11 +324,11 @@ def _sizes(array: DeviceArray) -> tuple[int, int, int]:
 
 
 def _runs(shape: tuple[int, int, int]) -> int:
-    """Pieces of work of kernels whose threads take RUN voxels along J."""
+    """Return the number of work items of kernels whose threads process RUN voxels along J each."""
     return shape[0] * -(-shape[1] // RUN) * shape[2]
 
 
 def _kernel(name: str, dtype: np.dtype, wide: bool) -> tuple[str, int]:
-    """A kernel's form for arrays of a dtype, and how many channels one of its threads takes."""
+    """Return the name of a kernel's variant for a dtype, and the number of channels that each thread processes."""
     kind, width = ("half", 8) if dtype == np.float16 else ("float", 4)
     return (f"{name}_{kind}{width}", width) if wide else (f"{name}_{kind}", 1)

@@ -1,27 +1,27 @@
-// Field operations between engine calls, on a CUDA GPU. Definitions: runtime/geometry/flow.py, similarity.py and
-// smoothing.py.
+// Field operations between engine calls on a CUDA GPU. Reference: runtime/geometry/flow.py,
+// runtime/images/similarity.py and runtime/geometry/smoothing.py.
 //
-// Arrays. Images (I, J, K), feature maps (I, J, K, C) and flows (I, J, K, 3) are contiguous, a voxel's numbers side by
-// side: voxel (i, j, k) has number v = (i J + j) K + k. What an engine reads or writes may be planar instead: there,
-// channel c of voxel v lies at  v voxel_stride + c channel_stride,  counted in numbers. Features are Half or float,
-// everything else is float. Flows are in voxels of their own grid.
+// Arrays. Images (I, J, K), feature maps (I, J, K, C) and flows (I, J, K, 3) are contiguous with the channels last:
+// voxel (i, j, k) has index v = (i J + j) K + k. Arrays that an engine reads or writes may be planar instead: there,
+// channel c of voxel v is at  v voxel_stride + c channel_stride,  in elements. Features are Half or float, everything
+// else is float. Flows are in voxels of their own grid.
 //
-// Work. Every kernel steps through its items by the number of all threads, so that any number of blocks does all of
-// the work; neighbouring threads take neighbouring k. Blocks have a power of two threads, at most MOST_THREADS.
-// Offsets are 64 bits wide; rows (I J) fit an int. No kernel uses atomics.
+// Work. Every kernel steps through its items with a stride of the total number of threads, so that any number of blocks
+// completes the work; neighbouring threads process neighbouring k. The number of threads per block is a power of two,
+// at most MOST_THREADS. Offsets are 64 bits wide; the number of rows (I J) fits an int. No kernel uses atomics.
 //
-// Numbers. NaN and Inf in a flow become NaN in what is sampled there, and nothing is read out of bounds. A GPU for
-// desktops does 64 float operations in the time of one double, so long sums are pairs of floats (Sum), as exact as
-// double; what is left of a block is one double, and those are added by `finish_sums` in the same order every time.
+// Numerics. NaN and Inf in a flow become NaN in the sampled values, and nothing is read out of bounds. Desktop GPUs
+// execute 64 float operations in the time of one double operation, so long sums are pairs of floats (Sum), as accurate
+// as double. Each block writes one double, and `finish_sums` adds these in the same order every time.
 //
-// Compiled by NVRTC without any header, and by g++ behind tests/backends/host_gpu/cuda_on_host.h.
+// Compiled by NVRTC without any header, and by g++ with tests/backends/host_gpu/cuda_on_host.h included first.
 
 typedef long long Index;
 
 const int MOST_THREADS = 1024;
-const int RUN = 8;                                          // voxels along j that one thread takes in turn
-const int WINDOW = 9, RADIUS = WINDOW / 2;                  // of the local correlation
-const int SEGMENT = 5 * WINDOW - 2 * RADIUS;                // voxels one thread slides its window over
+const int RUN = 8;                                          // voxels along j that one thread processes in turn
+const int WINDOW = 9, RADIUS = WINDOW / 2;                  // window of the local correlation
+const int SEGMENT = 5 * WINDOW - 2 * RADIUS;                // voxels over which one thread slides its window
 const float LARGEST = 3.402823466e38f;
 
 // ---------------------------------------------------------------------------------------------------------- work items
@@ -29,7 +29,7 @@ const float LARGEST = 3.402823466e38f;
 __device__ inline Index first_item() { return (Index)blockIdx.x * blockDim.x + threadIdx.x; }
 __device__ inline Index all_threads() { return (Index)gridDim.x * blockDim.x; }
 
-// n / size; division in 64 bits takes several times as long and is hardly ever needed.
+// n / size; 64-bit division takes several times as long as 32-bit division and is hardly ever needed.
 __device__ inline Index divided(Index n, Index size) {
     return (n | size) >> 32 ? n / size : (Index)((unsigned)n / (unsigned)size);
 }
@@ -93,7 +93,7 @@ __device__ inline void write(float* to, const float (&values)[4]) {
     *(float4*)to = float4{values[0], values[1], values[2], values[3]};
 }
 
-// WIDTH channels from memory or to it: in one 16-byte access where they lie so (`wide`), else one by one.
+// Read or write WIDTH channels: in one 16-byte access if they are contiguous and aligned (`wide`), else one by one.
 template <class Number, int WIDTH>
 __device__ inline void gather(const Number* from, Index stride, int wide, float (&values)[WIDTH]) {
     if (wide) return read(from, values);
@@ -114,7 +114,7 @@ __device__ inline void scatter(Number* to, Index stride, int wide, const float (
     }
 }
 
-// Item n of all (voxel, group of channels): what lies side by side in memory goes to neighbouring threads.
+// Item n of all (voxel, group of channels), ordered so that neighbouring threads access neighbouring memory.
 struct Group { Index voxel; int number; };
 
 __device__ inline Group group_at(Index n, Index voxels, int groups, bool planar) {
@@ -124,8 +124,9 @@ __device__ inline Group group_at(Index n, Index voxels, int groups, bool planar)
 
 // -------------------------------------------------------------------------------------------- trilinear, zeros outside
 
-// Two neighbours along an axis about a coordinate, the first one at `at`, and their weights: 1 less the distance, at
-// least 0. At the border and beyond it, the last two. A coordinate that is NaN or Inf makes a weight NaN.
+// The two neighbours of a coordinate along an axis, the first one at index `at`, and their weights: 1 minus the
+// distance, at least 0. At and beyond the border they are the outermost two voxels. A coordinate of NaN or Inf makes a
+// weight NaN.
 struct Axis { int at; float weight[2]; };
 
 __device__ inline Axis about(float x, int size) {
@@ -134,7 +135,7 @@ __device__ inline Axis about(float x, int size) {
     return {(int)first, {__saturatef(1.0f - fabsf(distance)), __saturatef(second - fabsf(distance - 1.0f)) + 0.0f * x}};
 }
 
-// The cell about a place: add(weight, number of the voxel) for each of its 8 corners.
+// Call add(weight, voxel index) for each of the 8 corners of the cell around a position.
 template <class Add>
 __device__ inline void corners(Grid grid, float x, float y, float z, Add add) {
     const Axis a = about(x, grid.i), b = about(y, grid.j), c = about(z, grid.k);
@@ -158,12 +159,12 @@ __device__ inline float sampled(const float* __restrict__ image, Grid grid, floa
 // ----------------------------------------------------------------------------------------------- features into engines
 
 // out(x, c) = features(x + flow(x), c)
-// features (I, J, K, C), flow (I, J, K, 3), out of the features' shape but any layout: half of an estimator's input.
+// features (I, J, K, C), flow (I, J, K, 3), out of the features' shape in any layout: half of an estimator's input.
 //
-// 1. a thread takes a voxel and WIDTH of its channels, which in `features` are one load
-// 2. reads where the voxel goes
-// 3. adds up the corners of the cell there, in float
-// 4. writes the channels: one store where `wide`, else one by one
+// 1. each thread takes a voxel and WIDTH of its channels, which are one load from `features`
+// 2. reads the voxel's displacement
+// 3. adds up the weighted corners of the target cell, in float
+// 4. writes the channels: one store if `wide`, else one by one
 template <class Number, int WIDTH>
 __device__ inline void warp_features(const Number* __restrict__ features, const float* __restrict__ flow,
                                      Number* __restrict__ out, Grid grid, int channels, Index voxel_stride,
@@ -209,13 +210,13 @@ extern "C" __global__ void warp_features_float(
 }
 
 // target(x, c) = source(x, c)
-// source and target of `voxels` voxels and C channels, each with its own layout: the fixed half of an estimator's
-// input, an engine's planar memory made channels-last.
+// source and target of `voxels` voxels and C channels, each with its own layout. Used to fill the fixed half of an
+// estimator's input and to convert an engine's planar memory to channels-last.
 //
-// 1. a thread takes a voxel and WIDTH of its channels; neighbouring threads take neighbouring voxels where either side
+// 1. each thread takes a voxel and WIDTH of its channels; neighbouring threads take neighbouring voxels if either side
 //    is planar
-// 2. reads them, in one load where `wide_source`
-// 3. writes them, in one store where `wide_target`
+// 2. reads them, in one load if `wide_source`
+// 3. writes them, in one store if `wide_target`
 template <class Number, int WIDTH>
 __device__ inline void carry(const Number* __restrict__ source, Index source_voxel, Index source_channel,
                              int wide_source, Number* __restrict__ target, Index target_voxel, Index target_channel,
@@ -264,11 +265,11 @@ extern "C" __global__ void carry_float(
 // --------------------------------------------------------------------------------------------------------------- flows
 
 // out(x) = flow(x + residual(x)) + residual(x)
-// flow, out (I, J, K, 3); residual of their shape but any layout.
+// flow, out (I, J, K, 3); residual of their shape in any layout.
 //
-// 1. a thread takes a voxel and reads its residual
-// 2. adds up the corners of the flow's cell there, all three components
-// 3. adds the residual and writes
+// 1. each thread takes a voxel and reads its residual
+// 2. adds up the weighted corners of the flow's cell at the target, all three components
+// 3. adds the residual and writes the result
 extern "C" __global__ void compose(
         const float* __restrict__ flow, const float* __restrict__ residual, long long voxel_stride,
         long long channel_stride, float* __restrict__ out, int I, int J, int K) {
@@ -287,8 +288,9 @@ extern "C" __global__ void compose(
     }
 }
 
-// Where voxel `index` of an axis of `fine` voxels lies on one of `coarse`, corners on corners: at
-// index (coarse - 1) / (fine - 1), here a voxel and a number of (fine - 1)ths. In whole numbers, exact; fine < 2^16.
+// The position of voxel `index` of an axis of `fine` voxels on an axis of `coarse` voxels (align corners):
+// index (coarse - 1) / (fine - 1), as a voxel and a rest in units of 1 / (fine - 1). Exact integer arithmetic;
+// fine < 2^16.
 struct Share { int voxel, rest; };
 
 __device__ inline Share share_of(int index, int coarse, int fine) {
@@ -300,14 +302,14 @@ __device__ inline float unit_of(int fine) { return 1.0f / (float)max(fine - 1, 1
 
 __device__ inline float between(float fraction, float low, float high) { return low + fraction * (high - low); }
 
-// The displacements of a run of voxels along j, one after the other, where the flow is coarser than the grid: values
-// between two coarse rows, each interpolated along i and k. The next row is read when the run comes to it.
+// The displacements of a run of voxels along j, one after the other, for a flow coarser than the grid: interpolated
+// between two coarse rows, each of which is interpolated along i and k. A row is read when the run reaches it.
 struct Column {
-    const float *near_i, *far_i;      // the row to be read next, in the two planes about the column
-    int low_k, high_k, step_j;        // offsets of the two voxels in a row; from row to row
-    float along_i, along_k, unit_j;   // fractions; of a voxel of the grid along j
-    int row, rows, rest, steps;       // `below`, of how many; the place between the rows in units, and their distance
-    float below[3], above[3];
+    const float *near_i, *far_i;      // the latest row read, in the coarse planes on either side of the column
+    int low_k, high_k, step_j;        // offsets of the two voxels within a row; stride from row to row
+    float along_i, along_k, unit_j;   // fractions along i and k; length of one unit of `rest`
+    int row, rows, rest, steps;       // index of row `below`; number of rows; position between rows; units per row
+    float below[3], above[3];         // the displacements in the two coarse rows around the current voxel
 
     __device__ inline Column(const float* flow, Grid coarse, Grid fine, int i, int j, int k) {
         const Share at_i = share_of(i, coarse.i, fine.i), at_j = share_of(j, coarse.j, fine.j);
@@ -329,7 +331,7 @@ struct Column {
         }
     }
 
-    // The row above, the last one again behind it.
+    // Read the row above; beyond the last row, read that one again.
     __device__ inline void read_above() {
         if (row + 1 < rows) near_i += step_j, far_i += step_j;
         read_row(above);
@@ -347,8 +349,8 @@ struct Column {
     }
 };
 
-// Every voxel of a grid and its displacement, from a flow on that grid or (COARSE) one coarser by a whole factor:
-// use(voxel, its number, displacement). A thread takes RUN voxels along j.
+// Call use(voxel, voxel index, displacement) for every voxel of a grid, for a flow on that grid or (COARSE) on one that
+// is coarser by a whole factor. Each thread takes RUN voxels along j.
 template <bool COARSE, class Use>
 __device__ inline void displaced(const float* __restrict__ flow, Grid coarse, Grid grid, Use use) {
     const float scale = (float)(grid.k / coarse.k);
@@ -372,7 +374,7 @@ __device__ inline void displaced(const float* __restrict__ flow, Grid coarse, Gr
 // out(x) = s flow(x / s): the same displacement on a grid s times finer
 // flow (i, j, k, 3), out (I, J, K, 3) = (s i, s j, s k, 3).
 //
-// 1. a thread takes RUN voxels along j
+// 1. each thread takes RUN voxels along j
 // 2. interpolates the flow (Column)
 // 3. writes it
 extern "C" __global__ void upsample(
@@ -383,9 +385,9 @@ extern "C" __global__ void upsample(
 }
 
 // out(x) = image(x + s flow(x / s))
-// image, out (I, J, K); flow (i, j, k, 3) on that grid (s = 1) or one coarser by a whole factor s.
+// image, out (I, J, K); flow (i, j, k, 3) on that grid (s = 1) or on one coarser by a whole factor s.
 //
-// 1. a thread takes RUN voxels along j
+// 1. each thread takes RUN voxels along j
 // 2. reads the flow, or interpolates it (Column)
 // 3. samples the image and writes
 extern "C" __global__ void warp_image(
@@ -406,8 +408,8 @@ extern "C" __global__ void warp_image_coarse(
 
 // ------------------------------------------------------------------------------------------------- smoothing residuals
 //
-// c r + (1 - c) S(c r) / (S(c) + least), definition in runtime/geometry/smoothing.py: r a residual flow, c the fixed
-// image's confidence on its grid, S a Gaussian, which `gaussian` gives one axis at a time.
+// c r + (1 - c) S(c r) / (S(c) + least), as in the reference runtime/geometry/smoothing.py: r is a residual flow, c the
+// fixed image's confidence on its grid, and S a Gaussian filter, applied by `gaussian` along one axis at a time.
 
 // out = means of blocks of 2x2x2 voxels
 // image (2 I, 2 J, 2 K), out (I, J, K).
@@ -424,8 +426,8 @@ extern "C" __global__ void halve(const float* __restrict__ image, float* __restr
     }
 }
 
-// out = g / (g + edge), g the squared gradient: difference quotients between a voxel's neighbours (itself at the
-// border), as `numpy.gradient`
+// out = g / (g + edge), g the squared gradient, from difference quotients between a voxel's neighbours (the voxel
+// itself at the border) as in `numpy.gradient`
 // image, out (I, J, K).
 extern "C" __global__ void confidences(
         const float* __restrict__ image, float* __restrict__ out, int I, int J, int K, float edge) {
@@ -446,7 +448,7 @@ extern "C" __global__ void confidences(
 }
 
 // out = c r
-// residual r (I, J, K, 3) of any layout, trusted c (I, J, K), out (I, J, K, 3).
+// residual r (I, J, K, 3) in any layout, trusted c (I, J, K), out (I, J, K, 3).
 extern "C" __global__ void trusted_part(
         const float* __restrict__ residual, long long voxel_stride, long long channel_stride,
         const float* __restrict__ trusted, float* __restrict__ out, long long voxels) {
@@ -456,9 +458,8 @@ extern "C" __global__ void trusted_part(
     }
 }
 
-// out(x) = sum of weights(t) source(x + t) along one axis, places beyond its ends those of its last voxels
-// source, out: `count` numbers, the axis of `size` voxels, `inner` numbers from one of them to the next; weights
-// (2 radius + 1,).
+// out(x) = sum over t of weights(t) source(x + t) along one axis, with the outermost voxels repeated beyond its ends
+// source, out: `count` elements; the axis has `size` voxels at a stride of `inner` elements; weights (2 radius + 1,).
 extern "C" __global__ void gaussian(
         const float* __restrict__ source, const float* __restrict__ weights, int radius, float* __restrict__ out,
         int size, long long inner, long long count) {
@@ -473,7 +474,7 @@ extern "C" __global__ void gaussian(
 }
 
 // out = c r + (1 - c) near / (around + least)
-// residual r (I, J, K, 3) of any layout; trusted c and around S(c) (I, J, K); near S(c r) and out (I, J, K, 3).
+// residual r (I, J, K, 3) in any layout; trusted c and around S(c) (I, J, K); near S(c r) and out (I, J, K, 3).
 extern "C" __global__ void fill_in(
         const float* __restrict__ residual, long long voxel_stride, long long channel_stride,
         const float* __restrict__ trusted, const float* __restrict__ around, const float* __restrict__ near,
@@ -488,22 +489,22 @@ extern "C" __global__ void fill_in(
 
 // ---------------------------------------------------------------------------------------------------------------- sums
 
-// A number as the sum of two floats, good to about 47 bits.
+// A number as the sum of two floats, accurate to about 47 bits.
 struct Sum { float high, low; };
 
 __device__ inline Sum plus(Sum a, Sum b) {
     const float high = a.high + b.high, part = high - a.high;
-    const float lost = (a.high - (high - part)) + (b.high - part) + (a.low + b.low);  // what `high` was rounded by
+    const float lost = (a.high - (high - part)) + (b.high - part) + (a.low + b.low);  // rounding error of `high`
     const float sum = high + lost;
     return {sum, lost - (sum - high)};
 }
 
 __device__ inline Sum product(float a, float b) {
-    const float high = __fmul_rn(a, b);  // never part of another instruction
+    const float high = __fmul_rn(a, b);  // never fused with another operation
     return {high, fmaf(a, b, -high)};
 }
 
-// All threads' values combined in a fixed order, halves upon halves; thread 0 gets the result.
+// Combine the values of all threads of the block in a fixed order, by halving; thread 0 gets the result.
 template <class Value, class Combine>
 __device__ inline Value over_block(Value value, Combine combine) {
     __shared__ Value memory[MOST_THREADS];
@@ -512,7 +513,7 @@ __device__ inline Value over_block(Value value, Combine combine) {
         __syncthreads();
         if (threadIdx.x < half) memory[threadIdx.x] = combine(memory[threadIdx.x], memory[threadIdx.x + half]);
     }
-    __syncthreads();  // the memory serves the next call
+    __syncthreads();  // the next call reuses the memory
     return memory[0];
 }
 
@@ -521,20 +522,20 @@ struct Added {
     __device__ inline Number operator()(Number a, Number b) const { return a + b; }
 };
 
-// A block's sum as place `number` of its partial sums, (sums, blocks) double.
+// Write a block's sum as entry (number, block) of the partial sums, (sums, blocks) double.
 __device__ inline void write_partial(Sum value, int number, double* partial) {
     const Sum sum = over_block(value, plus);
     if (threadIdx.x == 0) partial[(Index)number * gridDim.x + blockIdx.x] = (double)sum.high + (double)sum.low;
 }
 
-// Sums of m, m^2 and m f over the image, m = moving(x + s flow(x / s)), from which the host makes NCC and MSE
-// fixed, moving (I, J, K); flow (i, j, k, 3) on that grid (s = 1) or one coarser by a whole factor s; partial
+// Sums of m, m^2 and m f over the image, m = moving(x + s flow(x / s)), from which the host computes NCC and MSE
+// fixed, moving (I, J, K); flow (i, j, k, 3) on that grid (s = 1) or on one coarser by a whole factor s; partial
 // (3, blocks).
 //
-// 1. a thread takes RUN voxels along j, and as many runs as it takes
+// 1. each thread takes RUN voxels along j, run after run
 // 2. reads the flow, or interpolates it (Column); nothing at image size is written
 // 3. samples the moving image, reads the fixed one, adds to three sums
-// 4. the block adds its threads' sums and writes three doubles; `finish_sums` adds those
+// 4. the block adds its threads' sums and writes three doubles; `finish_sums` adds those of all blocks
 template <bool COARSE>
 __device__ inline void add_similarity(const float* __restrict__ fixed, const float* __restrict__ moving,
                                       const float* __restrict__ flow, Grid coarse, Grid grid, double* partial) {
@@ -558,16 +559,16 @@ extern "C" __global__ void score_sums_coarse(
 }
 
 // out = 0 where hole > 0, else image
-// image, hole and out of `count` numbers.
+// image, hole, out: `count` elements.
 extern "C" __global__ void without(
         const float* __restrict__ image, const float* __restrict__ hole, float* __restrict__ out, long long count) {
     for (Index n = first_item(); n < count; n += all_threads()) out[n] = hole[n] > 0.0f ? 0.0f : image[n];
 }
 
 // Sums of f and f^2
-// image of `count` numbers; partial (2, blocks).
+// image: `count` elements; partial (2, blocks).
 //
-// 1. a thread adds up every so many numbers
+// 1. each thread adds up elements at a stride of the number of threads
 // 2. the block adds its threads' sums
 extern "C" __global__ void image_sums(const float* __restrict__ image, long long count, double* __restrict__ partial) {
     Sum f = {}, ff = {};
@@ -579,11 +580,11 @@ extern "C" __global__ void image_sums(const float* __restrict__ image, long long
 }
 
 // out = the sums of each row of `partial`, then `known`
-// partial (sums, parts), known (knowns,), out (sums + knowns,), on the GPU or in memory the host reads. One block.
+// partial (sums, parts), known (knowns,), out (sums + knowns,) on the GPU or in memory mapped to the host. One block.
 //
-// 1. a thread adds every so many parts of a row, in order
+// 1. each thread adds parts of a row at a stride of the number of threads, in order
 // 2. the block adds its threads' sums
-// 3. numbers known already go behind them, so that all that a score needs travels at once
+// 3. known numbers are appended, so that everything a score needs is transferred at once
 extern "C" __global__ void finish_sums(
         const double* __restrict__ partial, int parts, int sums, const double* __restrict__ known, int knowns,
         double* __restrict__ out) {
@@ -599,17 +600,17 @@ extern "C" __global__ void finish_sums(
 
 // -------------------------------------------------------------------------------------------------- extremes and folds
 
-// The larger of two numbers, NaN where either is.
+// The larger of two numbers, NaN if either is.
 struct Larger {
     template <class Number>
     __device__ inline Number operator()(Number a, Number b) const { return a > b || a != a ? a : b; }
 };
 
-// Largest of -f and of f, NaN where any number is NaN or Inf
-// image of `count` numbers; partial (2, blocks).
+// Maxima of -f and of f, NaN if any element is NaN or Inf
+// image: `count` elements; partial (2, blocks).
 //
-// 1. a thread looks at every so many numbers; f - f is NaN where f is not finite
-// 2. the block compares its threads' two numbers; `finish_extremes` those of the blocks
+// 1. each thread scans elements at a stride of the number of threads; f - f is NaN if f is not finite
+// 2. the block reduces its threads' two maxima; `finish_extremes` reduces those of all blocks
 extern "C" __global__ void extremes(const float* __restrict__ image, long long count, double* __restrict__ partial) {
     const Larger larger;
     float below = -LARGEST, above = -LARGEST;
@@ -621,7 +622,7 @@ extern "C" __global__ void extremes(const float* __restrict__ image, long long c
     if (threadIdx.x == 0) partial[blockIdx.x] = below, partial[gridDim.x + blockIdx.x] = above;
 }
 
-// out = the largest of each row of `partial` (2, parts). One block.
+// out = the maximum of each row of `partial` (2, parts). One block.
 extern "C" __global__ void finish_extremes(const double* __restrict__ partial, int parts, double* __restrict__ out) {
     if (blockIdx.x > 0) return;
     const Larger larger;
@@ -634,8 +635,9 @@ extern "C" __global__ void finish_extremes(const double* __restrict__ partial, i
     }
 }
 
-// Determinant of the Jacobian of x + flow(x): columns are difference quotients between a voxel's neighbours (itself at
-// the border), one an axis, as `numpy.gradient`. `reach`: product of the columns' sizes, a measure of rounding errors.
+// Determinant of the Jacobian of x + flow(x). Its columns, one per axis, are difference quotients between a voxel's
+// neighbours (the voxel itself at the border) as in `numpy.gradient`. `reach`: product of the columns' 1-norms, which
+// bounds the rounding error up to a constant.
 template <class Number>
 __device__ inline Number determinant(const float* __restrict__ flow, const Index (&low)[3], const Index (&high)[3],
                                      const int (&distance)[3], Number* reach) {
@@ -661,9 +663,9 @@ __device__ inline Number determinant(const float* __restrict__ flow, const Index
 // Number of voxels with a Jacobian determinant of x + flow(x) <= 0
 // flow (I, J, K, 3); partial (1, blocks).
 //
-// 1. a thread takes a voxel; its neighbours along the three axes
-// 2. determinant in float; where that is too close to 0 to tell its sign, in double
-// 3. the block adds its threads' counts; `finish_sums` those of the blocks
+// 1. each thread takes a voxel and finds its neighbours along the three axes
+// 2. computes the determinant in float, or in double if it is too close to 0 to be sure of its sign
+// 3. the block adds its threads' counts; `finish_sums` adds those of all blocks
 extern "C" __global__ void folded(const float* __restrict__ flow, double* __restrict__ partial, int I, int J, int K) {
     const Grid grid = {I, J, K};
     int count = 0;
@@ -693,11 +695,11 @@ extern "C" __global__ void folded(const float* __restrict__ flow, double* __rest
 
 // --------------------------------------------------------------------------------------------------- local correlation
 
-// What is known of the samples in a part of a window: the means of f and w, the sums of (f - mean)^2, (w - mean)^2 and
-// (f - mean)(w - mean). Sums of squares about the mean lose nothing to cancellation, so float is enough.
+// Moments of the samples in a part of a window: the means of f and w, and the sums of (f - mean)^2, (w - mean)^2 and
+// (f - mean)(w - mean). Sums of squares about the mean do not suffer from cancellation, so float is accurate enough.
 struct Moments { float f, w, ff, ww, fw; };
 
-// Of WINDOW parts of as many samples each, together.
+// Merge the moments of WINDOW parts of `samples` samples each.
 __device__ inline Moments together(const Moments (&parts)[WINDOW], float samples) {
     Moments all = {}, about_mean = {};
 #pragma unroll
@@ -715,8 +717,9 @@ __device__ inline Moments together(const Moments (&parts)[WINDOW], float samples
     return all;
 }
 
-// Slides a window along an axis of `size` voxels, from `first` to `last` (not included): enter(place) gives the moments
-// of what enters it, zeros outside the image; use(place, moments) is told those of the window about every place.
+// Slide a window along an axis of `size` voxels, from `first` to `last` (exclusive). enter(index) returns the moments
+// of the part that enters the window (zeros outside the image); use(index, moments) receives those of the window around
+// every index.
 template <class Enter, class Use>
 __device__ inline void slide(int first, int last, int size, float samples, Enter enter, Use use) {
     Moments parts[WINDOW] = {};
@@ -724,19 +727,20 @@ __device__ inline void slide(int first, int last, int size, float samples, Enter
 #pragma unroll
         for (int n = 0; n < WINDOW; ++n) {
             const int place = start + n, centre = place - RADIUS;
+            // `parts` is a ring: the part that enters the window replaces the one that leaves it.
             parts[n] = place >= 0 && place < min(size, last + RADIUS) ? enter(place) : Moments{};
             if (centre >= first && centre < last) use(centre, together(parts, samples));
         }
     }
 }
 
-// Moments of fixed and warped image over windows of WINDOW^2 voxels in the plane of j and k
+// Moments of the fixed and the warped image over windows of WINDOW^2 voxels in the plane of j and k
 // fixed, warped (I, J, K); planes (5, I, J, K).
 //
-// 1. a thread takes SEGMENT voxels along j
-// 2. moments of the WINDOW voxels along k about each
-// 3. of WINDOW such lines along j, kept in registers
-// 4. writes five numbers a voxel
+// 1. each thread takes SEGMENT voxels along j
+// 2. computes the moments of the WINDOW voxels along k around each
+// 3. merges those of WINDOW such lines along j, kept in registers
+// 4. writes five numbers per voxel
 extern "C" __global__ void lncc_planes(
         const float* __restrict__ fixed, const float* __restrict__ warped, float* __restrict__ planes, int I, int J,
         int K) {
@@ -766,10 +770,10 @@ extern "C" __global__ void lncc_planes(
 // Sum over voxels of  cross^2 / (var_fixed var_warped + epsilon)  in windows of WINDOW^3 voxels
 // planes (5, I, J, K) from `lncc_planes`; partial (1, blocks).
 //
-// 1. a thread takes SEGMENT voxels along i
-// 2. moments of WINDOW planes along i, kept in registers
-// 3. local correlation, added up
-// 4. the block adds its threads' sums; `finish_sums` those of the blocks
+// 1. each thread takes SEGMENT voxels along i
+// 2. merges the moments of WINDOW planes along i, kept in registers
+// 3. computes the local correlation and adds it up
+// 4. the block adds its threads' sums; `finish_sums` adds those of all blocks
 extern "C" __global__ void lncc_sums(
         const float* __restrict__ planes, float epsilon, double* __restrict__ partial, int I, int J, int K) {
     const Grid segments = {(I + SEGMENT - 1) / SEGMENT, J, K};

@@ -1,1 +1,1 @@
-"""Libraries that run an engine set's networks, one module or folder each."""
+"""Libraries that run an engine set's networks, one module or folder per library."""

@@ -1,4 +1,4 @@
-"""The networks' convolutions, read from an engine set's graphs: every graph is a plain chain of a few operations."""
+"""The networks' convolutions, read from an engine set's graphs, each of which is a plain chain of a few operations."""
 
 import itertools
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ PLAIN = {
     "Conv": {"kernel_shape": [3] * 3, "pads": [1] * 6, "strides": [1] * 3, "dilations": [1] * 3, "group": 1},
     "AveragePool": {"kernel_shape": [2] * 3, "pads": [0] * 6, "strides": [2] * 3, "dilations": [1] * 3, "ceil_mode": 0},
 }
-NEEDED = {"AveragePool": ("kernel_shape", "strides"), "Conv": ("pads",)}  # whose defaults are other values
-DEFAULT_SLOPE = 0.01  # of ONNX's LeakyRelu
+NEEDED = {"AveragePool": ("kernel_shape", "strides"), "Conv": ("pads",)}  # attributes whose defaults have other values
+DEFAULT_SLOPE = 0.01  # default `alpha` of ONNX's LeakyRelu
 
 
 @dataclass(frozen=True)
 class Convolution:
-    """Weights (C', C, 3, 3, 3), bias (C',), and the slope of the LeakyReLU after it (1: none)."""
+    """A convolution: weights (C', C, 3, 3, 3), bias (C',), and the slope of the LeakyReLU after it (1: none)."""
 
     weights: Array
     bias: Array
@@ -29,17 +29,17 @@ class Convolution:
 
 
 def operations(engine_set: EngineSet, engine: str) -> list[str]:
-    """The operations of an engine's graph, in order, as `export` writes them."""
+    """Return the operations of an engine's graph, in the order in which `export` writes them."""
     if engine == EXTRACTOR:
         return ["Conv", "LeakyRelu", *["AveragePool", "Conv", "LeakyRelu"] * (len(LEVELS) - 1)]
     return [*["Conv", "LeakyRelu"] * (engine_set.convolutions - 2), "Conv", "Conv"]
 
 
 def read_chain(engine_set: EngineSet, engine: str) -> list[Convolution]:
-    """The convolutions of an engine, in order.
+    """Return the convolutions of an engine, in order.
 
     Raises:
-        InputError: the graph is anything else than the chain that the manifest's network is exported as.
+        InputError: the graph is not the chain that `export` writes for the manifest's network.
     """
     graph = onnx.load_from_string(engine_set.graph(engine)).graph
     nodes, tensors = list(graph.node), {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
@@ -50,7 +50,8 @@ def read_chain(engine_set: EngineSet, engine: str) -> list[Convolution]:
     if [node.op_type for node in nodes] != expected or not chained or not weighted or not all(map(_plain, nodes)):
         kinds = ", ".join(dict.fromkeys(expected))
         raise InputError(
-            f"--engine-dir: {engine_set.path(engine)} is no chain of {kinds} as exported here; export the set again"
+            f"--engine-dir: {engine_set.path(engine)} is not the chain of {kinds} that `export` writes; export the set "
+            "again"
         )
     found = []
     for node, following in zip(nodes, [*nodes[1:], None], strict=True):
@@ -62,7 +63,7 @@ def read_chain(engine_set: EngineSet, engine: str) -> list[Convolution]:
 
 
 def _plain(node: onnx.NodeProto) -> bool:
-    """Whether a node's attributes are those of the definition."""
+    """Return whether a node's attributes are those of RP-Net's operations."""
     found, wanted = _attributes(node), PLAIN.get(node.op_type, {})
     there = all(name in found for name in NEEDED.get(node.op_type, ()))
     return there and all(found.get(name, value) == value for name, value in wanted.items())

@@ -1,4 +1,4 @@
-"""Engines run by ONNX Runtime on the CPU, and what its CUDA provider shares with them."""
+"""Engines run by ONNX Runtime on the CPU, and the code shared with its CUDA provider."""
 
 import contextlib
 import ctypes
@@ -24,13 +24,13 @@ from ..engine_set import EXTRACTOR, FEATURES, IMAGE, RESIDUAL, EngineSet, estima
 VERSION = onnxruntime.__version__
 CPU = "CPUExecutionProvider"
 OUTPUTS = [features_name(level) for level in sorted(LEVELS)]
-ELEMENTS = {"fp32": np.float32, "fp16": np.float16}  # of feature maps, as the graphs have them
+ELEMENTS = {"fp32": np.float32, "fp16": np.float16}  # type of the graphs' feature maps, by precision
 
 
 class OnnxRuntimeNetworks:
     """Feature extractor and flow estimators as ONNX Runtime sessions, whose own memory is planar (channels first).
 
-    Arrays between the calls are float32 in either precision. fp16 is here to see what it rounds away, not for speed.
+    Arrays between the calls are float32 in either precision. fp16 serves to study its rounding, not for speed.
 
     Args:
         engine_set: a checked set.
@@ -54,46 +54,46 @@ class OnnxRuntimeNetworks:
         self.closed = False
 
     def rest(self) -> None:
-        """ONNX Runtime keeps what its sessions hold."""
+        """Do nothing: ONNX Runtime keeps the memory of its sessions."""
 
     def close(self) -> None:
         self._graphs, self.closed = None, True
 
     def features(self, image: Array) -> dict[int, Array]:
-        """Feature maps (I, J, K, C) by level of an image (I, J, K) in [0, 1], put channels-last once, for the warps."""
+        """Return the feature maps (I, J, K, C) by level of an image (I, J, K) in [0, 1], converted to channels-last."""
         maps = self._graphs.extractor.run(OUTPUTS, {IMAGE: image[None, None]})
         return {level: _channels_last(features[0]) for level, features in zip(sorted(LEVELS), maps, strict=True)}
 
     def estimator_input(self, level: int, shape: Shape) -> Array:
-        """Planar memory, seen channels-last: (I, J, K, 2C)."""
+        """Return an empty (I, J, K, 2C), a channels-last view of planar memory."""
         return np.moveaxis(ARRAYS.empty((2 * self._channels[level], *shape)), 0, -1)
 
     def residual(self, level: int, features: Array) -> Array:
-        """Residual flow, planar memory seen as (I, J, K, 3), from an `estimator_input`."""
+        """Return the residual flow (I, J, K, 3) of an `estimator_input`, a view of planar memory."""
         planar = np.ascontiguousarray(np.moveaxis(features, -1, 0), self._element)
         return np.moveaxis(self._graphs.estimators[level].run([RESIDUAL], {FEATURES: planar[None]})[0][0], 0, -1)
 
 
 def _channels_last(planar: Array) -> Array:
-    """(C, I, J, K) as contiguous float32 (I, J, K, C)."""
+    """Copy (C, I, J, K) to contiguous float32 (I, J, K, C)."""
     out = ARRAYS.empty((*planar.shape[1:], len(planar)))
     np.copyto(out, np.moveaxis(planar, 0, -1))
     return out
 
 
 class RoundedGraph:
-    """An fp16 graph run node by node, so that what one node hands to the next is what the graph says: fp16.
+    """An fp16 graph run node by node, so that the values passed between nodes are rounded to fp16 as the graph says.
 
-    In one session nothing between weights and results would be rounded: ONNX Runtime's CPU provider has no fp16
-    convolution, casts to float32 and back around each, and takes out all casts that meet between two nodes, also
-    those written in the graph and with every optimisation switched off.
+    In a single session nothing between weights and results would be rounded: ONNX Runtime's CPU provider has no fp16
+    convolution, so it casts to float32 and back around each one, and removes all pairs of casts between two nodes, even
+    those written in the graph and with all optimisations disabled.
 
-    What it shows is what rounding each node's result to fp16 does, to the bit but for the order of float32 sums. It
-    does not show sums kept in fp16, if a GPU's library keeps them so, nor that library's own faults.
+    The results show the effect of rounding each node's result to fp16, bit for bit except for the order of float32
+    sums. They do not show the effect of sums kept in fp16, if a GPU library does that, nor such a library's bugs.
 
     Args:
-        graph: ONNX; every node has one input besides weights, and only outputs have more than one reader.
-        options: of the sessions.
+        graph: ONNX graph; every node has one input besides weights, and only outputs are read by more than one node.
+        options: options of the sessions.
     """
 
     def __init__(self, graph: bytes, options: onnxruntime.SessionOptions) -> None:
@@ -118,7 +118,7 @@ class RoundedGraph:
         self.get_inputs = self._nodes[0][-1].get_inputs
 
     def run(self, outputs: Sequence[str], feeds: dict[str, Array]) -> list[Array]:
-        """As a session's."""
+        """Run the graph, with the arguments and results of a session's `run`."""
         values = dict(feeds)
         for taken, given, session in self._nodes:
             (values[given],) = session.run([given], {taken: values[taken]})
@@ -129,22 +129,22 @@ class RoundedGraph:
 
 @dataclass(frozen=True)
 class Graphs:
-    """An engine set's opened graphs: sessions, or what runs as one."""
+    """An engine set's opened graphs, as sessions or objects that run like one."""
 
     extractor: Any
     estimators: dict[int, Any]
 
 
 def open_graphs(engine_set: EngineSet, precision: str, opened: Callable[[bytes, Path], Any]) -> Graphs:
-    """Opens the graphs of one precision and holds them against the manifest: names, and feature channels by level.
+    """Open the graphs of one precision and check their input names and feature channels against the manifest.
 
     Args:
         engine_set: a checked set.
-        precision: of the graphs.
-        opened: opens one, ONNX; its path is for messages.
+        precision: precision of the graphs.
+        opened: function that opens an ONNX graph, given its content and its path (for messages).
 
     Raises:
-        InputError: the set has none of this precision, or not those the manifest describes; and what `opened` raises.
+        InputError: the set has no graphs of this precision, or they differ from the manifest; also errors of `opened`.
     """
     engine_set.require(precision)
 
@@ -164,14 +164,14 @@ def open_graphs(engine_set: EngineSet, precision: str, opened: Callable[[bytes, 
 
 
 def session_options(threads: int | None = None) -> onnxruntime.SessionOptions:
-    """What all our sessions have in common."""
+    """Return the options that all our sessions share."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or 0
     options.log_severity_level = 3
-    # The arena keeps what a call took for the next one: giving it back costs a sixth of the level-1 time in page
-    # faults. A pattern per shape would keep more than that for nothing.
+    # The arena keeps a call's memory for the next one: releasing it costs a sixth of the level-1 time in page faults.
+    # Memory patterns per shape would keep even more memory without any gain.
     options.enable_mem_pattern = False
-    # Threads that spin while they wait for the next call take the cores from the kernels that run meanwhile.
+    # Threads that spin while waiting for the next call would take cores from the kernels that run in between.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options
 
@@ -179,7 +179,7 @@ def session_options(threads: int | None = None) -> onnxruntime.SessionOptions:
 def open_session(
     graph: bytes, options: onnxruntime.SessionOptions, providers: Sequence[Any] = (CPU,)
 ) -> onnxruntime.InferenceSession:
-    """A session of a graph, ONNX. Raises ONNX Runtime's own exceptions, which share no public base class."""
+    """Open a session of an ONNX graph; ONNX Runtime's own exceptions, without public base class, pass through."""
     return onnxruntime.InferenceSession(graph, options, providers=list(providers), enable_fallback=0)
 
 
@@ -196,35 +196,35 @@ def _opened(graph: Callable[[bytes, Any], Any], content: bytes, path: Path, opti
 
 
 def why_no_provider(provider: str) -> str | None:
-    """Why this ONNX Runtime does not have a provider; None where it does.
+    """Return the reason why this ONNX Runtime lacks a provider; None if it has it.
 
-    Loads the libraries it needs from NVIDIA's wheels, where they are installed.
+    Loads the libraries that the provider needs from NVIDIA's wheels if they are installed.
     """
     if provider not in onnxruntime.get_available_providers():
         return f"it is built without {provider}"
     if provider == CPU:
         return None
-    onnxruntime.set_default_logger_severity(4)  # what goes wrong is told in an exception, once
-    with contextlib.redirect_stdout(io.StringIO()):  # which prints what is missing, also what is not needed
+    onnxruntime.set_default_logger_severity(4)  # errors are reported once, as an exception
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints every missing library, even those that are not needed
         onnxruntime.preload_dlls()
     return None
 
 
 def why_left_out(provider: str) -> str:
-    """Why a session was opened without the provider asked for, as far as its library's loading tells.
+    """Return the reason why a session was opened without the requested provider, if loading its library reveals it.
 
-    To be asked after that: the provider's library must not be loaded before ONNX Runtime has made itself known to it.
+    Must be called after the session was opened: ONNX Runtime must be the first to load the provider's library.
     """
     path = Path(onnxruntime.__file__).parent / "capi" / "libonnxruntime_providers_cuda.so"
     try:
         ctypes.CDLL(str(path))
     except OSError as error:
         return first_line(error)
-    return f"{provider} could not be started, it does not say why"
+    return f"{provider} could not be started and gives no reason"
 
 
 def without_waiting() -> onnxruntime.RunOptions:
-    """Options of a run that returns when all is sent to the GPU's stream."""
+    """Return options of a run that returns as soon as all work has been sent to the GPU's stream."""
     options = onnxruntime.RunOptions()
     options.log_severity_level = 4
     options.add_run_config_entry("disable_synchronize_execution_providers", "1")

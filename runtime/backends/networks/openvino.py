@@ -1,4 +1,4 @@
-"""Engines run by OpenVINO on the CPU: static shapes, channels-last memory on both sides, fp32 or bf16 arithmetic."""
+"""Engines run by OpenVINO on the CPU, with static shapes, channels-last inputs and outputs, and fp32 or bf16."""
 
 import contextlib
 import ctypes
@@ -28,24 +28,24 @@ from ..engine_set import ENGINES, EXTRACTOR, RESIDUAL, EngineSet, estimator_name
 
 CHANNELS_FIRST, CHANNELS_LAST = "NCDHW", "NDHWC"
 HINTS = {"fp32": "f32", "bf16": "bf16"}
-# Without these OpenVINO emulates bf16, slower than fp32. The names are LLVM's.
+# Without any of these OpenVINO emulates bf16, which is slower than fp32. The names are LLVM's.
 BF16_INSTRUCTIONS = {"avx512bf16", "amx-bf16", "avxneconvert", "bf16"}
 BLOBS, MOST_BLOBS = "rpnet-openvino", 200
-PRODUCT_SIZE, PRODUCTS = 2048, 4  # of the measured peak
-_ENGINES: weakref.WeakSet["_Engine"] = weakref.WeakSet()  # that are open
-LARGE = 2_000_000  # voxels, from which on an estimator runs on half of them at a time
+PRODUCT_SIZE, PRODUCTS = 2048, 4  # size and number of the matrix products that measure the peak
+_ENGINES: weakref.WeakSet["_Engine"] = weakref.WeakSet()  # all open engines
+LARGE = 2_000_000  # voxels; from this size on, an estimator processes the volume in two halves
 
 
 class OpenVinoNetworks:
     """Feature extractor and flow estimators, compiled for one image size at a time.
 
-    Engines are compiled for the size they are first used at and kept until another size comes. Compiled engines are
-    kept on disk as well (`_compiled`).
+    Engines are compiled for the size at which they are first used and kept until another size comes. Compiled engines
+    are also cached on disk (`_compiled`).
 
     Args:
         engine_set: a checked set.
         threads: CPU threads per engine call; None: OpenVINO's choice.
-        precision: "fp32" or "bf16": of convolutions and what passes between them; inputs and outputs are float32.
+        precision: "fp32" or "bf16", of the convolutions and the values between them; inputs and outputs are float32.
 
     Raises:
         InputError: this processor has no bf16 instructions, or OpenVINO cannot load a graph.
@@ -58,7 +58,7 @@ class OpenVinoNetworks:
 
     def __init__(self, engine_set: EngineSet, threads: int | None = None, precision: str = "fp32") -> None:
         if reason := unsupported(precision):
-            raise InputError(f"--precision: {precision} cannot be had on this computer: {reason}; use fp32")
+            raise InputError(f"--precision: {precision} is not available on this computer: {reason}; use fp32")
         self.precision, self.closed = precision, False
         self._engine_set, self._threads, self._channels = engine_set, threads, engine_set.channels
         self._reach = engine_set.convolutions
@@ -67,7 +67,7 @@ class OpenVinoNetworks:
         self._check_channels()
 
     def _check_channels(self) -> None:
-        """The estimators are those the manifest describes."""
+        """Check the estimators' channels against the manifest."""
         taken = {}
         for level in LEVELS:
             with self._explained(estimator_name(level)):
@@ -80,12 +80,12 @@ class OpenVinoNetworks:
         self.closed = True
 
     def rest(self) -> None:
-        """Lets go of engines and buffers until the next call; compiled engines are on disk."""
+        """Release engines and buffers until the next call; the compiled engines are on disk."""
         self._drop()
 
     @staticmethod
     def measured_peak(precision: str, threads: int) -> float:
-        """GFLOP/s of a large matrix product, the best of a few."""
+        """Return the GFLOP/s of a large matrix product, the best of a few."""
         a = ov.opset13.parameter([PRODUCT_SIZE] * 2, ov.Type.f32)
         b = ov.opset13.constant(np.full((PRODUCT_SIZE, PRODUCT_SIZE), 0.25, np.float32))
         model = ov.Model([ov.opset13.matmul(a, b, False, False)], [a])
@@ -95,12 +95,12 @@ class OpenVinoNetworks:
         return 2e-9 * PRODUCT_SIZE**3 / fastest(request.infer, PRODUCTS)
 
     def _drop(self) -> None:
-        """Lets go of all engines and their memory: another image size comes, or nothing."""
+        """Release all engines and their memory."""
         self._engines: dict[str, _Engine] = {}
         self._residuals: dict[int, Array] = {}
 
     def features(self, image: Array) -> dict[int, Array]:
-        """Feature maps (I, J, K, C) by level of an image (I, J, K) in [0, 1]."""
+        """Return the feature maps (I, J, K, C) by level of an image (I, J, K) in [0, 1]."""
         if image.shape != self._shape:
             self._drop()
             self._shape = image.shape
@@ -108,12 +108,12 @@ class OpenVinoNetworks:
         return {level: maps[features_name(level)][0] for level in sorted(LEVELS)}
 
     def estimator_input(self, level: int, shape: Shape) -> Array:
-        """Contiguous (I, J, K, 2C)."""
+        """Return an empty contiguous (I, J, K, 2C)."""
         return ARRAYS.empty((*shape, 2 * self._channels[level]))
 
     def residual(self, level: int, features: Array) -> Array:
-        """Residual flow (I, J, K, 3) from an `estimator_input`; overwritten by the level's next call."""
-        self._engines.pop(EXTRACTOR, None)  # its memory is worth more than the moment it takes to open again
+        """Return the residual flow (I, J, K, 3) of an `estimator_input`; overwritten by the level's next call."""
+        self._engines.pop(EXTRACTOR, None)  # frees its memory, which is worth the moment it takes to open it again
         size, channels = features.shape[:3], features.shape[3]
         out = self._residuals.get(level)
         if out is None or out.shape[:3] != size:
@@ -125,16 +125,16 @@ class OpenVinoNetworks:
         return out
 
     def _windows(self, size: Shape) -> list[tuple[slice, slice, slice]]:
-        """Planes to compute together, which of those count, and where they belong.
+        """Return the windows to compute: for each, its input planes, the valid planes of its output, and their target.
 
-        Two equal halves of a large volume, each with the planes its border depends on: what passes between the
-        layers, the largest part of all memory, is halved for a twentieth more work.
+        A large volume is split into two equal halves, each extended by the planes that its border depends on: this
+        halves the memory for values between the layers, the largest part of all, for a twentieth more work.
         """
         half, reach = -(-size[0] // 2), self._reach
         if np.prod(size) < LARGE or half <= reach:
             return [(slice(0, size[0]), slice(None), slice(None))]
         low, high = slice(0, half + reach), slice(size[0] - half - reach, size[0])
-        odd = 2 * half - size[0]
+        odd = 2 * half - size[0]  # 1 if the halves overlap by a plane; both must have the same shape
         return [(low, slice(0, half), slice(0, half)), (high, slice(reach + odd, None), slice(half, None))]
 
     def _engine(self, name: str, shape: tuple[int, ...]) -> "_Engine":
@@ -145,7 +145,7 @@ class OpenVinoNetworks:
         return engine
 
     def _compiled(self, name: str, shape: tuple[int, ...]) -> ov.CompiledModel:
-        """The engine for a size, from the cache on disk if it was compiled before under the same conditions."""
+        """Return the engine for a size, from the cache on disk if it was compiled before under the same conditions."""
         properties = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": HINTS[self.precision],
@@ -157,7 +157,7 @@ class OpenVinoNetworks:
 
     @contextlib.contextmanager
     def _explained(self, name: str) -> Iterator[None]:
-        """OpenVINO raises RuntimeError and others without a common base, in many lines."""
+        """Turn OpenVINO's errors, of many lines and without a common base class, into an InputError of one line."""
         try:
             yield
         except NotAvailableError:
@@ -171,14 +171,14 @@ class OpenVinoNetworks:
             ) from None
 
     def _blob(self, name: str, shape: tuple[int, ...]) -> Path:
-        """Its place in the cache: graph, shape, precision, threads, OpenVINO and processor are the key."""
+        """Return the path in the cache, keyed by graph, shape, precision, threads, OpenVINO and processor."""
         facts = self._engine_set.hashes[name], shape, self.precision, self._threads
         key = short_key(*facts, ov.get_version(), processor_name())
         return cache_folder(BLOBS) / BLOBS / f"{name}.{key}.blob"
 
 
 class _Engine:
-    """A compiled model with one request; inputs and outputs share memory with NumPy arrays."""
+    """A compiled model with one inference request, whose inputs and outputs share memory with NumPy arrays."""
 
     def __init__(self, compiled: ov.CompiledModel, shape: tuple[int, ...]) -> None:
         self.shape = shape
@@ -190,10 +190,10 @@ class _Engine:
         self._outputs: list[Array] = []
 
     def run(self, array: Array, reuse: bool = False) -> dict[str, Array]:
-        """Outputs by name. With `reuse` they are overwritten by the next call, else they are the caller's own."""
+        """Return the outputs by name; with `reuse` the next call overwrites them, else they belong to the caller."""
         _require_own_process()
         if self._input is None or self._input.ctypes.data != array.ctypes.data:
-            # A reference is held: the tensor only borrows the array's memory.
+            # Keep a reference: the tensor only borrows the array's memory.
             self._input = np.ascontiguousarray(array, np.float32)
             self._request.set_input_tensor(ov.Tensor(self._input, shared_memory=True))
         if not (reuse and self._outputs):
@@ -208,7 +208,7 @@ class _Engine:
 
 
 def unsupported(precision: str) -> str | None:
-    """Why this computer cannot compute in a precision; None where it can."""
+    """Return the reason why this machine cannot compute in a precision; None if it can."""
     if precision != "bf16":
         return None
     if not BF16_INSTRUCTIONS & processor_features():
@@ -225,7 +225,7 @@ def _core() -> ov.Core:
 
 @functools.cache
 def _only_core() -> tuple[ov.Core, int]:
-    """OpenVINO of this process, and the process's number."""
+    """Return OpenVINO's core of this process, and the process id."""
     core = ov.Core()
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=lambda: _never_let_go_of(core, *_ENGINES))
@@ -233,13 +233,13 @@ def _only_core() -> tuple[ov.Core, int]:
 
 
 def _never_let_go_of(*objects: object) -> None:
-    """In a forked process: what these are made of would wait for threads that stayed behind, as the process ends."""
+    """Keep objects alive in a forked process: destroying them at exit would wait for threads that it does not have."""
     for each in objects:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(each))
 
 
 def _require_own_process() -> None:
-    """Refuses to use what was opened before a fork: OpenVINO's threads stay behind, and it would wait for them."""
+    """Refuse to run in a forked process, where OpenVINO would wait for threads that did not survive the fork."""
     if _only_core()[1] != os.getpid():
         raise NotAvailableError(
             "--backend: openvino was used before this process was forked, which its threads do not survive; start "
@@ -248,7 +248,7 @@ def _require_own_process() -> None:
 
 
 def _sized(graph: bytes, shape: tuple[int, ...]) -> ov.Model:
-    """A graph for one size of input, channels-last outside: with a static size OpenVINO gets that for nothing."""
+    """Return a graph for one input size with channels-last inputs and outputs, which are free at a static size."""
     model = _core().read_model(graph, b"")
     model.reshape({model.input(0).any_name: shape})
     steps = ov.preprocess.PrePostProcessor(model)
@@ -261,16 +261,16 @@ def _sized(graph: bytes, shape: tuple[int, ...]) -> ov.Model:
 
 
 def _kept(path: Path, properties: dict, compile_: Callable[[], ov.CompiledModel]) -> ov.CompiledModel:
-    """The compiled model on disk, or what `compile_` gives, put there. A cache that fails costs time, nothing else."""
-    with contextlib.suppress(Exception):  # absent, damaged, or from a build of OpenVINO that refuses it
+    """Return the compiled model on disk, else the result of `compile_`, saved; a failing cache only costs time."""
+    with contextlib.suppress(Exception):  # absent, damaged, or refused by this build of OpenVINO
         if blob := kept(path):
             compiled = _core().import_model(blob, "CPU", properties)
             with contextlib.suppress(OSError):
-                os.utime(path)
+                os.utime(path)  # the oldest files are removed first
             return compiled
     compiled = compile_()
     with contextlib.suppress(Exception):  # a build that cannot export
-        stream = io.BytesIO()  # without one, versions give bytes or a stream
+        stream = io.BytesIO()  # without it, some versions return bytes and others a stream
         compiled.export_model(stream)
         keep(path, stream.getvalue())
         keep_latest((blob for engine in ENGINES for blob in path.parent.glob(f"{engine}.*.blob")), MOST_BLOBS)

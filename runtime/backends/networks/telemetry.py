@@ -1,26 +1,26 @@
-"""Libraries that would report to their makers what they are used for are imported without the part that does."""
+"""Import of engine libraries without their telemetry."""
 
 import contextlib
 import os
 import sys
 from collections.abc import Iterator
 
-# ONNX Runtime from 1.27 on reads the one or the other, once, and reports natively otherwise.
+# ONNX Runtime from 1.27 on reads either of these, once, and otherwise sends reports from native code.
 OPT_OUT = ("ORT_DISABLE_TELEMETRY", "ORT_TELEMETRY_DISABLED")
 PACKAGES = ("openvino_telemetry",)
 
 
 @contextlib.contextmanager
 def without_telemetry() -> Iterator[None]:
-    """For the import of an engine library.
+    """Disable telemetry while an engine library is imported.
 
-    ONNX Runtime is told so by its variables, which stay set. OpenVINO finds its package for it not installed, and takes
-    a stand-in that does nothing. Otherwise these would look up hosts on the internet, leave an identity in the home
-    folder, and OpenVINO would fail for users who have none.
+    ONNX Runtime reads environment variables, which stay set. OpenVINO finds its telemetry package missing and uses a
+    stub that does nothing. Otherwise these libraries would look up hosts on the internet and write an identifier to the
+    home folder, and OpenVINO would fail for users without a home folder.
     """
     os.environ.update(dict.fromkeys(OPT_OUT, "1"))
     hidden = {name: sys.modules.get(name) for name in PACKAGES}
-    sys.modules.update(dict.fromkeys(PACKAGES))
+    sys.modules.update(dict.fromkeys(PACKAGES))  # None makes an import raise ModuleNotFoundError
     try:
         yield
     finally:

@@ -33,7 +33,7 @@ REAL = os.environ.get("RPNET_TEST_GPU") == "1"
 
 @functools.cache
 def open_host_device():
-    """The device to test on, its context current in this thread for good; skips the test where there is none."""
+    """Return the device to test on, its context current in this thread for good; skip the test if there is none."""
     if not REAL:
         stand_in()
     pytest.importorskip("cuda.bindings.driver", reason="needs cuda-python")
@@ -48,14 +48,14 @@ def open_host_device():
 
 @functools.cache
 def stand_in() -> ctypes.CDLL:
-    """The stand-in for the driver, loaded: whoever asks for libcuda.so.1 afterwards gets it.
+    """Load the stand-in for the driver: whoever loads libcuda.so.1 afterwards gets it.
 
     Its ``host_gpu_*`` functions set how much memory it has, how many devices, and the error every call returns.
     """
     assert not REAL, "this test needs the stand-in"
     compiler = next(filter(None, map(shutil.which, ("g++", "c++", "clang++"))), None)
     if os.name != "posix" or compiler is None:
-        # Where all tests are to be run, a machine that cannot is no reason to pass.
+        # In CI, where all tests must run, a missing compiler is a failure.
         (pytest.fail if os.environ.get("CI") else pytest.skip)("needs Linux and a C++ compiler (apt install g++)")
     library = ctypes.CDLL(str(_built(compiler)))
     library.host_gpu_set_memory.argtypes = [ctypes.c_size_t]
@@ -65,13 +65,13 @@ def stand_in() -> ctypes.CDLL:
 
 
 def seen(patch: pytest.MonkeyPatch) -> None:
-    """Lets the runtime see the GPU to test on; otherwise it goes on seeing what was there when the tests began."""
+    """Let the runtime find the GPU to test on, by replacing the memoised `find_gpu` with the plain one."""
     for module in ("runtime.backends.cuda.open_device", "runtime.backends.registry"):
         patch.setattr(f"{module}.find_gpu", find_gpu.__wrapped__)
 
 
 def _built(compiler: str) -> Path:
-    """Compiled once for these sources."""
+    """Compile the stand-in, once for these sources, and return its path."""
     content = b"".join(path.read_bytes() for path in (*SOURCES, Path(__file__)))
     folder = cache_folder() / "tests" / hashlib.sha256(content + compiler.encode()).hexdigest()[:16]
     library = folder / "libcuda.so.1"
@@ -90,7 +90,7 @@ def _built(compiler: str) -> Path:
 
 
 def kernel_table(source: str) -> str:
-    """``KERNEL(name, barriers)`` of each kernel; barriers: it or a function it calls waits for its block's threads."""
+    """Return ``KERNEL(name, barriers)`` for each kernel; barriers: whether it, or a function it calls, has barriers."""
     bodies = {}
     for found in re.finditer(r"^(?!\s)[^\n;{}/#]*?\b(?P<name>\w+)\s*\([^;{}]*\)\s*\{", source, re.MULTILINE):
         bodies[found["name"]] = source[found.end() : source.find("\n}", found.end())]

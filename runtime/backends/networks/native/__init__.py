@@ -1,1 +1,1 @@
-"""Networks without an engine library: their convolutions compiled for this processor."""
+"""Networks run without an engine library, with convolutions compiled for this processor."""

@@ -1,16 +1,16 @@
 """Chains of 3x3x3 convolutions in one sweep over the volume, with fewer products and without the background.
 
 *Sweep.* At step s (`advance`) layer l computes plane s - 2 (l - 1): all layers work at once, each from the few planes
-the layer before it has just written. Nothing between the layers is ever as large as a volume.
+that the previous layer has just written. No array between the layers is as large as a volume.
 
-*Fewer products.* Rows are computed in pairs by Winograd's F(2, 3) (Lavin and Gray, CVPR 2016) along the second axis: of
-the rows d0..d3 about a pair, d0 - d2, d1 + d2, d2 - d1 and d1 - d3 are convolved in the other two axes, with weights
-combined likewise, to m0..m3; the pair is m0 + m1 + m2 and m1 - m2 - m3. Four products take the place of six.
+*Fewer products.* Rows are computed in pairs by Winograd's F(2, 3) (Lavin and Gray, CVPR 2016) along the second axis:
+from the four rows d0..d3 around a pair, d0 - d2, d1 + d2, d2 - d1 and d1 - d3 are convolved along the other two axes,
+with weights combined accordingly, giving m0..m3; the pair is m0 + m1 + m2 and m1 - m2 - m3. Four products replace six.
 
 *Activity.* Skull-stripped images are zero around the head, and features of zeros are the same everywhere. A voxel whose
-input differs from that background is active; layer l can differ from what it gives for pure background only within l
-voxels of an active one. Everything else is copied from a small chain run on pure background, borders included. Masks
-hold one bit a voxel, a byte for each block of eight in a row.
+input differs from that background is active; the output of layer l can differ from its output for pure background only
+within l voxels of an active voxel. Everything else is copied from a small volume computed from pure background,
+including its borders. Masks hold one bit per voxel, a byte for each block of eight in a row.
 """
 
 import numpy as np
@@ -19,12 +19,12 @@ from numba import njit
 from ....host.kernels import in_slices
 from .llvm import BYTE, EIGHT, ROWS, VOXELS, block_kernel, winograd_rows
 
-U = np.uintp  # unsigned indices spare the test for negative ones
-PRODUCTS = 4  # of Winograd's F(2, 3), for a pair of rows
-LAG = 2  # planes a layer stays behind the one before
-# (channels in, channels out) of the blocks compiled here.
+U = np.uintp  # unsigned indices avoid the check for negative ones
+PRODUCTS = 4  # products of Winograd's F(2, 3) per pair of rows
+LAG = 2  # planes by which a layer lags behind the previous one
+# (channels in, channels out) of the blocks that are compiled.
 KINDS = ((16, 16), (16, 8), (8, 4), (32, 32), (32, 16), (16, 4), (64, 32), (1, 8), (8, 16), (16, 32))
-# Columns of a chain's table: one row for the source, one for each layer.
+# Columns of a chain's table, which has one row for the source and one for each layer.
 KIND, CHANNELS, WEIGHTS, BIAS, RING, QUIET = range(6)
 COLUMNS = 6
 _any_block = block_kernel(KINDS)
@@ -40,7 +40,7 @@ def _block(kind, rows, offset, weights, out):
 
 @_inlined
 def place_like(index, size, like):
-    """The place along an axis of `like` voxels that is as far from the borders, or in the middle, as `index` is."""
+    """Map an index to an axis of `like` voxels: at the same distance from the nearer border, or to the middle."""
     middle = like // 2
     if index < middle:
         return index
@@ -49,7 +49,7 @@ def place_like(index, size, like):
 
 @in_slices(over="source")
 def mark(begin, end, source, background, active):
-    """Which voxels of `source` (I, J, K, C) differ from background (n, n, n, C): (I, J, K/8) bytes."""
+    """Mark in `active` (I, J, K/8) bytes which voxels of `source` (I, J, K, C) differ from background (n, n, n, C)."""
     size_i, size_j, size_k, channels = source.shape
     like = background.shape[0]
     for i in range(begin, end):
@@ -70,7 +70,7 @@ def mark(begin, end, source, background, active):
 
 @in_slices(over="before")
 def spread(begin, end, before, after):
-    """A mask (I, J, K/8), grown by one voxel in every direction."""
+    """Dilate a mask (I, J, K/8) by one voxel in every direction."""
     size_i, size_j, size_b = before.shape
     for i in range(begin, end):
         for j in range(size_j):
@@ -83,19 +83,20 @@ def spread(begin, end, before, after):
                             below |= before[a, c, b - 1]
                         if b + 1 < size_b:
                             above |= before[a, c, b + 1]
+                # Within a byte the neighbours along k are the adjacent bits; across bytes, the outermost ones.
                 after[i, j, b] = (here | (here << 1) | (here >> 1) | (below >> 7) | ((above & 1) << 7)) & 255
 
 
 @_inlined
 def _pair_active(active, i, p, b):
-    """Whether a block of either row of pair p is active; active (I, J, K/8)."""
+    """Return whether block b of either row of pair p is active; active (I, J, K/8)."""
     second = min(2 * p + 1, active.shape[1] - 1)
     return (active[i, 2 * p, b] | active[i, second, b]) != 0
 
 
 @_inlined
 def _needed(active, i, p, b):
-    """Whether a layer that is active where `active` (I, J, K/8) says reads this block of row pair p before it."""
+    """Return whether the next layer, computed where `active` (I, J, K/8) is set, reads block b of row pair p."""
     size_i, size_j, size_b = active.shape
     found = 0
     for a in range(max(i - 1, 0), min(i + 2, size_i)):
@@ -107,7 +108,7 @@ def _needed(active, i, p, b):
 
 @_inlined
 def _row(before, planes, i, j, size_i, size_j, zeros):
-    """Row (i, j) of a volume or ring (P, J, K * C), zeros outside the image."""
+    """Return row (i, j) of a volume or ring (P, J, K * C), zeros outside the image."""
     if 0 <= i < size_i and 0 <= j < size_j:
         return before[i % planes, j]
     return zeros
@@ -115,7 +116,7 @@ def _row(before, planes, i, j, size_i, size_j, zeros):
 
 @_apart
 def _transform(before, planes, size_i, size_j, i, p, begin, end, zeros, moved, length, first):
-    """The rows about pair p in three planes, combined for the four products: into moved (3, 4, length)."""
+    """Combine the rows around pair p in three planes for the four products, into `moved` (3, 4, length)."""
     vectors = (end - begin) // EIGHT
     for a in range(ROWS):
         d0 = _row(before, planes, i + a - 1, 2 * p - 1, size_i, size_j, zeros)[begin:end]
@@ -134,9 +135,9 @@ def _transform(before, planes, size_i, size_j, i, p, begin, end, zeros, moved, l
 
 @_apart
 def _combine(products, bias, slope, pair, at, length):
-    """A block's pair of rows from its four products (4, VOXELS * C), bias and LeakyReLU included.
+    """Compute a block's pair of rows from its four products (4, VOXELS * C), with bias and LeakyReLU.
 
-    pair: flat (2, length), written from `at`.
+    pair: flat (2, length), written from index `at` of each row.
     """
     size = U(bias.size)
     for n in range(size):
@@ -149,7 +150,7 @@ def _combine(products, bias, slope, pair, at, length):
 
 @_apart
 def _copy_quiet(quiet, i, j, shape, b, out, at):
-    """A block of a row, which begins at out[at], from the same place of the background's chain (n, n, n, C)."""
+    """Copy block b of a row, which begins at out[at], from the matching voxels of the background (n, n, n, C)."""
     size_i, size_j, size_k = shape
     like = quiet.shape[0]
     near = quiet[place_like(i, size_i, like), place_like(j, size_j, like)]
@@ -163,10 +164,11 @@ def _copy_quiet(quiet, i, j, shape, b, out, at):
 def _layer_pair(
     before, planes, i, p, shape, active, following, kind, weights, bias, slope, quiet, zeros, moved, products, pair
 ):
-    """One layer's pair of rows: computed where active, copied from the background's where the next layer looks.
+    """Compute a layer's pair of rows where it is active; copy background where the next layer or the output needs it.
 
-    before: the layer's input (P, J, K * C); active: its own mask, following: the next layer's or empty for the last;
-    weights: address; bias (VOXELS * C'); quiet (n, n, n, C'); moved, products: scratch; pair: flat, both rows, written.
+    before: the layer's input (P, J, K * C); active: its own mask; following: the next layer's mask, empty for the last;
+    weights: address; bias (VOXELS * C'); quiet (n, n, n, C'): output for pure background; moved, products: scratch;
+    pair: both rows, flat, written.
     """
     size_i, size_j, size_k = shape
     blocks, channels_out = active.shape[2], quiet.shape[3]
@@ -178,10 +180,10 @@ def _layer_pair(
     rows = np.empty(ROWS, np.int64)
     rows_at, moved_at, products_at = rows.ctypes.data, moved.ctypes.data, products.ctypes.data
     step, step_out = VOXELS * channels, VOXELS * channels_out
-    done = 0  # blocks whose rows are transformed, from the left
+    done = 0  # number of blocks, from the left, whose rows are transformed
     for b in range(blocks):
         if _pair_active(active, i, p, b):
-            if done < min(b + 2, blocks):  # up to the end of this run of active blocks
+            if done < min(b + 2, blocks):  # transform up to the end of this run of active blocks, plus one neighbour
                 begin, until = max(done, b - 1), b + 1
                 while until < blocks and _pair_active(active, i, p, until):
                     until += 1
@@ -203,24 +205,24 @@ def _layer_pair(
 
 
 def steps(planes: int, layers: int) -> int:
-    """How often `advance` is called for a volume of so many planes."""
+    """Return the number of calls of `advance` for a volume with this number of planes."""
     return planes + LAG * (layers - 1)
 
 
 @in_slices(over=lambda step, source, active, table, *_: (table.shape[0] - 1) * ((active.shape[2] + 1) // 2))
 def advance(begin, end, step, source, active, table, slopes, weights, quiet, memory, like, planes, out):
-    """One step of a sweep: each layer's next plane, its pairs of rows being the tasks that are shared out.
+    """Run one step of a sweep: each layer's next plane, with pairs of rows as the tasks shared among threads.
 
     Args:
-        step: from 0 to `steps`, in order.
+        step: step number, from 0 to `steps` (exclusive), in order.
         source: (I, J, K * C), contiguous.
-        active: (L + 1, I, J, ceil(K / 8)) bytes; [0] where the source is not background, [l] the same grown l times.
-        table: (L + 1, COLUMNS) int64: kind, channels, and where in `weights`, `memory` and `quiet` the layer's begin.
-        slopes: (L + 1,) float32, LeakyReLU's; 1 for linear layers.
-        weights: flat float32: by layer (4, 3, 3, C, C') and (VOXELS * C') of bias.
-        quiet: flat float32: by layer (n, n, n, C'), what it gives for pure background; n is `like`.
-        memory: flat float32: by layer a ring (planes, J, K * C').
-        planes: of each ring, 4 or more; with I of them a ring keeps all of its layer.
+        active: (L + 1, I, J, ceil(K / 8)) bytes; [0] where the source is not background, [l] the same dilated l times.
+        table: (L + 1, COLUMNS) int64: kind, channels, and the layer's offsets in `weights`, `memory` and `quiet`.
+        slopes: (L + 1,) float32, slopes of the LeakyReLUs; 1 for linear layers.
+        weights: flat float32, by layer: weights (4, 3, 3, C, C') and bias (VOXELS * C').
+        quiet: flat float32, by layer: output (n, n, n, C') for pure background; n is `like`.
+        memory: flat float32, by layer: a ring (planes, J, K * C').
+        planes: number of planes of each ring, at least 4; with I planes a ring keeps the whole layer.
         out: (I, J, K, C'), C' at most the channels of the last layer.
     """
     size_i, size_j, size_k = out.shape[:3]
@@ -266,7 +268,7 @@ def advance(begin, end, step, source, active, table, slopes, weights, quiet, mem
 
 @in_slices(over="out")
 def pool(begin, end, features, out):
-    """Means of 2x2x2 voxels; features (2I, 2J, 2K, C), out (I, J, K, C)."""
+    """Compute the means of 2x2x2 voxels; features (2I, 2J, 2K, C), out (I, J, K, C)."""
     _, size_j, size_k, channels = out.shape
     for i in range(begin, end):
         for j in range(size_j):
@@ -280,9 +282,9 @@ def pool(begin, end, features, out):
 
 @in_slices(over="rows")
 def repeat_block(begin, end, rows, kind, weights, times):
-    """One block of convolution over and over in every worker: how fast the inner loop is when nothing holds it up.
+    """Repeat one block of convolution in every worker, to measure the speed of the inner loop without memory traffic.
 
-    rows: (workers, 4 (VOXELS + 2) C or more): what a worker reads and, in the last quarter, writes.
+    rows: (workers, at least 4 (VOXELS + 2) C): memory that each worker reads and, in the last quarter, writes.
     """
     for worker in range(begin, end):
         places = np.empty(ROWS, np.int64)

@@ -2,9 +2,9 @@
 
     out[v, o] = sum over rows r, steps s, channels c of  weights[r, s, c, o] * row_r[v + s, c]
 
-for VOXELS voxels v side by side in a row and all output channels o; r runs over three rows, s over the voxel before, at
+for VOXELS adjacent voxels v of a row and all output channels o; r runs over three rows, s over the voxels before, at
 and after v. A vector holds output channels of one voxel; the sums of all voxels stay in registers, and each weight
-vector that is loaded serves all of them.
+vector is loaded once for all of them.
 """
 
 from collections.abc import Sequence
@@ -16,9 +16,9 @@ from numba.extending import intrinsic
 
 from ....host.machine import processor_features
 
-VOXELS = 8  # of a block: one byte of an activity mask
+VOXELS = 8  # voxels per block, one byte of an activity mask
 ROWS, STEPS = 3, 3
-EIGHT, BYTE = 8, 4  # numbers of a vector that any processor has use for; bytes of a number
+EIGHT, BYTE = 8, 4  # elements of a vector that suits any processor; bytes per element
 WIDE = "avx512f" in processor_features()
 
 _FLOAT, _INT = ir.FloatType(), ir.IntType(64)
@@ -26,11 +26,11 @@ _ZERO = ir.Constant(ir.IntType(32), 0)
 
 
 def block_kernel(kinds: Sequence[tuple[int, int]]):
-    """A numba intrinsic ``block(kind, rows, offset, weights, out)``; kinds: (channels_in, channels_out) by number.
+    """Return a numba intrinsic ``block(kind, rows, offset, weights, out)`` for kinds (channels_in, channels_out).
 
-    Its other arguments are addresses (int64) of: ROWS row addresses; weights (ROWS, STEPS, channels_in, channels_out);
-    out (VOXELS, channels_out), overwritten; and `offset`, bytes from each row's address to the neighbour before the
-    first voxel. Channels of a voxel are contiguous.
+    Its arguments are int64. kind: index into `kinds`. rows, weights, out: addresses of ROWS row addresses, of weights
+    (ROWS, STEPS, channels_in, channels_out), and of the output (VOXELS, channels_out), which is overwritten. offset:
+    bytes from each row's address to the neighbour before the first voxel. Channels of a voxel are contiguous.
     """
 
     @intrinsic
@@ -56,8 +56,8 @@ def block_kernel(kinds: Sequence[tuple[int, int]]):
 
 
 def _write_block(builder: ir.IRBuilder, channels_in: int, channels_out: int, rows, offset, weights, out) -> None:
-    """A block for these channels, of as many voxels at once as there are registers for their sums."""
-    at_once = VOXELS if WIDE else min(VOXELS, 64 // channels_out)  # of AVX2's sixteen registers half hold the sums
+    """Emit a block for these channels, with as many voxels at once as there are registers for their sums."""
+    at_once = VOXELS if WIDE else min(VOXELS, 64 // channels_out)  # the sums take half of AVX2's sixteen registers
     for first in range(0, VOXELS, at_once):
         writer = _Block(builder, channels_in, channels_out, min(channels_out, 16), at_once)
         start = builder.add(offset, _INT(BYTE * first * channels_in))
@@ -66,9 +66,9 @@ def _write_block(builder: ir.IRBuilder, channels_in: int, channels_out: int, row
 
 @intrinsic
 def winograd_rows(typing_context, d0, d1, d2, d3, out, stride, count):
-    """``d0 - d2, d1 + d2, d2 - d1, d1 - d3`` of `count` vectors of EIGHT numbers, written `stride` bytes apart.
+    """Compute ``d0 - d2, d1 + d2, d2 - d1, d1 - d3`` for `count` vectors of EIGHT elements, `stride` bytes apart.
 
-    d0..d3, out: addresses (int64).
+    d0..d3, out: addresses (int64). The four results begin at out, out + stride, and so on.
     """
     signature = types.void(*[types.int64] * 7)
 
@@ -95,7 +95,7 @@ def winograd_rows(typing_context, d0, d1, d2, d3, out, stride, count):
 
 
 class _Block:
-    """Writes the instructions of one block: two nested loops (rows, channels) that add, then a store."""
+    """A writer of the instructions of one block: two nested loops (rows, channels) that accumulate, then a store."""
 
     def __init__(self, builder: ir.IRBuilder, channels_in: int, channels_out: int, lanes: int, voxels: int) -> None:
         self.builder, self.channels_in, self.channels_out = builder, channels_in, channels_out
@@ -123,7 +123,7 @@ class _Block:
             self._store(total, out, voxel * self.channels_out + self.vectors[vector])
 
     def _add(self, voxels, taps, channel, sums):
-        """One input channel's share: three weight vectors, each times the same channel of every voxel."""
+        """Add one input channel's contribution: for each step, the weight vectors times the channel of every voxel."""
         builder, sums = self.builder, list(sums)
         source = builder.gep(voxels, [channel])
         taps = builder.gep(taps, [builder.mul(channel, _INT(self.channels_out))])
@@ -138,7 +138,7 @@ class _Block:
         return sums
 
     def _loop(self, name: str, count: int, values, body):
-        """``for n in range(count): values = body(n, values)``, the values kept in registers."""
+        """Emit ``for n in range(count): values = body(n, values)`` with the values kept in registers."""
         builder = self.builder
         before, loop, after = builder.block, *(builder.append_basic_block(f"{name}{part}") for part in ("", "_end"))
         builder.branch(loop)
@@ -157,7 +157,7 @@ class _Block:
         return results
 
     def _spread(self, value):
-        """A vector of one number in every lane."""
+        """Return a vector with a number in every lane."""
         undefined = ir.Constant(self.vector, ir.Undefined)
         single = self.builder.insert_element(undefined, value, _ZERO)
         return self.builder.shuffle_vector(single, undefined, self.first_lane)

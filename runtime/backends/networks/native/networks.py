@@ -1,4 +1,4 @@
-"""Engines run without an engine library: their convolutions compiled for this processor, background left out."""
+"""Engines run without an engine library: convolutions compiled for this processor, with background skipped."""
 
 import itertools
 from dataclasses import dataclass
@@ -17,17 +17,17 @@ from ..graph_weights import Convolution, read_chain
 from . import kernels
 from .llvm import VOXELS
 
-PLANES = 4  # of a ring: while one is written, the next layer reads the three before it
-PEAK_BLOCKS, PEAK_RUNS = 20_000, 5  # of the measured peak
-LINE = 16  # floats of a cache line
-# Weights of the four products of Winograd's F(2, 3), from the three along the axis.
+PLANES = 4  # planes per ring: while one is written, the next layer reads the three before it
+PEAK_BLOCKS, PEAK_RUNS = 20_000, 5  # blocks per run and runs that measure the peak
+LINE = 16  # floats per cache line
+# Maps the three weights along an axis to those of the four products of Winograd's F(2, 3).
 COMBINED = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
-AS_MANY = {3: 4}  # channels that are padded to what a vector holds
+AS_MANY = {3: 4}  # numbers of channels that are padded to fill a vector
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A convolution: weights (3, 3, 3, C, C'), bias (C',), slope of the LeakyReLU after it (1: none)."""
+    """A convolution: weights (3, 3, 3, C, C'), bias (C',), and the slope of the LeakyReLU after it (1: none)."""
 
     weights: Array
     bias: Array
@@ -39,11 +39,11 @@ class NativeNetworks:
 
     Args:
         engine_set: a checked set.
-        threads: not used: the kernels take the threads of the field operations beside them.
+        threads: not used: the kernels run on the threads of the field operations beside them.
         precision: "fp32".
 
     Raises:
-        InputError: a graph is not one of RP-Net with 8 channels at level 1.
+        InputError: a graph is not that of an RP-Net with 8 channels at level 1.
     """
 
     library = "numba"
@@ -69,47 +69,47 @@ class NativeNetworks:
         }
 
     def rest(self) -> None:
-        """Nothing large is held between calls but what the next one of the same size needs."""
+        """Do nothing: between calls only memory for the next one of the same size is kept."""
 
     def close(self) -> None:
         self._extractors, self._estimators, self.closed = {}, {}, True
 
     def features(self, image: Array) -> dict[int, Array]:
-        """Feature maps (I, J, K, C) by level of an image (I, J, K) in [0, 1]."""
+        """Return the feature maps (I, J, K, C) by level of an image (I, J, K) in [0, 1]."""
         found = {}
         for level, chain in self._extractors.items():
             found[level] = chain(image[..., None] if level == 1 else _pooled(found[level - 1]))
         return found
 
     def estimator_input(self, level: int, shape: Shape) -> Array:
-        """Contiguous (I, J, K, 2C)."""
+        """Return an empty contiguous (I, J, K, 2C)."""
         return ARRAYS.empty((*shape, 2 * self._channels[level]))
 
     def residual(self, level: int, features: Array) -> Array:
-        """Residual flow (I, J, K, 3) from an `estimator_input`; overwritten by the level's next call."""
+        """Return the residual flow (I, J, K, 3) of an `estimator_input`; overwritten by the level's next call."""
         return self._estimators[level](features, reuse=True)
 
     @staticmethod
     def measured_peak(precision: str, threads: int) -> float:
-        """GFLOP/s of the convolutions' inner loop on data that stay in the cache, the best of a few; fp32."""
+        """Return the fp32 GFLOP/s of the convolutions' inner loop on data that stay in the cache, the best of a few."""
         channels = 32
         kind = kernels.KINDS.index((channels, channels))
         weights = _aligned(9 * channels * channels)
-        rows = _aligned(threads * 2 * SMALL).reshape(threads, -1)  # large enough to be shared out
+        rows = _aligned(threads * 2 * SMALL).reshape(threads, -1)  # large enough to be split among threads
         flop = 2 * weights.size * VOXELS * PEAK_BLOCKS * threads
         return 1e-9 * flop / fastest(lambda: kernels.repeat_block(rows, kind, weights, PEAK_BLOCKS), PEAK_RUNS)
 
 
 class Chain:
-    """Convolutions one after the other on a volume (I, J, K, C), channels-last.
+    """A chain of convolutions on a volume (I, J, K, C), channels-last.
 
     Args:
-        layers: in order.
-        background: (n, n, n, C), n odd: the input where there is nothing, as it looks up to (n - 1) / 2 voxels from the
-            borders and, in the middle, everywhere else.
+        layers: the layers in order.
+        background: (n, n, n, C), n odd: the input for an empty image. Its outer (n - 1) / 2 voxels hold the values near
+            the borders, its middle voxel the value everywhere else.
 
     Attributes:
-        background_out: the same of the chain's output, which borders reach into one voxel further per layer.
+        background_out: the same for the chain's output, which borders influence one voxel further per layer.
     """
 
     def __init__(self, layers: list[Layer], background: Array) -> None:
@@ -125,7 +125,7 @@ class Chain:
         self._out: Array | None = None
 
     def __call__(self, source: Array, reuse: bool = False) -> Array:
-        """The last layer's output (I, J, K, C') for `source`; with `reuse` overwritten by the next such call."""
+        """Return the last layer's output (I, J, K, C') for `source`; with `reuse` the next such call overwrites it."""
         shape = source.shape[:3]
         if self._place is None or self._place[0] != shape:
             active = np.empty((len(self._table), *shape[:2], _blocks(shape)), np.uint8)
@@ -142,11 +142,11 @@ class Chain:
 
     @property
     def activity(self) -> float:
-        """Share of the blocks that the last volume made the layers compute, in [0, 1]."""
+        """The fraction of blocks that the layers computed for the last volume, in [0, 1]."""
         return float(np.mean(self._place[2][1:] != 0))
 
     def _packed(self, layers: list[Layer], widths: list[int]) -> Array:
-        """All weights and biases in one array, which the table says the places in."""
+        """Return all weights and biases in one array, after entering their offsets in the table."""
         pieces = [np.zeros(0, np.float32)]
         for n, (layer, before, after) in enumerate(zip(layers, widths[:-1], widths[1:], strict=True), start=1):
             if (before, after) not in kernels.KINDS:
@@ -166,7 +166,7 @@ class Chain:
         return packed
 
     def _run_on_background(self) -> Array:
-        """What every layer gives for pure background, flat, (n, n, n, C) one after the other."""
+        """Return the output of every layer for pure background, (n, n, n, C) each, concatenated flat."""
         size, widths = self._background.shape[0], self._table[:, kernels.CHANNELS]
         shape = (size,) * 3
         active = np.full((len(widths), size, size, _blocks(shape)), 255, np.uint8)
@@ -186,16 +186,16 @@ class Chain:
         return self._quiet
 
     def _mark(self, source: Array, active: Array) -> None:
-        """Fills the masks: the source's own, and each layer's."""
+        """Fill the activity masks of the source and of each layer."""
         if min(source.shape[:3]) < self._background.shape[0]:
-            active[:] = 255  # too small to have a middle
+            active[:] = 255  # too small for the background to have a middle
             return
         kernels.mark(source, self._background, active[0])
         for before, after in itertools.pairwise(active):
             kernels.spread(before, after)
 
     def _rings(self, shape: Shape, planes: int) -> Array:
-        """Memory of all rings of a chain, zero; which place in it is whose goes into the table when it is used."""
+        """Return zeroed memory for all rings of the chain; `_sweep` enters their offsets in the table."""
         return _aligned(sum(self._ring_sizes(shape, planes)))
 
     def _ring_sizes(self, shape: Shape, planes: int) -> list[int]:
@@ -212,10 +212,10 @@ class Chain:
 
 
 def read_graphs(engine_set: EngineSet) -> dict[str, list[Layer]]:
-    """The layers of every engine.
+    """Return the layers of every engine.
 
     Raises:
-        InputError: a graph that is not made of these, or not with the channels the manifest states.
+        InputError: a graph is not a chain of such layers, or its channels differ from the manifest.
     """
     graphs = {engine: [_layer(found) for found in read_chain(engine_set, engine)] for engine in ENGINES}
     taken = {level: graphs[estimator_name(level)][0].weights.shape[3] for level in LEVELS}
@@ -230,7 +230,7 @@ def _layer(found: Convolution) -> Layer:
 
 
 def _pooled(features: Array) -> Array:
-    """Means of 2x2x2 voxels: (I, J, K, C) to half of each size."""
+    """Return the means of 2x2x2 voxels of (I, J, K, C), at half of each size."""
     i, j, k, channels = features.shape
     out = ARRAYS.empty((i // 2, j // 2, k // 2, channels))
     kernels.pool(features, out)
@@ -238,13 +238,13 @@ def _pooled(features: Array) -> Array:
 
 
 def _pooled_background(background: Array) -> Array:
-    """The background of a feature map, pooled: borders reach half as far, rounded up."""
+    """Return the background of a pooled feature map, in which borders reach half as far, rounded up."""
     reach = -(-(background.shape[0] // 2) // 2)
     return _pooled(_like(background, 2 * (2 * reach + 1)))
 
 
 def _like(background: Array, size: int) -> Array:
-    """A cube of background of another size: each voxel as the one that is as far from the borders, or the middle."""
+    """Resize a cube of background: each voxel is copied from the one at the same distance from the borders."""
     place = [kernels.place_like.py_func(index, size, len(background)) for index in range(size)]
     return np.ascontiguousarray(background[np.ix_(place, place, place)])
 
@@ -254,7 +254,7 @@ def _blocks(shape: Shape) -> int:
 
 
 def _aligned(size: int) -> Array:
-    """Zeros, (size,) float32, beginning on a cache line."""
+    """Return zeros (size,) float32 aligned to a cache line."""
     memory = np.zeros(size + LINE, np.float32)
     first = -(memory.ctypes.data // memory.itemsize) % LINE
     return memory[first : first + size]

@@ -1,4 +1,4 @@
-"""Plans built ahead of time from an engine set, for TensorRT-RTX (any GPU, none needed) or TensorRT (this GPU)."""
+"""Ahead-of-time builds of an engine set's plans, for TensorRT-RTX (any GPU, none present) or TensorRT (this GPU)."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -12,20 +12,20 @@ from .library import Library, open_library
 from .plans import ORDINARY, PlanSpec, PlanStore, Profile, Shape, plan_specs
 
 MEGABYTE = 1e6
-SMALLEST = 16  # voxels, of an image's side
+SMALLEST = 16  # smallest side of an image, voxels
 
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What to build.
+    """The options of a build.
 
     Attributes:
         target: "tensorrt-rtx" or "tensorrt".
-        sms: compute capabilities, 89 for 8.9; empty: all that TensorRT-RTX knows, for TensorRT the GPU's. One plan
-            holds them all, for a few KB more.
-        precisions: empty: for TensorRT-RTX all that the set has graphs of (it takes a second, and fp32 is what fp16 is
-            checked against); for TensorRT, where a build takes minutes, fp16, which is what `register` takes.
-        profile: image sizes.
+        sms: compute capabilities, 89 for 8.9; empty: all that TensorRT-RTX supports, or for TensorRT the GPU's. One
+            plan holds them all, for a few KB more.
+        precisions: precisions to build; empty: for TensorRT-RTX all that the set has graphs of (a build takes a second,
+            and fp16 is checked against fp32); for TensorRT, whose builds take minutes, fp16, the one `register` uses.
+        profile: image sizes to serve.
     """
 
     target: str
@@ -35,21 +35,21 @@ class BuildOptions:
 
 
 def build_plans(engine_dir: Path, options: BuildOptions, echo: Callable[[str], None] = lambda line: None) -> Path:
-    """Builds plans for an engine set and lists them beside it; all of them or, on an error, none.
+    """Build plans for an engine set and list them beside it: all of them or, on an error, none.
 
-    Of several precisions and compute capabilities, what can be built is built and the rest is said; nothing to build is
-    an error.
+    Combinations of precision and compute capability that cannot be built are reported and skipped; if nothing can be
+    built, that is an error.
 
     Args:
         engine_dir: the set's folder.
         options: what to build.
-        echo: told a line for each engine and the end.
+        echo: function that prints a line, for each engine and at the end.
 
     Returns:
-        The folder the plans are in.
+        The folder that holds the plans.
 
     Raises:
-        InputError: a set, a size, a precision or a compute capability that cannot be used.
+        InputError: the set, a size, a precision or a compute capability cannot be used.
         NotAvailableError: the library is not installed, or TensorRT has no GPU to build for.
     """
     engine_set, library = load_engine_set(engine_dir), open_library(options.target)
@@ -69,13 +69,13 @@ def build_plans(engine_dir: Path, options: BuildOptions, echo: Callable[[str], N
 
 
 def parse_profile(shapes: str | Shape | None) -> Profile:
-    """Sizes to build for.
+    """Return the sizes to build for.
 
     Args:
-        shapes: one size (I, J, K); or smallest, usual and largest I,J,K in a word each; None: of ordinary brains.
+        shapes: one size (I, J, K); or smallest, usual and largest size as words "I,J,K"; None: those of typical brains.
 
     Raises:
-        InputError: anything else.
+        InputError: the text has another form.
     """
     if not isinstance(shapes, str):
         return Profile.only(shapes) if shapes else ORDINARY
@@ -91,10 +91,10 @@ def parse_profile(shapes: str | Shape | None) -> Profile:
 
 
 def parse_sms(text: str | None) -> tuple[int, ...]:
-    """Compute capabilities "75,86"; none for None.
+    """Parse compute capabilities such as "75,86"; return an empty tuple for None.
 
     Raises:
-        InputError: anything else.
+        InputError: the text has another form.
     """
     try:
         return tuple(sorted({int(part) for part in text.split(",")})) if text is not None else ()
@@ -103,7 +103,7 @@ def parse_sms(text: str | None) -> tuple[int, ...]:
 
 
 def parse_precisions(names: Sequence[str]) -> tuple[str, ...]:
-    """Precisions, each once; "all" is both."""
+    """Return the precisions without duplicates; "all" means both."""
     return ("fp16", "fp32") if "all" in names else tuple(dict.fromkeys(names))
 
 
@@ -119,12 +119,12 @@ def _check_profile(profile: Profile, multiple: int) -> None:
 
 
 def _aim(library: Library, sms: tuple[int, ...]) -> tuple[tuple[int, ...], str]:
-    """Compute capabilities to build for, and the GPU's name where the library can build for no other."""
+    """Return the compute capabilities to build for, and the GPU's name if the library can only build for that GPU."""
     if library.portable:
         if unknown := [sm for sm in sms if sm not in library.sms]:
             raise InputError(
                 f"--sm: got {', '.join(map(str, unknown))}, {library.title} builds for "
-                f"{', '.join(map(str, library.sms))}; for other GPUs use --target tensorrt on their own computer"
+                f"{', '.join(map(str, library.sms))}; for other GPUs use --target tensorrt on a computer that has one"
             )
         return sms or library.sms, ""
     gpu = find_gpu()
@@ -144,7 +144,7 @@ def _aim(library: Library, sms: tuple[int, ...]) -> tuple[tuple[int, ...], str]:
 def _jobs(
     engine_set: EngineSet, library: Library, options: BuildOptions, sms: tuple[int, ...], echo: Callable[[str], None]
 ) -> list[tuple[str, tuple[int, ...]]]:
-    """Each precision with the compute capabilities it can be built for. What is left out is said."""
+    """Return each precision with the compute capabilities it can be built for, after reporting what is skipped."""
     default = engine_set.precisions if library.portable else ("fp16",)
     precisions = options.precisions or tuple(name for name in default if name in engine_set.precisions)
     jobs, refusals = [], []

@@ -1,8 +1,8 @@
-"""TensorRT-RTX and TensorRT, one API in two packages: plans built from graphs, opened and run.
+"""TensorRT-RTX and TensorRT, two packages with one API: plans are built from graphs, opened and run.
 
-The only file that imports either. What the two do differently: TensorRT-RTX builds without a GPU, one plan for many,
+No other file imports either package. They differ as follows: TensorRT-RTX builds without a GPU, one plan for many GPUs,
 and compiles kernels for the GPU and the shape when a plan is first run; TensorRT times kernels on the GPU it builds
-for. Nothing of this waits for the device.
+for. No call waits for the device.
 """
 
 import collections
@@ -22,18 +22,18 @@ from .open_plan import JitCache, LibraryRefusedError, OpenPlan, cache_file, keep
 from .plans import PlanSpec
 
 STEP = 8  # voxels between image sizes
-MESSAGES = 20
+MESSAGES = 20  # latest errors kept
 TYPE_NAMES = {"FLOAT": "float32", "HALF": "float16"}
 
 
 @dataclass(frozen=True)
 class Target:
-    """One of the libraries.
+    """A library to build for.
 
     Attributes:
-        package: that Python imports.
-        title: its name.
-        portable: it builds without a GPU, one plan for several compute capabilities.
+        package: importable package.
+        title: name of the library.
+        portable: whether it builds without a GPU, one plan for several compute capabilities.
     """
 
     package: str
@@ -48,11 +48,11 @@ TARGETS = {
 
 
 def open_library(target: str) -> "Library":
-    """The library of a target.
+    """Load the library of a target.
 
     Raises:
-        InputError: an unknown target.
-        NotAvailableError: it is not installed, or cannot be loaded.
+        InputError: the target is unknown.
+        NotAvailableError: the library is not installed, or cannot be loaded.
     """
     if target not in TARGETS:
         raise InputError(f"--target: got {target!r}, expected {' or '.join(TARGETS)}")
@@ -72,12 +72,12 @@ def open_library(target: str) -> "Library":
 
 
 class Library:
-    """A library that is loaded.
+    """A loaded library.
 
     Attributes:
-        target: its name in `TARGETS`.
-        version: of the package.
-        title: both, for people.
+        target: its key in `TARGETS`.
+        version: version of the package.
+        title: name and version, for messages.
         portable: as in `Target`.
     """
 
@@ -89,28 +89,28 @@ class Library:
 
     @property
     def sms(self) -> tuple[int, ...]:
-        """Compute capabilities it builds portable plans for, 89 for 8.9."""
+        """The compute capabilities it builds portable plans for, 89 for 8.9."""
         names = self._trt.ComputeCapability.__members__ if self.portable else ()
         return tuple(sorted(int(name[2:]) for name in names if name.startswith("SM")))
 
     def unfit(self, sm: int, precision: str) -> str | None:
-        """Why it cannot serve a compute capability in a precision; None where it can."""
+        """Return the reason why it does not support a compute capability in a precision; None if it does."""
         if self.portable and sm not in self.sms:
-            return f"{self.title} is for compute capabilities {_capabilities(self.sms)}, not for {sm / 10:.1f}"
+            return f"{self.title} supports compute capabilities {_capabilities(self.sms)}, not {sm / 10:.1f}"
         if self.portable and sm == 75 and precision == "fp32":
             return f"{self.title} has no fp32 3-D convolution for compute capability 7.5 (Turing); use --precision fp16"
         return None
 
     def build(self, graph: bytes, spec: PlanSpec) -> bytes:
-        """A plan.
+        """Build a plan.
 
         Args:
-            graph: ONNX.
-            spec: what the plan shall be for; the graph's types must be those of its formats.
+            graph: ONNX graph.
+            spec: the specification of the plan; the graph's types must match its formats.
 
         Raises:
-            InputError: the graph is not what `spec` says, or the library cannot build it.
-            NotAvailableError: the library finds no GPU, and needs one.
+            InputError: the graph does not match `spec`, or the library cannot build it.
+            NotAvailableError: the library needs a GPU and finds none.
         """
         trt, place = self._trt, f"{self.title}, {spec.engine} in {spec.precision}"
         with self.explained(place):
@@ -128,12 +128,12 @@ class Library:
             return bytes(plan)
 
     def _creation_flags(self) -> int:
-        """Types are the graph's own. From TensorRT 11 there is no other way."""
+        """Return the flag that takes types from the graph; from TensorRT 11 on there is no other mode and no flag."""
         flag = getattr(self._trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
         return 0 if flag is None else 1 << int(flag)
 
     def _set_formats(self, network: Any, spec: PlanSpec) -> None:
-        """Asks for the layouts of the spec at inputs and outputs, once their names and types are found to be right."""
+        """Set the layouts of the inputs and outputs as in the spec, after checking their names and types."""
         tensors = [network.get_input(n) for n in range(network.num_inputs)]
         tensors += [network.get_output(n) for n in range(network.num_outputs)]
         found = {tensor.name: _type_name(tensor.dtype) for tensor in tensors}
@@ -149,20 +149,20 @@ class Library:
     def _config(self, builder: Any, network: Any, spec: PlanSpec) -> Any:
         trt, config = self._trt, builder.create_builder_config()
         config.clear_flag(trt.BuilderFlag.TF32)
-        config.max_aux_streams = 0  # the networks are chains, and their memory comes from one stream's pool
+        config.max_aux_streams = 0  # the networks are chains, and their memory comes from a pool of one stream
         config.add_optimization_profile(_profile(builder, network.get_input(0), spec))
         if self.portable:
             config.num_compute_capabilities = len(spec.sms)
             for n, sm in enumerate(spec.sms):
                 config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{sm}"), n)
             return config
-        with contextlib.suppress(AttributeError):  # the default of later versions: memory for the shape at hand
+        with contextlib.suppress(AttributeError):  # the default of later versions: memory for the current shape
             config.set_preview_feature(trt.PreviewFeature.RUNTIME_ACTIVATION_RESIZE_10_10, True)
         self._use_timings(config, spec)
         return config
 
     def _use_timings(self, config: Any, spec: PlanSpec) -> None:
-        """What kernels took on this GPU in earlier builds; without it the build takes longer."""
+        """Load kernel timings of earlier builds on this GPU; without them the build takes longer."""
         with contextlib.suppress(Exception):
             known = kept(self._timings(spec)) or b""
             config.set_timing_cache(config.create_timing_cache(known), False)
@@ -177,7 +177,7 @@ class Library:
 
     @contextlib.contextmanager
     def explained(self, place: str, device: Device | None = None) -> Iterator[None]:
-        """Turns what the library says into one line. It raises TypeError where it cannot make an object."""
+        """Turn the library's errors into one line; it raises TypeError if it cannot create an object."""
         self._log.errors.clear()
         try:
             yield
@@ -187,27 +187,27 @@ class Library:
             raise error.kind(f"{place}: {error}") from None
         except (TypeError, RuntimeError) as error:
             raise NotAvailableError(
-                f"{place}: {self.said(first_line(error))}; is there a GPU, and its driver?"
+                f"{place}: {self.said(first_line(error))}; check that there is a GPU with its driver"
             ) from None
 
     def said(self, otherwise: str = "it gives no reason") -> str:
-        """The error that says most: consequences follow it, and a first line without a place may precede it."""
+        """Return the most informative logged error: a vague first line may precede it, and consequences follow it."""
         errors = [text for text in self._log.errors if "catchCudaError" not in text]
         telling = [text for text in errors if "Error Code" in text or "cuda" in text.lower()]
         return " ".join((telling or errors or [otherwise])[0].split())
 
     def open(self, content: bytes, spec: PlanSpec, device: Device, jit: JitCache | None = None) -> OpenPlan:
-        """A plan whose content was checked, ready to run. To be called with the device current.
+        """Open a plan whose content was checked; the device must be current.
 
         Args:
-            content: the plan.
-            spec: what it was built from.
-            device: the GPU it shall run on.
-            jit: kernels compiled before (TensorRT-RTX).
+            content: content of the plan.
+            spec: specification it was built from.
+            device: the GPU to run it on.
+            jit: cache of compiled kernels (TensorRT-RTX).
 
         Raises:
-            NotAvailableError: it cannot be opened here: the driver is too old, the memory too small, the GPU another.
-            InputError: it is not what `spec` says.
+            NotAvailableError: it cannot be opened here, because of an old driver, too little memory or another GPU.
+            InputError: it does not match `spec`.
         """
         with self.explained(f"--backend: {self.title}, {spec.engine} in {spec.precision}", device):
             if self._runtime is None:
@@ -225,7 +225,7 @@ class Library:
         return OpenPlan(self, context, spec, device, config, engine, jit)
 
     def _check_tensors(self, engine: Any, spec: PlanSpec) -> None:
-        """Memory is shared with kernels of ours, so what the plan makes of it is read from the plan."""
+        """Check types and layouts of the opened plan against the spec, because our own kernels share its memory."""
         names = [engine.get_tensor_name(n) for n in range(engine.num_io_tensors)]
         found = {
             name: (_type_name(engine.get_tensor_dtype(name)), engine.get_tensor_format(name).name) for name in names
@@ -236,11 +236,11 @@ class Library:
             )
 
     def _runtime_config(self, engine: Any, spec: PlanSpec, device: Device, jit: JitCache | None) -> Any:
-        """Of an execution context whose memory is ours to give.
+        """Return the configuration of an execution context whose memory we allocate.
 
-        Kernels are made for a shape when it first comes, not some time later, so that equal runs give equal results.
-        The extractor writes to other memory each time, which graphs are not for. In what mode the library captures
-        them is not documented, so none are where other threads might take memory meanwhile.
+        Kernels are compiled for a shape when it first comes, not at some later time, so that equal runs give equal
+        results. The extractor writes to different memory each time, which rules out CUDA graphs. In which mode the
+        library captures graphs is not documented, so none are used if other threads might allocate memory meanwhile.
         """
         strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
         if not hasattr(engine, "create_runtime_config"):
@@ -259,7 +259,7 @@ class Library:
 
 
 def _collector(trt: Any) -> type:
-    """A logger that keeps the latest errors and prints nothing. Its base is known only when the library is."""
+    """Return a class of loggers that keep the latest errors and print nothing; its base comes with the library."""
 
     class Collector(trt.ILogger):
         def __init__(self) -> None:
@@ -274,9 +274,9 @@ def _collector(trt: Any) -> type:
 
 
 def _profile(builder: Any, tensor: Any, spec: PlanSpec) -> Any:
-    """Sizes of the input.
+    """Return the optimisation profile with the sizes of the input.
 
-    The extractor's are never a single one: of a fixed size, the channels of zeros that TensorRT-RTX pads its image with
+    The extractor never gets a single fixed size: the channels of zeros that TensorRT-RTX pads its image with would then
     become constants of the plan, 69 MB at 160 x 192 x 160.
     """
     sizes = spec.profile.at(spec.scale)

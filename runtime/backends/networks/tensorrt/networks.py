@@ -1,4 +1,4 @@
-"""Engines run by TensorRT-RTX or TensorRT on a GPU: plans opened, or built if need be, for the image size at hand."""
+"""Engines run by TensorRT-RTX or TensorRT on a GPU, from plans opened or, if missing, built for the image size."""
 
 import contextlib
 from collections.abc import Callable
@@ -26,13 +26,13 @@ from .plans import DTYPES, ORDINARY, PlanSpec, PlanStore, Profile, Shape, plan_s
 
 
 class _Networks:
-    """Feature extractor and flow estimators, all on the device's stream. Nothing waits for the device.
+    """Feature extractor and flow estimators, all on the device's stream. No call waits for the device.
 
     Args:
         engine_set: a checked set.
-        device: a GPU; current in this thread, here and in every call.
-        precision: "fp16" or "fp32" (without TF32); feature maps and estimator inputs are of it.
-        tell: told, in a line, that engines are built.
+        device: a GPU; must be current in the calling thread, here and in every call.
+        precision: "fp16" or "fp32" (without TF32); also the type of feature maps and estimator inputs.
+        tell: function that prints a line before engines are built.
 
     Raises:
         NotAvailableError: the library is not installed, or cannot open its plans here.
@@ -57,7 +57,7 @@ class _Networks:
 
     @classmethod
     def check_gpu(cls, gpu: GpuInfo, precision: str) -> None:
-        """Refuses, before it is started, a GPU that the library does not serve in this precision.
+        """Check, before the GPU is opened, that the library supports it in this precision.
 
         Raises:
             NotAvailableError: it does not, or the library is not installed.
@@ -71,12 +71,12 @@ class _Networks:
         odd = {level: channels for level, channels in self._channels.items() if channels % 8}
         if odd and self.precision == "fp16":
             raise InputError(
-                f"--precision: {self.target} runs networks in fp16 whose channels are multiples of 8, this one has "
+                f"--precision: {self.target} in fp16 needs channels that are multiples of 8, this network has "
                 f"{odd} by level; use --precision fp32"
             )
 
     def features(self, image: DeviceArray) -> dict[int, DeviceArray]:
-        """Feature maps (I, J, K, C) by level of an image float32 (I, J, K) in [0, 1], contiguous, the caller's own."""
+        """Return feature maps (I, J, K, C) by level of a float32 image (I, J, K) in [0, 1]: contiguous and new."""
         image = self._gpu.aligned(image)
         self._prepare(image.shape)
         maps = {
@@ -88,11 +88,11 @@ class _Networks:
         return maps
 
     def estimator_input(self, level: int, shape: Shape) -> DeviceArray:
-        """An empty (I, J, K, 2C), contiguous."""
+        """Return an empty contiguous (I, J, K, 2C)."""
         return self._gpu.empty((*shape, 2 * self._channels[level]), self._dtype)
 
     def residual(self, level: int, features: DeviceArray) -> DeviceArray:
-        """Residual flow float32 (I, J, K, 3) from an `estimator_input`, planar memory; the level's next call's too."""
+        """Return the float32 residual flow (I, J, K, 3) of an `estimator_input`: planar, reused by the level's next."""
         size, channels = features.shape[:3], features.shape[3]
         out = self._residuals.get(level)
         if out is None or out.shape[1:] != size:
@@ -102,7 +102,7 @@ class _Networks:
         return out.moveaxis(0, -1)
 
     def rest(self) -> None:
-        """Lets go of memory that the next call takes again, and writes what was compiled to disk."""
+        """Release memory that the next call allocates again, and save compiled kernels to disk."""
         self._drop()
         self._gpu.rest()
         self._jit.save()
@@ -121,7 +121,7 @@ class _Networks:
         self._shape: Shape | None = None
 
     def _prepare(self, shape: Shape) -> None:
-        """Makes all engines ready for an image size, with scratch memory for the one that needs most."""
+        """Prepare all engines for an image size, with scratch memory for the one that needs most."""
         if shape == self._shape:
             return
         self._drop()
@@ -133,7 +133,7 @@ class _Networks:
         self._shape = shape
 
     def _reserve(self, needed: int) -> None:
-        """So many bytes at least of scratch memory, which all engines share."""
+        """Provide at least `needed` bytes of scratch memory, which all engines share."""
         if self._scratch is None or self._scratch.nbytes < needed:
             self._scratch = self._gpu.empty((needed,), np.uint8)
 
@@ -143,14 +143,14 @@ class _Networks:
         plan.run(addresses, (self._scratch.pointer, self._scratch.nbytes))
 
     def _plan(self, name: str, size: Shape) -> OpenPlan:
-        """The engine's plan, one that serves this size of its input."""
+        """Return a plan of the engine that serves this size of its input."""
         spec = self._plans[name].spec
         if not spec.profile.at(spec.scale).holds(size):
             self._serve(tuple(n * spec.scale for n in size))
         return self._plans[name]
 
     def _serve(self, shape: Shape | None) -> None:
-        """Opens a plan of each engine that serves an image size (None: any), and builds those that are missing."""
+        """Open a plan of each engine that serves an image size (None: any), and build those that are missing."""
         self._plans = {name: plan for name, plan in self._plans.items() if shape and plan.spec.profile.holds(shape)}
         profile = ORDINARY if shape is None or ORDINARY.holds(shape) else Profile.only(shape)
         missing: dict[str, tuple[PlanSpec, str]] = {}
@@ -173,7 +173,7 @@ class _Networks:
         )
         graphs = [self._engine_set.graph(spec.engine, self.precision) for spec in specs]
         built = [(spec, self._library.build(graph, spec)) for spec, graph in zip(specs, graphs, strict=True)]
-        with contextlib.suppress(InputError):  # no folder can be written: they are built again next time
+        with contextlib.suppress(InputError):  # if no folder is writable, they are built again next time
             self._store.keep(built)
         for spec, content in built:
             self._open(content, spec)
@@ -187,13 +187,13 @@ class _Networks:
 
 
 class TensorRtRtxNetworks(_Networks):
-    """On TensorRT-RTX: one plan for many GPUs, kernels compiled for this one when a size first comes."""
+    """Networks on TensorRT-RTX: one plan for many GPUs, kernels compiled for this GPU when a size first comes."""
 
     target = "tensorrt-rtx"
 
 
 class TensorRtNetworks(_Networks):
-    """On TensorRT: plans timed and built for this GPU."""
+    """Networks on TensorRT: plans timed and built for this GPU."""
 
     target = "tensorrt"
 

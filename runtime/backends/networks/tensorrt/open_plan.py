@@ -1,4 +1,4 @@
-"""A plan that is open on a device, and the kernels TensorRT-RTX compiles for it, kept on disk."""
+"""Plans opened on a device, and the cache on disk of kernels that TensorRT-RTX compiles for them."""
 
 import collections
 import contextlib
@@ -13,11 +13,11 @@ from ...cuda.device import Device
 from .plans import PlanSpec, Shape
 
 CACHES, MOST_CACHES = "rpnet-tensorrt", 20
-MOST_GRAPHS = 8  # captured, of one engine
+MOST_GRAPHS = 8  # captured graphs kept per engine
 
 
 class LibraryRefusedError(Exception):
-    """Why the library does not do something, and whether another computer's might."""
+    """A refusal of the library: the reason, and the kind of error (NotAvailableError if it might work elsewhere)."""
 
     def __init__(self, reason: str, kind: type[InputError] = InputError) -> None:
         super().__init__(reason)
@@ -25,23 +25,23 @@ class LibraryRefusedError(Exception):
 
 
 def cache_file(kind: str, *facts: str) -> Path:
-    """Where what depends on these facts is kept."""
+    """Return the path of the cache file for data that depend on these facts."""
     return cache_folder(CACHES) / CACHES / f"{kind}.{short_key(*facts)}"
 
 
 def keep_file(path: Path, content: bytes) -> None:
-    """Writes it, and removes what was not used for long."""
+    """Write a cache file, and remove the files unused for longest."""
     keep(path, content)
     keep_latest(path.parent.iterdir(), MOST_CACHES)
 
 
 class JitCache:
-    """Kernels TensorRT-RTX compiled for this GPU, kept on disk. A cache that fails costs time, nothing else.
+    """A cache on disk of the kernels that TensorRT-RTX compiled for this GPU. A failing cache only costs time.
 
     Args:
-        library: whose they are.
+        library: the library that compiles them.
         device: the GPU.
-        facts: what else they depend on.
+        facts: everything else they depend on.
     """
 
     def __init__(self, library: Any, device: Device, *facts: str) -> None:
@@ -50,7 +50,7 @@ class JitCache:
         self._content = b""
 
     def attach(self, config: Any) -> None:
-        """To the configuration of an execution context."""
+        """Attach the cache to the configuration of an execution context."""
         with contextlib.suppress(Exception):
             if self._cache is None:
                 self._cache = config.create_runtime_cache()
@@ -60,7 +60,7 @@ class JitCache:
             config.set_runtime_cache(self._cache)
 
     def save(self) -> None:
-        """Writes what was compiled since."""
+        """Save the cache if kernels were compiled since it was loaded."""
         with contextlib.suppress(Exception):
             content = bytes(self._cache.serialize())
             if content != self._content:
@@ -69,25 +69,25 @@ class JitCache:
 
 
 class OpenPlan:
-    """An engine on a device.
+    """A plan opened on a device.
 
     Attributes:
-        spec: what it was built from.
+        spec: the specification it was built from.
     """
 
     def __init__(self, library: Any, context: Any, spec: PlanSpec, device: Device, *used: Any) -> None:
         self.spec = spec
-        self._context, self._used = context, used  # let go of in this order
+        self._context, self._used = context, used  # destroyed in this order
         self._library, self._device = library, device
         self._input = next(iter(spec.formats))
         self._shape: tuple[int, ...] = ()
         self._scratch_bytes = 0
-        self._capturable = device.alone and not library.portable  # TensorRT-RTX does that itself
+        self._capturable = device.alone and not library.portable  # TensorRT-RTX captures graphs itself
         self._bound: tuple | None = None
         self._graphs: collections.OrderedDict[tuple, Callable[[], None] | None] = collections.OrderedDict()
 
     def resize(self, channels: int, size: Shape) -> int:
-        """Makes it ready for an input (I, J, K); the bytes of scratch memory it needs then.
+        """Prepare for an input of size (I, J, K), and return the bytes of scratch memory that it needs.
 
         Raises:
             InputError: the plan does not serve this size.
@@ -103,20 +103,20 @@ class OpenPlan:
         return self._scratch_bytes
 
     def forget(self) -> None:
-        """Lets go of captured graphs, because what they point to goes."""
+        """Release captured graphs, because the memory they refer to is about to be released."""
         self._graphs.clear()
         self._bound = None
 
     def run(self, addresses: Mapping[str, int], scratch: tuple[int, int]) -> None:
-        """Sends it to the device's stream.
+        """Send a run to the device's stream.
 
         Args:
-            addresses: device memory by the name of the input or output.
-            scratch: address and size of memory it may overwrite while it runs.
+            addresses: addresses in device memory by name of the input or output.
+            scratch: address and size of memory that the run may overwrite.
 
         Raises:
             NotAvailableError: out of memory.
-            InputError: anything else the library refuses.
+            InputError: the library refuses for another reason.
         """
         key = (*sorted(addresses.items()), scratch)
         if graph := self._graphs.get(key):
@@ -125,7 +125,7 @@ class OpenPlan:
             return
         with self._library.explained(f"{self._library.title}, {self.spec.engine}", self._device):
             self._bind(key, addresses, scratch)
-            # What a shape's first run does cannot be captured, and only what repeats is worth it.
+            # The first run of a shape does work that cannot be captured, and only repeated runs are worth capturing.
             if key not in self._graphs or not self._capture(key):
                 self._enqueue()
                 self._remember(key, None)
@@ -139,7 +139,7 @@ class OpenPlan:
             self._bound = key
 
     def _remember(self, key: tuple, graph: Callable[[], None] | None) -> None:
-        """What was run, and its graph from the second time on."""
+        """Remember the arguments of a run, with its graph from the second time on; drop the least recently used."""
         self._graphs[key] = graph
         if len(self._graphs) > MOST_GRAPHS:
             self._graphs.popitem(last=False)
@@ -149,7 +149,7 @@ class OpenPlan:
             raise LibraryRefusedError(self._library.said())
 
     def _capture(self, key: tuple) -> bool:
-        """One run as a graph, sent; False where that cannot be had, once and for all."""
+        """Capture a run as a graph and launch it; return False, and never try again, if capturing fails."""
         graph = None
         if self._capturable:
             with contextlib.suppress(LibraryRefusedError, InputError, RuntimeError, MemoryError):

@@ -1,8 +1,8 @@
-"""Plans that TensorRT built from an engine set's graphs: what they are for, where they lie, and which may be opened.
+"""Plans that TensorRT builds from an engine set's graphs: their specifications, files and the checks before opening.
 
 A plan is native code, so `plans.json` beside the plans lists them with their SHA-256, and a file that is not listed, or
-is not what is listed, is never given to the library. Plans lie in `plans/` of the set's folder, or in the cache folder
-where that cannot be written. They can be deleted at any time.
+differs from its listing, is never given to the library. Plans are stored in `plans/` of the set's folder, or in the
+cache folder if that is not writable. They can be deleted at any time.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from ...engine_set import ENGINES, EXTRACTOR, FEATURES, IMAGE, RESIDUAL, EngineS
 
 FORMAT, VERSION = "rpnet-plans", 1
 FOLDER, LISTING, LOCK = "plans", "plans.json", "plans.lock"
-CACHED, MOST_CACHED = "rpnet-plans", 20  # sets whose plans are in the cache folder
+CACHED, MOST_CACHED = "rpnet-plans", 20  # subfolder of the cache folder; number of sets whose plans it keeps
 AGAIN = "built again"
 CHANNELS_LAST = {"fp16": "DHWC8", "fp32": "DHWC"}
 DTYPES = {"fp16": "float16", "fp32": "float32"}
@@ -32,11 +32,11 @@ DTYPES = {"fp16": "float16", "fp32": "float32"}
 
 @dataclass(frozen=True)
 class Profile:
-    """Sizes (I, J, K) a plan serves, of the image or of a level.
+    """The sizes (I, J, K) that a plan serves, of the image or of a level.
 
     Attributes:
-        smallest, largest: the limits, both served.
-        usual: what it is tuned for.
+        smallest, largest: the limits, both included.
+        usual: the size that the plan is tuned for.
     """
 
     smallest: Shape
@@ -51,30 +51,30 @@ class Profile:
         return all(a <= n <= b for a, n, b in zip(self.smallest, shape, self.largest, strict=True))
 
     def at(self, scale: int) -> "Profile":
-        """Of a grid so many times coarser."""
+        """Return the profile for a grid that is coarser by the factor `scale`."""
         return Profile(*(tuple(n // scale for n in shape) for shape in dataclasses.astuple(self)))
 
     def __str__(self) -> str:
         return " to ".join(",".join(map(str, shape)) for shape in dict.fromkeys((self.smallest, self.largest)))
 
 
-# From the smallest grid there is to FreeSurfer's 256 cubed, which holds any brain at 1 mm, tuned for the size that
-# affinely aligned brains are cropped to. Memory follows the size at hand, not the largest.
+# From the smallest possible grid to FreeSurfer's 256 cubed, which holds any brain at 1 mm, tuned for the size to which
+# affinely aligned brains are cropped. Memory depends on the actual size, not on the largest.
 ORDINARY = Profile((16, 16, 16), (160, 192, 160), (256, 256, 256))
 
 
 @dataclass(frozen=True)
 class PlanSpec:
-    """What a plan is built from and for.
+    """The specification of a plan.
 
     Attributes:
-        engine: its name in the set.
+        engine: name of the engine in the set.
         graph: SHA-256 of the ONNX graph.
         precision: "fp32" or "fp16".
-        target, version: the library it is for.
+        target, version: the library that the plan is for.
         sms: compute capabilities, 89 for 8.9.
-        gpu: the model it is tied to; empty for a portable one.
-        profile: image sizes.
+        gpu: the GPU model that the plan is tied to; empty for a portable plan.
+        profile: image sizes that it serves.
     """
 
     engine: str
@@ -88,12 +88,12 @@ class PlanSpec:
 
     @property
     def scale(self) -> int:
-        """Voxels of the image to one of the engine's input, along an axis."""
+        """The number of image voxels per voxel of the engine's input, along an axis."""
         return 1 if self.engine == EXTRACTOR else 2 ** (int(self.engine[-1]) - 1)
 
     @property
     def formats(self) -> dict[str, tuple[str, str]]:
-        """Type and layout by name of its inputs and outputs."""
+        """The type and layout of each input and output, by name."""
         return tensor_formats(self.engine, self.precision)
 
     def as_dict(self) -> dict[str, Any]:
@@ -101,8 +101,8 @@ class PlanSpec:
 
     @classmethod
     def from_dict(cls, entry: Mapping[str, Any]) -> "PlanSpec":
-        """Of a listing; KeyError, TypeError or ValueError for a malformed one."""
-        entry = {"gpu": entry["card"], **entry} if "card" in entry else entry  # its earlier name
+        """Read an entry of a listing; raise KeyError, TypeError or ValueError if it is malformed."""
+        entry = {"gpu": entry["card"], **entry} if "card" in entry else entry  # the key's earlier name
         words = {name: str(entry[name]) for name in ("engine", "graph", "precision", "target", "version", "gpu")}
         shapes = (tuple(map(int, entry["profile"][name])) for name in ("smallest", "usual", "largest"))
         return cls(**words, sms=tuple(map(int, entry["sms"])), profile=Profile(*shapes))
@@ -111,13 +111,13 @@ class PlanSpec:
 def plan_specs(
     engine_set: EngineSet, precision: str, library: Any, sms: tuple[int, ...], gpu: str, profile: Profile
 ) -> dict[str, PlanSpec]:
-    """What to build of an engine set, by engine; `library` has `target` and `version`."""
+    """Return the specifications of an engine set's plans, by engine; `library` has `target` and `version`."""
     facts = precision, library.target, library.version, sms, gpu, profile
     return {engine: PlanSpec(engine, engine_set.graph_hash(engine, precision), *facts) for engine in ENGINES}
 
 
 def tensor_formats(engine: str, precision: str) -> dict[str, tuple[str, str]]:
-    """Type and layout by name: channels-last between the engines, so that a voxel's channels are read in one piece."""
+    """Return type and layout by name; features are channels-last, so that a voxel's channels are read in one piece."""
     between = DTYPES[precision], CHANNELS_LAST[precision]
     planar = "float32", "LINEAR"
     if engine == EXTRACTOR:
@@ -127,7 +127,7 @@ def tensor_formats(engine: str, precision: str) -> dict[str, tuple[str, str]]:
 
 @dataclass(frozen=True)
 class Plan:
-    """A plan on disk, as listed."""
+    """A plan on disk, as it is listed."""
 
     path: Path
     sha256: str
@@ -135,7 +135,7 @@ class Plan:
     formats: Mapping[str, tuple[str, str]]
 
     def read(self) -> bytes | None:
-        """Its content; None where that is not what is listed."""
+        """Return the content; None if the file is missing or differs from its listing."""
         with contextlib.suppress(OSError):
             content = self.path.read_bytes()
             return content if sha256(content) == self.sha256 else None
@@ -157,11 +157,11 @@ class PlanStore:
         self._folders = engine_dir / FOLDER, cache_folder(CACHED) / CACHED / place
 
     def find(self, wanted: PlanSpec, shape: Shape | None = None) -> tuple[Plan, bytes] | str:
-        """A plan to be opened and its content, or in words why there is none.
+        """Return a plan that fits and its content, or the reason why there is none.
 
         Args:
-            wanted: its `sms` is the GPU's; its profile is not looked at.
-            shape: image size it must serve; None: any.
+            wanted: the specification, whose `sms` holds the GPU's; its profile is ignored.
+            shape: image size that the plan must serve; None: any.
         """
         plans = [plan for folder in self._folders for plan in _listed(folder)]
         fits, reason = _fitting(plans, wanted, shape)
@@ -172,13 +172,13 @@ class PlanStore:
         return reason
 
     def keep(self, built: Sequence[tuple[PlanSpec, bytes]]) -> tuple[Path, list[str]]:
-        """Writes plans that belong together: all are listed or none.
+        """Write plans that belong together and list all of them or none.
 
         Returns:
-            The folder, and which outdated ones they replace and why, in words.
+            The folder, and a text for each outdated plan that was replaced, with the reason.
 
         Raises:
-            InputError: there is no folder to write to.
+            InputError: no folder is writable.
         """
         for folder in self._folders:
             try:
@@ -191,12 +191,14 @@ class PlanStore:
             if folder == self._folders[1]:
                 keep_latest(folder.parent.iterdir(), MOST_CACHED)
             return folder, replaced
-        raise InputError(f"--engine-dir: no folder for built engines can be written ({reason}); set RPNET_CACHE to one")
+        raise InputError(
+            f"--engine-dir: no folder for built engines can be written ({reason}); set RPNET_CACHE to a writable one"
+        )
 
 
 def _fitting(plans: Sequence[Plan], wanted: PlanSpec, shape: Shape | None) -> tuple[list[Plan], str]:
-    """The plans that do, and why not where none does: what the nearest ones fall short of."""
-    sm, reason = wanted.sms[0], "none is built"
+    """Return the plans that fit, and the reason if none does: the first criterion that all remaining plans fail."""
+    sm, reason = wanted.sms[0], "none built yet"
     for does, lack in (
         (lambda plan: _same_kind(plan.spec, wanted), ""),
         (lambda plan: not outdated(plan, wanted), lambda plan: outdated(plan, wanted)),
@@ -211,11 +213,11 @@ def _fitting(plans: Sequence[Plan], wanted: PlanSpec, shape: Shape | None) -> tu
 
 
 def outdated(plan: Plan, wanted: PlanSpec) -> str:
-    """Why a plan of the same kind cannot be used any more; empty where it can."""
+    """Return the reason why a plan of the same kind can no longer be used; empty if it can."""
     if plan.spec.graph != wanted.graph:
         return "built from another graph"
     if plan.spec.version != wanted.version:
-        return f"built by {plan.spec.target} {plan.spec.version}, this is {wanted.version}"
+        return f"built by {plan.spec.target} {plan.spec.version}, installed is {wanted.version}"
     if plan.formats != wanted.formats:
         return "built for another memory layout"
     return ""
@@ -231,7 +233,7 @@ def _words(numbers: Sequence[int]) -> str:
 
 
 def _listed(folder: Path) -> list[Plan]:
-    """What the listing says; nothing where it is missing, foreign or malformed."""
+    """Return the listed plans; none if the listing is missing, of another format or malformed."""
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
         listing = json.loads((folder / LISTING).read_text(encoding="utf-8"))
         if (listing["format"], listing["version"]) == (FORMAT, VERSION):
@@ -245,7 +247,7 @@ def _plan(folder: Path, entry: Mapping[str, Any]) -> Plan:
 
 
 def _replace(folder: Path, built: Sequence[tuple[PlanSpec, bytes]]) -> list[str]:
-    """Writes the files, then the listing, then removes what is no longer listed."""
+    """Write the plans, then the listing, then remove files that are no longer listed."""
     new = [_written(folder, spec, content) for spec, content in built]
     kept, gone = [], {}
     for plan in _listed(folder):
@@ -270,7 +272,7 @@ def _written(folder: Path, spec: PlanSpec, content: bytes) -> Plan:
 
 
 def _superseded(plan: Plan, spec: PlanSpec) -> str:
-    """Why a new plan takes a listed one's place; empty where both stay."""
+    """Return the reason why a new plan replaces a listed one; empty if both stay."""
     if not _same_kind(plan.spec, spec):
         return ""
     same = plan.spec.profile == spec.profile and set(plan.spec.sms) <= set(spec.sms)
@@ -279,7 +281,7 @@ def _superseded(plan: Plan, spec: PlanSpec) -> str:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """One process at a time. The system takes the lock from a process that ends."""
+    """Lock the folder for one process at a time; the system releases the lock of a process that ends."""
     with open(folder / LOCK, "ab") as stream:
         if sys.platform == "win32":
             import msvcrt
