@@ -1,6 +1,6 @@
-"""Command line of the RP-Net / IIRP-Net deployment pipeline. Every command parses, calls one function, prints.
+"""Command line of the RP-Net / IIRP-Net deployment pipeline. Each command parses, calls one function, and prints.
 
-Here are the commands that see more than `runtime`; the others are in `runtime.commands`.
+The commands that need more than `runtime` are here; the others are in `runtime.commands`.
 """
 
 import functools
@@ -10,7 +10,7 @@ from pathlib import Path
 from runtime.host.stopping import Stopped, end_on_signals
 
 if __name__ == "__main__":
-    end_on_signals()  # until `run` takes over: importing the rest takes a moment
+    end_on_signals()  # until `run` handles signals: the imports below take a moment
 
 # isort: split
 import click
@@ -71,7 +71,7 @@ def export(checkpoint, engine_dir, gate_shape, gate_fixed, gate_moving, spacing,
     """Turn a checkpoint into an engine set.
 
     The feature extractor and the four flow estimators become ONNX graphs, in fp32 and in fp16 (for NVIDIA GPUs). They
-    are published, in one atomic step, only after whole registrations with them equal those of the PyTorch network: in
+    are published, in one atomic step, only after whole registrations with them match those of the PyTorch network: in
     fp32 within 0.01 voxel everywhere and with the same iteration counts, in fp16 within 0.05 voxel on average.
     """
     from export.publish import ExportOptions, export_checkpoint
@@ -82,7 +82,7 @@ def export(checkpoint, engine_dir, gate_shape, gate_fixed, gate_moving, spacing,
 
 @one_line_errors
 def _take_recipe(context: click.Context, _: click.Parameter, path: Path | None) -> None:
-    """What a recipe holds becomes the defaults; click then takes the command line before them."""
+    """Make the options of a recipe the defaults; options on the command line take precedence."""
     if path is not None:
         from train.recipe import read_recipe
 
@@ -96,20 +96,20 @@ def _take_recipe(context: click.Context, _: click.Parameter, path: Path | None) 
     is_eager=True,
     expose_value=False,
     callback=_take_recipe,
-    help="TOML file of these options, such as train/recipes/long.toml; those given besides come first.",
+    help="TOML file of these options, such as train/recipes/long.toml; the command line takes precedence.",
 )
 @DATA("--data", help="Folder, glob or CSV (column image, optionally labels and mask) of prepared volumes.")
-@DATA("--generated", is_flag=True, help="Train on pairs made on the fly instead: no data needed.")
+@DATA("--generated", is_flag=True, help="Train on pairs generated on the fly instead: no data needed.")
 @DATA("--validation", help="A list to validate on, of volumes or pairs.  [default: the last of --data, or generated]")
-@DATA("--validation-volumes", type=int, help="Kept from --data where there is no such list.  [default: 4]")
-@DATA("--validation-pairs", type=int, default=8, show_default=True, help="Validation pairs, at most.")
+@DATA("--validation-volumes", type=int, help="Held out from --data without such a list.  [default: 4]")
+@DATA("--validation-pairs", type=int, default=8, show_default=True, help="Largest number of validation pairs.")
 @DATA("--template", help="Base of some generated pairs: mni152 (from nilearn) or a skull-stripped scan.")
 @DATA(
     "--generator",
     type=click.Choice(["alike", "varied"]),
     default="alike",
     show_default=True,
-    help="Generated pairs as papers have them, of one data set, or as users have them: averages, other scanners.",
+    help="Generated pairs as in papers, of one data set, or as users have them: averages, other scanners.",
 )
 @DATA("--shape", type=Numbers(int, 3), help="Of generated pairs [default: 80,96,80], or to crop and pad --data to.")
 @DATA("--augment", type=float, default=0.0, show_default=True, help="Strength of random changes of --data; 0: none.")
@@ -119,9 +119,9 @@ def _take_recipe(context: click.Context, _: click.Parameter, path: Path | None) 
     type=int,
     default=0,
     show_default=True,
-    help="Processes that make pairs beside training; not for generated pairs on a GPU, which are made there.",
+    help="Processes that make pairs in parallel; not for generated pairs on a GPU, which are made there.",
 )
-@DATA("--seed", type=int, default=0, show_default=True, help="Of the first weights and of all that is drawn.")
+@DATA("--seed", type=int, default=0, show_default=True, help="Seed of the initial weights and all random numbers.")
 @LOSS("--res-blocks", type=int, default=2, show_default=True, help="Residual blocks per estimator, 0 to 4.")
 @LOSS("--loss", type=click.Choice(["plain", "squared"]), default="plain", show_default=True, help="Local NCC.")
 @LOSS("--smooth", type=float, default=1.0, show_default=True, help="Lambda, the weight of smoothness.")
@@ -131,18 +131,18 @@ def _take_recipe(context: click.Context, _: click.Parameter, path: Path | None) 
     type=click.Choice(["all", "deep"]),
     default="all",
     show_default=True,
-    help="Which count for it; deep: ventricles and deep structures, of generated pairs.",
+    help="Labels in the Dice loss; deep: ventricles and deep structures, of generated pairs.",
 )
 @SHARE("--coarse", help="Weight of an extra loss on coarse flows (deep supervision), fading to 0 over the run.")
 @SHARE("--bending", help="Weight of the flow's bending energy.")
 @SHARE("--log-jacobian", help="Weight of the squared logarithm of the flow's Jacobian determinant.")
-@LOSS("--both-directions", is_flag=True, help="Each step takes its pairs both ways round, features computed once.")
-@SHARE("--inverse-consistency", help="Weight of what the flows of both ways leave, one after the other.")
+@LOSS("--both-directions", is_flag=True, help="Each step uses its pairs in both directions, features computed once.")
+@SHARE("--inverse-consistency", help="Weight of the residual of composing the flows of both directions.")
 @LOSS(
     "--iterations",
     type=Numbers(int, 4),
     default=(1, 1, 1, 1),
-    help="Most iterations at levels 4,3,2,1; each step draws numbers from 1 to these.  [default: 1,1,1,1]",
+    help="Most iterations at levels 4,3,2,1; each step draws counts from 1 to these.  [default: 1,1,1,1]",
 )
 @SHARE("--half-size", help="Share of the run, from its start, at half the image size.")
 @STEPS("--steps", type=int, default=100_000, show_default=True, help="Training steps.")
@@ -151,7 +151,7 @@ def _take_recipe(context: click.Context, _: click.Parameter, path: Path | None) 
     "--finish",
     type=int,
     default=0,
-    help="With --resume-from: end in so many steps, learning rate falling by a cosine; later --resume continues.",
+    help="With --resume-from: end after this many steps, with a cosine learning rate; later --resume continues.",
 )
 @STEPS("--accumulate", type=int, default=1, show_default=True, help="Pairs a step and process (gradient accumulation).")
 @STEPS("--learning-rate", type=float, default=1e-4, show_default=True, help="Adam's step size.")
@@ -182,9 +182,9 @@ def _take_recipe(context: click.Context, _: click.Parameter, path: Path | None) 
 @COMPUTING("--compile", is_flag=True, help="Compile the convolutions (torch.compile); the first steps take longer.")
 @COMPUTING("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @COMPUTING("--threads", type=int, help="CPU threads.  [default: all cores; under torchrun what it sets]")
-@FILES("--output", type=PATH, required=True, help="Gets best.pt, last.pt, log.csv and what is asked for below.")
+@FILES("--output", type=PATH, required=True, help="Folder for best.pt, last.pt, log.csv and the files below.")
 @FILES("--validate-every", type=int, default=200, show_default=True, help="Steps between validations.")
-@FILES("--pictures", type=int, default=0, show_default=True, help="Draw a validation pair, every so many validations.")
+@FILES("--pictures", type=int, default=0, show_default=True, help="Validations between pictures of a pair; 0: none.")
 @FILES("--tensorboard", is_flag=True, help="Log curves (and pictures) for TensorBoard too, into tensorboard/.")
 @FILES("--save-minutes", type=float, default=5.0, show_default=True, help="Time from one last.pt to the next.")
 @FILES("--resume", is_flag=True, help="Continue last.pt of --output exactly; give the same options again.")
@@ -196,14 +196,14 @@ def _take_recipe(context: click.Context, _: click.Parameter, path: Path | None) 
 def train(data, generated, quiet, **options) -> None:
     """Train RP-Net on scans (--data) or on generated pairs (--generated).
 
-    Defaults are the paper's: Adam, 1e-4, one pair a step, local NCC plus smoothness, one iteration a level; except
-    precision: bf16 where the processor computes in it.
+    Defaults are the paper's: Adam, 1e-4, one pair per step, local NCC plus smoothness, one iteration per level; except
+    precision: bf16 where the processor supports it.
 
     Validation registers pairs that are not trained on, with RP-Net and with IterStop. best.pt is chosen by the Dice of
     IterStop where validation volumes have label maps, else by its NCC.
 
     A recipe (--recipe) holds these options in a file. --finish ends a run of constant learning rate at any time, in a
-    folder of its own, so that the run itself can go on.
+    folder of its own, so that the run itself can continue.
 
     Ctrl-C saves and ends after the step (exit code 130, of SIGTERM 143). Several processes or GPUs: torchrun
     --nproc-per-node N cli.py train ...; a step then takes N times --accumulate pairs.
@@ -216,7 +216,7 @@ def train(data, generated, quiet, **options) -> None:
 
     quiet = quiet or not is_first()
     with StageLine(quiet).shown() as line:
-        result = fit(FitOptions(data=data, **options), lambda progress: _tell_step(line, progress))
+        result = fit(FitOptions(data=data, **options), lambda progress: _show_step(line, progress))
     if not quiet:
         state = "interrupted, --resume continues" if result.interrupted else "finished"
         minutes = result.seconds / 60
@@ -227,8 +227,8 @@ def train(data, generated, quiet, **options) -> None:
         raise Stopped(result.interrupted)
 
 
-def _tell_step(line: StageLine, progress) -> None:
-    """Where the training is: on a terminal after every step, elsewhere after the first one and every validation."""
+def _show_step(line: StageLine, progress) -> None:
+    """Show the progress of training: on a terminal after every step, else after the first one and every validation."""
     if progress.first or progress.validated or line.changes:
         from runtime.host.progress import duration
 

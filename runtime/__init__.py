@@ -6,11 +6,11 @@
         result = engines.register("fixed.nii.gz", "moving.nii.gz")
         result.save("aligned/")
 
-`Engines.prepare_fixed` serves many moving scans with one fixed scan, `Engines.register_pairs` a list of pairs,
-`Engines.register_arrays` images that are prepared already, also in a GPU's memory.
+`Engines.prepare_fixed` is for many moving scans with one fixed scan, `Engines.register_pairs` for a list of pairs,
+`Engines.register_arrays` for images that are already preprocessed, also in a GPU's memory.
 
-Names are loaded when they are first used, so that importing the package costs next to nothing; `__init__.pyi` lists
-them for editors and type checkers.
+Names are loaded on first use, so that importing the package takes almost no time; `__init__.pyi` lists them for editors
+and type checkers.
 """
 
 import importlib

@@ -1,11 +1,11 @@
-"""The installed command line, `rpnet` or `python -m rpnet`: all commands but those that train and export."""
+"""The installed command line, `rpnet` or `python -m rpnet`: all commands except training and export."""
 
 from .host.stopping import end_on_signals
 
 
 def main() -> None:
     """Run the command line."""
-    end_on_signals()  # until `run` takes over: importing the rest takes a moment
+    end_on_signals()  # until `run` handles signals: the imports below take a moment
     from .commands import COMMANDS
     from .commands.terminal import program, run
 

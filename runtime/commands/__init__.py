@@ -1,4 +1,4 @@
-"""Commands that need nothing but `runtime`: each parses, calls one function, prints."""
+"""Commands that need only `runtime`: each parses its options, calls one function, and prints."""
 
 from .benchmark import benchmark
 from .build import build

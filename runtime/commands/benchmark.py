@@ -6,7 +6,7 @@ import click
 
 from .terminal import ENGINE_DIR, PATH, QUIET, Numbers, StageLine, one_line_errors
 
-INSTALLED = (sys.executable, "-m", __package__.partition(".")[0])  # the words that start the installed program
+INSTALLED = (sys.executable, "-m", __package__.partition(".")[0])  # command that starts the installed program
 
 
 @click.command()
@@ -17,28 +17,28 @@ INSTALLED = (sys.executable, "-m", __package__.partition(".")[0])  # the words t
 @click.option("--crop-to", type=Numbers(int, 3), help="I,J,K to bring prepared scans to, about their centre.")
 @click.option("--shapes", help="Time against volume instead: shapes such as '64,64,64 96,96,96', or default.")
 @click.option("--backend", "backends", multiple=True, default=("auto",), show_default=True, help="One, several or all.")
-@click.option("--precision", "precisions", multiple=True, default=("auto",), show_default=True, help="Likewise.")
+@click.option("--precision", "precisions", multiple=True, default=("auto",), show_default=True, help="As --backend.")
 @click.option("--against", type=click.Choice(["torch"]), help="Also time the eager PyTorch loop, on the same device.")
 @click.option("--schedule", help="As for `register`.  [default: iterstop; with --shapes 1,1,1,1]")
 @click.option("--runs", type=click.IntRange(min=1), help="Timed rounds.  [default: 10; all on a GPU 40]")
-@click.option("--warmup", type=click.IntRange(min=0), help="Rounds before those.  [default: 1; all on a GPU 3]")
+@click.option("--warmup", type=click.IntRange(min=0), help="Untimed rounds first.  [default: 1; all on a GPU 3]")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads of engines and kernels.  [default: all cores]")
-@click.option("--no-files", is_flag=True, help="Leave out whole registrations from file to file.")
-@click.option("--no-start-up", is_flag=True, help="Leave out opening with nothing cached (half a minute of compiling).")
-@click.option("--json", type=PATH, help="Write everything printed and all raw samples there.")
-@click.option("--plot", type=PATH, help="Draw it: .png, .svg or .pdf (needs matplotlib).")
+@click.option("--no-files", is_flag=True, help="Skip the whole registrations from file to file.")
+@click.option("--no-start-up", is_flag=True, help="Skip opening with nothing cached (half a minute of compiling).")
+@click.option("--json", type=PATH, help="Write everything printed and all raw samples to this file.")
+@click.option("--plot", type=PATH, help="Plot the results: .png, .svg or .pdf (needs matplotlib).")
 @QUIET
 @click.pass_obj
 @one_line_errors
 def benchmark(tools, against, shapes, backends, precisions, no_files, no_start_up, quiet, threads, **options) -> None:
-    """Show that the engines are right, then how fast they are here, and why.
+    """Check that the engines are right, then measure latency and memory on this machine.
 
-    Nothing is timed before each contender's flow equals the PyTorch definition's (ONNX Runtime's where torch is not
-    installed). Contenders run in processes of their own, in turn. --backend and --precision take several names,
+    Nothing is timed before each contender's flow equals that of the PyTorch reference (of ONNX Runtime where torch is
+    not installed). Contenders run in processes of their own, in turn. --backend and --precision take several names,
     comma-separated or repeated.
 
     With an engine on a GPU, --against torch is PyTorch on that GPU: in fp32 without TF32, and with autocast to fp16
-    and channels-last memory; a PyTorch without CUDA is refused then. A GPU's times are its own, by events.
+    and channels-last memory; a PyTorch without CUDA is refused then. GPU times are measured with CUDA events.
     """
     from ..workflows.benchmark import BenchmarkOptions, parse_names, parse_shapes, run_benchmark
 

@@ -7,7 +7,7 @@ from .terminal import ENGINE_DIR, QUIET, Numbers, one_line_errors
 
 @click.command()
 @ENGINE_DIR
-@click.option("--target", type=click.Choice(["tensorrt-rtx", "tensorrt"]), required=True, help="What shall run them.")
+@click.option("--target", type=click.Choice(["tensorrt-rtx", "tensorrt"]), required=True, help="Library to run them.")
 @click.option("--sm", "sms", metavar="SM[,SM...]", help="Compute capabilities of GPUs, such as 75,80,86,89,120.")
 @click.option(
     "--precision",
@@ -23,8 +23,8 @@ from .terminal import ENGINE_DIR, QUIET, Numbers, one_line_errors
 def build(engine_dir, target, sms, precisions, shape, shapes, quiet) -> None:
     """Build an engine set's plans for NVIDIA GPUs, beside it in plans/.
 
-    For tensorrt-rtx no GPU is needed, and a plan serves all of --sm (all there are if not given); tensorrt builds for
-    the GPU at hand, which may take minutes. `register` and `benchmark` build what is missing themselves.
+    For tensorrt-rtx no GPU is needed, and a plan serves all of --sm (default: all that exist); tensorrt builds for the
+    GPU in this machine, which may take minutes. `register` and `benchmark` build missing plans themselves.
     """
     if shape and shapes:
         raise click.UsageError("give either --shape or --shapes")

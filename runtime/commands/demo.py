@@ -13,8 +13,8 @@ from .terminal import ENGINE_DIR, PATH, QUIET, StageLine, one_line_errors
 def demo(output, engine_dir, quiet) -> None:
     """Register a sample pair whose true warp is known.
 
-    The pair is made from the MNI152 brain inside nilearn: the moving one is deformed, turned, given another contrast,
-    noise and a tilted header. Prints the distance from the truth before and after, and which files to open.
+    The pair is made from the MNI152 brain in nilearn: the moving scan is deformed and rotated, and gets another
+    contrast, noise and a tilted header. Prints the distance from the truth before and after, and the files to open.
     """
     from ..workflows.demo.run import run_demo
 

@@ -1,6 +1,6 @@
 """`evaluate`: scores of schedules, stop rules and engine sets on pairs with labels or landmarks.
 
-What turns a checkpoint into an engine set is of the context's object, `CloneTools`; without it checkpoints are refused.
+Checkpoints are exported by the context's object, `CloneTools`; without it they are refused.
 """
 
 import click
@@ -53,7 +53,7 @@ class Times(click.ParamType):
 @PAIRS("--moving-labels", type=PATH, help="Label map in the moving scan's space.")
 @PAIRS("--fixed-landmarks", type=PATH, help="CSV of points: r,a,s or l,p,s in mm, or i,j,k.")
 @PAIRS("--moving-landmarks", type=PATH, help="The same points in the moving scan, line by line.")
-@PAIRS("--points-in", type=click.Choice(["ras", "lps", "voxels"]), help="What columns x,y,z of landmarks mean.")
+@PAIRS("--points-in", type=click.Choice(["ras", "lps", "voxels"]), help="Frame of landmark columns x,y,z.")
 @PAIRS(
     "--transform",
     "-t",
@@ -65,7 +65,7 @@ class Times(click.ParamType):
 @PAIRS(
     "--convention",
     type=click.Choice(["auto", *SUFFIXES]),
-    help="Of --transform files that do not say theirs: fields without an intent, matrices of FLIRT (fsl).  "
+    help="Convention of --transform files that do not state it: fields without an intent, FLIRT matrices (fsl).  "
     "[default: auto]",
 )
 @PAIRS("--label-ids", metavar="N[,N...]", help="Labels to score.  [default: in both maps with 50 voxels or more]")
@@ -77,16 +77,16 @@ class Times(click.ParamType):
     help="As for `register`; may be repeated. t stands for each of --times: t,1,1,1 or cascade:t.  "
     "[default: 1,1,1,1 and iterstop]",
 )
-@METHODS("--times", type=Times(), default="1-10", show_default=True, help="What t stands for.")
+@METHODS("--times", type=Times(), default="1-10", show_default=True, help="Values of t.")
 @METHODS("--delta", "deltas", type=NUMBERS, default=(), metavar="D[,D...]", help="Thresholds of stop rules.")
 @METHODS("--stability", "stabilities", type=NUMBERS, default=(), metavar="S[,S...]", help="Thresholds of tci.")
-@METHODS("--on-stop", "on_stops", multiple=True, type=click.Choice(["keep", "revert"]), help="Of iterstop.")
+@METHODS("--on-stop", "on_stops", multiple=True, type=click.Choice(["keep", "revert"]), help="For iterstop.")
 @METHODS(
     "--similarity",
     "similarities",
     multiple=True,
     type=click.Choice(["ncc", "lncc", "mse"]),
-    help="What stop rules watch; may be repeated.",
+    help="Similarity that stop rules watch; may be repeated.",
 )
 @METHODS("--max-iterations", type=Numbers(int, 1, 4), metavar="N[,N,N,N]", help="Stop rules' limit per level.")
 @METHODS(
@@ -98,9 +98,7 @@ class Times(click.ParamType):
     help="Smoothings as for `register`, each with every schedule; 0: none.  [default: 0]",
 )
 @METHODS("--paper", is_flag=True, help="All of the paper's Tables 1 and 3 and Figure 5, and every stop rule.")
-@ENGINES(
-    "--engine-dir", "engine_dirs", type=PATH, multiple=True, help="May be repeated.  [default: the one that ships]"
-)
+@ENGINES("--engine-dir", "engine_dirs", type=PATH, multiple=True, help="May be repeated.  [default: the shipped one]")
 @ENGINES("--checkpoint", "checkpoints", type=PATH, multiple=True, help="Exported first; may be repeated (needs torch).")
 @ENGINES("--affine", default="auto", show_default=True, help="As for `register`, the same for every pair.")
 @ENGINES("--window", type=Numbers(float, 2), metavar="LOW,HIGH", help="Intensities mapped to 0..1, for CT.")
@@ -112,12 +110,12 @@ class Times(click.ParamType):
 @click.pass_obj
 @one_line_errors
 def evaluate(tools, pairs, output, links, label_ids, engine_dirs, checkpoints, quiet, **given) -> None:
-    """Score registrations by labels, landmarks, folds and likeness, before and after.
+    """Score registrations by labels, landmarks, folds and similarity, before and after.
 
-    Every pair is read, aligned and encoded once for all schedules, and what schedules have in common is computed once;
-    the seconds are those that a schedule would take alone. Writes scores.json, scores.csv, labels.csv, table.md,
-    boxes.png, curves.png, deltas.png and pairs/ (a record each). What is done already is kept if its files, options
-    and engines have not changed; what fails is said, and the others go on.
+    Every pair is read, aligned and encoded once for all schedules, and iterations that schedules share are computed
+    once; the seconds are those that a schedule would take alone. Writes scores.json, scores.csv, labels.csv, table.md,
+    boxes.png, curves.png, deltas.png and pairs/ (a record each). Earlier results are kept if files, options and engines
+    have not changed; failures are reported, and the other pairs are still scored.
     """
     from ..backends.engines import SHIPPED
     from ..workflows.evaluation.methods import Choices
@@ -153,7 +151,7 @@ def evaluate(tools, pairs, output, links, label_ids, engine_dirs, checkpoints, q
 
 
 def _pairs(path, single, links, convention):
-    """Those of the CSV, or the one of the other options."""
+    """Return the pairs of the CSV, or the single pair given by the other options."""
     from ..transforms.chain import Link
     from ..workflows.evaluation.pair_list import Pair, pair_name, read_pairs
 

@@ -12,37 +12,37 @@ from .terminal import NAN, PATH, QUIET, Numbers, StageLine, exit_code_of_failure
     "--preset",
     type=click.Choice(["mindboggle", "flare"]),
     help="mindboggle: skull-stripped MRI of brains, reference mni152, 160,192,160 at 1 mm. flare: abdominal CT, "
-    "reference first, 128,128,96 at 2.5 mm, window -200,300. Without one give --reference and --shape; with one, "
-    "options below count instead.",
+    "reference first, 128,128,96 at 2.5 mm, window -200,300. Without a preset, give --reference and --shape; with one, "
+    "the options below override it.",
 )
 @click.option(
     "--reference",
-    help="What scans are aligned with: mni152 (a skull-stripped brain), first (of the list: put a typical scan of the "
-    "whole region there) or a file; skull-stripped if, and only if, the scans are.",
+    help="Image that scans are aligned with: mni152 (a skull-stripped brain), first (of the list: put a typical scan "
+    "of the whole region there) or a file; skull-stripped if, and only if, the scans are.",
 )
 @click.option("--shape", type=Numbers(int, 3), help="Voxels of the results along R, A, S: multiples of 8.")
 @click.option("--spacing", type=float, help="Voxel size of the results, mm.  [default: 1, or the preset's]")
 @click.option(
     "--window", type=Numbers(float, 2), metavar="LOW,HIGH", help="Intensities mapped to 0..1, for CT, e.g. -200,300."
 )
-@click.option("--percentile", type=float, help="Of the voxels above 0, mapped to 1, for MRI.  [default: 99.9]")
+@click.option("--percentile", type=float, help="Percentile of voxels above 0 mapped to 1, for MRI.  [default: 99.9]")
 @click.option(
     "--affine",
     type=click.Choice(["auto", "rigid", "centre", "none"]),
     help="auto: centres of mass, rigid, affine, as `register`. rigid: sizes stay. centre: centres of mass alone, where "
-    "an affine goes astray, such as CT of unequal parts. none: trust the headers.  [default: auto]",
+    "an affine goes wrong, such as CT of different parts. none: trust the headers.  [default: auto]",
 )
 @click.option("--jobs", type=click.IntRange(min=1), help="Scans at a time.  [default: as cores and memory allow]")
 @NAN
 @QUIET
 @one_line_errors
 def prepare(quiet, preset, **choices) -> None:
-    """Make native scans ready for `train`: aligned, on one grid, intensities in 0..1.
+    """Prepare native scans for `train`: aligned, on one grid, intensities in 0..1.
 
-    Each scan is aligned with the reference, resampled once (labels and masks: nearest neighbour) and, where there is a
-    mask, set to 0 outside it. Writes images/, labels/, masks/, records/ (JSON, one for each scan, failures too),
-    prepared.csv for `train --data`, and contact_sheet.png, failures first, then the least similar: look at it. What is
-    done already is kept if its files and options have not changed; what fails is said, and the others go on.
+    Each scan is aligned with the reference, resampled once (labels and masks: nearest neighbour) and, if it has a mask,
+    set to 0 outside it. Writes images/, labels/, masks/, records/ (JSON, one for each scan, failures too), prepared.csv
+    for `train --data`, and contact_sheet.png, failures first, then the least similar: look at it. Earlier results are
+    kept if files and options have not changed; failures are reported, and the other scans are still prepared.
     """
     from ..workflows.preparation import prepare_options, prepare_scans
 

@@ -24,39 +24,39 @@ from .terminal import (
     "--moving-labels",
     type=PATH,
     multiple=True,
-    help="Label map of the moving scan, carried along (nearest neighbour). Of several scans: one for each, in order.",
+    help="Label map of the moving scan, warped by nearest neighbour. With several scans: one for each, in order.",
 )
-@click.option("--fixed-mask", type=PATH, help="Of the fixed scan: 0 where it does not count; holes are lesions.")
-@click.option("--moving-mask", type=PATH, multiple=True, help="Likewise of the moving scan, or of each, in order.")
+@click.option("--fixed-mask", type=PATH, help="Mask of the fixed scan: 0 where it does not count; holes are lesions.")
+@click.option("--moving-mask", type=PATH, multiple=True, help="The same for the moving scan, or for each, in order.")
 @click.option(
     "--affine",
     default="auto",
     show_default=True,
     metavar="auto|affine|rigid|none|FILE[,inverse]",
-    help="auto: the best of headers, centres of mass, rigid and affine. affine, rigid: what these steps reach. none: "
-    "trust the headers. Or a transform, fixed to moving, that `apply` reads (of a field its best affine fit).",
+    help="auto: the best of headers, centres of mass, rigid and affine. affine, rigid: the result of these steps. "
+    "none: trust the headers. Or a transform, fixed to moving, that `apply` reads (for a field, its best affine fit).",
 )
-@click.option("--convention", default="auto", show_default=True, help="Of a FILE that does not say its own, as fsl.")
+@click.option("--convention", default="auto", show_default=True, help="Of a FILE that does not state its own, as fsl.")
 @click.option(
     "--volume-factor",
     type=Numbers(float, 2),
     default=(0.3, 3.0),
     metavar="LOW,HIGH",
-    help="Of a plausible affine; wider for children and animals.  [default: 0.3,3]",
+    help="Limits of a plausible affine; wider for children and animals.  [default: 0.3,3]",
 )
 @click.option(
     "--backend",
     type=click.Choice(["auto", "tensorrt-rtx", "tensorrt", "cuda", "native", "openvino", "onnxruntime"]),
     default="auto",
     show_default=True,
-    help="What runs the engines; the first three need an NVIDIA GPU and requirements-gpu.txt.",
+    help="Library that runs the engines; the first three need an NVIDIA GPU and requirements-gpu.txt.",
 )
 @click.option(
     "--precision",
     type=click.Choice(["auto", "fp32", "fp16", "bf16"]),
     default="auto",
     show_default=True,
-    help="In which the engines compute. auto: fp16 for TensorRT, fp32 otherwise.",
+    help="Precision of the engines. auto: fp16 for TensorRT, fp32 otherwise.",
 )
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads of engines and kernels.  [default: all cores]")
 @click.option(
@@ -70,27 +70,27 @@ from .terminal import (
     "--delta",
     type=Numbers(float, 1, 4),
     metavar="D[,D,D,D]",
-    help="Smallest improvement, one value or four (levels 4,3,2,1).  [default: of the engine set, 0.005 for ncc]",
+    help="Smallest improvement, one value or four (levels 4,3,2,1).  [default: the engine set's, 0.005 for ncc]",
 )
 @click.option(
     "--stability",
     type=Numbers(float, 1, 4),
     metavar="S[,S,S,S]",
-    help="Of tci: largest change of a stable iteration.  [default: 0.02 for ncc]",
+    help="For tci: largest change of a stable iteration.  [default: 0.02 for ncc]",
 )
 @click.option(
     "--on-stop",
     type=click.Choice(["keep", "revert"]),
-    help="Of iterstop: keep (released code) or undo the failing step.  [default: keep]",
+    help="For iterstop: keep (released code) or undo the failing step.  [default: keep]",
 )
-@click.option("--similarity", type=click.Choice(["ncc", "lncc", "mse"]), help="What stop rules watch.  [default: ncc]")
+@click.option("--similarity", type=click.Choice(["ncc", "lncc", "mse"]), help="Watched by stop rules.  [default: ncc]")
 @click.option("--max-iterations", type=Numbers(int, 1, 4), metavar="N[,N,N,N]", help="Limit per level.  [default: 10]")
 @click.option(
     "--smooth",
     type=float,
     default=0.0,
     metavar="SIGMA",
-    help="Smooth every residual flow by so many voxels where the fixed image has no edges: fewer folds; 1.5 is "
+    help="Smooth every residual flow, SIGMA in voxels, where the fixed image has no edges: fewer folds; 1.5 is "
     "recommended.  [default: 0, none]",
 )
 @click.option(
@@ -102,9 +102,9 @@ from .terminal import (
     default="itk",
     show_default=True,
     metavar="NAME[,NAME...]",
-    help="Whose files the transforms become: itk (ANTs, SimpleITK), freesurfer, fsl, learn2reg, h5 (ITK composite).",
+    help="Conventions of the transform files: itk (ANTs, SimpleITK), freesurfer, fsl, learn2reg, h5 (ITK composite).",
 )
-@click.option("--forward-only", is_flag=True, help="Leave out the inverse transform and the fixed scan through it.")
+@click.option("--forward-only", is_flag=True, help="Skip the inverse transform and the fixed scan warped by it.")
 @QUIET
 @OVERWRITE
 @one_line_errors
@@ -128,10 +128,10 @@ def register(
     """Align one or several moving scans with a fixed one, both ways.
 
     Writes warped.nii.gz (moving on the fixed grid), warped_fixed.nii.gz (fixed on the moving grid), warp.nii.gz and
-    inverse_warp.nii.gz (the whole displacements, as ANTs and ITK read them; see --write), affine.txt, jacobian.nii.gz,
+    inverse_warp.nii.gz (the whole displacements, for ANTs and ITK; see --write), affine.txt, jacobian.nii.gz,
     warped_labels.nii.gz if labels are given, report.json and preview.png. Transforms are read back and compared.
-    Options that are not given follow the engine set. Several moving scans share the work on the fixed one; what is
-    wrong with one of them is said, and the others go on.
+    Options that are not given follow the engine set. Several moving scans share the work on the fixed one; an error in
+    one is reported, and the others are still registered.
     """
     from ..errors import is_scarcity
     from ..registration.batch import EngineChoice, plan_tasks, register_files
@@ -146,13 +146,13 @@ def register(
         how = (engines, Options(**options), overwrite, stages, outputs, fixed_mask)
         for outcome in register_files(fixed, tasks, *how):
             errors += filter(None, [outcome.error])
-            _tell(outcome, stages, quiet, alone=len(tasks) == 1)
+            _print_outcome(outcome, stages, quiet, alone=len(tasks) == 1)
     if errors:
         raise click.exceptions.Exit(exit_code_of_failures(all(map(is_scarcity, errors))))
 
 
-def _tell(outcome, stages: StageLine, quiet: bool, alone: bool) -> None:
-    """A registration's summary, or what was wrong with it; what is wrong with the only one is the command's error."""
+def _print_outcome(outcome, stages: StageLine, quiet: bool, alone: bool) -> None:
+    """Print a registration's summary or its error; the error of a single registration is raised as the command's."""
     if outcome.error and alone:
         raise outcome.error
     if outcome.error:

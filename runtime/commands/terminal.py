@@ -1,4 +1,4 @@
-"""What the commands have in common: options, numbers as options, progress, errors of one line, help by sections."""
+"""Common parts of the commands: options, numbers as options, progress, one-line errors, help by sections."""
 
 import atexit
 import contextlib
@@ -19,7 +19,7 @@ from ..host.shipped import install_command, shipped_engines
 from ..host.standard_streams import keep_streams_usable
 from ..host.stopping import Stopped, asked, exit_code, ignore_signals, raise_on_signals
 
-TRY_LATER = 75  # the exit code of sysexits.h for what may work another time, EX_TEMPFAIL
+TRY_LATER = 75  # exit code EX_TEMPFAIL of sysexits.h: a temporary failure
 MEMORY_REMEDY = "close other programs, raise the limit (ulimit -v, the batch system's) or use another computer"
 
 PATH = click.Path(path_type=Path)
@@ -27,16 +27,16 @@ ENGINE_DIR = click.option(
     "--engine-dir",
     type=PATH,
     default=shipped_engines(),
-    show_default="the one that ships",
+    show_default="the shipped one",
     help="Folder of an engine set.",
 )
 OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace an earlier result.")
-NAN = click.option("--nan", type=float, metavar="VALUE", help="Take NaN for this intensity.  [default: refuse NaN]")
+NAN = click.option("--nan", type=float, metavar="VALUE", help="Replace NaN by this intensity.  [default: refuse NaN]")
 QUIET = click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 
 
 class Numbers(click.ParamType):
-    """Comma-separated numbers, so many as `counts` allows; without counts one or more."""
+    """Comma-separated numbers, as many as one of `counts`; without counts one or more."""
 
     def __init__(self, kind: type, *counts: int) -> None:
         self.kind, self.counts = kind, counts
@@ -56,13 +56,13 @@ class Numbers(click.ParamType):
 
 
 class TemporaryFailure(click.ClickException):
-    """What may work another time, so that a batch system can try again."""
+    """A failure that may not recur, so that a batch system can try again."""
 
     exit_code = TRY_LATER
 
 
 def one_line_errors(command):
-    """Turns bad input, and what the system refuses, into one line and exit code 1; 75 if it may work another time."""
+    """Report invalid input and errors of the system in one line, with exit code 1, or 75 for temporary failures."""
 
     @functools.wraps(command)
     def wrapped(*args, **kwargs):
@@ -80,11 +80,11 @@ def one_line_errors(command):
         except OSError as error:
             raise failure(refused(system_reason(error), error)) from None
         except MemoryError as error:
-            raise TemporaryFailure(f"memory ran out ({str(error) or 'no more to be had'}); {MEMORY_REMEDY}") from None
+            raise TemporaryFailure(f"memory ran out ({str(error) or 'none available'}); {MEMORY_REMEDY}") from None
         except RuntimeError as error:
             if "can't start new thread" not in str(error):
                 raise
-            raise TemporaryFailure(f"the system allows no further thread; {MEMORY_REMEDY}") from None
+            raise TemporaryFailure(f"the system allows no further threads; {MEMORY_REMEDY}") from None
         except EOFError as error:
             raise click.ClickException(f"a file ends too early ({error})") from None
 
@@ -92,26 +92,26 @@ def one_line_errors(command):
 
 
 def failure(error: Exception) -> click.ClickException:
-    """What ends a command with an InputError's line."""
+    """Return the exception that ends a command with an InputError's line."""
     from ..errors import is_scarcity
 
     return (TemporaryFailure if is_scarcity(error) else click.ClickException)(str(error))
 
 
 def exit_code_of_failures(only_scarcity: bool) -> int:
-    """Of a command whose other parts went on: 75 where nothing but scarcity stood in the way of those, else 1."""
+    """Return the exit code of a command some of whose parts failed: 75 if all for lack of resources, else 1."""
     return TRY_LATER if only_scarcity else 1
 
 
 class StageLine:
-    """Shows which stage runs: one line that changes on a terminal, one line per stage elsewhere."""
+    """Display of the current stage: one line that changes on a terminal, one line per stage elsewhere."""
 
     def __init__(self, quiet: bool) -> None:
         self._quiet, self._terminal = quiet, sys.stderr.isatty()
 
     @property
     def changes(self) -> bool:
-        """Whether what is shown is replaced by what comes next."""
+        """True if each stage replaces the one before it on the screen."""
         return self._terminal
 
     def __call__(self, stage: str) -> None:
@@ -124,7 +124,7 @@ class StageLine:
             click.echo(f"{stage} ...", err=True)
 
     def print(self, text: str, error: bool = False) -> None:
-        """Text on standard output or standard error, after the line is wiped."""
+        """Print text on standard output or standard error, after clearing the stage line."""
         self._wipe()
         click.echo(text, err=error)
 
@@ -141,7 +141,7 @@ class StageLine:
 
 
 class SectionOption(click.Option):
-    """An option with a section of the help it belongs to."""
+    """An option that belongs to a section of the help."""
 
     def __init__(self, *args, section: str, **kwargs) -> None:
         super().__init__(*args, **kwargs)
@@ -149,7 +149,7 @@ class SectionOption(click.Option):
 
 
 class InSections(click.Command):
-    """A command with so many options that its help lists them by sections."""
+    """A command whose help lists its many options by sections."""
 
     def format_options(self, ctx, formatter) -> None:
         sections: dict[str, list] = {}
@@ -162,7 +162,7 @@ class InSections(click.Command):
 
 
 class OneLineGroup(click.Group):
-    """Also a command line that cannot be parsed is one line, exit code 2, and being asked to stop one: 130 or 143."""
+    """A group that also reports usage errors (exit code 2) and stop signals (130 or 143) in one line."""
 
     def main(self, *args, standalone_mode: bool = True, **kwargs):
         if not standalone_mode:
@@ -176,13 +176,13 @@ class OneLineGroup(click.Group):
         except click.ClickException as error:
             error.show()
             sys.exit(error.exit_code)
-        except click.Abort as error:  # which click makes of KeyboardInterrupt
+        except click.Abort as error:  # click turns KeyboardInterrupt into it
             stopped = error.__cause__ if isinstance(error.__cause__, Stopped) else Stopped(signal.SIGINT)
             click.echo(f"S{str(stopped)[1:]}", err=True)
             sys.exit(exit_code(stopped.number))
 
     def _ended(self, *args, **kwargs):
-        """What goes wrong once the program was asked to stop, in an import that was broken off, comes of that."""
+        """Run the command; an error after a stop signal, such as in an interrupted import, counts as the stop."""
         try:
             return super().main(*args, standalone_mode=False, **kwargs)
         except Exception:
@@ -193,12 +193,12 @@ class OneLineGroup(click.Group):
 
 @dataclass(frozen=True)
 class CloneTools:
-    """What commands use of `train` and `export`, which only a clone of the project has.
+    """Functions of `train` and `export` that commands use; only a clone of the project has them.
 
     Attributes:
         export: makes the engine set of a checkpoint (`runtime.workflows.evaluation.options.Export`), quietly.
-        torch_contenders: takes benchmark options, and whether PyTorch is timed too; gives `run_benchmark`'s `others`.
-        command: the words that start the clone's program.
+        torch_contenders: takes benchmark options, and True to time PyTorch too; returns `run_benchmark`'s `others`.
+        command: the command that starts the clone's program, as words.
     """
 
     export: Callable[[Path, Path], None]
@@ -207,7 +207,7 @@ class CloneTools:
 
 
 def program(commands: Iterable[click.Command], tools: CloneTools | None = None) -> click.Group:
-    """The command line of these commands; `tools` become its context's object."""
+    """Return the command line of these commands; `tools` become its context's object."""
 
     @click.group(
         cls=OneLineGroup,
@@ -228,8 +228,8 @@ def program(commands: Iterable[click.Command], tools: CloneTools | None = None) 
 
 
 def run(group: click.Group, name: str) -> None:
-    """Runs the command line as the program that this process is."""
-    atexit.register(gc.freeze)  # no search for garbage on the way out, 0.2 s
+    """Run the command line as the main program of this process."""
+    atexit.register(gc.freeze)  # no garbage collection at exit, which takes 0.2 s
     keep_streams_usable()
     raise_on_signals()
     try:

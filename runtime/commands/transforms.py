@@ -1,4 +1,4 @@
-"""`apply`, `compose`, `invert`, `jacobian`, `convert`: what can be done with transforms, ours and other tools'."""
+"""`apply`, `compose`, `invert`, `jacobian`, `convert`: commands on transforms, ours and other tools'."""
 
 import contextlib
 import functools
@@ -12,7 +12,7 @@ from click.core import ParameterSource
 from .terminal import NAN, OVERWRITE, PATH, QUIET, StageLine, one_line_errors
 
 IMAGES = (".nii.gz", ".nii")
-SUFFIXES = {  # of the files that hold a transform; the first ones hold fields
+SUFFIXES = {  # suffixes of transform files; .nii.gz, .nii and .h5 hold fields
     "itk": (*IMAGES, ".txt", ".tfm", ".mat"),
     "freesurfer": (*IMAGES, ".lta"),
     "fsl": (*IMAGES, ".mat"),
@@ -23,7 +23,7 @@ SUFFIXES = {  # of the files that hold a transform; the first ones hold fields
 
 
 def chain_options(starts: str = "where the first -t starts"):
-    """What every command on a chain of transforms takes; `starts` is in words where results lie without a reference."""
+    """Return the options of every command on a chain; `starts` describes the result's grid without a reference."""
     options = (
         click.option(
             "-t",
@@ -40,10 +40,10 @@ def chain_options(starts: str = "where the first -t starts"):
             type=click.Choice(["auto", *SUFFIXES]),
             default="auto",
             show_default=True,
-            help="Of -t files that do not say theirs: fields without an intent, matrices of FLIRT (fsl).",
+            help="Convention of -t files that do not state it: fields without an intent, FLIRT matrices (fsl).",
         ),
-        click.option("--fixed", type=PATH, help="Image where the -t start, if they do not say it: affines."),
-        click.option("--moving", type=PATH, help="Image where the -t end, if they do not say it: also FSL's warps."),
+        click.option("--fixed", type=PATH, help="Image where the -t start, if they do not name it: affines."),
+        click.option("--moving", type=PATH, help="Image where the -t end, if they do not name it: also FSL's warps."),
         QUIET,
         OVERWRITE,
         one_line_errors,
@@ -56,15 +56,15 @@ TO = click.option(
     type=click.Choice([*SUFFIXES]),
     default="itk",
     show_default=True,
-    help="Convention to write: .nii.gz, of h5 .h5. Affines also as .txt, .tfm or .mat of itk, .mat of fsl (FLIRT), "
-    ".lta of freesurfer, .txt of ras (4x4, RAS mm).",
+    help="Convention to write: .nii.gz, for h5 .h5. Affines also as .txt, .tfm or .mat for itk, .mat for fsl (FLIRT), "
+    ".lta for freesurfer, .txt for ras (4x4, RAS mm).",
 )
 
 
 @click.command()
-@click.option("--image", type=PATH, help="Image, or 4-D series, to carry along.")
-@click.option("--labels", type=PATH, help="Label map to carry along.")
-@click.option("--points", type=PATH, help="Points to carry along: CSV, .fcsv or .mrk.json.")
+@click.option("--image", type=PATH, help="Image, or 4-D series, to resample.")
+@click.option("--labels", type=PATH, help="Label map to resample.")
+@click.option("--points", type=PATH, help="Points to map: CSV, .fcsv or .mrk.json.")
 @click.option(
     "--interpolation",
     type=click.Choice(["linear", "cubic", "nearest", "smooth"]),
@@ -73,27 +73,27 @@ TO = click.option(
 @click.option(
     "--motion",
     metavar="FOLDER|GLOB",
-    help="Of a 4-D --image: one transform for each volume, in the order of names, from where the -t end into it.",
+    help="For a 4-D --image: one transform for each volume, in the order of names, from where the -t end into it.",
 )
 @NAN
-@click.option("--outside", type=float, help="Value of what lies outside the image, e.g. -1024 for CT.  [default: 0]")
+@click.option("--outside", type=float, help="Value outside the image, e.g. -1024 for CT.  [default: 0]")
 @click.option(
     "--points-in",
     type=click.Choice(["ras", "lps", "voxels"]),
-    help="What the coordinates are; both files have the same. x,y,z do not tell it.",
+    help="Frame of the coordinates, in both files; needed for columns x,y,z.",
 )
-@click.option("--scan", type=PATH, help="Image whose voxels the points are, where no -t tells its grid.")
+@click.option("--scan", type=PATH, help="Image of voxel coordinates, if no -t holds its grid.")
 @chain_options()
 def apply(image, labels, points, interpolation, motion, nan, outside, points_in, scan, quiet, **choices) -> None:
-    """Carry an image, a label map or points from a scan's space into a reference's.
+    """Map an image, a label map or points from a scan's space into a reference's.
 
-    -t A -t B: a point of the reference goes through A, then B, and lies in the scan. The same -t carry images, labels
-    and points; points go through the inverse, solved for each. However many -t there are, voxels are interpolated once.
-    What is applied the wrong way round is refused, as far as files tell, with the command that is right.
+    -t A -t B: a point of the reference is mapped by A, then B, into the scan. The same -t are used for images, labels
+    and points; points go through the inverse, solved for each. Voxels are interpolated once, however many -t there are.
+    A transform applied the wrong way round is refused, if its file names its images, with the right command.
 
     Images are written as float32 (integers stay integers where none was interpolated), label maps as integers, 4-D
-    ones, which hold probabilities, as float32, points in the columns and kind they came in. Points that have no inverse
-    are left empty, and the exit code is 1.
+    ones, which hold probabilities, as float32, points in the format and columns of their file. Points without an
+    inverse are left empty, and the exit code is 1.
     """
     from ..transforms import apply as carry
     from ..transforms.points.tables import point_suffixes
@@ -126,28 +126,28 @@ def apply(image, labels, points, interpolation, motion, nan, outside, points_in,
 @TO
 @chain_options()
 def compose(to, quiet, **choices) -> None:
-    """Make one file of a chain of transforms.
+    """Compose a chain of transforms into one file.
 
-    -t A -t B: a point of the reference goes through A, then B, as for `apply`. The result is a field on the reference's
-    grid; of affines alone it may be one. It is read back and compared before it stands there.
+    -t A -t B: a point of the reference is mapped by A, then B, as for `apply`. The result is a field on the reference's
+    grid, or an affine if all parts are. It is read back and compared before the file gets its name.
     """
     from ..transforms.operations import compose
 
-    _tell(compose, choices, SUFFIXES[to], quiet, to)
+    _write_and_report(compose, choices, SUFFIXES[to], quiet, to)
 
 
 @click.command()
 @TO
 @chain_options("where the last -t ends")
 def invert(to, quiet, **choices) -> None:
-    """Make the inverse of a transform, as a file.
+    """Write the inverse of a transform to a file.
 
-    It lies on the grid where the transform ends, or on --reference. What it misses by, and the share of voxels for
-    which there is no inverse because the transform folds, are printed. Several -t are inverted as one.
+    Its grid is that on which the transform ends, or that of --reference. Prints its error, and the share of voxels
+    without an inverse because the transform folds. Several -t are inverted as one.
     """
     from ..transforms.operations import invert
 
-    _tell(invert, choices, SUFFIXES[to], quiet, to)
+    _write_and_report(invert, choices, SUFFIXES[to], quiet, to)
 
 
 @click.command()
@@ -156,41 +156,41 @@ def invert(to, quiet, **choices) -> None:
 def convert(to, quiet, **choices) -> None:
     """Write a transform in another tool's convention.
 
-    It stays the same map, on the same grid unless there is a --reference, and is read back and compared before it
-    stands there.
+    The map stays the same, on the same grid unless there is a --reference. The file is read back and compared before it
+    gets its name.
     """
     if len(choices["transforms"]) > 1:
-        raise click.UsageError("give one -t; compose makes one file of several")
+        raise click.UsageError("give one -t; to join several into one file, use compose")
     from ..transforms.operations import compose
 
-    _tell(compose, choices, SUFFIXES[to], quiet, to)
+    _write_and_report(compose, choices, SUFFIXES[to], quiet, to)
 
 
 @click.command()
 @click.option("--log", is_flag=True, help="Write the natural logarithm: 0 where volumes stay, below where they shrink.")
 @chain_options()
 def jacobian(log, quiet, **choices) -> None:
-    """Map how a chain of transforms changes volumes: its Jacobian determinant.
+    """Write a map of a chain's volume changes: its Jacobian determinant.
 
-    1 where volumes stay, 2 where a mm3 of the reference is 2 mm3 of the scan, 0 and below where the chain folds. Prints
-    the extremes, the share of folded voxels, and SDlogJ, the standard deviation of the others' logarithm.
+    1 where volumes stay, 2 where 1 mm3 of the reference is 2 mm3 of the scan, 0 and below where the chain folds. Prints
+    the extremes, the share of folded voxels, and SDlogJ, the standard deviation of the logarithm over the other voxels.
     """
     from ..transforms.operations import jacobian
 
-    _tell(jacobian, choices, IMAGES, quiet, log)
+    _write_and_report(jacobian, choices, IMAGES, quiet, log)
 
 
-def _tell(write, choices: dict, suffixes: tuple[str, ...], quiet: bool, *arguments) -> None:
-    """Writes something of a chain, and prints what it says."""
+def _write_and_report(write, choices: dict, suffixes: tuple[str, ...], quiet: bool, *arguments) -> None:
+    """Run an operation on a chain that writes a file, and print its summary."""
     route = _route(choices, [], suffixes, at_least=1)
     with _working(quiet) as stages:
-        told = write(route, choices["output"], *arguments, stages)
+        summary = write(route, choices["output"], *arguments, stages)
     if not quiet:
-        click.echo(told)
+        click.echo(summary)
 
 
 def _route(choices: dict, inputs: list, suffixes: tuple[str, ...], at_least: int = 0):
-    """The chain that was asked for, after the output has been found to be fit to write."""
+    """Return the requested chain, after checking that the output can be written."""
     from ..host.files.output_path import check_output_file
     from ..transforms.chain import Link, Route
 
@@ -209,7 +209,7 @@ def _only_for(kind: str, given: object, option: str, value: object) -> None:
 
 @contextlib.contextmanager
 def _working(quiet: bool):
-    """Shows stages, compiling first where need be; says of a chain the wrong way round the command that is right."""
+    """Show stages, compile kernels first if needed, and name the right command for a chain the wrong way round."""
     from ..errors import InputError
     from ..host.progress import Stages
     from ..registration.warmup import start_kernels
@@ -224,7 +224,7 @@ def _working(quiet: bool):
 
 
 def _command_with(transforms) -> str:
-    """The command line as it was given, with other transforms."""
+    """Return the command line as it was given, but with other transforms."""
     context = click.get_current_context()
     script = sys.argv[0] if Path(sys.argv[0]).name == "cli.py" else "cli.py"
     words = ["python", script, context.info_name]

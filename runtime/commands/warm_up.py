@@ -8,10 +8,10 @@ from .terminal import one_line_errors
 @click.command("warm-up")
 @one_line_errors
 def warm_up() -> None:
-    """Compile the CPU kernels for this computer, once (half a minute).
+    """Compile the CPU kernels for this machine, once (half a minute).
 
-    The first command that needs them does it otherwise. They are kept in the cache folder; a container's image is
-    built with RPNET_CACHE=/opt/cache, for instance.
+    Otherwise the first command that needs them compiles them. They are kept in the cache folder; for a container image,
+    set it with RPNET_CACHE=/opt/cache, for instance.
     """
     from ..registration.warmup import main
 

@@ -1,1 +1,1 @@
-"""Registration: two scans in, one result out."""
+"""Registration of a moving scan to a fixed one."""

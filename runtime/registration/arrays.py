@@ -1,4 +1,4 @@
-"""The loop on two images of one grid, between what it is given and what is made of it: no files, no affine, no mm."""
+"""Register two arrays on the same grid: no files, no affine, no mm."""
 
 from dataclasses import dataclass, replace
 
@@ -27,26 +27,26 @@ def register_arrays(
     fixed_mask: Array | None = None,
     moving_mask: Array | None = None,
 ) -> iterstop.Iterations:
-    """The loop alone, on two images (I, J, K), float32 in [0, 1], on one grid whose sizes are multiples of 8.
+    """Run the loop on two images (I, J, K), float32 in [0, 1], on one grid whose sizes are multiples of 8.
 
-    On a GPU, images may lie there already, in arrays of torch, cupy, numba or pycuda (``__cuda_array_interface__`` or
-    DLPack); they are read where they are.
+    With engines on a GPU, images may already be in its memory, in arrays of torch, cupy, numba or pycuda
+    (``__cuda_array_interface__`` or DLPack); they are read without a copy.
 
     Args:
         engines: from `runtime.open_engines`.
         fixed, moving: the images.
-        schedule: None: the engine set's own, IterStop.
-        similarity: what it watches.
+        schedule: the schedule; None: the engine set's own, IterStop.
+        similarity: the similarity that stop rules watch.
         smooth: as in `runtime.Options`, 0 for none.
-        fixed_mask, moving_mask: (I, J, K) on the host, 0 where an image does not count (`runtime.images.masks`); with
-            one, both images are host arrays too.
+        fixed_mask, moving_mask: (I, J, K) on the host, 0 where an image does not count (`runtime.images.masks`); if one
+            is given, both images have to be host arrays.
 
     Returns:
-        Iterations whose flow is (3, I, J, K) in voxels: a host array, or where both images came from the GPU's memory
-        an array there that those libraries read without a copy.
+        Iterations whose flow is (3, I, J, K) in voxels: a host array or, if both images were in the GPU's memory, an
+        array there that those libraries read without a copy.
 
     Raises:
-        InputError: shapes, intensities, a smoothing out of bounds, or a result that is not finite.
+        InputError: invalid shapes, intensities or smoothing, or a result that is not finite.
     """
     check_sigma(smooth)
     check_shapes(tuple(fixed.shape), tuple(moving.shape), engines.engine_set.size_multiple)
@@ -55,10 +55,10 @@ def register_arrays(
     if fixed_mask is not None or moving_mask is not None:
         fixed, moving, holes = _masked(fixed, moving, fixed_mask, moving_mask)
     with engines.running():
-        there = on_gpu(fixed) and on_gpu(moving)
+        both_on_gpu = on_gpu(fixed) and on_gpu(moving)
         fixed, moving = to_device(engines, fixed, "fixed"), to_device(engines, moving, "moving")
         side = engines.fixed_side(fixed, similarity).smoothing(smooth)
-        if not there:
+        if not both_on_gpu:
             pair = side.pair(moving, holes_of(engines, *holes))
             return run_loop(engines, pair, moving, schedule, Stages()).found
         found = iterstop.run(side.pair(moving), schedule)
@@ -69,9 +69,9 @@ def register_arrays(
 def _masked(
     fixed: Array, moving: Array, fixed_mask: Array | None, moving_mask: Array | None
 ) -> tuple[Array, Array, tuple[Array | None, Array | None]]:
-    """Both images without what does not count, holes filled from each other, and the holes."""
+    """Apply the masks: return both images, 0 outside, holes filled from each other, and the holes."""
     if on_gpu(fixed) or on_gpu(moving):
-        raise InputError("mask: is for images in host memory, but one lies on a GPU; copy both to the host")
+        raise InputError("mask: is for images in host memory, but one is on a GPU; copy both to the host")
     images, holes = [], []
     for name, image, mask in (("fixed", fixed, fixed_mask), ("moving", moving, moving_mask)):
         if mask is not None and mask.shape != image.shape:
@@ -83,21 +83,26 @@ def _masked(
 
 
 def check_shapes(fixed: tuple[int, ...], moving: tuple[int, ...], multiple: int) -> None:
-    """InputError unless both are one (I, J, K) of multiples of `multiple`."""
+    """Check that both shapes are the same (I, J, K), multiples of `multiple`; else InputError."""
     if fixed != moving or len(fixed) != 3 or any(size % multiple or size == 0 for size in fixed):
         raise InputError(f"images: got shapes {fixed} and {moving}, expected one (I, J, K), multiples of {multiple}")
 
 
 def to_device(engines: OpenEngines, image: Array, name: str) -> Array:
-    """An image where the engines' field operations work.
+    """Copy an image to the device of the engines' field operations, unless it is there.
+
+    Args:
+        engines: the engines.
+        image: (I, J, K) float32.
+        name: "fixed" or "moving", for messages.
 
     Raises:
-        InputError: it is not finite, constant, or outside [0, 1]; "fixed" or "moving", `name`, is in the line.
+        InputError: an image that is not finite, constant, outside [0, 1], or on a GPU while the engines are not.
     """
     if on_gpu(image) and engines.networks.device == "cpu":
         raise InputError(
-            f"{name} image: lies in a GPU's memory, but the engines run on the CPU ({engines.backend}); "
-            "copy it to the host, or open a backend of the GPU"
+            f"{name} image: is in a GPU's memory, but the engines run on the CPU ({engines.backend}); "
+            "copy it to the host, or open a GPU backend"
         )
     image = engines.fields.to_device(image)
     low, high = engines.fields.extremes(image)
@@ -114,16 +119,16 @@ def to_device(engines: OpenEngines, image: Array, name: str) -> Array:
 
 
 def holes_of(engines: OpenEngines, fixed: Array | None, moving: Array | None) -> Holes | None:
-    """Holes (I, J, K) bool, or None, where the engines' field operations work; None where there are none."""
+    """Copy the holes, (I, J, K) bool or None, to the device of the field operations; None if there are none."""
     if fixed is None and moving is None:
         return None
-    there = (None if hole is None else engines.fields.to_device(hole.astype(np.float32)) for hole in (fixed, moving))
-    return Holes(engines.fields, *there)
+    copied = (None if hole is None else engines.fields.to_device(hole.astype(np.float32)) for hole in (fixed, moving))
+    return Holes(engines.fields, *copied)
 
 
 @dataclass(frozen=True, eq=False)
 class Loop:
-    """The loop with its beginning and end: iterations (flow on the host), similarity before, warped image, folds."""
+    """The outcome of the loop: iterations (flow on the host), similarity before, warped image, share of folds."""
 
     found: iterstop.Iterations
     before: float
@@ -132,7 +137,7 @@ class Loop:
 
 
 def run_loop(engines: OpenEngines, pair: iterstop.Pair, moving: Array, schedule: Schedule, stage: Stages) -> Loop:
-    """Runs a schedule on an encoded pair, whose moving image is `moving`, and brings what came of it to the host.
+    """Run a schedule on an encoded pair, whose moving image is `moving`, and copy the outcome to the host.
 
     Raises:
         InputError: a flow or similarity that is not finite.

@@ -1,4 +1,4 @@
-"""From files to folders: one fixed scan and one or several moving ones, reading and writing beside the computation."""
+"""Registration from files to folders: one fixed and one or several moving scans, read and written in parallel."""
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,7 +25,7 @@ from .warmup import start_kernels
 
 @dataclass(frozen=True)
 class Task:
-    """One moving scan: the file, its label map if there is one, the folder for the result, and its mask likewise."""
+    """A moving scan: its file, its label map and mask if given, and the folder for the result."""
 
     moving: Path
     labels: Path | None
@@ -34,13 +34,13 @@ class Task:
 
     @property
     def files(self) -> tuple[Path | None, ...]:
-        """All that is read of it."""
+        """The files to read; None where not given."""
         return self.moving, self.labels, self.mask
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a task: a few lines on the registration, whose files are written, or what was wrong."""
+    """The outcome of a task: a summary of the registration, whose files are written, or the error."""
 
     task: Task
     summary: str | None = None
@@ -49,7 +49,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class EngineChoice:
-    """What to open: the arguments of `runtime.open_engines`."""
+    """The arguments of `runtime.open_engines`."""
 
     engine_dir: Path
     backend: str = "auto"
@@ -57,7 +57,7 @@ class EngineChoice:
     precision: str = "auto"
 
     def check(self, engine_set: EngineSet) -> None:
-        """Refuses what can be refused before any work; see `runtime.backends.engines.check_choice`."""
+        """Refuse invalid arguments before any work; see `runtime.backends.engines.check_choice`."""
         check_choice(engine_set, self.backend, self.threads, self.precision)
 
     def open(self, engine_set: EngineSet, progress: Progress = silent) -> OpenEngines:
@@ -67,16 +67,16 @@ class EngineChoice:
 def plan_tasks(
     output: Path, moving: Sequence[Path], labels: Sequence[Path] = (), masks: Sequence[Path] = ()
 ) -> tuple[Task, ...]:
-    """Where each moving scan's result goes: one scan's into `output`, those of several into folders of their names.
+    """Assign result folders: `output` itself for a single moving scan, folders of their names in it for several.
 
     Args:
         output: folder.
-        moving: files; those of one name are told apart by the folders they lie in.
+        moving: files; equal names are distinguished by the folders of the files.
         labels: label maps of the moving scans, in their order, or none.
-        masks: likewise.
+        masks: masks, likewise.
 
     Raises:
-        InputError: another number of label maps or masks than of moving scans, or one scan twice.
+        InputError: another number of label maps or masks than of moving scans, or the same scan twice.
     """
     for option, what, given in (("--moving-labels", "label maps", labels), ("--moving-mask", "masks", masks)):
         if given and len(given) != len(moving):
@@ -100,26 +100,26 @@ def register_files(
     outputs: Outputs | None = None,
     mask: Path | None = None,
 ) -> Iterator[Outcome]:
-    """Registers moving scans to one fixed scan and writes every result; what goes wrong with one leaves the others.
+    """Register moving scans to one fixed scan and write every result; an error in one does not affect the others.
 
-    The files are read while the engines open, and of several scans each while the one before is registered; a result
-    is written while the next one is computed. At most one result waits in memory. For a process of its own, as the
-    command line's (`start_kernels`).
+    Files are read while the engines open, and further scans while the previous one is registered; a result is written
+    while the next one is computed. At most one result waits in memory. Meant for a process of its own, such as the
+    command line's (see `alone` in `start_kernels`).
 
     Args:
         fixed: file.
         tasks: from `plan_tasks`.
-        engines, options: what runs, and how.
-        overwrite: whether earlier results may be replaced.
-        progress: told the name of each stage as it begins.
-        outputs: which files to write; see `runtime.registration.output.saving.save`.
-        mask: of the fixed scan.
+        engines, options: the engines to open, and the options of every registration.
+        overwrite: True if earlier results may be replaced.
+        progress: called with the name of each stage as it begins.
+        outputs: files to write; see `runtime.registration.output.saving.save`.
+        mask: mask of the fixed scan.
 
     Yields:
         An outcome for each task, in order, after its files are written.
 
     Raises:
-        InputError: options, folders, engines or a fixed scan that stop every registration.
+        InputError: options, folders, engines or a fixed scan that make every registration impossible.
     """
     options = options or Options()
     link = options.start.link
@@ -143,7 +143,7 @@ def _register_files(
     outputs: Outputs | None,
     mask: Path | None,
 ) -> Iterator[Outcome]:
-    """`register_files` with the output folders checked and held."""
+    """Do the work of `register_files`, once the output folders are checked and locked."""
     engine_set = load_engine_set(engines.engine_dir)
     engines.check(engine_set)
     options = options.resolved(engine_set)
@@ -164,7 +164,7 @@ def _register_files(
 
 
 def _ahead(reading: Reading, first: ReadMoving, tasks: Sequence[Task]) -> Iterator[tuple[Task, ReadMoving, bool]]:
-    """Each task, its scan, and whether it is the last; as a scan is given, its successor begins to be read."""
+    """Yield each task, its scan, and True for the last one; reading of the next scan starts before each is yielded."""
     scan = first
     for task, following in zip(tasks, (*tasks[1:], None), strict=True):
         here, scan = scan, following and reading.moving(*following.files)
@@ -178,7 +178,7 @@ def _each(
     write: Callable[[Task, Registration | InputError], Outcome],
     progress: Progress,
 ) -> Iterator[Outcome]:
-    """Registers one scan after the other; the result before is written meanwhile."""
+    """Register the scans one after another, while the previous result is written."""
     writing: Job[Outcome] | None = None
     for number, (task, scan, last) in enumerate(scans, start=1):
         if number > 1 or not last:
@@ -189,7 +189,7 @@ def _each(
         if last or not jobs.beside:
             progress("write")
         writing = jobs.start(write, task, result)
-        del result, scan  # nothing but the writing holds them
+        del result, scan  # only the writing job holds them now, so that their memory is freed after it
         if last or not jobs.beside:
             yield writing.take()
             writing = None

@@ -1,4 +1,4 @@
-"""Several pairs in flight on one GPU: while the host decides about one, another one computes."""
+"""Several pairs in flight on one GPU: while the host processes one pair's results, the GPU computes another."""
 
 import contextlib
 import itertools
@@ -30,13 +30,13 @@ def register_many(
     progress: Progress = silent,
     smooth: float = 0.0,
 ) -> Iterator[iterstop.Iterations]:
-    """Registers pairs of images (fixed, moving), several at a time on a GPU; each result is `register_arrays`'s.
+    """Register pairs of images (fixed, moving), several at a time on a GPU; results are those of `register_arrays`.
 
-    Every pair in flight has engines, buffers and a stream of its own: about 1 GB at 160 x 192 x 160 in fp16. On a
-    processor, which is busy with one, they are registered one after the other.
+    Every pair in flight has engines, buffers and a stream of its own: about 1 GB at 160 x 192 x 160 in fp16. On a CPU,
+    which one pair keeps busy, pairs are registered one after another.
 
     Args:
-        pairs: as for `runtime.register_arrays`; taken as results are, a few ahead.
+        pairs: as for `runtime.register_arrays`; consumed a few ahead of the results.
         engine_dir, backend, precision, progress: as for `runtime.open_engines`.
         in_flight: pairs at a time, 1 to 16.
         schedule, similarity, smooth: as for `runtime.register_arrays`.
@@ -58,7 +58,7 @@ def register_many(
     with contextlib.ExitStack() as stack:
         first = _Lane(stack, lambda: opened(in_flight == 1))
         for pair in itertools.islice(pairs, 1):
-            # What the libraries compile for the GPU when a size first comes is there for the other lanes then.
+            # The first pair alone: what libraries compile for the GPU at a new size is then cached for the other lanes.
             yield first.send(pair, how, rest=in_flight > 1).result()
         more = in_flight - 1 if BACKENDS[first.engines.backend].gpu else 0
         found = first.engines.backend, first.engines.precision
@@ -74,7 +74,7 @@ def register_many(
 
 
 class _Lane:
-    """Engines and the one thread that works with them: ONNX Runtime's memory grows with every other thread."""
+    """Engines and the single thread that uses them: ONNX Runtime's memory grows with every further thread."""
 
     def __init__(self, stack: contextlib.ExitStack, opened: Callable[[], OpenEngines]) -> None:
         self._thread = stack.enter_context(ThreadPoolExecutor(1))
@@ -82,7 +82,7 @@ class _Lane:
         stack.callback(lambda: self._thread.submit(self.engines.__exit__).result())
 
     def send(self, pair: tuple[Array, Array], how: tuple[Any, ...], rest: bool = False) -> Future[iterstop.Iterations]:
-        """Registers a pair when its turn comes, `how` as `register_arrays` takes it, after which engines may rest."""
+        """Queue a pair: `how` holds `register_arrays`' further arguments; with `rest`, engines are idled afterwards."""
 
         def work() -> iterstop.Iterations:
             found = register_arrays(self.engines, *pair, *how)

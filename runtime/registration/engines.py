@@ -19,7 +19,7 @@ from .options import Options
 from .reading import Reading, ReadMoving, ReadScan, Scan
 from .scans import FixedScan, Registration, register
 
-# Options that say how two scans come onto one grid in [0, 1]; arrays are there already.
+# Options for bringing two scans onto one grid, in [0, 1]; arrays are already there.
 OF_SCANS = ("affine", "convention", "nan", "volume_factor", "window")
 
 
@@ -29,9 +29,9 @@ class ScanPair:
 
     Attributes:
         fixed, moving: scans in any orientation, spacing and grid.
-        labels: label map in the moving scan's space, carried along.
-        fixed_mask, moving_mask: what is 0 in them does not count.
-        name: for the caller; nothing here uses it.
+        labels: label map in the moving scan's space, to be warped.
+        fixed_mask, moving_mask: masks; voxels that are 0 in them do not count.
+        name: name of the pair, for progress lines and the caller.
     """
 
     fixed: Scan
@@ -44,7 +44,7 @@ class ScanPair:
 
 @dataclass(frozen=True)
 class PairOutcome:
-    """What became of a pair: exactly one of `result` and `error` is not None."""
+    """The outcome of a pair: exactly one of `result` and `error` is not None."""
 
     pair: ScanPair
     result: Registration | None = None
@@ -52,10 +52,10 @@ class PairOutcome:
 
 
 class Engines(OpenEngines):
-    """An open engine set that registers. A context manager; made by `open_engines`.
+    """An open engine set that registers scans and arrays. A context manager; made by `open_engines`.
 
-    Scans are files (NIfTI, MGH, and what SimpleITK reads of NRRD and MetaImage) or volumes already read, skull-stripped
-    brains in any orientation, spacing and grid.
+    Scans are files (NIfTI, MGH, and with SimpleITK NRRD and MetaImage) or volumes already read: skull-stripped brains
+    in any orientation, spacing and grid.
     """
 
     def register(
@@ -73,13 +73,14 @@ class Engines(OpenEngines):
 
         Args:
             fixed, moving: scans.
-            options: how; the engine set's defaults if None.
-            labels: label map in the moving scan's space, carried along by nearest neighbour.
-            fixed_mask, moving_mask: what is 0 in them does not count, holes in them (lesions) drive nothing.
-            progress: told the name of each stage as it begins.
+            options: options; None: the engine set's defaults.
+            labels: label map in the moving scan's space, warped by nearest neighbour.
+            fixed_mask, moving_mask: masks; voxels that are 0 do not count, and holes (lesions) do not influence the
+                result.
+            progress: called with the name of each stage as it begins.
 
         Raises:
-            InputError: bad input, in one line.
+            InputError: invalid input, in one line.
         """
         return register(fixed, moving, self, options, labels, progress, fixed_mask, moving_mask)
 
@@ -90,12 +91,12 @@ class Engines(OpenEngines):
 
         Args:
             fixed: scan.
-            options: how; the engine set's defaults if None.
-            mask: what is 0 in it does not count.
-            progress: told the name of each stage as it begins.
+            options: options; None: the engine set's defaults.
+            mask: mask; voxels that are 0 in it do not count.
+            progress: called with the name of each stage as it begins.
 
         Raises:
-            InputError: bad input, in one line.
+            InputError: invalid input, in one line.
         """
         return FixedScan(fixed, self, options, progress, mask)
 
@@ -112,21 +113,21 @@ class Engines(OpenEngines):
 
         Args:
             fixed, moving: (I, J, K) float32 in [0, 1], sizes multiples of 8; on a GPU, arrays of torch, cupy, numba or
-                pycuda may lie in its memory already.
-            options: schedule, similarity, stop rule and smoothing; the engine set's defaults if None.
+                pycuda may be in its memory already.
+            options: schedule, similarity, stop rule and smoothing; None: the engine set's defaults.
             fixed_mask, moving_mask: (I, J, K) on the host, 0 where an image does not count.
 
         Returns:
             Every decision of the loop, and the flow (3, I, J, K) in voxels, fixed to moving.
 
         Raises:
-            InputError: shapes, intensities or options that do not fit, or a result that is not finite.
+            InputError: invalid shapes, intensities or options, or a result that is not finite.
         """
         options = options or Options()
         for name in OF_SCANS:
             if getattr(options, name) != getattr(Options(), name):
                 raise InputError(
-                    f"{name}: got {getattr(options, name)!r}, but arrays lie on one grid with intensities in [0, 1]; "
+                    f"{name}: got {getattr(options, name)!r}, but arrays are on one grid with intensities in [0, 1]; "
                     "leave it out, or register scans"
                 )
         options = options.resolved(self.engine_set)
@@ -136,21 +137,21 @@ class Engines(OpenEngines):
     def register_pairs(
         self, pairs: Iterable[ScanPair], options: Options | None = None, *, progress: Progress = silent
     ) -> Iterator[PairOutcome]:
-        """Register pair after pair; what goes wrong with one leaves the others.
+        """Register pairs one after another; an error in one does not affect the others.
 
-        The next pair is read while one is registered. A fixed scan is made ready once for pairs that follow one
-        another, so pairs with the same fixed scan belong together. Each result is that of `register`, bit for bit.
+        The next pair is read while one is registered. A fixed scan is prepared once for consecutive pairs, so pairs
+        with the same fixed scan should follow one another. Each result is that of `register`, bit for bit.
 
         Args:
-            pairs: taken as results are, one ahead.
-            options: how; the engine set's defaults if None.
-            progress: told the name of each stage as it begins.
+            pairs: pairs of scans, consumed one ahead of the results.
+            options: options; None: the engine set's defaults.
+            progress: called with the name of each stage as it begins.
 
         Yields:
             An outcome for each pair, in order.
 
         Raises:
-            InputError: options that no pair could be registered with.
+            InputError: options that are invalid for every pair.
         """
         options = (options or Options()).resolved(self.engine_set)
         options.build_schedule(), options.start
@@ -179,7 +180,7 @@ class Engines(OpenEngines):
 
 @dataclass(frozen=True)
 class _Begun:
-    """A pair that is being read; `fixed` is None where it is that of the pair before."""
+    """A pair that is being read; `fixed` is None if it is the same as in the previous pair."""
 
     pair: ScanPair
     fixed: Job[ReadScan] | None
@@ -226,13 +227,13 @@ def open_engines(
     """Check an engine set and open it.
 
     Args:
-        engine_dir: folder with `manifest.json` and the graphs; the set that ships with the project if not given.
+        engine_dir: folder with `manifest.json` and the graphs; default: the set shipped with the project.
         backend: "auto" or a name of `runtime.backends.registry.BACKENDS`.
         threads: CPU threads for engines and kernels; None: all cores.
         precision: "auto", "fp32", "fp16" or "bf16".
-        progress: told what takes a while, now or when an image of another size comes: a GPU's engines are built.
+        progress: called when a GPU's engines are built, now or at the first image of another size, which takes a while.
 
     Raises:
-        InputError: the set cannot be used, or the backend or precision is not to be had here.
+        InputError: an unusable set, or a backend or precision that is not available on this machine.
     """
     return open_set(load_engine_set(engine_dir), backend, threads, precision, progress, kind=Engines)

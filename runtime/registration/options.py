@@ -1,4 +1,4 @@
-"""How to register: what a user may choose, checked before any work."""
+"""Options of a registration, checked before any work."""
 
 import math
 from dataclasses import dataclass, replace
@@ -18,12 +18,12 @@ STOP_OPTIONS = {"delta": "delta", "stability": "stability", "max_iterations": "l
 
 
 def ignored(field: str, value: Any, why: str) -> InputError:
-    """Of an option of stop rules that would be ignored.
+    """Return the error for an option of stop rules that would be ignored.
 
     Args:
-        field: of `STOP_OPTIONS`.
-        value: what was given, one or several.
-        why: nothing uses it.
+        field: key of `STOP_OPTIONS`.
+        value: the given value or values.
+        why: reason why nothing uses it.
     """
     got = ",".join(map(str, value)) if isinstance(value, tuple) else value
     users = [name for name, rule in schedules.STOP_RULES.items() if STOP_OPTIONS[field] in rule.takes]
@@ -32,24 +32,24 @@ def ignored(field: str, value: Any, why: str) -> InputError:
 
 @dataclass(frozen=True)
 class Options:
-    """How to register. What is None follows the engine set.
+    """Options of a registration. None stands for the engine set's default.
 
     Attributes:
-        affine: "auto" (the best of headers, centres of mass, rigid and affine), "affine" or "rigid" (what these steps
-            reach), "none" (headers only) or a transform file, ``FILE[,inverse]``, fixed -> moving, that `apply` reads;
-            of a field the affine that fits it best.
-        convention: of such a file that does not say its own, as in `runtime.transforms`.
-        nan: the intensity that NaN stands for in either scan; None: there may be none.
+        affine: "auto" (the best of headers, centres of mass, rigid and affine), "affine" or "rigid" (the result of
+            these steps), "none" (headers only) or a transform file, ``FILE[,inverse]``, fixed -> moving, that `apply`
+            reads; for a field, the affine that fits it best.
+        convention: convention of such a file if it does not state its own, as in `runtime.transforms`.
+        nan: intensity that replaces NaN in either scan; None: NaN is refused.
         volume_factor: (smallest, largest) volume factor of a plausible affine, fixed -> moving.
         schedule: "iterstop", "tci", "thrift", "a,b,c,d" (iterations at levels 4 to 1) or "cascade:t".
-        similarity: "ncc", "lncc" or "mse", what stop rules watch.
+        similarity: "ncc", "lncc" or "mse", which stop rules watch.
         delta: smallest improvement, one value or four (levels 4 to 1); for thrift one, that of level 1.
-        stability: of tci: largest change, up or down, of a stable iteration, one value or four.
-        max_iterations: per level, one value or four.
-        on_stop: of iterstop: "keep" (released code) or "revert" (Algorithm 1 as printed).
+        stability: for tci: largest change, up or down, of a stable iteration, one value or four.
+        max_iterations: limit per level, one value or four.
+        on_stop: for iterstop: "keep" (released code) or "revert" (Algorithm 1 as printed).
         window: (low, high) intensities mapped to [0, 1] instead of the set's rule, for CT.
-        smooth: voxels of each level's grid, with which its residual flows are smoothed where the fixed image has no
-            edges (`runtime.geometry.smoothing`), whatever the schedule; 0: they are taken as they are.
+        smooth: width in voxels of each level's grid by which residual flows are smoothed where the fixed image has no
+            edges (`runtime.geometry.smoothing`), for every schedule; 0: no smoothing.
     """
 
     affine: str = "auto"
@@ -66,7 +66,7 @@ class Options:
     volume_factor: tuple[float, float] = (LIMITS.smallest, LIMITS.largest)
 
     def resolved(self, engine_set: EngineSet) -> "Options":
-        """The same with every None that the schedule uses replaced by the engine set's default, or the rule's.
+        """Replace every None that the schedule uses by the engine set's default, or the stop rule's.
 
         Raises:
             InputError: an unknown similarity, a smoothing out of bounds, or an option that this schedule would ignore.
@@ -84,7 +84,7 @@ class Options:
             return replace(self, similarity=similarity)
         defaults = {name: by[similarity] for name, by in rule.thresholds.items()}
         defaults["limit"] = stop["limit"]
-        if rule.on_stop:  # IterStop, whose thresholds engine sets give
+        if rule.on_stop:  # IterStop, whose thresholds come from the engine set
             defaults["on_stop"] = stop["on_stop"]
             defaults |= {"delta": stop["delta"]} if similarity == stop["similarity"] else {}
         given = {field: getattr(self, field) for field in STOP_OPTIONS if getattr(self, field) is not None}
@@ -92,7 +92,7 @@ class Options:
         return replace(self, similarity=similarity, **(named | given))
 
     def _refuse_ignored(self, rule: schedules.StopRule | None) -> None:
-        """An option that would be ignored is an error."""
+        """Raise an InputError for an option that would be ignored."""
         for field, name in STOP_OPTIONS.items():
             value = getattr(self, field)
             if value is not None and (rule is None or name not in rule.takes):
@@ -101,14 +101,14 @@ class Options:
 
     @property
     def start(self) -> AffineChoice:
-        """How the affine start is found, or where it stands; InputError for a file that cannot be used."""
+        """The choice of affine initialisation; InputError for a file that cannot be used."""
         return read_choice(self.affine, self.convention, Limits(*self.volume_factor))
 
     def rule(self, engine_set: EngineSet) -> Rule:
-        """From intensities to [0, 1]: the window asked for, or the engine set's rule."""
+        """Return the rule that maps intensities to [0, 1]: the given window, or the engine set's rule."""
         return WindowRule(*self.window) if self.window else rule_from_dict(engine_set.intensity)
 
     def build_schedule(self) -> schedules.Schedule:
-        """The schedule these (resolved) options ask for; InputError where they make none."""
+        """Return the schedule of these (resolved) options; InputError for invalid ones."""
         given = {name: getattr(self, field) for field, name in STOP_OPTIONS.items()}
         return schedules.parse_schedule(self.schedule, similarity=self.similarity, **given)

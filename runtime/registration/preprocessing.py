@@ -1,4 +1,4 @@
-"""From scans to two images the network can take: intensities, working grid, affine start, resampling."""
+"""Preprocessing of two scans for the network: intensities, working grid, affine initialisation, resampling."""
 
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -17,7 +17,7 @@ from ..types import Array
 from .affine.choice import AffineChoice
 
 AUTO = AffineChoice("auto")
-LEAST_PART = 1e-3  # of a hole, in a voxel that is interpolated from it
+LEAST_PART = 1e-3  # share of a hole above which an interpolated voxel counts as a hole
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Prepared:
         grid: the working grid.
         affine: (4, 4) RAS mm, fixed -> moving.
         affine_start: facts on how the affine was found, plain types.
-        holes: (I, J, K) bool on `grid`, where nothing is known of fixed and of moving; each None: nowhere. There both
-            images hold what the other one has, 0 where neither is known.
+        holes: (I, J, K) bool on `grid`, where fixed and moving are unknown; each None: nowhere. In a hole an image
+            holds the other one's intensities, 0 where neither is known.
     """
 
     fixed: Array
@@ -47,10 +47,10 @@ class Normalised:
 
     Attributes:
         image: (I, J, K) float32 on `grid`.
-        grid: the scan's.
+        grid: grid of the scan.
         below_zero: share of the scan's voxels whose intensity was below 0.
-        source: what is known of the scan besides its voxels.
-        mask: where the scan counts; the image is 0 elsewhere. None: everywhere.
+        source: the scan's file, header and grid.
+        mask: voxels that count; the image is 0 elsewhere. None: all voxels.
     """
 
     image: Array
@@ -61,27 +61,27 @@ class Normalised:
 
     @property
     def holes(self) -> Array | None:
-        """(I, J, K) bool, where nothing is known of the scan; None: nowhere."""
+        """The holes, (I, J, K) bool, where the scan is unknown; None: nowhere."""
         return self.mask and self.mask.holes
 
 
 def normalised(volume: Volume, rule: Rule, argument: str, mask: Mask | None = None) -> Normalised:
-    """Applies the rule to what counts; InputError, which calls the scan `argument`, where that leaves no contrast."""
+    """Normalise the voxels that count by the rule; InputError, naming `argument`, if that leaves no contrast."""
     data = volume.data if mask is None else mask.applied(volume.data, rule.background(volume.data))
     below_zero = float(np.count_nonzero(data < 0) / data.size)
     return Normalised(rule.normalise(data, argument), volume.grid, below_zero, volume.source, mask)
 
 
 class PreparedFixed:
-    """A fixed scan made ready once, for any number of moving ones. NumPy alone until `on_grid` or `align` is asked for.
+    """A fixed scan that is prepared once, for any number of moving ones. Uses only NumPy before `on_grid` or `align`.
 
     Attributes:
-        grid: the working grid: the fixed foreground and a margin, as the network takes it.
+        grid: the working grid: the fixed foreground and a margin, in the network's spacing and sizes.
 
     Args:
         fixed: from `normalised`.
-        engine_set: says which spacing and sizes the network takes.
-        rule: tells the foreground.
+        engine_set: states the spacing and sizes of the network's input.
+        rule: determines the foreground.
 
     Raises:
         InputError: there is no foreground, or its working grid does not fit into memory.
@@ -106,31 +106,31 @@ class PreparedFixed:
 
     @cached_property
     def holes(self) -> Array | None:
-        """(I, J, K) bool on the working grid, where nothing is known of the fixed scan; None: nowhere."""
+        """The holes on the working grid, (I, J, K) bool, where the fixed scan is unknown; None: nowhere."""
         return _holes_on(self.grid, self._fixed)
 
     @cached_property
     def pyramid(self):
-        """What the affine start sees of it; a `runtime.registration.affine.align.FixedPyramid`."""
+        """The fixed image for the affine initialisation; a `runtime.registration.affine.align.FixedPyramid`."""
         from .affine.align import FixedPyramid
 
         return FixedPyramid(self._fixed.image, self._fixed.grid, self._fixed.holes)
 
     def condense(self) -> None:
-        """Keeps the image on the working grid, and the pyramid if it was asked for, instead of the whole image."""
+        """Keep the image on the working grid, and the pyramid if already computed, and release the original image."""
         _ = self.on_grid, self.holes
         self._fixed = None
 
     def align(
         self, moving: Normalised, start: AffineChoice = AUTO, stage: Stages | None = None, again: bool = False
     ) -> Prepared:
-        """The pair on the working grid.
+        """Align a moving scan by the affine, and resample it onto the working grid.
 
         Args:
             moving: from `normalised`.
-            start: how the affine is found, or where it stands.
-            stage: told the stages and their seconds.
-            again: whether the fixed image's features are held already, so that less memory is needed.
+            start: choice of affine initialisation.
+            stage: reports the stages and records their seconds.
+            again: True if the fixed image's features are already in memory, so that less memory is needed.
 
         Raises:
             InputError: constant or empty images, no overlap, too little memory.
@@ -149,17 +149,17 @@ class PreparedFixed:
 
     def _affine_start(self, start: AffineChoice, moving: Normalised) -> tuple[Array, dict]:
         if not start.found:
-            return start.given(self._source, moving.source, self._foreground_places())
+            return start.given(self._source, moving.source, self._foreground_positions())
         found = self.pyramid.facing(moving.image, moving.grid, moving.holes).align(start.kind, start.limits)
         return np.array(found.matrix), {"found": True, **asdict(found)}
 
-    def _foreground_places(self) -> Array:
-        """(N, 3) RAS mm."""
+    def _foreground_positions(self) -> Array:
+        """Return the positions of the foreground voxels, (N, 3) RAS mm."""
         return self.grid.to_physical(np.argwhere(self.on_grid > FOREGROUND).astype(np.float64))
 
 
 def _holes_on(grid: Grid, scan: Normalised, matrix: Array | None = None) -> Array | None:
-    """A scan's holes on a grid, with every voxel into which the least part of one is interpolated."""
+    """Resample a scan's holes onto a grid; a voxel counts if any notable part of it is interpolated from a hole."""
     from ..images.resampling.resample import resample
 
     if scan.holes is None:
@@ -176,13 +176,13 @@ def prepare(
     start: AffineChoice = AUTO,
     stage: Stages | None = None,
 ) -> Prepared:
-    """Intensities to [0, 1], the working grid, the affine start, and both images on that grid.
+    """Prepare two scans for the network: normalise them, align them by the affine, resample to the working grid.
 
     Args:
         fixed, moving: as read, intensities as in the file.
-        engine_set: says which spacing and sizes the network takes.
-        rule: intensities to [0, 1].
-        start, stage and errors: as in `PreparedFixed.align`.
+        engine_set: states the spacing and sizes of the network's input.
+        rule: rule that maps intensities to [0, 1].
+        start, stage: as in `PreparedFixed.align`, and so are the errors.
     """
     stage = stage or Stages()
     with stage("normalise"):

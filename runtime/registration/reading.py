@@ -1,4 +1,4 @@
-"""Scans being read beside the caller, with what can be done to them before an engine is needed."""
+"""Reading and normalisation of scans in background threads, before an engine is needed."""
 
 import math
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ Scan = Path | str | Volume
 
 @dataclass(frozen=True, eq=False)
 class ReadScan:
-    """A scan as read and as the network will see its intensities, and its mask's file, if it has one."""
+    """A scan as read and with normalised intensities, and the source of its mask, if it has one."""
 
     volume: Volume
     normalised: Normalised
@@ -26,7 +26,7 @@ class ReadScan:
 
 
 class Reading:
-    """Reads scans beside the caller, and normalises them, which needs no engine either."""
+    """Reader of scans in background threads, which also normalises them; no engine is needed."""
 
     def __init__(self, jobs: Jobs, rule: Rule, nan: float | None = None) -> None:
         self._jobs, self._rule, self._nan = jobs, rule, nan
@@ -47,7 +47,7 @@ class ReadMoving:
     labels: Job[Volume] | None
 
     def take(self) -> tuple[ReadScan, Volume | None]:
-        """Waits for both; InputError for what could not be read, or labels that lie elsewhere."""
+        """Wait for both; InputError for files that cannot be read, or labels that lie apart from the scan."""
         scan = self.scan.take()
         labels = None if self.labels is None else self.labels.take()
         if labels is not None:
@@ -57,7 +57,7 @@ class ReadMoving:
 
 
 def read_scan(source: Scan, argument: str, rule: Rule, mask: Scan | None = None, nan: float | None = None) -> ReadScan:
-    """Reads a scan and its mask, unless they are read already, and normalises it; messages call it `argument`."""
+    """Read a scan and its mask, unless they are already read, and normalise it; messages call it `argument`."""
     volume = source if isinstance(source, Volume) else read_volume(Path(source), argument, nan)
     if mask is None:
         return ReadScan(volume, normalised(volume, rule, argument))
@@ -73,7 +73,7 @@ def _read_labels(source: Scan) -> Volume:
 
 
 def check_scans_fit(fixed: Scan, *moving: Scan) -> None:
-    """Refuses scans that memory cannot hold together, by their headers, before a voxel is read.
+    """Refuse scans that do not fit into memory together, by their headers, before a voxel is read.
 
     Raises:
         InputError: too little memory, or a header that cannot be read.

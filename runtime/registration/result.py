@@ -1,4 +1,4 @@
-"""What a registration gives: images, transform, every decision, and the doubts about them."""
+"""Result of a registration: images, transform, every decision of the loop, and warnings."""
 
 import functools
 from collections.abc import Iterator
@@ -20,39 +20,39 @@ from ..loop.schedules import Schedule
 from ..types import Array
 from .options import Options
 
-DARK_SHARE = 0.05  # of voxels below 0, from which on a scan is probably CT
-SMALL, USUAL = 24, 160  # voxels of the working grid: of a body that is too small for the network, and of a head
-UNSEEN_SHARE = 0.05  # of the fixed foreground beyond the moving scan's edges, from which on it is told
-SAMPLES = 20_000  # voxels at which the inverse is tried
-LOW_NCC = 0.6  # brains of one contrast reach 0.9 and more
+DARK_SHARE = 0.05  # share of voxels below 0 above which a scan is probably CT
+SMALL, USUAL = 24, 160  # foreground extent in working voxels: too small for the network; usual for a head
+UNSEEN_SHARE = 0.05  # share of the fixed foreground beyond the moving scan's edges above which a warning is given
+SAMPLES = 20_000  # voxels at which the inverse is checked
+LOW_NCC = 0.6  # below it a warning is given; brains of one contrast reach 0.9 and more
 
 
 @dataclass(frozen=True, eq=False)
 class RegistrationData:
-    """What a registration gives; `runtime.registration.scans.Registration` saves it as well.
+    """The result of a registration; its subclass `runtime.registration.scans.Registration` can also save it.
 
     Attributes:
         fixed_volume: the fixed scan as read; results that share it share its voxels.
-        fixed_background: its intensity where there is nothing.
-        moving: where the moving scan came from and where it lies; its voxels are not kept.
+        fixed_background: intensity of its background.
+        moving: source and grid of the moving scan; its voxels are not kept.
         labels: moving labels as read, or None.
-        masks: of fixed and moving; each None: all of it counts.
+        masks: masks of fixed and moving; each None: all voxels count.
         below_zero: shares of the voxels of fixed and moving whose intensity was below 0.
         warped: moving on the fixed grid, (I, J, K) float32, interpolated once.
         warped_labels: labels on the fixed grid, or None.
         transform: fixed -> moving in RAS mm, affine and flow.
         displacement: (I, J, K, 3) float32, RAS mm, of the whole transform on the fixed grid.
-            This and what is warped have the order of files in memory: first axis fastest.
+            This and the warped images have the memory order of files: first axis fastest.
         iterations: every decision of the loop.
         working: fixed, moving (affine only) and warped on the working grid, (I, J, K) in [0, 1], for pictures.
-        similarity_before: similarity after the affine start, before any flow.
+        similarity_before: similarity after the affine initialisation, before any flow.
         folded_share: share of working voxels whose Jacobian determinant is <= 0.
         affine_start: facts on how the affine was found.
-        options, schedule: as run.
-        engine: facts on what ran.
-        seconds: by stage; of a fixed scan that serves several moving ones, its part is in the first one's.
+        options, schedule: as used.
+        engine: facts on the engines in use.
+        seconds: seconds by stage; if a fixed scan serves several moving ones, its share is in the first result.
 
-    What goes the other way (`inversion`, `warped_fixed`) is computed when it is first asked for, and kept.
+    The inverse direction (`inversion`, `warped_fixed`) is computed on first use, and kept.
     """
 
     fixed_volume: Volume
@@ -77,12 +77,12 @@ class RegistrationData:
 
     @property
     def fixed(self) -> Source:
-        """Where the fixed scan came from and where it lies."""
+        """Source and grid of the fixed scan."""
         return self.fixed_volume.source
 
     @functools.cached_property
     def inversion(self) -> Inversion:
-        """The inverse displacement on the moving grid, moving -> fixed in RAS mm, and how exact it is."""
+        """The inverse displacement on the moving grid, moving -> fixed in RAS mm, and its accuracy."""
         return invert_displacement(self.transform, self.moving.grid)
 
     @functools.cached_property
@@ -98,16 +98,16 @@ class RegistrationData:
 
     @functools.cached_property
     def volume_change(self) -> dict[str, float]:
-        """How the whole transform changes volumes, over the fixed grid: smallest and largest determinant, folds."""
+        """Volume change of the whole transform over the fixed grid: extreme determinants and share of folded voxels."""
         low, high = float(self.jacobian.min()), float(self.jacobian.max())
         return {"min": low, "max": high, "folded_share": folded_share(self.jacobian)}
 
     @functools.cached_property
     def consistency_mm(self) -> dict[str, dict[str, float]]:
-        """How far inverse(forward(x)) is from x, mm, at random points of the foreground where nothing is folded.
+        """Distance of inverse(forward(x)) from x, mm, at random points of the foreground where nothing is folded.
 
-        "solved": with the inverse as `transform.inverse` finds it, point by point. "sampled": with the displacement on
-        the moving grid, between whose voxels a rough field is not known exactly.
+        "solved": with `transform.inverse`, solved point by point. "sampled": with the displacement on the moving grid,
+        which interpolation between voxels makes less exact for a rough field.
         """
         rng = np.random.default_rng(0)
         seen = rng.permutation(np.flatnonzero(self.working.fixed > 0))[:SAMPLES]
@@ -115,33 +115,33 @@ class RegistrationData:
         points = self.transform.grid.to_physical(voxels + rng.uniform(-0.5, 0.5, voxels.shape))
         nearest = np.rint(self.fixed.grid.to_voxels(points)).astype(int).clip(0, np.array(self.fixed.grid.shape) - 1)
         points = points[self.jacobian[tuple(nearest.T)] > 0]
-        there = self.transform.points(points)
-        sampled = there + interpolated(self.inversion.displacement, self.moving.grid, there)
-        back = {"solved": self.transform.inverse().points(there), "sampled": sampled}
-        return {name: spread(np.linalg.norm(place - points, axis=1)) for name, place in back.items()}
+        mapped = self.transform.points(points)
+        sampled = mapped + interpolated(self.inversion.displacement, self.moving.grid, mapped)
+        back = {"solved": self.transform.inverse().points(mapped), "sampled": sampled}
+        return {name: spread(np.linalg.norm(found - points, axis=1)) for name, found in back.items()}
 
     @property
     def inverse_quality(self) -> dict[str, Any]:
-        """How exact the inverse is: `Inversion`'s figures, and how far there and back misses."""
+        """Accuracy of the inverse: the figures of `Inversion`, and `consistency_mm`."""
         found = {name: value for name, value in vars(self.inversion).items() if name != "displacement"}
         return {**found, "consistency_mm": self.consistency_mm}
 
     @property
     def sources(self) -> dict[str, Source]:
-        """Everything that was read, by its name in the report."""
+        """All images that were read, by their names in the report."""
         read = {"fixed": self.fixed, "moving": self.moving, "moving_labels": self.labels}
         read |= dict(zip(("fixed_mask", "moving_mask"), self.masks, strict=True))
         return {name: source for name, source in read.items() if source is not None}
 
     @functools.cached_property
     def displacement_mm(self) -> dict[str, float]:
-        """Length of the whole transform's displacement, affine included, over the fixed grid."""
+        """Length of the whole transform's displacement, affine included, over the fixed grid, mm."""
         x, y, z = self.displacement.T
         return spread(np.sqrt(x * x + y * y + z * z))
 
     @functools.cached_property
     def _foreground(self) -> tuple[Array, Array]:
-        """Of the fixed foreground on the working grid: its extent in voxels (3,), and some of its voxels (N, 3)."""
+        """Extent of the fixed foreground on the working grid in voxels, (3,), and some of its voxels, (N, 3)."""
         voxels = np.argwhere(self.working.fixed > FOREGROUND)
         extent = np.ptp(voxels, axis=0) + 1 if len(voxels) else np.zeros(3, int)
         return extent, voxels[:: 1 + len(voxels) // SAMPLES].copy()  # not a view, which would keep all of them
@@ -149,14 +149,14 @@ class RegistrationData:
     @functools.cached_property
     def unseen_share(self) -> float:
         """Share of the fixed foreground that, after the affine, lies beyond the edges of the moving scan."""
-        _, places = self._foreground
-        points = AffineTransform(self.transform.affine).points(self.transform.grid.to_physical(places))
+        _, foreground = self._foreground
+        points = AffineTransform(self.transform.affine).points(self.transform.grid.to_physical(foreground))
         voxels = self.moving.grid.to_voxels(points)
         inside = (voxels > -0.5) & (voxels < np.array(self.moving.grid.shape) - 0.5)
-        return float(1 - np.mean(inside.all(axis=1))) if len(places) else 0.0
+        return float(1 - np.mean(inside.all(axis=1))) if len(foreground) else 0.0
 
-    def _doubts_of_size(self) -> Iterator[str]:
-        """Of the fixed scan: too small for the network, or not all of it shown by the moving one."""
+    def _size_warnings(self) -> Iterator[str]:
+        """Yield warnings if the fixed body is too small for the network, or extends beyond the moving scan."""
         extent, _ = self._foreground
         if 0 < (longest := int(extent.max())) < SMALL:
             size, spacing = " x ".join(map(str, extent)), np.mean(self.transform.grid.spacing)
@@ -167,27 +167,27 @@ class RegistrationData:
             )
         if self.unseen_share > UNSEEN_SHARE:
             yield (
-                f"{self.unseen_share:.0%} of the fixed foreground lies outside the moving scan's view; what the "
-                "transform does there is guessed; give a --fixed-mask of what both scans show, or crop the fixed scan"
+                f"{self.unseen_share:.0%} of the fixed foreground lies outside the moving scan's view, where the "
+                "transform is a guess; give a --fixed-mask of what both scans show, or crop the fixed scan"
             )
 
     @functools.cached_property
     def warnings(self) -> tuple[str, ...]:
-        """Doubts about the headers, the intensities and the result, one line each."""
+        """Warnings about the headers, the intensities and the result, one line each."""
         lines = [line for source in self.sources.values() for line in source.warnings]
         for name, share in zip(("fixed", "moving"), self.below_zero, strict=True):
             if self.options.window is None and share > DARK_SHARE:
                 lines.append(f"{name}: {share:.0%} of the voxels are below 0 and count as 0; is it CT? give --window")
-        lines += self._doubts_of_size()
+        lines += self._size_warnings()
         if not self.fixed.grid.orthogonal:
             lines.append("the fixed image's axes are sheared; ITK and ANTs cannot read images or warps on such a grid")
         if self.iterations.similarity < self.similarity_before:
             lines.append(
-                f"the images are less alike than after the affine ({self.options.similarity} "
+                f"the images are less similar than after the affine ({self.options.similarity} "
                 f"{self.iterations.similarity:.4f}, before {self.similarity_before:.4f}); were they aligned already?"
             )
         if note := self.affine_start.get("note"):
-            lines.append(f"affine start: {note}")
+            lines.append(f"affine initialisation: {note}")
         if self.options.similarity == "ncc" and self.iterations.similarity < LOW_NCC:
             lines.append(f"the similarity is low ({self.iterations.similarity:.2f}); look at preview.png")
         if self.labels is not None:
@@ -201,13 +201,13 @@ class RegistrationData:
 
 
 def interpolated(displacement: Array, grid: Grid, points: Array) -> Array:
-    """A displacement (I, J, K, 3) on a grid at points (N, 3) RAS mm: trilinear, continued by its border."""
+    """Return a displacement (I, J, K, 3) on a grid at points (N, 3) RAS mm: trilinear, border values continue."""
     voxels = np.clip(grid.to_voxels(points), 0, np.array(grid.shape) - 1)
     return sample(np.moveaxis(displacement, -1, 0), voxels.T).T
 
 
 def carried(volume: Volume, displacement: Array, grid: Grid, outside: float, order: str = "linear") -> Array:
-    """A volume through a displacement (I, J, K, 3) on a grid, as `resample_through` does it."""
+    """Resample a volume through a displacement (I, J, K, 3) on a grid, with `resample_through`."""
     from ..images.resampling.resample import resample_through
 
     return resample_through(volume.data, volume.grid, displacement, grid, order, outside)
@@ -215,7 +215,7 @@ def carried(volume: Volume, displacement: Array, grid: Grid, outside: float, ord
 
 @dataclass(frozen=True, eq=False)
 class WorkingImages:
-    """The images the network saw, (I, J, K) float32 in [0, 1] on one grid, and the warped moving image."""
+    """The network's input images, (I, J, K) float32 in [0, 1] on one grid, and the warped moving image."""
 
     fixed: Array
     moving: Array

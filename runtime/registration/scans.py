@@ -1,4 +1,4 @@
-"""From two scans to one aligned scan: reading, affine initialisation, the pair the loop runs on, and its result."""
+"""Registration of two scans: reading, affine initialisation, encoding, the loop, and its result."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -24,7 +24,7 @@ from .warmup import start_kernels
 
 
 class Registration(RegistrationData):
-    """What a registration gives, and how it is saved and summed up."""
+    """The result of a registration, with methods to save and summarise it."""
 
     def save(
         self,
@@ -34,13 +34,13 @@ class Registration(RegistrationData):
         outputs: Outputs | None = None,
         locked: bool = False,
     ) -> None:
-        """Writes images, transforms, report and picture into a folder; see `runtime.registration.output.saving`."""
+        """Write images, transforms, report and preview into a folder; see `runtime.registration.output.saving`."""
         from .output.saving import save
 
         save(self, Path(folder), overwrite, progress, outputs, locked)
 
     def summary(self, inverse: bool = False) -> str:
-        """A few lines for people; with `inverse` one on that, which is computed if it has not been."""
+        """Return a few lines for people; with `inverse`, one about the inverse, which is then computed."""
         from .output.report import summary
 
         return summary(self, inverse)
@@ -48,20 +48,20 @@ class Registration(RegistrationData):
 
 @dataclass(eq=False)
 class ReadyPair:
-    """Two scans read, aligned by the affine, on one grid and encoded: any schedule can be run on them, one at a time.
+    """Two scans that are read, affinely aligned on one grid and encoded: any schedule can be run, one at a time.
 
-    Made by `FixedScan.align`; each result is what a registration with these options alone would give, bit for bit.
+    Made by `FixedScan.align`; each result is that of a separate registration with the same options, bit for bit.
 
     Attributes:
-        engines: must stay open as long as this is used.
-        options: what it was made with, and what is run where nothing else is said.
-        rule: intensities to [0, 1].
+        engines: engines, which must stay open as long as this is used.
+        options: options it was made with, the default of `register`.
+        rule: rule that maps intensities to [0, 1].
         fixed, moving, labels: as read.
-        masks: of fixed and moving, as far as they have one.
+        masks: sources of the masks of fixed and moving, or None.
         below_zero: shares of the voxels of fixed and moving whose intensity was below 0.
         ready: both images on the working grid, and the affine.
-        pair: those, encoded; None once a registration was said to be the last.
-        seconds: by stage, until here.
+        pair: the encoded images; None after `register(last=True)`.
+        seconds: seconds by stage, up to here.
     """
 
     engines: OpenEngines
@@ -83,17 +83,17 @@ class ReadyPair:
         through: Callable[[Pair], Pair] = lambda pair: pair,
         last: bool = False,
     ) -> Registration:
-        """Runs a schedule.
+        """Run a schedule on the pair.
 
         Args:
-            options: schedule, similarity, stop rule and smoothing; affine and window are the pair's. None: those it was
-                made with.
-            progress: told the name of each stage as it begins.
-            through: what the loop shall see instead of the pair; its flows must be those the pair gives.
-            last: whether no other schedule will follow: what was encoded is let go.
+            options: schedule, similarity, stop rule and smoothing; affine and window are the pair's. None: the options
+                it was made with.
+            progress: called with the name of each stage as it begins.
+            through: wraps the pair that the loop runs on; the wrapper must return the same flows.
+            last: True if no other schedule will follow: the encoded features are released.
 
         Raises:
-            InputError: options, a flow or similarity that is not finite, or a call after the last one.
+            InputError: invalid options, a flow or similarity that is not finite, or a call after the last one.
         """
         if self.pair is None:
             raise InputError("pair: its features were released by register(last=True); call align() again")
@@ -147,9 +147,9 @@ class ReadyPair:
 
 
 class FixedScan:
-    """A fixed scan made ready once: read, normalised, its working grid planned, its features taken.
+    """A fixed scan that is prepared once: read, normalised, with its working grid planned and its features computed.
 
-    Any number of moving scans can be registered to it, one at a time; each result is what `register` gives, bit for
+    Any number of moving scans can be registered to it, one at a time; each result is that of `register`, bit for
     bit::
 
         onto = FixedScan("fixed.nii.gz", engines)
@@ -157,15 +157,15 @@ class FixedScan:
             onto.register(scan).save(folder_of(scan))
 
     Attributes:
-        options: those given, with the engine set's defaults.
-        schedule: what they ask for.
+        options: the given options, completed by the engine set's defaults.
+        schedule: their schedule.
 
     Args:
         fixed: NIfTI or MGH file, or a volume already read; any orientation, spacing and grid.
         engines: from `runtime.open_engines`; they must stay open as long as this is used.
         options: see `Options`.
-        progress: told the name of each stage as it begins.
-        mask: of the fixed scan: what is 0 in it does not count (`runtime.images.masks`).
+        progress: called with the name of each stage as it begins.
+        mask: mask of the fixed scan; voxels that are 0 in it do not count (`runtime.images.masks`).
 
     Raises:
         InputError: options or a fixed scan that make a registration impossible, in one line.
@@ -195,41 +195,41 @@ class FixedScan:
                 self._fixed = PreparedFixed(scan.normalised, engines.engine_set, self._rule)
             with self._stage("affine", tell=False):
                 if self._start.found:
-                    _ = self._fixed.pyramid  # made when it is first asked for
+                    _ = self._fixed.pyramid  # a cached property, computed here
             with self._stage("resample", tell=False):
                 self._fixed.condense()
 
     def register(
         self, moving: Scan, labels: Scan | None = None, progress: Progress = silent, mask: Scan | None = None
     ) -> Registration:
-        """Registers a moving scan to this fixed one, in physical space.
+        """Register a moving scan to this fixed one, in physical space.
 
         Args:
             moving: as `fixed`.
-            labels: label map in the moving scan's space, carried along by nearest neighbour.
-            progress: told the name of each stage as it begins.
-            mask: of the moving scan: what is 0 in it does not count (`runtime.images.masks`).
+            labels: label map in the moving scan's space, warped by nearest neighbour.
+            progress: called with the name of each stage as it begins.
+            mask: mask of the moving scan; voxels that are 0 in it do not count (`runtime.images.masks`).
 
         Raises:
-            InputError: anything about the input that makes a registration impossible, in one line.
+            InputError: input that makes a registration impossible, in one line.
         """
         return self.align(moving, labels, progress, mask).register(progress=progress)
 
     def align(
         self, moving: Scan, labels: Scan | None = None, progress: Progress = silent, mask: Scan | None = None
     ) -> ReadyPair:
-        """Everything before the loop: both scans aligned by the affine, on one grid and encoded. As `register`."""
+        """Do everything before the loop: align both scans by the affine, on one grid, and encode. As `register`."""
         with Jobs(self._engines.threads) as jobs:
             return self._align(Reading(jobs, self._rule, self.options.nan).moving(moving, labels, mask), progress)
 
     meet = align  # its earlier name
 
     def register_read(self, moving: ReadMoving, progress: Progress = silent, last: bool = False) -> Registration:
-        """`register` for a scan that is being read; after the `last` one the features are let go."""
+        """Register a scan that is being read, as `register`; after the `last` one the features are released."""
         return self._align(moving, progress, last).register(progress=progress, last=last)
 
     def _align(self, moving: ReadMoving, progress: Progress, last: bool = False) -> ReadyPair:
-        stage, self._stage = self._stage, Stages(progress)  # the first one's times have the fixed scan's in them
+        stage, self._stage = self._stage, Stages(progress)  # the first moving scan's times include the fixed scan's
         stage.progress = progress
         with stage("read"):
             scan, labels = moving.take()
@@ -240,13 +240,13 @@ class FixedScan:
             volume, below_zero = scan.volume, (self._below_zero, scan.normalised.below_zero)
             masks = (self._mask, scan.mask)
             del scan  # and with it the normalised image
-            return_freed_memory()  # the loop needs most
+            return_freed_memory()  # before the loop, which needs the most memory
             with stage("encode", tell=False):
                 fixed = ready.fixed
                 side = self._side or engines.fixed_side(to_device(engines, fixed, "fixed"), self.options.similarity)
                 image = to_device(engines, ready.moving, "moving")
                 holes = holes_of(engines, *ready.holes)
-            # What fills the fixed image's holes is the moving one's, so that another one needs another side.
+            # The fixed image's holes are filled from the moving image, so its features hold for this pair only.
             self._side = None if last or ready.holes[0] is not None else side
             with stage("encode"):
                 pair = side.pair(image, holes)
@@ -275,21 +275,21 @@ def register(
     fixed_mask: Scan | None = None,
     moving_mask: Scan | None = None,
 ) -> Registration:
-    """Registers a moving scan to a fixed one, in physical space, on open engines.
+    """Register a moving scan to a fixed one, in physical space, on open engines.
 
     Args:
         fixed, moving: NIfTI or MGH files, or volumes already read; any orientation, spacing and grid.
         engines: from `runtime.open_engines`.
         options: see `Options`.
-        moving_labels: label map in the moving scan's space, carried along by nearest neighbour.
-        progress: told the name of each stage as it begins.
-        fixed_mask, moving_mask: what is 0 in them does not count (`runtime.images.masks`).
+        moving_labels: label map in the moving scan's space, warped by nearest neighbour.
+        progress: called with the name of each stage as it begins.
+        fixed_mask, moving_mask: masks; voxels that are 0 in them do not count (`runtime.images.masks`).
 
     Raises:
-        InputError: anything about the input that makes a registration impossible, in one line.
+        InputError: input that makes a registration impossible, in one line.
     """
     options = (options or Options()).resolved(engines.engine_set)
-    options.build_schedule(), options.start  # errors in options come before any reading
+    options.build_schedule(), options.start  # raise errors in options before any reading
     with Jobs(engines.threads) as jobs:
         reading = Reading(jobs, options.rule(engines.engine_set), options.nan)
         check_scans_fit(fixed, moving)
@@ -299,5 +299,5 @@ def register(
 
 
 def _added(one: dict[str, float], other: dict[str, float]) -> dict[str, float]:
-    """Seconds by stage of two parts of the work."""
+    """Return the sum of two tables of seconds by stage."""
     return {name: one.get(name, 0.0) + other.get(name, 0.0) for name in {**one, **other}}

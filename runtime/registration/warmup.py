@@ -1,4 +1,4 @@
-"""Compiling the kernels: once per machine, announced, instead of half a minute of silence in some later stage.
+"""Compilation of the kernels: once per machine and announced, instead of an unexplained half minute in a later stage.
 
 ``python cli.py warm-up`` does it after an installation.
 """
@@ -18,28 +18,28 @@ from ..host.files.hashes import short_key
 from ..host.machine import cores
 from ..host.progress import Stages
 
-PAIR_SHAPE = (64, 64, 64)  # large enough for every kernel of the affine start's pyramid to be used
+PAIR_SHAPE = (64, 64, 64)  # large enough to use every kernel of the affine initialisation's pyramid
 CONVOLUTIONS = "convolutions"
 LINEAR_ALGEBRA = "scipy.linalg"
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def start_kernels(stage: Stages, alone: bool = False) -> None:
-    """Compiles what this computer has not compiled yet, announced as a stage, and starts numba.
+    """Compile the kernels that are not yet compiled on this machine, announced as a stage, and start numba.
 
     Starting numba takes a third of a second under the interpreter's lock, at the first call of a compiled function.
 
     Args:
-        stage: told the name of the stage, if there is one.
-        alone: this process does nothing but register. Then numba need not look for SciPy's linear algebra, which no
-            kernel here uses, and no garbage is looked for among all that is imported: both take 0.1 s. Meanwhile
-            `scipy.linalg` cannot be imported, by no thread; scans may be read, which needs no SciPy.
+        stage: called with the name of the stage, if anything is compiled.
+        alone: True in a process that does nothing but register. SciPy's linear algebra, which no kernel here uses, is
+            then hidden from numba, and the imported objects are kept from the garbage collector: each saves 0.1 s.
+            Meanwhile no thread can import `scipy.linalg`; scans may be read, which needs no SciPy.
     """
     with _only_what_is_needed() if alone else contextlib.nullcontext():
         from .affine.kernels import block_means
 
         if is_cold():
-            with stage("compile for this computer (only this once, half a minute)"):
+            with stage("compile kernels for this machine (only once, half a minute)"):
                 warm_up()
         voxel = np.zeros((1, 1, 1), np.float32)
         block_means(voxel, (1, 1, 1), np.empty_like(voxel))
@@ -47,46 +47,46 @@ def start_kernels(stage: Stages, alone: bool = False) -> None:
 
 @contextlib.contextmanager
 def _only_what_is_needed() -> Iterator[None]:
-    hidden, looked_for = LINEAR_ALGEBRA not in sys.modules, gc.isenabled()
+    hidden, collecting = LINEAR_ALGEBRA not in sys.modules, gc.isenabled()
     gc.disable()
     try:
         if hidden:
-            sys.modules[LINEAR_ALGEBRA] = None
+            sys.modules[LINEAR_ALGEBRA] = None  # an import of it raises ImportError now, which numba expects
         yield
     finally:
         if hidden:
             del sys.modules[LINEAR_ALGEBRA]
-        if looked_for:
+        if collecting:
             gc.enable()
         gc.freeze()
 
 
 def is_cold() -> bool:
-    """Whether the kernels, as they stand in this source, have yet to be compiled on this machine, and can be kept.
+    """Return True if this version's kernels are not yet compiled on this machine, and the cache folder is writable.
 
-    Where there is no place for them, each process compiles those it uses when it comes to them.
+    Without a writable cache folder, each process compiles the kernels it uses on their first call.
     """
     return not _stamp().is_file() and os.access(_stamp().parent, os.W_OK)
 
 
 def warm_up() -> None:
-    """Compiles every kernel a registration may need, by using each on a small pair; compiled code is kept on disk.
+    """Compile every kernel a registration may need, by using each on a small pair; compiled code is cached on disk.
 
-    A second process takes half of the work, since one compiles on one core only.
+    A second process takes half of the work, since numba compiles on one core only.
     """
     names = _wanted()
     half = len(names) // 2 if cores() > 1 else len(names)
     with _helper(names[half:]):
         for name in names[:half]:
             STEPS[name]()
-    for name in names[half:]:  # by now they only have to be loaded
+    for name in names[half:]:  # compiled by the second process, so they are only loaded here
         STEPS[name]()
     with contextlib.suppress(OSError):
         _stamp().touch()
 
 
 def _stamp() -> Path:
-    """Written when all is compiled; its name changes with the processor, its folder with the sources and versions."""
+    """Return the file that marks a complete cache; its name depends on the processor, its folder on the versions."""
     from ..host.compiled import code_folder
     from ..host.machine import processor_features, processor_name
 
@@ -94,7 +94,7 @@ def _stamp() -> Path:
 
 
 def _wanted() -> list[str]:
-    """The steps whose kernels `register` uses here unasked."""
+    """Return the names of the steps whose kernels `register` uses here by default."""
     from ..backends.registry import BACKENDS
     from ..host.machine import processor_features
 
@@ -157,7 +157,7 @@ def _warm_resampling() -> None:
 
 
 def _warm_convolutions() -> None:
-    """The native backend's. Its kernels are the same for any number of channels."""
+    """Compile the native backend's kernels, which are the same for any number of channels."""
     from ..backends.networks.native.kernels import pool
     from ..backends.networks.native.networks import Chain, Layer
 
@@ -178,7 +178,7 @@ STEPS: dict[str, Callable[[], None]] = {
 
 @contextlib.contextmanager
 def _helper(names: list[str]):
-    """A second process that compiles for these steps meanwhile. Where there can be none, nothing is lost but time."""
+    """Run a second process that compiles for these steps; if it cannot start, the caller compiles everything later."""
     from ..host.cache_folder import VARIABLE, cache_folder
 
     quiet = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
@@ -198,19 +198,19 @@ def _helper(names: list[str]):
 
 
 def main(names: list[str]) -> None:
-    """Does the named steps, or says what it does and does all that is missing."""
+    """Run the named steps; without names, run all that are missing, and print what is done."""
     from ..host.cache_folder import VARIABLE, cache_folder
 
     if names:
         for name in names:
             STEPS[name]()
     elif not os.access(_stamp().parent, os.W_OK) and not _stamp().is_file():
-        print(f"No folder for what is compiled can be written; set {VARIABLE} to one")
+        print(f"The folder for compiled kernels is not writable; set {VARIABLE} to one that is")
     elif not is_cold():
-        print(f"Kernels are compiled for this computer already (in {cache_folder()})")
+        print(f"Kernels are already compiled for this machine (in {cache_folder()})")
     else:
         begin = time.monotonic()
-        print("Compiling kernels for this computer, once (half a minute) ...", end=" ", flush=True)
+        print("Compiling kernels for this machine, once (half a minute) ...", end=" ", flush=True)
         warm_up()
         print(f"{time.monotonic() - begin:.0f} s, kept in {cache_folder()}")
 

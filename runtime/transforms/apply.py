@@ -160,7 +160,7 @@ def _apply_volume(
     scan = volume.source if argument == "--image" else Source(grid=volume.grid)
     read = read_route(route, scan)
     target = read.require_target()
-    doubts = [*volume.warnings, *read.doubts, *_doubts(volume, argument, read, order)]
+    warnings = [*volume.warnings, *read.doubts, *_input_warnings(volume, argument, read, order)]
     _check_memory(target.grid, 1 if volume.step is None else volume.data.shape[3])
     progress("resample")
     data = _resample(volume, read, target.grid, order, outside, motion)
@@ -174,10 +174,10 @@ def _apply_volume(
     summary = f"wrote {output}: {size} voxels{many}, {data.dtype}, {order}"
     if data.min() == data.max() and volume.data.min() < volume.data.max():
         summary += f"\nwarning: no part of {volume.path} falls on this grid; check the transform and the reference"
-    return Applied(with_warnings(summary, doubts))
+    return Applied(with_warnings(summary, warnings))
 
 
-def _doubts(volume: Volume, argument: str, read: ReadRoute, order: str) -> Iterator[str]:
+def _input_warnings(volume: Volume, argument: str, read: ReadRoute, order: str) -> Iterator[str]:
     """Yield warnings about the input; InputError for labels that lie apart from the grid on which the route ends."""
     name = f"{argument}: {volume.path}"
     if argument == "--labels" and read.end is not None:

@@ -130,7 +130,7 @@ def test_arrays_on_the_gpu_stay_there(on_gpu, pair):
 
 def test_arrays_on_a_gpu_are_not_for_engines_on_the_processor(on_gpu, on_processor, pair):
     device = on_gpu.fields.clock()
-    with device.current(), pytest.raises(InputError, match="fixed image: lies in a GPU's memory"):
+    with device.current(), pytest.raises(InputError, match="fixed image: is in a GPU's memory"):
         register_arrays(on_processor, device.upload(pair[0]), pair[1])
 
 

@@ -324,8 +324,8 @@ class TestExitCodes:
             (ScarceError("--output: in use"), 75, "--output: in use"),
             (OSError(errno.ENOSPC, "No space left on device", "a.nii"), 75, "a.nii: No space left on device"),
             (OSError(errno.EACCES, "Permission denied", "a.nii"), 1, "a.nii: Permission denied"),
-            (MemoryError(), 75, "memory ran out (no more to be had); close other programs"),
-            (RuntimeError("can't start new thread"), 75, "the system allows no further thread; close other programs"),
+            (MemoryError(), 75, "memory ran out (none available); close other programs"),
+            (RuntimeError("can't start new thread"), 75, "the system allows no further threads; close other programs"),
             (EOFError("Ran out of input"), 1, "a file ends too early (Ran out of input)"),
         ],
     )

@@ -107,9 +107,7 @@ def test_the_order_of_the_voxels_does_not_matter():
     expected = align(fixed, FIXED, moving, ras).matrix
     for axes, order in {"LIA": (0, 2, 1), "PIR": (1, 2, 0), "LPS": (0, 1, 2)}.items():
         where = grid(axes, tuple(ras.shape[axis] for axis in order))
-        data = moving.transpose(order)[
-            tuple(slice(None, None, 1 if letter in "RAS" else -1) for letter in axes)
-        ]
+        data = moving.transpose(order)[tuple(slice(None, None, 1 if letter in "RAS" else -1) for letter in axes)]
         assert np.array_equal(data, scan(where, TRUTH))
         assert largest_error(align(fixed, FIXED, data, where).matrix, expected) < 1e-6
 
@@ -282,7 +280,7 @@ class TestTurnedHeaders:
         moving = resample(fixed, where, lies, np.linalg.inv(near))
         found = align(fixed, where, moving, Grid(lies.shape, wrong @ lies.affine))
         assert largest_error(found.matrix, wrong @ near) < 2.5
-        assert "turned by its header" in found.note and told in found.note
+        assert "turned against its header" in found.note and told in found.note
 
     def test_headers_that_are_right_are_not_doubted(self):
         found = align(scan(FIXED), FIXED, scan(MOVING, TRUTH), MOVING)

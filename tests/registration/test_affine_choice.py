@@ -49,7 +49,7 @@ def test_of_a_field_that_bends_the_best_affine_is_taken_and_said(tmp_path):
     there = AffineTransform(MATRIX).points(PLACES) + np.outer(3 * bump.ravel(), (1, 0, 0))
     left = there - AffineTransform(matrix).points(PLACES)
     assert np.abs(np.hstack([PLACES, np.ones((len(PLACES), 1))]).T @ left).max() < 0.1 * len(PLACES)  # least squares
-    assert f"bends by up to {np.linalg.norm(left, axis=1).max():.1f} mm beside it" in facts["note"]
+    assert f"deviates by up to {np.linalg.norm(left, axis=1).max():.1f} mm" in facts["note"]
 
 
 def test_the_best_fit_of_an_affine_is_itself():

@@ -60,7 +60,7 @@ class TestArrays:
 
     @pytest.mark.parametrize("name, value", [("affine", "rigid"), ("window", (0.0, 9.0)), ("nan", 0.0)])
     def test_options_of_scans_are_refused(self, engines, name, value):
-        with pytest.raises(InputError, match=f"^{name}: got .*, but arrays lie on one grid"):
+        with pytest.raises(InputError, match=f"^{name}: got .*, but arrays are on one grid"):
             engines.register_arrays(*example_pair((16, 16, 16)), Options(**{name: value}))
 
 

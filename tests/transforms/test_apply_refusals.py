@@ -116,7 +116,7 @@ def test_apply(pair, here, arguments, message):
         ("compose", OUT, "give a transform: -t FILE"),
         ("invert", OUT, "give a transform: -t FILE"),
         ("jacobian", OUT, "give a transform: -t FILE"),
-        ("convert", (*WARP, *WARP, *OUT), "give one -t; compose makes one file of several"),
+        ("convert", (*WARP, *WARP, *OUT), "give one -t; to join several into one file, use compose"),
         ("convert", (*WARP, "--to", "h5", *OUT), "--output: got out.nii.gz, expected a name that ends in"),
         ("convert", (*WARP, "--to", "nifti", *OUT), "'nifti' is not one of"),
         ("jacobian", (*WARP, "--output", "out.h5"), "--output: got out.h5, expected a name that ends in"),

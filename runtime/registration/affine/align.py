@@ -1,7 +1,7 @@
-"""The affine start: fixed -> moving in RAS mm by correlation, coarse to fine, without any header being trusted.
+"""Affine initialisation: fixed -> moving in RAS mm by correlation, coarse to fine, without trust in any header.
 
 Centres of mass, a search over rotations, then rigid and affine steps on whole images, and last steps on the detail
-inside them (`runtime.registration.affine.detail`), which also decides. Deterministic to the bit.
+inside them (`runtime.registration.affine.detail`), by which the result is chosen. Deterministic to the bit.
 """
 
 import itertools
@@ -21,19 +21,19 @@ from .limits import LIMITS, Limits
 from .pyramid import Level, half, longest_edge, prepared
 from .turns import TILTS, TURNS, described, turn_of
 
-# Correlations below which headers may be turned: of details at the finest spacing, where pairs of brains have 0.2 to
-# 0.37 and turned ones 0.02 to 0.13, and of whole images at the coarsest, 0.985 to 0.993 and 0.90 to 0.974.
+# Correlations below which a header may be rotated: of details at the finest spacing, where pairs of brains reach 0.2 to
+# 0.37 and rotated ones 0.02 to 0.13, and of whole images at the coarsest, 0.985 to 0.993 and 0.90 to 0.974.
 DOUBTFUL = (0.16, 0.985)
-CLEARLY = 0.05  # how much more of detail a turned start has to reach
-SHIFTS = (-0.25, 0.0, 0.25)  # along S, of the longest edge: necks move the centre of mass
-REFINED = 10  # starts that get rigid steps
-EQUAL = 1e-5  # headers that are right to within this correlation stay
+CLEARLY = 0.05  # by which the detail's correlation must be higher after a rotated start
+SHIFTS = (-0.25, 0.0, 0.25)  # along S, in longest edges: necks move the centre of mass
+REFINED = 10  # number of best starts that get rigid steps
+EQUAL = 1e-5  # the headers are kept if no candidate is better by more than this correlation
 KINDS = {"rigid": RIGID, "affine": AFFINE}
 
 
 @dataclass(frozen=True)
 class Stage:
-    """What one stage reached: its name, the spacing (mm) and the correlation at that spacing."""
+    """The outcome of one stage: its name, the spacing (mm) and the correlation at that spacing."""
 
     name: str
     spacing: float
@@ -46,12 +46,12 @@ class AffineStart:
 
     Attributes:
         matrix: (4, 4) RAS mm, fixed -> moving.
-        similarity_before: correlation of the whole images at the finest spacing with the headers as they are.
+        similarity_before: correlation of the whole images at the finest spacing, with the headers alone.
         similarity_after: the same with `matrix`.
-        detail_before, detail_after: the same of the details inside them; what decides where they are alike.
-        stages: what led there.
-        used: which of "headers", "centres of mass", "rigid" and "affine" is best and is `matrix`.
-        note: what to doubt about the result, if anything.
+        detail_before, detail_after: the same for the details inside them, which decide where they are similar.
+        stages: the stages that led there.
+        used: the best of "headers", "centres of mass", "rigid" and "affine", which is `matrix`.
+        note: a warning about the result, or None.
     """
 
     matrix: Array
@@ -65,18 +65,18 @@ class AffineStart:
 
     @property
     def doubtful(self) -> bool:
-        """Whether the images agree as little as two that are turned against one another."""
+        """True if the images correlate as little as two that are rotated against each other."""
         coarse = next((stage.similarity for stage in self.stages if stage.name == "affine"), 1.0)
         return self.detail_after < DOUBTFUL[0] or coarse < DOUBTFUL[1]
 
 
 class FixedPyramid:
-    """A fixed image made ready for `align` with any number of moving ones.
+    """The pyramid of a fixed image, for `align` with any number of moving ones.
 
     Args:
         fixed: (I, J, K) float32 in [0, 1], background at 0.
         grid: RAS mm.
-        holes: (I, J, K) bool, where nothing is known and the image is 0; None: nowhere.
+        holes: (I, J, K) bool, where the image is unknown and 0; None: nowhere.
 
     Raises:
         InputError: if the image is constant.
@@ -89,11 +89,11 @@ class FixedPyramid:
         self._details = [detail(level, level.spacing) for level in self._levels[1:]]
 
     def align(self, moving: Array, grid: Grid, holes: Array | None = None) -> AffineStart:
-        """As the function `align`."""
+        """Align a moving image, as the function `align`."""
         return self.facing(moving, grid, holes).align()
 
     def facing(self, moving: Array, grid: Grid, holes: Array | None = None) -> "PairPyramid":
-        """Both images, level by level; InputError if the moving one is constant."""
+        """Return both images, level by level; InputError if the moving one is constant."""
         images = half(prepared(moving, grid, "moving", holes), self._edge)
         levels = [Level(*both) for both in zip(self._levels, images, strict=True)]
         details = [
@@ -108,20 +108,24 @@ class PairPyramid:
     """A fixed and a moving image, coarse to fine.
 
     Attributes:
-        levels: whole images.
-        details: of all levels but the coarsest.
+        levels: the whole images.
+        details: their details, for all levels but the coarsest.
     """
 
     levels: list[Level]
     details: list[Level]
 
     def align(self, kind: str = "auto", limits: Limits = LIMITS) -> AffineStart:
-        """As the function `align`; of the kind "rigid" or "affine" what these steps reach, whatever the headers say.
+        """Align as the function `align`; for "rigid" or "affine", take the result of these steps whatever it is.
 
-        Where the insides hardly agree in the orientation that the headers give, the others are tried.
+        If the details hardly correlate in the orientation of the headers, the other orientations are searched too.
+
+        Args:
+            kind: "auto", "rigid" or "affine".
+            limits: limits of a plausible affine.
 
         Raises:
-            InputError: no start makes the images correlate, or an affine that was asked for is beyond the limits.
+            InputError: the images do not correlate from any start, or a requested affine is beyond the limits.
         """
         best, error = self._attempt(kind, limits, turned=False)
         if best is None or best.doubtful:
@@ -132,7 +136,7 @@ class PairPyramid:
             raise error
         rigid = nearest_rigid(best.matrix, self.levels[-1].fixed.centre)
         if turn := described(turn_of(rigid)):
-            note = f"the moving scan is turned by its header ({turn} in it), found by its content; check that header"
+            note = f"by its content, the moving scan is turned against its header ({turn} in it); check it"
             return replace(best, note=note if best.note is None else f"{note}; {best.note}")
         return best
 
@@ -143,7 +147,7 @@ class PairPyramid:
             return None, error
 
     def _aligned(self, kind: str, limits: Limits, turned: bool) -> AffineStart:
-        """Search about the orientation of the headers, or `turned` about each of the others.
+        """Align from starts around the orientation of the headers or, if `turned`, around each of the others.
 
         Raises:
             InputError: see `align`.
@@ -172,17 +176,17 @@ class PairPyramid:
         before, after = (self._correlations(candidates[name]) for name in ("headers", best))
         if not after[0] > 0:
             raise InputError(
-                "affine start: fixed and moving do not correlate anywhere, expected two images of one body part and "
-                "contrast; give --affine a matrix, or none to use the headers"
+                "affine initialisation: fixed and moving do not correlate anywhere, expected two images of one body "
+                "part and contrast; give --affine a matrix, or none to use the headers"
             )
         return AffineStart(candidates[best], before[0], after[0], before[1], after[1], (*stages, *steps), best, note)
 
     def _correlations(self, matrix: Array) -> tuple[float, float]:
-        """Of the whole images and of the details, at the finest spacing."""
+        """Return the correlations of the whole images and of the details, at the finest spacing."""
         return self.levels[-1].similarity(matrix), self.details[-1].similarity(matrix)
 
     def refined(self, matrix: Array, kind: str) -> tuple[Array, list[Stage]]:
-        """Rigid or affine steps on each level, coarse to fine, then on the details."""
+        """Refine a matrix by rigid or affine steps on each level, coarse to fine, then on the details."""
         stages = []
         for level in self.levels:
             matrix, similarity = climb(level, matrix, KINDS[kind])
@@ -201,29 +205,29 @@ def align(fixed: Array, fixed_grid: Grid, moving: Array, moving_grid: Grid) -> A
 
     Returns:
         The best of headers, centres of mass, rigid and affine by correlation at the finest spacing: of the details
-        inside the images, or of whole images where the details are not alike.
+        inside the images, or of whole images if the details are not similar.
 
     Raises:
-        InputError: if an image is constant, or no start makes them correlate.
+        InputError: an image is constant, or the images do not correlate from any start.
     """
     return FixedPyramid(fixed, fixed_grid).align(moving, moving_grid)
 
 
 def _best(level: Level, candidates: dict[str, Array]) -> str:
-    """The name of the matrix with the highest correlation; headers that are as good go first."""
+    """Return the name of the matrix with the highest correlation; headers that are equally good win."""
     scores = {name: level.similarity(matrix) for name, matrix in candidates.items()}
     return max(scores, key=lambda name: scores[name] + (EQUAL if name == "headers" else 0))
 
 
 def _centres(level: Level) -> Array:
-    """Translation that brings the fixed centre of mass onto the moving one."""
+    """Return the translation of the fixed centre of mass onto the moving one."""
     matrix = np.eye(4)
     matrix[:3, 3] = level.moving.centre - level.fixed.centre
     return matrix
 
 
 def nearest_rigid(matrix: Array, centre: Array) -> Array:
-    """The rotation nearest to an affine map (4, 4), with the shift that takes `centre` (3,) where the map takes it."""
+    """Return the rotation nearest to an affine map (4, 4), with the shift that maps `centre` (3,) as the map does."""
     left, _, right = np.linalg.svd(matrix[:3, :3])
     rigid = np.eye(4)
     rigid[:3, :3] = left @ np.diag((1, 1, np.sign(np.linalg.det(left @ right)))) @ right
@@ -232,12 +236,12 @@ def nearest_rigid(matrix: Array, centre: Array) -> Array:
 
 
 def _best_start(level: Level, limits: Limits, starts: list[Array], kept: int) -> tuple[Array, Array, list[Stage]]:
-    """The best of the starts, and the first `kept`, climb rigidly, then affinely.
+    """Refine the best of the starts, and the first `kept`, rigidly, then affinely, and return the best result.
 
     A wrong rotation can beat the right one as long as sizes differ, so the affine decides.
 
     Returns:
-        (rigid, affine, stages) from the start that got furthest.
+        (rigid, affine, stages) from the start with the highest final correlation.
     """
     with _one_thread_each() as pool:
         scores = list(pool.map(level.similarity, starts))
@@ -252,12 +256,12 @@ def _best_start(level: Level, limits: Limits, starts: list[Array], kept: int) ->
 
 
 def _one_thread_each() -> ThreadPoolExecutor:
-    """For work on coarse levels, too small to be shared: as many pieces at a time as threads are allowed here."""
+    """Return a pool for tasks on coarse levels, which are too small for several threads: each runs on one thread."""
     return ThreadPoolExecutor(numba.get_num_threads(), initializer=numba.set_num_threads, initargs=(1,))
 
 
 def _turns(level: Level, centres: Array, turns: Iterable[Array]) -> list[Array]:
-    """`centres` after each rotation (3, 3) of fixed space about its centre of mass, at three heights."""
+    """Return `centres` after each rotation (3, 3) of fixed space about its centre of mass, with three S shifts."""
     edge = float((np.array(level.fixed.grid.shape) * level.fixed.grid.spacing).max())
     starts = []
     for turn, shift in itertools.product(turns, SHIFTS):

@@ -1,4 +1,4 @@
-"""`--affine`: how the affine start is found, or the transform in a file that it is taken from."""
+"""`--affine`: the kind of affine initialisation to search for, or the file that it is taken from."""
 
 import contextlib
 import math
@@ -26,18 +26,18 @@ from ...types import Array
 from .limits import LIMITS, Limits
 
 NONE, FOUND = "none", ("auto", "affine", "rigid")
-FITTED = 20_000  # places at which a field is looked at for the affine that fits it best
+FITTED = 20_000  # positions to which an affine is fitted
 
 
 @dataclass(frozen=True)
 class AffineChoice:
-    """What a user said, understood.
+    """The parsed value of `--affine`.
 
     Attributes:
-        kind: one of `FOUND`, to be searched for; `NONE`, the headers as they are; or "file".
-        link: of "file", the file and whether its inverse is meant.
-        convention: of a file that does not say its own.
-        limits: of what is searched for.
+        kind: one of `FOUND`, to be searched for; `NONE`, the headers alone; or "file".
+        link: for "file", the file, inverted or not.
+        convention: convention of a file that does not state its own.
+        limits: limits of a plausible affine that is searched for.
     """
 
     kind: str
@@ -47,18 +47,18 @@ class AffineChoice:
 
     @property
     def found(self) -> bool:
-        """Whether it is searched for."""
+        """True if the affine is searched for."""
         return self.kind in FOUND
 
-    def given(self, fixed: Source, moving: Source, places: Array) -> tuple[Array, dict[str, Any]]:
-        """The matrix, (4, 4) RAS mm, fixed -> moving, of what is not searched for, and facts on it.
+    def given(self, fixed: Source, moving: Source, positions: Array) -> tuple[Array, dict[str, Any]]:
+        """Return the given affine, (4, 4) RAS mm, fixed -> moving, from a file or the headers, and facts on it.
 
         Args:
-            fixed, moving: the scans, for files that say nothing of theirs and to refuse the wrong way round.
-            places: (N, 3) RAS mm in the fixed scan, where a field is looked at.
+            fixed, moving: the scans, for files that do not name theirs, and for the direction check.
+            positions: (N, 3) RAS mm in the fixed scan, to which an affine is fitted if the file is a field.
 
         Raises:
-            InputError: a file that cannot be used, leads the other way or stretches beyond what a body does.
+            InputError: a file that cannot be used, is the wrong way round or stretches more than a body can.
         """
         facts: dict[str, Any] = {"found": False}
         if self.link is None:
@@ -67,8 +67,8 @@ class AffineChoice:
             link = self._read(fixed, moving)
             matrix, notes = link.transform.matrix, [*link.file.doubts]
             if matrix is None:
-                matrix, left = best_fit(link.transform, places)
-                notes.append(f"the affine that fits {self.link} best, which bends by up to {left:.1f} mm beside it")
+                matrix, left = best_fit(link.transform, positions)
+                notes.append(f"the affine that fits {self.link} best, from which it deviates by up to {left:.1f} mm")
             if notes:
                 facts["note"] = "; ".join(notes)
             check_plausible(matrix, f"--affine: {self.link}")
@@ -90,15 +90,15 @@ class AffineChoice:
 
 @explained("--affine")
 def read_choice(text: str, convention: str = AUTO, limits: Limits = LIMITS) -> AffineChoice:
-    """Understands ``auto``, ``affine``, ``rigid``, ``none`` or ``FILE[,inverse]``; a file is tried as far as can be.
+    """Parse ``auto``, ``affine``, ``rigid``, ``none`` or ``FILE[,inverse]``; a file is checked as far as possible.
 
     Args:
         text: as given.
-        convention: of a file that does not say its own, as `apply` takes it.
-        limits: of what is searched for.
+        convention: convention of a file that does not state its own, as for `apply`.
+        limits: limits of a plausible affine that is searched for.
 
     Raises:
-        InputError: none of these, or a file that is no transform.
+        InputError: none of these, or a file that is not a transform.
     """
     if text in (NONE, *FOUND):
         return AffineChoice(text, limits=limits)
@@ -113,18 +113,18 @@ def read_choice(text: str, convention: str = AUTO, limits: Limits = LIMITS) -> A
     return choice
 
 
-def best_fit(transform: Transform, places: Array) -> tuple[Array, float]:
-    """The affine that misses a transform least, by squares, over some places, and by how much it does at most.
+def best_fit(transform: Transform, positions: Array) -> tuple[Array, float]:
+    """Return the affine that fits a transform best, by least squares over some positions, and its largest deviation.
 
     Args:
         transform: RAS mm.
-        places: (N, 3) RAS mm, not all in one plane.
+        positions: (N, 3) RAS mm, not all in one plane.
 
     Returns:
         (4, 4) RAS mm, and mm.
     """
-    places = places[:: max(1, math.ceil(len(places) / FITTED))]
-    there, ones = transform.points(places), np.ones((len(places), 1))
+    positions = positions[:: max(1, math.ceil(len(positions) / FITTED))]
+    mapped, ones = transform.points(positions), np.ones((len(positions), 1))
     matrix = np.eye(4)
-    matrix[:3] = np.linalg.lstsq(np.hstack([places, ones]), there, rcond=None)[0].T
-    return matrix, float(np.linalg.norm(AffineTransform(matrix).points(places) - there, axis=1).max())
+    matrix[:3] = np.linalg.lstsq(np.hstack([positions, ones]), mapped, rcond=None)[0].T
+    return matrix, float(np.linalg.norm(AffineTransform(matrix).points(positions) - mapped, axis=1).max())

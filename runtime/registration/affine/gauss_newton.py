@@ -29,12 +29,12 @@ AFFINE = [_elementary(row, column) for row in range(3) for column in range(3)] +
 
 
 def climb(level: Level, matrix: Array, generators: list[Array]) -> tuple[Array, float]:
-    """Gauss-Newton with damping until a step moves no corner by more than a hundredth of a voxel.
+    """Run damped Gauss-Newton steps until one moves no corner by more than a hundredth of a voxel.
 
     Args:
-        level: images.
+        level: both images.
         matrix: start, (4, 4) RAS mm.
-        generators: infinitesimal moves in moving space; six keep a rigid matrix rigid.
+        generators: infinitesimal motions in moving space; six of them keep a rigid matrix rigid.
 
     Returns:
         (matrix, correlation): never worse than the start.
@@ -70,7 +70,7 @@ def _moved(matrix: Array, pivot: Array, generators: list[Array], step: Array) ->
 
 @dataclass(frozen=True, eq=False)
 class _Normal:
-    """Sums at one matrix: Hessian (12, 12), gradients against fixed and moving (12), all about the means."""
+    """The normal equations at one matrix: Hessian (12, 12), gradients against fixed and moving (12), all mean-free."""
 
     correlation: float
     hessian: Array
@@ -79,7 +79,7 @@ class _Normal:
     covariances: tuple[float, float, float]
 
     def solve(self, jacobian: Array, damping: float) -> Array | None:
-        """The step along the columns of `jacobian` (12, parameters); None where there is none."""
+        """Return the step along the columns of `jacobian` (12, parameters); None for a singular system."""
         hessian = jacobian.T @ self.hessian @ jacobian
         b_fixed, b_moving = jacobian.T @ self.against_fixed, jacobian.T @ self.against_moving
         hessian = hessian + damping * np.diag(np.diag(hessian))
@@ -97,7 +97,7 @@ class _Normal:
 
 
 class _Equations:
-    """Normal equations of one level, with coordinates scaled so that all parameters are of one size."""
+    """Normal equations of one level, with coordinates scaled so that all parameters are of the same magnitude."""
 
     def __init__(self, level: Level) -> None:
         shape = np.array(level.fixed.grid.shape)
@@ -120,20 +120,20 @@ class _Equations:
         return _normal(slices.sum(axis=0), level.correlation)
 
     def pivot(self, matrix: Array) -> Array:
-        """Moves are made about the image's centre and in units of its radius."""
+        """Return the frame of the motions: origin at the image's centre, unit its radius."""
         pivot = np.eye(4)
         pivot[:3, :3] *= np.linalg.norm(self.place[:3, :3], axis=0).mean()
         pivot[:3, 3] = (matrix @ self.place)[:3, 3]
         return pivot
 
     def jacobian(self, matrix: Array, pivot: Array, generators: list[Array]) -> Array:
-        """Derivative of the twelve entries fixed -> moving voxel with respect to the generators, (12, parameters)."""
+        """Return the derivative of the fixed-to-moving voxel map (12 entries) by the generators, (12, parameters)."""
         behind = np.linalg.inv(pivot) @ matrix @ self.place
         ahead = (self.to_moving @ pivot)[:3]
         return np.stack([(ahead @ generator @ behind).ravel() for generator in generators], axis=1)
 
     def largest_move(self, before: Array, after: Array) -> float:
-        """How far the corners of the fixed image move, mm."""
+        """Return the largest motion of a corner of the fixed image, mm."""
         return float(np.linalg.norm(((after - before) @ self.place @ self.corners)[:3], axis=0).max())
 
 

@@ -1,9 +1,9 @@
-"""Compiled sums for the affine start. Every sum runs in a fixed order, so the same input gives the same bits.
+"""Compiled sums for the affine initialisation. Every sum runs in a fixed order, so equal inputs give equal bits.
 
-Both kernels look at each voxel (i, j, k) of the fixed image, sample the moving image at ``matrix [i, j, k, 1]`` (its
-voxels) and skip voxels that fall outside ``low``..``high``, the part of moving space about which something is known;
-inside that part but outside the image's voxels the moving image is zero. NaN in either image means that nothing is
-known there: such voxels, and those that would be interpolated from one, are skipped too.
+Both kernels visit each voxel (i, j, k) of the fixed image, sample the moving image at ``matrix [i, j, k, 1]`` (its
+voxels) and skip voxels that fall outside ``low``..``high``, the known part of moving space; inside that part but
+outside the image's voxels the moving image is zero. NaN in either image means unknown: such voxels, and those that
+would be interpolated from one, are skipped too.
 """
 
 import numpy as np
@@ -15,12 +15,12 @@ MOMENTS = 6  # n, sum f, sum m, sum f^2, sum m^2, sum f m
 PAIRS = 6  # unordered pairs of gradient components
 BASIS_PAIRS = 10  # unordered pairs of (u_i, u_j, u_k, 1)
 SUMS = MOMENTS + 3 * 12 + PAIRS * BASIS_PAIRS
-U = np.uintp  # unsigned indices spare the test for negative ones
+U = np.uintp  # unsigned indices avoid the check for negative ones
 
 
 @njit(error_model="numpy")
 def _known(x, y, z, low, high):
-    """False for NaN too."""
+    """Return True for a position in ``low``..``high``; False for NaN too."""
     return x >= low[0] and x <= high[0] and y >= low[1] and y <= high[1] and z >= low[2] and z <= high[2]
 
 
@@ -32,7 +32,7 @@ def _inside(image, x, y, z):
 
 @njit(error_model="numpy")
 def _value_and_gradient(image, x, y, z):
-    """Trilinear value and its derivative along the axes, per voxel, at a point inside the image."""
+    """Return the trilinear value and its derivative along the axes, per voxel, at a point inside the image."""
     size_i, size_j, size_k = image.shape
     i, j, k = min(int(x), size_i - 2), min(int(y), size_j - 2), min(int(z), size_k - 2)
     fx, fy, fz = np.float32(x - i), np.float32(y - j), np.float32(z - k)
@@ -50,7 +50,7 @@ def _value_and_gradient(image, x, y, z):
 
 @in_slices(over="slices")
 def correlation_moments(begin, end, fixed, moving, matrix, low, high, slices):
-    """Per fixed slice i: n, sum f, sum m, sum f^2, sum m^2, sum f m into ``slices`` (I, 6), float64."""
+    """Write n, sum f, sum m, sum f^2, sum m^2, sum f m of each fixed slice i into ``slices`` (I, 6), float64."""
     for i in range(begin, end):
         _slice_moments(i, fixed, moving, matrix, low, high, slices[i])
 
@@ -81,7 +81,7 @@ def _slice_moments(i, fixed, moving, matrix, low, high, total):
 
 @in_slices(over="slices")
 def normal_equations(begin, end, fixed, moving, matrix, low, high, centre, scale, slices):
-    """Per fixed slice i the sums that the Gauss-Newton step of all twelve parameters needs, into ``slices`` (I, SUMS).
+    """Write the sums for the Gauss-Newton step of all twelve parameters, per fixed slice i, into ``slices`` (I, SUMS).
 
     With g the moving gradient (per moving voxel) and u = ((i, j, k) - centre) / scale, the Jacobian of the moving
     value with respect to ``matrix`` is ``g (x) [u, 1]``. Laid out as: six moments; sum J (12), sum J f (12), sum J m
@@ -120,10 +120,10 @@ def _slice_sums(i, fixed, moving, matrix, low, high, centre, scale, total):
 
 @njit(error_model="numpy")
 def _locate_row(moving, matrix, i, j, low, high, corner, part, inside, seen):
-    """For a row of fixed voxels: where it lies in `moving` and the known and inside flags (0 or 1).
+    """Compute the positions of a row of fixed voxels in `moving`, and the flags `seen` and `inside` (0 or 1).
 
-    `corner` (K) is the flat index of the lower corner and `part` (3, K) the rest. Points outside are moved to the
-    border, NaN to 0.
+    `corner` (K) is the flat index of the lower corner and `part` (3, K) the fractional offset from it. Points outside
+    are moved to the border, NaN to 0.
     """
     x0 = matrix[0, 0] * i + matrix[0, 1] * j + matrix[0, 3]
     y0 = matrix[1, 0] * i + matrix[1, 1] * j + matrix[1, 3]
@@ -148,7 +148,7 @@ def _locate_row(moving, matrix, i, j, low, high, corner, part, inside, seen):
 
 @njit(error_model="numpy")
 def _sample_row(moving, corner, part, inside, row, value):
-    """Fill one row's gradients (3, K) and values as `_value_and_gradient` does; whether any gradient is there."""
+    """Fill one row's gradients (3, K) and values as `_value_and_gradient` does; return True if any voxel is inside."""
     flat = moving.ravel()
     along_i, along_j = U(moving.shape[1] * moving.shape[2]), U(moving.shape[2])
     found = np.float32(0)
@@ -174,7 +174,7 @@ def _sample_row(moving, corner, part, inside, row, value):
 
 @njit(error_model="numpy")
 def _leave_out(fixed, row, value, seen, line):
-    """The fixed row into `line`; where it or the moving value is NaN nothing is seen: values and gradients become 0."""
+    """Copy the fixed row into `line`; where it or the moving value is NaN, set `seen`, values and gradients to 0."""
     for k in range(len(value)):
         known = (fixed[k] == fixed[k]) & (value[k] == value[k])
         seen[k] = seen[k] if known else np.float32(0)
@@ -201,7 +201,7 @@ def _moment_sums(fixed, value, seen, total):
 
 @njit(error_model="numpy", fastmath={"reassoc", "contract"})
 def _gradient_sums(fixed, row, value, seen, power, basis, total):
-    """Steps 2 and 3 of `normal_equations` for one row."""
+    """Add one row's sums: steps 2 and 3 of `normal_equations`."""
     position = MOMENTS + 36
     for a in range(3):
         g = row[a]
@@ -239,7 +239,7 @@ def _gradient_sums(fixed, row, value, seen, power, basis, total):
 
 @in_slices(over="result")
 def block_means(begin, end, image, factors, result):
-    """Mean of each block of ``factors`` voxels; the result's shape times the factors lies inside the image."""
+    """Compute the mean of each block of ``factors`` voxels; the result's shape times the factors must fit the image."""
     fi, fj, fk = factors
     share = np.float32(1 / (fi * fj * fk))
     for i in range(begin, end):

@@ -1,4 +1,4 @@
-"""Which affines are plausible between two bodies of one kind."""
+"""Limits of a plausible affine between two bodies of one kind."""
 
 from dataclasses import dataclass
 
@@ -7,21 +7,21 @@ import numpy as np
 from ...errors import InputError
 from ...types import Array
 
-STRETCH = (0.5, 2.0)  # singular values that go with the usual limits of the volume
+STRETCH = (0.5, 2.0)  # limits of the singular values for the default limits of the volume
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Of an affine from the fixed to the moving scan.
+    """The limits of a plausible affine from the fixed to the moving scan.
 
-    Single directions may stretch by 0.5 to 2 where the volume's limits are 0.3 and 3, and as the cube root of these
-    where they are others.
+    Single directions may stretch by 0.5 to 2 with the default volume limits of 0.3 and 3; other volume limits scale
+    these by their cube root.
 
     Attributes:
-        smallest, largest: of its volume factor, the determinant: below 1 where the moving scan shows the smaller body.
+        smallest, largest: limits of the volume factor, the determinant: below 1 if the moving body is the smaller one.
 
     Raises:
-        InputError: no numbers with 0 < smallest < 1 < largest.
+        InputError: not 0 < smallest < 1 < largest.
     """
 
     smallest: float = 0.3
@@ -42,7 +42,7 @@ class Limits:
         return STRETCH[0] * float(low), STRETCH[1] * float(high)
 
     def allow(self, matrix: Array) -> bool:
-        """Whether (4, 4) keeps within them."""
+        """Return True if a matrix (4, 4) is within the limits."""
         stretch = np.linalg.svd(matrix[:3, :3], compute_uv=False)
         low, high = self.stretch
         volume = np.linalg.det(matrix[:3, :3])

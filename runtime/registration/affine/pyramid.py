@@ -1,4 +1,4 @@
-"""Both images, coarse to fine, as the affine start sees them: in closest RAS+ order, cut to their foreground."""
+"""Image pyramid of the affine initialisation: coarse to fine, in closest RAS+ order, cropped to the foreground."""
 
 import itertools
 import math
@@ -19,16 +19,16 @@ from .kernels import MOMENTS, block_means, correlation_moments
 
 FINEST_SHARE = 1 / 85  # finest spacing as a share of the fixed foreground's longest edge: about 2 mm for a head
 LEVELS = (4, 2, 1)  # spacings, in units of the finest
-MARGIN = 0.03  # of the longest edge, kept around both foregrounds, in units of the level's step
-SMALLEST = 8  # voxels along an axis below which a level does not go
-CUT = 0.02  # share of a face of the image that is foreground from which the object counts as cut off there
+MARGIN = 0.03  # margin around both foregrounds, in longest edges times the level's step
+SMALLEST = 8  # least number of voxels along an axis of a level
+CUT = 0.02  # share of foreground on a face of the image above which the object counts as cut off there
 OVERLAP = 0.25  # share of the fixed energy that must fall on known parts of the moving image
-FEWEST = 64  # voxels a correlation is computed from
-BLUR = 0.7  # voxels of each level
+FEWEST = 64  # least number of voxels for a correlation
+BLUR = 0.7  # standard deviation of the smoothing, in voxels of each level
 VOXELS_PER_THREAD = 150_000
-MOST_PADDED, ALWAYS_PADDED = 16, 1 << 26  # voxels of an image with its margin: times its own, and those it may have
-HALF = 0.5  # share of a voxel that has to be known for the voxel to count
-LEAST = 1e-6  # share of a voxel that is told from none
+MOST_PADDED, ALWAYS_PADDED = 16, 1 << 26  # limit of a padded image: times its own voxels, or voxels always allowed
+HALF = 0.5  # share of a voxel that must be known for the voxel to count
+LEAST = 1e-6  # smallest share of a voxel that is distinguished from none
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,10 +36,10 @@ class LevelImage:
     """One level of one image.
 
     Attributes:
-        data: (I, J, K) float32, 0 where nothing is known.
+        data: (I, J, K) float32, 0 where unknown.
         grid: RAS mm.
-        cut: (3, 2) bool, the faces beyond which the object goes on unseen.
-        share: (I, J, K) float32, how much of each voxel is known; None: all of all.
+        cut: (3, 2) bool, the faces beyond which the object continues outside the scan.
+        share: (I, J, K) float32, known share of each voxel; None: all voxels are known.
     """
 
     data: Array
@@ -49,13 +49,13 @@ class LevelImage:
 
     @cached_property
     def known(self) -> tuple[Array, Array]:
-        """Lowest and highest voxel coordinates about which something is known."""
+        """Lowest and highest known voxel coordinates, infinite where the object is not cut off."""
         last = np.array(self.grid.shape) - 1.0
         return np.where(self.cut[:, 0], 0.0, -np.inf), np.where(self.cut[:, 1], last, np.inf)
 
     @cached_property
     def seen(self) -> Array:
-        """The data with NaN where less than half of a voxel is known: what the kernels leave out of their sums."""
+        """The data with NaN where less than half of a voxel is known, which the kernels leave out of their sums."""
         return self.data if self.share is None else np.where(self.share < HALF, np.float32(np.nan), self.data)
 
     @cached_property
@@ -77,19 +77,19 @@ class LevelImage:
 
 @dataclass(frozen=True, eq=False)
 class Level:
-    """Both images at one spacing, and how well they correlate there."""
+    """Both images at one spacing, and their correlation."""
 
     fixed: LevelImage
     moving: LevelImage
 
     @property
     def spacing(self) -> float:
-        """The fixed image's."""
+        """The fixed image's spacing, mm."""
         return self.fixed.spacing
 
     @contextmanager
     def threads(self) -> Iterator[None]:
-        """No more threads than there is work for: on coarse levels waking them takes longer than the sums."""
+        """Limit the number of threads to the work: on coarse levels waking them takes longer than the sums."""
         allowed = numba.get_num_threads()
         numba.set_num_threads(min(allowed, 1 + self.fixed.data.size // VOXELS_PER_THREAD))
         try:
@@ -98,7 +98,7 @@ class Level:
             numba.set_num_threads(allowed)
 
     def similarity(self, matrix: Array) -> float:
-        """Correlation for a physical map fixed -> moving; -1 where it means nothing."""
+        """Return the correlation under a physical map fixed -> moving; -1 if it is undefined."""
         slices = np.zeros((self.fixed.grid.shape[0], MOMENTS))
         voxels = self.fixed.grid.voxel_map(self.moving.grid, matrix)
         with self.threads():
@@ -106,7 +106,7 @@ class Level:
         return self.correlation(slices.sum(axis=0))
 
     def correlation(self, moments: Array) -> float:
-        """Pearson's correlation from n, sum f, sum m, sum f^2, sum m^2, sum f m; -1 for too little overlap."""
+        """Return Pearson's correlation from n, sum f, sum m, sum f^2, sum m^2, sum f m; -1 for too little overlap."""
         n, f, m, ff, mm, fm = moments
         if n < FEWEST or ff < OVERLAP * self.fixed.energy:
             return -1.0
@@ -115,16 +115,16 @@ class Level:
 
 
 def prepared(data: Array, grid: Grid, argument: str, holes: Array | None = None) -> LevelImage:
-    """The image in closest RAS+ order, cut to its foreground; the same for every orientation of the same voxels.
+    """Return the image in closest RAS+ order, cropped to its foreground; the same for any orientation of its voxels.
 
     Args:
         data: (I, J, K) in [0, 1], 0 in the holes.
         grid: RAS mm.
-        argument: what to call the image in messages.
-        holes: (I, J, K) bool, where nothing is known; None: nowhere.
+        argument: the image's name in messages.
+        holes: (I, J, K) bool, where the image is unknown; None: nowhere.
 
     Raises:
-        InputError: if nothing is above the foreground threshold, or all of it is of one value.
+        InputError: no voxel is above the foreground threshold, or the foreground is constant.
     """
     if data.shape != grid.shape:
         raise InputError(f"{argument}: got shape {data.shape}, expected {grid.shape}, its grid's")
@@ -148,7 +148,7 @@ def _laid_out(array: Array, axes: tuple[int, ...], signs: tuple[int, ...]) -> Ar
 
 
 def _cut_faces(mask: Array) -> Array:
-    """(3, 2) bool: the faces of the image (low, high) that cut through the foreground."""
+    """Return the faces of the image (low, high) that cut through the foreground, (3, 2) bool."""
     cut = np.zeros((3, 2), dtype=bool)
     for axis, side in itertools.product(range(3), (0, 1)):
         face: list[slice | int] = [slice(None)] * 3
@@ -158,27 +158,27 @@ def _cut_faces(mask: Array) -> Array:
 
 
 def longest_edge(image: LevelImage) -> float:
-    """Of the image, mm: what the spacings and margins of both pyramids follow, taken from the fixed one."""
+    """Return an image's longest edge, mm; that of the fixed image sets the spacings and margins of both pyramids."""
     return float((np.array(image.grid.shape) * image.grid.spacing).max())
 
 
 def half(image: LevelImage, edge: float) -> list[LevelImage]:
-    """One image's side of the pyramid, coarse to fine, for the longest edge of the fixed foreground (mm).
+    """Return one image's levels, coarse to fine, for the longest edge of the fixed foreground (mm).
 
     The margin lets moving tissue count where fixed has none, and values fade out in the moving image.
     """
     levels: list[LevelImage] = []
-    there = 0.0
+    present = 0.0  # margin that the image already has
     for step in sorted(LEVELS):
         margin = MARGIN * step * edge
-        image = _coarser(_padded(image, margin - there), FINEST_SHARE * step * edge)
+        image = _coarser(_padded(image, margin - present), FINEST_SHARE * step * edge)
         levels.insert(0, _blurred(image))
-        there = margin
+        present = margin
     return levels
 
 
 def _padded(image: LevelImage, margin: float) -> LevelImage:
-    """Zeros added on the sides where the object is not cut off."""
+    """Pad with zeros on the sides where the object is not cut off."""
     voxels = np.ceil(margin / np.array(image.grid.spacing)).astype(int)
     width = np.where(image.cut, 0, voxels[:, None])
     padded = math.prod((np.array(image.data.shape) + width.sum(axis=1)).tolist())
@@ -194,7 +194,7 @@ def _padded(image: LevelImage, margin: float) -> LevelImage:
 
 
 def _coarser(image: LevelImage, spacing: float) -> LevelImage:
-    """Means of what is known in blocks about `spacing` wide; axes that would become too short keep their voxels."""
+    """Average the known parts of blocks about `spacing` wide; axes that would become too short keep their voxels."""
     shape, old = np.array(image.grid.shape), np.array(image.grid.spacing)
     factors = np.clip(np.rint(spacing / old), 1, np.maximum(shape // SMALLEST, 1)).astype(int)
     if (factors == 1).all():
@@ -209,7 +209,7 @@ def _coarser(image: LevelImage, spacing: float) -> LevelImage:
     data, share = _of_the_known(image, means)
     step = np.eye(4)
     step[:3, :3] = np.diag(factors)
-    step[:3, 3] = (factors - 1) / 2
+    step[:3, 3] = (factors - 1) / 2  # centre of the first block, in old voxels
     return LevelImage(data, Grid(data.shape, image.grid.affine @ step), image.cut, share)
 
 
@@ -219,7 +219,7 @@ def _blurred(image: LevelImage) -> LevelImage:
 
 
 def _of_the_known(image: LevelImage, averaged: Callable[[Array], Array]) -> tuple[Array, Array | None]:
-    """An average of an image's known parts alone (normalised convolution), 0 where there are none, and their share."""
+    """Average the known parts of an image alone (normalised convolution), else 0, and return their share too."""
     if image.share is None:
         return averaged(image.data), None
     share = averaged(image.share)

@@ -1,7 +1,7 @@
-"""Rotations that the affine start searches: tilts of a head, and the turns that wrong headers make.
+"""Rotations searched by the affine initialisation: tilts of a head, and the right-angled turns of wrong headers.
 
-A header with axes in another order or direction shows a scan turned by right angles: one of 24 proper rotations. Those
-that mirror it are not among them, since no image tells left from right.
+A header with axes in a wrong order or direction rotates a scan by right angles: one of 24 proper rotations. Mirrored
+orientations are not among them, since left and right cannot be told apart by the image.
 """
 
 import itertools
@@ -26,7 +26,7 @@ def rotation(angles: tuple[float, ...]) -> Array:
 
 
 def orientations() -> list[Array]:
-    """Return the 24 rotations (3, 3) that take axes to axes, the identity first."""
+    """Return the 24 rotations (3, 3) that map axes to axes, the identity first."""
     signed = (
         np.eye(3)[list(order)] * np.array(signs)[:, None]
         for order in itertools.permutations(range(3))
@@ -47,7 +47,7 @@ def turn_of(rigid: Array) -> Array:
 
 
 def described(turn: Array) -> str:
-    """Return an orientation as axes: which way right, anterior and superior of the fixed scan lie in the moving one."""
+    """Describe an orientation: the moving scan's direction for the fixed scan's right, anterior and superior."""
     names = (("left", "right"), ("posterior", "anterior"), ("inferior", "superior"))
     ends = [names[int(np.abs(column).argmax())][int(column.sum() > 0)] for column in turn.T]
     return ", ".join(f"{name[1]} is {end}" for name, end in zip(names, ends, strict=True) if name[1] != end)

@@ -1,4 +1,4 @@
-"""What a registration leaves in its folder: which files, and whether they may be written there."""
+"""Result folder of a registration: the names of its files, and the check that they may be written."""
 
 import contextlib
 import errno
@@ -20,15 +20,15 @@ REPORT_FORMAT = "rpnet-registration"
 
 @dataclass(frozen=True)
 class Outputs:
-    """Which files to write.
+    """The files to write.
 
     Attributes:
-        conventions: of the transforms, names of `runtime.transforms.CONVENTIONS`; one file a direction.
-        both: whether what goes from the moving to the fixed scan is written too: the inverse transform and the fixed
+        conventions: conventions of the transforms, names in `runtime.transforms.CONVENTIONS`; one file per direction.
+        both: True to write the direction from the moving to the fixed scan too: the inverse transform and the fixed
             scan on the moving grid.
 
     Raises:
-        InputError: a convention that is not known, or none.
+        InputError: an unknown convention, or none.
     """
 
     conventions: tuple[str, ...] = ("itk",)
@@ -38,10 +38,12 @@ class Outputs:
         unknown = [name for name in self.conventions if name not in CONVENTIONS]
         if unknown or not self.conventions:
             got = repr(unknown[0]) if unknown else "nothing"
-            raise InputError(f"--write: got {got}, expected one or several of {', '.join(CONVENTIONS)}, with commas")
+            raise InputError(
+                f"--write: got {got}, expected one or several of {', '.join(CONVENTIONS)}, separated by commas"
+            )
 
     def transforms(self, fixed: str, moving: str) -> dict[str, tuple[str, bool]]:
-        """File name -> (convention, whether it is the inverse), for scans of these names."""
+        """Return file name -> (convention, True for the inverse), for scans of these names."""
         if fixed.casefold() == moving.casefold():
             fixed, moving = "fixed", "moving"
         directions = (False, True) if self.both else (False,)
@@ -52,7 +54,7 @@ class Outputs:
         }
 
     def names(self, fixed: str, moving: str, labels: bool) -> tuple[str, ...]:
-        """The files of a result, the report last: where it stands, the others do."""
+        """Return the names of a result's files, the report last: it is written after all others."""
         images = (WARPED, *((LABELS,) if labels else ()), *((WARPED_FIXED,) if self.both else ()))
         return (*images, *self.transforms(fixed, moving), AFFINE, JACOBIAN, PREVIEW, REPORT)
 
@@ -68,18 +70,19 @@ def check_output(
     moving: Path | str | None = None,
     inputs: Iterable[Path | str | None] = (),
 ) -> None:
-    """Before any work: the folder can be written, no input would be replaced, and nothing else unasked.
+    """Check, before any work, that the folder is writable, and that no input or earlier result would be replaced.
 
-    A folder that has to be made for the trial is removed again.
+    A folder that is created for this check is removed again.
 
     Args:
-        folder: for the result.
-        overwrite: whether an earlier result may be replaced.
-        fixed, moving: the scans, which some files are named after.
-        inputs: files that must stay.
+        folder: folder of the result.
+        overwrite: True if an earlier result may be replaced.
+        fixed, moving: the scans, after which some files are named.
+        inputs: further files that must not be replaced.
 
     Raises:
-        InputError: the folder cannot be written, or holds an earlier result and `overwrite` is False.
+        InputError: the folder is not writable, an input would be replaced, or there is an earlier result and
+            `overwrite` is False.
     """
     _check_writable(folder)
     names = earlier_names(folder, fixed, moving)
@@ -89,26 +92,26 @@ def check_output(
             raise InputError(f"--output: would replace the input {path}; choose another folder")
     there = [name for name in names if _is_there(folder / name)]
     if odd := [name for name in there if not (folder / name).is_file()]:
-        raise InputError(f"--output: {folder / odd[0]} is no file and cannot be replaced; choose another folder")
+        raise InputError(f"--output: {folder / odd[0]} is not a file and cannot be replaced; choose another folder")
     if there and not overwrite:
         raise InputError(f"--output: {folder} already holds {', '.join(there)}; add --overwrite or choose another")
 
 
 def earlier_names(folder: Path, fixed: Path | str | None, moving: Path | str | None) -> tuple[str, ...]:
-    """Names of the files that an earlier result in this folder may consist of."""
+    """Return the names of all files that an earlier result in this folder may consist of."""
     ours = EVERYTHING.names(scan_name(fixed), scan_name(moving), labels=True)
     return tuple(dict.fromkeys((*ours, *_reported(folder / REPORT))))
 
 
 def _reported(report: Path) -> tuple[str, ...]:
-    """The files that an earlier report of ours lists, which may be named after other scans."""
+    """Return the files listed in an earlier report, which may be named after other scans."""
     names = read_record(report, REPORT_FORMAT).get("outputs", ())
     names = names if isinstance(names, list) else ()
     return tuple(name for name in names if isinstance(name, str) and Path(name).name == name)
 
 
 def _is_there(path: Path) -> bool:
-    """Also of a name too long for the system, which nothing can have: it is of a scan that is not there either."""
+    """Return True if a path exists; False for a name too long for the system, which raises an error elsewhere."""
     try:
         return path.exists()
     except OSError as error:
@@ -118,7 +121,7 @@ def _is_there(path: Path) -> bool:
 
 
 def _check_writable(folder: Path) -> None:
-    missing = [place for place in (folder, *folder.absolute().parents) if not place.exists()]
+    missing = [path for path in (folder, *folder.absolute().parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -127,6 +130,6 @@ def _check_writable(folder: Path) -> None:
         reason = error.strerror or first_line(error)
         raise refused(f"--output: cannot write to {folder} ({reason}); choose another folder", error) from None
     finally:
-        for place in missing:
+        for path in missing:
             with contextlib.suppress(OSError):
-                place.rmdir()
+                path.rmdir()

@@ -1,4 +1,4 @@
-"""What is told about a registration: the report, which a program reads, and the summary, which a person does."""
+"""Report (for programs) and summary (for people) of a registration."""
 
 import datetime
 import platform
@@ -23,10 +23,10 @@ class WrittenTransform:
     """A transform's file.
 
     Attributes:
-        name: of the file.
-        convention: whose it is.
-        start, end: names of the scans; points of the first one are taken into the second.
-        error_mm: largest distance, over random points, between the transform and what was read back from the file.
+        name: name of the file.
+        convention: convention of the file.
+        start, end: names of the scans; the transform maps points of the first to the second.
+        error_mm: largest distance, over random voxels, between the transform and the file, read back.
     """
 
     name: str
@@ -46,14 +46,14 @@ def report(
     written: Iterable[WrittenTransform],
     inverse: bool,
 ) -> dict[str, Any]:
-    """Everything a reader needs to trust or repeat the result, for `runtime.host.files.plain_json.as_json`.
+    """Return all facts needed to trust or repeat the result, for `runtime.host.files.plain_json.as_json`.
 
     Args:
         result: the registration.
-        seconds: by stage, writing included.
-        files: names of those of the result.
+        seconds: seconds by stage, including writing.
+        files: names of the result's files.
         written: its transforms, as written and read back.
-        inverse: whether what goes the other way is among them.
+        inverse: True if the inverse transform is among them.
     """
     return {
         "format": REPORT_FORMAT,
@@ -87,7 +87,7 @@ def report(
 
 
 def summary(result: RegistrationData, inverse: bool = False) -> str:
-    """A few lines for people: what ran, how alike the images became, what the field and its inverse look like."""
+    """Return a few lines for people: engine, iterations, similarity, displacement field, its inverse, and warnings."""
     found, engine = result.iterations, result.engine
     counts = " + ".join("(" + ", ".join(map(str, passed)) + ")" for passed in found.counts)
     smooth = f"smooth {result.options.smooth:g}" if result.options.smooth else None
@@ -118,7 +118,7 @@ def summary(result: RegistrationData, inverse: bool = False) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Python, the platform, and the libraries that ran."""
+    """Return the versions of this package, Python, the platform and the libraries in use."""
     ours = {"rpnet": __version__, "python": platform.python_version(), "platform": platform.platform()}
     return {**ours, **installed_versions(PACKAGES)}
 

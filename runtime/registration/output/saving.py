@@ -1,4 +1,4 @@
-"""Writes a registration into its folder: images, transforms, report and picture, all of them or none."""
+"""Writing of a registration into its folder: images, transforms, report and preview, all of them or none."""
 
 import time
 from collections.abc import Iterator
@@ -40,21 +40,21 @@ def save(
     outputs: Outputs | None = None,
     locked: bool = False,
 ) -> None:
-    """Writes a result; the report is the last file, so that it only stands beside complete results.
+    """Write a result; the report is the last file, so that it exists only beside complete results.
 
-    All files are written beside an earlier result before one of that is touched.
+    All files are written beside an earlier result before any of its files is replaced.
 
     Args:
         result: from `runtime.register`.
-        folder: made if it is not there.
-        overwrite: whether an earlier result may be replaced.
-        progress: told the name of each stage as it begins.
-        outputs: which files; None: both directions, transforms as ITK and ANTs read them.
-        locked: whether the caller holds the folder's lock (`runtime.host.files.folder_lock`).
+        folder: folder of the result, created if it does not exist.
+        overwrite: True if an earlier result may be replaced.
+        progress: called with the name of each stage as it begins.
+        outputs: files to write; None: both directions, transforms in the convention of ITK and ANTs.
+        locked: True if the caller holds the folder's lock (`runtime.host.files.folder_lock`).
 
     Raises:
-        InputError: see `runtime.registration.output.folder.check_output`; a disk that refuses (full, read-only); a
-            transform that was not read back as it was written; another run that holds the folder.
+        InputError: see `runtime.registration.output.folder.check_output`; a disk that is full or read-only; a transform
+            that differs when read back; another run that holds the folder.
     """
     outputs = outputs or Outputs()
     paths = result.fixed.path, result.moving.path
@@ -70,9 +70,10 @@ def save(
 
 
 def _write_side_by_side(result: RegistrationData, folder: Path, outputs: Outputs) -> list[WrittenTransform]:
-    """Every file but the report. Threads of `files` and `fields` check, sum, wait; those of `pool` compress and draw.
+    """Write every file but the report, in background threads.
 
-    What lies on the fixed grid is written while the inverse is computed.
+    Threads of `files` and `fields` check, hash and wait; those of `pool` compress and draw. Files on the fixed grid are
+    written while the inverse is computed.
     """
     from ...host.kernels import on_threads
     from ...images.preview import write_preview
@@ -88,7 +89,7 @@ def _write_side_by_side(result: RegistrationData, folder: Path, outputs: Outputs
             *writer.transforms(inverse=False),
             writer.volume(WARPED, result.warped, result.fixed),
             writer.affine(),
-            pool.submit(lambda: result.displacement_mm),  # for the report
+            pool.submit(lambda: result.displacement_mm),  # computed here, cached for the report
         ]
         if result.warped_labels is not None:
             jobs.append(writer.volume(LABELS, result.warped_labels, result.fixed))
@@ -102,7 +103,7 @@ def _write_side_by_side(result: RegistrationData, folder: Path, outputs: Outputs
 
 @contextmanager
 def _dropping(pool: ThreadPoolExecutor) -> Iterator[Executor]:
-    """A pool that, after an error or Ctrl-C, begins nothing more."""
+    """Yield a pool that starts no further job after an error or Ctrl-C."""
     try:
         yield pool
     except BaseException:
@@ -113,7 +114,7 @@ def _dropping(pool: ThreadPoolExecutor) -> Iterator[Executor]:
 
 @dataclass(frozen=True)
 class _Writer:
-    """Sends files of a result on their way: fields, which are large, one after the other."""
+    """Starter of the jobs that write a result's files; fields, which are large, are written one after another."""
 
     result: RegistrationData
     folder: Path
@@ -126,12 +127,12 @@ class _Writer:
         return self.files.submit(write_volume, self.folder / name, data, where.grid, where.codes, pool=self.pool)
 
     def affine(self) -> Future:
-        """The affine start alone, as our own text."""
+        """Write the affine alone, as our own text."""
         transform = AffineTransform(self.result.transform.affine)
         return self.files.submit(self._transform, AFFINE, "ras", transform, None, self.result.fixed, self.result.moving)
 
     def transforms(self, inverse: bool) -> list[Future]:
-        """The files of one direction, each read back and compared."""
+        """Write the transforms of one direction, each read back and compared."""
         fixed, moving = self.result.fixed, self.result.moving
         names = self.outputs.transforms(scan_name(fixed.path), scan_name(moving.path))
         chosen = [(name, convention) for name, (convention, inverted) in names.items() if inverted == inverse]
