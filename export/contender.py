@@ -1,6 +1,6 @@
-"""PyTorch in the benchmark: the eager definition of the loop, on the weights of an engine set.
+"""PyTorch in the benchmark: the eager reference implementation of the loop, with the weights of an engine set.
 
-Importing this module costs nothing: torch is imported when the contender is opened, in its own process.
+Importing this module is cheap: torch is imported only when the contender is opened, in its own process.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from train.model.loop import TorchPair
 
 PACKAGES = ("torch", "onnx")
-MODES = {"fp32": "fp32", "autocast": "fp16"}  # and the precision of the convolutions
+MODES = {"fp32": "fp32", "autocast": "fp16"}  # each mode and the precision of its convolutions
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class TorchContender:
 
     Attributes:
         engine_dir: the engine set.
-        threads: of the CPU; None: all cores.
+        threads: number of CPU threads; None: all cores.
         device: "cpu" or "cuda".
-        mode: "fp32", with TF32 off; or "autocast": convolutions in fp16 on channels-last memory, what is between them
-            in fp32. cuDNN may choose its fastest convolutions in either.
+        mode: "fp32", with TF32 off; or "autocast": convolutions in fp16 on channels-last memory, everything between
+            them in fp32. In both modes cuDNN may choose its fastest convolutions.
     """
 
     engine_dir: Path
@@ -47,17 +47,18 @@ class TorchContender:
     @property
     def words(self) -> str:
         place = "" if self.device == "cpu" else ", on the GPU"
-        return f"the eager PyTorch definition with the engine set's weights{place}"
+        return f"the eager PyTorch reference implementation with the engine set's weights{place}"
 
     @property
     def missing(self) -> list[str]:
-        """The packages it needs that are not installed."""
+        """The required packages that are not installed."""
         return [package for package in PACKAGES if importlib.util.find_spec(package) is None]
 
     def require(self) -> None:
-        """
+        """Check that the required packages are installed.
+
         Raises:
-            InputError: a package it needs is not installed.
+            InputError: one of them is not installed.
         """
         if self.missing:
             raise InputError(
@@ -65,17 +66,19 @@ class TorchContender:
             )
 
     def open(self, tell: Progress = silent) -> "TorchRunner":
-        """
+        """Load the network and return the runner that times it.
+
         Raises:
-            NotAvailableError: PyTorch sees no CUDA device where one is wanted.
+            NotAvailableError: a CUDA device is wanted and PyTorch sees none.
         """
         return TorchRunner(self)
 
 
 def torch_others(engine_dir: Path, threads: int | None, timed: bool, on_gpu: bool) -> Others:
-    """PyTorch as reference, and where it is to be `timed` as a rival, there where the engines run.
+    """Return PyTorch as the reference and, if `timed`, also as a timed contender on the device of the engines.
 
-    On a GPU both of its modes are rivals; its fp32 defines what is right, on the CPU where PyTorch sees no GPU.
+    On a GPU both modes are timed. The reference is fp32 on the GPU, or on the CPU if PyTorch sees no GPU. Without
+    the required packages there is neither.
     """
     on_host = TorchContender(engine_dir, threads)
     if on_host.missing:
@@ -87,7 +90,7 @@ def torch_others(engine_dir: Path, threads: int | None, timed: bool, on_gpu: boo
 
 
 class CudaClock:
-    """Time of the device, by events in PyTorch's stream."""
+    """GPU time, measured by events in PyTorch's stream."""
 
     def mark(self) -> Any:
         import torch
@@ -102,7 +105,7 @@ class CudaClock:
 
 
 class TorchRunner:
-    """The definition as a `Runner` of `runtime.workflows.benchmark`. Stages are timed as the engines' are."""
+    """The reference implementation as a `Runner` of `runtime.workflows.benchmark`, timed by the engines' stages."""
 
     def __init__(self, contender: TorchContender) -> None:
         import torch
@@ -182,7 +185,7 @@ def _prepare_cuda() -> None:
 
 
 class _TimedPair:
-    """A pair whose scores are timed; what it does besides goes through timed halves."""
+    """A pair whose `score` is timed; all other methods are those of the pair, on timed networks and fields."""
 
     def __init__(self, pair: "TorchPair", recorder: Recorder) -> None:
         self._pair, self._recorder = pair, recorder
@@ -198,7 +201,7 @@ class _TimedPair:
 
 
 class _TimedNetwork:
-    """A network, timed; with `autocast_on` a device its convolutions run in fp16 there, on channels-last memory."""
+    """A timed network; `autocast_on` names the device whose convolutions run in fp16 on channels-last memory."""
 
     def __init__(self, network: Any, recorder: Recorder, autocast_on: str | None = None) -> None:
         self._network, self._recorder, self._autocast_on = network, recorder, autocast_on
@@ -233,7 +236,7 @@ class _TimedNetwork:
 
 
 class _TimedFields:
-    """The functions of `train.model.definition`, timed; tensors are (1, C, I, J, K)."""
+    """The functions of `train.model.definition` with timing; tensors are (1, C, I, J, K)."""
 
     def __init__(self, recorder: Recorder) -> None:
         from train.model import definition as fields

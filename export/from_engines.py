@@ -1,8 +1,8 @@
-"""From an engine set back to the network it was exported from: the graphs hold every weight.
+"""The way back from an engine set to the network it was exported from: the graphs hold every weight.
 
     python -m export.from_engines --engine-dir engines --output runs/shipped.pt
 
-writes that network as a checkpoint, for `train --start`.
+writes that network as a checkpoint for `train --start`.
 """
 
 from pathlib import Path
@@ -23,13 +23,13 @@ Convolutions = list[tuple[Tensor, Tensor]]
 
 
 def network_from_engines(engine_set: EngineSet) -> RPNet:
-    """The network whose export an engine set is, in eager PyTorch, ready for inference.
+    """Return the network that an engine set was exported from, in eager PyTorch, ready for inference.
 
-    What the export folded is taken apart again: 1 comes off the centre taps of the residual blocks. Folding the
-    result once more must give the graphs' weights bit for bit, so it is the network that the engines run.
+    The folding of the export is undone: 1 is subtracted from the centre taps of the residual blocks. Folding the
+    result again must reproduce the graphs' weights bit for bit, which proves that it is the network of the engines.
 
     Raises:
-        InputError: the graphs are not those of the network that the manifest describes.
+        InputError: the graphs do not belong to the network that the manifest describes.
     """
     facts = engine_set.manifest["network"]
     network = RPNet(NetworkConfig(facts["first_channels"], facts["res_blocks"])).eval()
@@ -41,7 +41,7 @@ def network_from_engines(engine_set: EngineSet) -> RPNet:
 
 
 def _unfold(estimator: FlowEstimator, convolutions: Convolutions, engine_set: EngineSet) -> None:
-    """Gives an estimator the weights of its folded form."""
+    """Set an estimator's weights from the convolutions of its folded form."""
     _copy([estimator.entry, *estimator.blocks, estimator.narrow, estimator.flow], convolutions)
     for block in estimator.blocks:
         channel = torch.arange(block.out_channels)
@@ -56,18 +56,18 @@ def _copy(modules: list, convolutions: Convolutions) -> None:
     for module, (weight, bias) in zip(modules, convolutions, strict=True):
         if weight.shape != module.weight.shape or bias.shape != module.bias.shape:
             raise InputError(
-                f"--engine-dir: a graph has a convolution of shape {tuple(weight.shape)}, the manifest's network "
-                f"{tuple(module.weight.shape)}; export the set again"
+                f"--engine-dir: got a graph with a convolution of shape {tuple(weight.shape)}, expected "
+                f"{tuple(module.weight.shape)} by the manifest; export the set again"
             )
         module.weight.copy_(weight)
         module.bias.copy_(bias)
 
 
 def _convolutions(engine_set: EngineSet, engine: str) -> Convolutions:
-    """Weights and biases of a graph's convolutions in order."""
+    """Return the weights and biases of a graph's convolutions, in order."""
     found = read_chain(engine_set, engine)
     if any(abs(convolution.slope - NEGATIVE_SLOPE) > 1e-7 for convolution in found if convolution.slope != 1):
-        raise _foreign(engine_set, f"{engine} has another LeakyReLU")
+        raise _foreign(engine_set, f"{engine} has a LeakyReLU of another slope than {NEGATIVE_SLOPE}")
     return [(torch.from_numpy(each.weights.copy()), torch.from_numpy(each.bias.copy())) for each in found]
 
 

@@ -1,4 +1,4 @@
-"""The network's parts as ONNX graphs, in fp32 and in fp16: dynamic size, residual blocks folded into convolutions."""
+"""The network's parts as ONNX graphs in fp32 and fp16: dynamic sizes, residual blocks folded into convolutions."""
 
 import contextlib
 import copy
@@ -20,14 +20,20 @@ from train.model.network import LEVELS, NEGATIVE_SLOPE, FeatureExtractor, FlowEs
 OPSET = 20
 AXES = ("I", "J", "K")
 TYPES = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16}
-# Rounding to 11 bits changes a convolution's weights, taken together, by at most 2^-11 of them. More means that they
-# overflow (above 65504) or lie where fp16 has fewer bits (below 6e-5).
+# Rounding to 11 bits changes the norm of a convolution's weights by at most 2^-11 of it. A larger change means that
+# they overflow (above 65504) or lie where fp16 has fewer bits (below 6e-5).
 LARGEST_ROUNDING = 2**-10
 
 
 @dataclass(frozen=True)
 class Ends:
-    """What a graph takes and gives: names and ONNX element types, and the type of all its convolutions."""
+    """Input and outputs of a graph.
+
+    Attributes:
+        takes: name and ONNX element type of the input.
+        gives: the same of each output.
+        convolutions: ONNX element type of all convolutions.
+    """
 
     takes: tuple[str, int]
     gives: tuple[tuple[str, int], ...]
@@ -37,7 +43,7 @@ class Ends:
 class FoldedEstimator(nn.Module):
     """A `FlowEstimator` whose residual blocks are plain convolutions: ``x + conv(x)`` is a convolution itself.
 
-    Adding 1 to the centre tap from every channel to itself is exact up to rounding, and spares reading x once more.
+    Adding 1 to the centre tap from every channel to itself is exact up to rounding, and avoids reading x a second time.
     """
 
     def __init__(self, estimator: FlowEstimator) -> None:
@@ -74,19 +80,19 @@ class HalfEstimator(nn.Module):
 
 
 def _half(module: nn.Module, name: str) -> nn.Module:
-    """A copy in fp16.
+    """Return a copy in fp16.
 
     Raises:
-        InputError: weights that fp16 cannot hold.
+        InputError: fp16 cannot hold the weights.
     """
     half = copy.deepcopy(module).half()
     for (place, exact), rounded in zip(module.named_parameters(), half.parameters(), strict=True):
         exact, rounded = exact.detach().double(), rounded.detach().double()
-        # A bias below what fp16 resolves, 6e-8, does no harm beside its convolution's products.
+        # A bias below the resolution of fp16, 6e-8, is negligible beside its convolution's products.
         lost = (rounded - exact).norm() > LARGEST_ROUNDING * exact.norm() and exact.ndim > 1
         if lost or not rounded.isfinite().all():
             raise InputError(
-                f"--checkpoint: fp16, whose numbers go from 6e-5 to 65504, cannot hold {place} of {name}, at most "
+                f"--checkpoint: fp16, with its range of 6e-5 to 65504, cannot hold {place} of {name}, at most "
                 f"{float(exact.abs().max()):.3g}; export with --no-fp16"
             )
     return half
@@ -101,14 +107,14 @@ def _with_identity(block: nn.Conv3d) -> nn.Conv3d:
 
 
 def export_graphs(network: RPNet, precision: str = "fp32") -> dict[str, bytes]:
-    """The feature extractor and the four estimators as checked ONNX models, by engine name.
+    """Return the feature extractor and the four estimators as checked, serialised ONNX models by engine name.
 
     The extractor maps ``image`` (1, 1, I, J, K), sizes multiples of 8, to ``features_level1`` .. ``4``; an estimator
     maps ``features`` (1, 2C, I, J, K), warped moving then fixed, of any size, to ``residual`` (1, 3, I, J, K).
 
     Args:
-        network: what to export.
-        precision: "fp32", or "fp16": then feature maps and all between are float16, image and residual float32.
+        network: the network to export.
+        precision: "fp32", or "fp16": image and residual stay float32, feature maps and all else are float16.
 
     Raises:
         InputError: fp16 cannot hold the weights.
@@ -151,7 +157,7 @@ def _export(module: nn.Module, example: Tensor, ends: Ends, sizes: list) -> byte
 
 @contextlib.contextmanager
 def _quiet():
-    """The exporter's progress lines and deprecation notices are not for our users."""
+    """Silence the exporter's progress lines and deprecation notices, which do not concern our users."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -164,7 +170,7 @@ def _quiet():
 
 
 def _strip_build_traces(model: onnx.ModelProto) -> None:
-    """Stack traces and file names of the exporting machine do not belong in a published graph."""
+    """Remove stack traces and file names of the exporting machine, which do not belong in a published graph."""
     model.doc_string = ""
     del model.metadata_props[:]
     graph = model.graph
@@ -176,7 +182,7 @@ def _strip_build_traces(model: onnx.ModelProto) -> None:
 
 
 def _name_axes(graph: onnx.GraphProto) -> None:
-    """Gives a feature map's axes names that follow from the image's (8*I8 is I8 at level 4), not arbitrary symbols."""
+    """Name the axes of feature maps after those of the image (its 8*I8 is I8 at level 4), not by arbitrary symbols."""
     scales = {features_name(level): 2 ** (level - 1) for level in LEVELS}
     for output in graph.output:
         if output.name in scales:
@@ -187,23 +193,27 @@ def _name_axes(graph: onnx.GraphProto) -> None:
 
 
 def check_graph(model: onnx.ModelProto, ends: Ends) -> None:
-    """The ONNX checker, and that a graph has the ends and types meant, used, dynamic in size, and no other convolution.
+    """Check a graph with the ONNX checker, then against `ends`.
+
+    Names and types of input and outputs must be those of `ends`, the input must be used and have dynamic sizes, and all
+    convolutions must be of the given type.
 
     Raises:
-        RuntimeError: it has not.
+        RuntimeError: the graph differs from `ends`.
+        onnx.checker.ValidationError: the graph is not valid ONNX.
     """
     onnx.checker.check_model(model, full_check=True)
     graph = model.graph
     takes, gives = _ends(graph.input), _ends(graph.output)
     if takes != (ends.takes,) or ends.takes[0] not in {name for node in graph.node for name in node.input}:
-        raise RuntimeError(f"exported graph takes {takes}, expected {ends.takes}, used")
+        raise RuntimeError(f"exported graph takes {takes}, expected {ends.takes}, used by a node")
     if gives != ends.gives:
         raise RuntimeError(f"exported graph gives {gives}, expected {ends.gives}")
     if not all(dimension.dim_param for dimension in graph.input[0].type.tensor_type.shape.dim[2:]):
         raise RuntimeError("exported graph has fixed sizes, expected dynamic ones")
     kinds = {tensor.name: tensor.data_type for tensor in graph.initializer}
     convolutions = [node for node in graph.node if node.op_type == "Conv"]
-    # A convolution's input has its weights' type: the checker has seen to that.
+    # The checker has verified that a convolution's input has the type of its weights.
     if {kinds.get(name) for node in convolutions for name in node.input[1:]} != {ends.convolutions}:
         raise RuntimeError(f"exported graph has convolutions of another type than {ends.convolutions}")
 

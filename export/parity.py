@@ -1,4 +1,4 @@
-"""The parity gate: an engine set is published only after it has shown that it computes what the network computes."""
+"""The parity gate: an engine set is published only if its results equal those of the PyTorch network."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -22,16 +22,16 @@ GATE_ON_STOP = ON_STOP
 
 
 class ParityError(InputError):
-    """The gate failed; nothing was published."""
+    """A failed parity gate; nothing was published."""
 
 
 @dataclass(frozen=True)
 class GateTolerance:
-    """What the gate allows a precision.
+    """The tolerances of the gate for one precision.
 
     Attributes:
-        graph: of a graph's output, relative to its largest value.
-        flow: of a whole registration.
+        graph: largest difference of a graph's output, relative to its largest value.
+        flow: tolerance for the flow of a whole registration.
     """
 
     graph: float
@@ -41,11 +41,11 @@ class GateTolerance:
         return {"graph": self.graph, **asdict(self.flow)}
 
 
-# fp32 graphs: other orders of summation come to 3e-6. fp16 graphs: between an image or features and a result lie about
-# ten roundings (features, weights and results of five convolutions, activations) by 2^-11 at most, 5e-3 if all of them
-# added up; 1.5e-3 was seen. As the largest difference of any voxel is meant, bf16's 8 bits would not pass.
+# fp32 graphs: other orders of summation differ by up to 3e-6. fp16 graphs: an image or features go through about ten
+# roundings (features, weights and results of five convolutions, activations), each of at most 2^-11: 5e-3 if all of
+# them added up, 1.5e-3 observed. The limit holds for the largest difference of any voxel, so bf16's 8 bits do not pass.
 # fp16 flows: see TOLERANCES. Single voxels are not limited: where a flow folds or leaves the image, a rounding decides
-# between voxels far apart (4.8 voxel seen on a real pair, at a mean of 0.004); the graphs are held to it everywhere.
+# between voxels far apart (4.8 voxel observed on a real pair, at a mean of 0.004). The graphs are limited everywhere.
 GATE_TOLERANCES = {
     "fp32": GateTolerance(graph=1e-3, flow=TOLERANCES["fp32"]),
     "fp16": GateTolerance(graph=5e-3, flow=TOLERANCES["fp16"]),
@@ -54,7 +54,7 @@ GATE_TOLERANCES = {
 
 @dataclass(frozen=True)
 class GraphParity:
-    """One engine output against the network: largest difference, relative to the output's largest value."""
+    """The largest difference of one engine output from the network's, relative to the latter's largest value."""
 
     output: str
     difference: float
@@ -62,13 +62,13 @@ class GraphParity:
 
 @dataclass(frozen=True)
 class LoopParity:
-    """One whole registration against the PyTorch definition.
+    """One whole registration compared with the PyTorch reference implementation.
 
     Attributes:
-        schedule: what was run.
+        schedule: name of the schedule.
         largest, mean: length of the difference of the flows, voxels.
-        counts, expected_counts: iterations per level (a, b, c, d), engines and definition.
-        similarity, expected_similarity: at the end.
+        counts, expected_counts: iterations per level (a, b, c, d) of each pass, of the engines and of the reference.
+        similarity, expected_similarity: final similarity, of the engines and of the reference.
     """
 
     schedule: str
@@ -80,7 +80,7 @@ class LoopParity:
     expected_similarity: float
 
     def refusal(self, tolerance: Tolerance) -> str | None:
-        """Why it does not pass; None where it does."""
+        """Return the reason why it does not pass, or None if it does."""
         row = {
             "voxels": {"max": self.largest, "mean": self.mean},
             "counts": _text(self.counts),
@@ -92,7 +92,7 @@ class LoopParity:
 
 @dataclass(frozen=True)
 class Parity:
-    """What the gate measured, of one precision."""
+    """The measurements of the gate for one precision."""
 
     precision: str
     shape: tuple[int, int, int]
@@ -111,22 +111,22 @@ def check_parity(
     images: str,
     echo: Callable[[str], None] = lambda line: None,
 ) -> Parity:
-    """Each graph against the network, then whole registrations (fixed counts, cascade, IterStop) on a pair.
+    """Compare each graph with the network, then whole registrations (fixed counts, cascade, IterStop) of a pair.
 
     Args:
-        network: what was exported.
+        network: the exported network.
         engines: the exported graphs, opened as users will open them.
         pair: fixed and moving (I, J, K), float32 in [0, 1], sizes multiples of 8.
-        images: what the pair is, for the record.
-        echo: told one line per comparison.
+        images: description of the pair, for the record.
+        echo: called with one line per comparison.
 
     Raises:
-        ParityError: a difference above tolerance, or other iteration counts.
+        ParityError: a difference exceeds its tolerance, or iteration counts differ.
     """
     fixed, moving = pair
     tolerance = GATE_TOLERANCES[engines.precision]
     graphs = tuple(_graph_parities(network, engines))
-    # NaN compares false with everything, so max alone would pass it over.
+    # NaN compares false with everything, so max over the difference alone could skip it.
     worst = max(graphs, key=lambda graph: (np.isnan(graph.difference), graph.difference))
     echo(f"graphs: largest relative difference {worst.difference:.1e} ({worst.output})")
     if not worst.difference <= tolerance.graph:
@@ -174,7 +174,7 @@ def _loop_parity(name, network, engines, fixed, moving, schedule) -> LoopParity:
 
 
 def _graph_parities(network: RPNet, engines: OpenEngines):
-    """Two sizes, so that a graph with a frozen size cannot pass."""
+    """Compare every graph with the network on two image sizes, so that a graph with a fixed size cannot pass."""
     generator = torch.Generator().manual_seed(0)
     for n in (2, 3):
         shape = tuple(SIZE_MULTIPLE * (n + axis) for axis in range(3))
@@ -194,18 +194,18 @@ def _graph_parities(network: RPNet, engines: OpenEngines):
 
 
 def _channels_last(tensor: torch.Tensor) -> Array:
-    """(1, C, I, J, K) as (I, J, K, C)."""
+    """Return a tensor (1, C, I, J, K) as an array (I, J, K, C)."""
     return np.moveaxis(tensor[0].numpy(), 0, -1)
 
 
 def _relative(found: Array, expected: Array) -> float:
     if found.shape != expected.shape:
-        raise ParityError(f"parity: an engine gives shape {found.shape}, expected {expected.shape}")
+        raise ParityError(f"parity: got shape {found.shape} from an engine, expected {expected.shape}")
     return float(np.max(np.abs(found - expected)) / max(np.max(np.abs(expected)), 1e-6))
 
 
 def _counts(loop: LoopParity) -> str:
-    expected = "" if loop.counts == loop.expected_counts else f", of the definition {_text(loop.expected_counts)}"
+    expected = "" if loop.counts == loop.expected_counts else f", of the reference {_text(loop.expected_counts)}"
     return f"{_text(loop.counts)}{expected}"
 
 

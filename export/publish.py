@@ -1,4 +1,4 @@
-"""From a checkpoint to a published engine set."""
+"""Export of a checkpoint to a published engine set."""
 
 import contextlib
 import datetime
@@ -51,16 +51,16 @@ Graphs = dict[str, bytes]
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """How to export.
+    """Options of an export.
 
     Attributes:
-        gate_shape: size of the pair the parity gate runs on, multiples of 8, at least 16; None: 64 x 80 x 72 for a
+        gate_shape: size of the pair that the parity gate runs on, multiples of 8, at least 16; None: 64 x 80 x 72 for a
             generated pair, the working grid for scans. Scans are cropped or padded to it about their centre.
-        gate_fixed, gate_moving: two scans to run it on instead of a generated pair, prepared as `register` does.
-        spacing: voxel size in mm the network was trained at.
-        window: (low, high) intensity window the network was trained with; None: 0 and the 99.9th percentile.
+        gate_fixed, gate_moving: two scans for the gate instead of a generated pair, prepared as in `register`.
+        spacing: voxel size that the network was trained at, mm.
+        window: (low, high) intensity window that the network was trained with; None: 0 to the 99.9th percentile.
         notes: Markdown file appended to the model card.
-        fp16: whether the set gets fp16 graphs beside those in fp32.
+        fp16: whether the set contains fp16 graphs besides those in fp32.
     """
 
     gate_shape: tuple[int, int, int] | None = None
@@ -97,23 +97,23 @@ class ExportOptions:
 def export_checkpoint(
     checkpoint_path: Path, engine_dir: Path, options: ExportOptions, echo: Callable[[str], None] = lambda line: None
 ) -> dict[str, Parity]:
-    """Exports a checkpoint, passes every precision through the parity gate and publishes it in one atomic step.
+    """Export a checkpoint, pass every precision through the parity gate and publish the set in one atomic step.
 
-    Until the manifest is replaced at the very end, a set that is already in `engine_dir` stays what it was.
+    A set that is already in `engine_dir` stays valid and unchanged until its manifest is replaced at the very end.
 
     Args:
         checkpoint_path: a checkpoint of ours or of the authors.
-        engine_dir: where the set goes; made if missing.
+        engine_dir: folder of the set; created if missing.
         options: see `ExportOptions`.
-        echo: told what happens, line by line.
+        echo: called with each line of progress.
 
     Returns:
-        What the gate measured, by precision.
+        The measurements of the gate by precision.
 
     Raises:
-        InputError: the checkpoint or the gate's scans cannot be read, fp16 cannot hold the weights, the folder cannot
-            be written.
-        ScarceError: another run holds the folder.
+        InputError: the checkpoint or the gate's scans cannot be read, fp16 cannot hold the weights, or the folder
+            cannot be written.
+        ScarceError: another run has locked the folder.
         ParityError: the gate failed.
     """
     checkpoint = load_checkpoint(checkpoint_path)
@@ -121,7 +121,7 @@ def export_checkpoint(
     notes = _read_notes(options.notes) if options.notes else ""
     echo(f"exporting {checkpoint_path} ({sum(p.numel() for p in network.parameters()):,} parameters)")
     if (engine_dir / MANIFEST).exists():
-        echo(f"the set in {engine_dir} will be replaced if the gate is passed")
+        echo(f"the set in {engine_dir} will be replaced if the new one passes the gate")
     with folder_lock(engine_dir, "--engine-dir"), _staging(engine_dir) as stage:
         graphs = {precision: export_graphs(network, precision) for precision in options.precisions}
         manifest = _manifest(checkpoint, graphs, options)
@@ -144,11 +144,11 @@ def _read_notes(path: Path) -> str:
     try:
         return read_bytes(path, "--notes", LARGEST_NOTES).decode()
     except UnicodeDecodeError as error:
-        raise InputError(f"--notes: {path} is no text ({error}), expected a Markdown file") from None
+        raise InputError(f"--notes: {path} is not text ({error}), expected a Markdown file") from None
 
 
 def _gate_pair(options: ExportOptions, engine_set: EngineSet) -> tuple[str, tuple[Array, Array]]:
-    """What the gate runs on, in words, and fixed and moving (I, J, K) in [0, 1]."""
+    """Return a description of the gate's pair, and its fixed and moving image (I, J, K) in [0, 1]."""
     if options.gate_fixed is None:
         shape = options.gate_shape or GENERATED_SHAPE
         return f"a generated pair {shape}", example_pair(shape)
@@ -165,7 +165,7 @@ def _gate_pair(options: ExportOptions, engine_set: EngineSet) -> tuple[str, tupl
 
 @contextlib.contextmanager
 def _staging(engine_dir: Path):
-    """A folder beside the files it will replace, so that renaming them is atomic; removed in the end."""
+    """Make a temporary folder beside the files to replace, so that renames are atomic; remove it at the end."""
     stage = temporary_name(engine_dir / "set")
     stage.mkdir()
     try:
@@ -180,7 +180,7 @@ def _file_name(engine: str, precision: str, graph: bytes) -> str:
 
 
 def _listed(graphs: dict[str, bytes], precision: str) -> dict[str, dict[str, str]]:
-    """The manifest's entries of one precision."""
+    """Return the manifest's entries for the graphs of one precision."""
     return {
         engine: {"file": _file_name(engine, precision, graphs[engine]), "sha256": sha256(graphs[engine])}
         for engine in ENGINES
@@ -223,7 +223,11 @@ def _write_set(folder: Path, graphs: dict[str, Graphs], manifest: dict[str, Any]
 
 
 def _publish(stage: Path, engine_dir: Path, manifest: dict[str, Any]) -> None:
-    """Graphs first (their names carry their hash, so none of the old set is touched), then the manifest: that step."""
+    """Move a staged set into its folder: the graphs, the model card, then the manifest; then remove old graphs.
+
+    File names of graphs contain their hash, so no graph of the old set is overwritten. Replacing the manifest is the
+    atomic step that publishes the new set.
+    """
     names = {entry["file"] for key in GRAPH_KEYS.values() for entry in manifest.get(key, {}).values()}
     for name in (*sorted(names), MODEL_CARD, MANIFEST):
         sync(stage / name)
@@ -236,7 +240,7 @@ def _publish(stage: Path, engine_dir: Path, manifest: dict[str, Any]) -> None:
 
 
 def model_card(manifest: dict[str, Any], notes: str) -> str:
-    """The facts of a set, for people."""
+    """Return the model card of a set as Markdown: its facts, training, parity and the given `notes`."""
     network, stop = manifest["network"], manifest["stop"]
     facts = {
         "network": f"RP-Net, {network['first_channels']} channels at level 1, {network['res_blocks']} residual blocks",
@@ -247,13 +251,13 @@ def model_card(manifest: dict[str, Any], notes: str) -> str:
         "created": manifest["created"],
     }
     lines = ["# Model card", "", *_table(facts), "", "## Training", "", *_training(manifest["provenance"])]
-    lines += ["", "## Parity with the PyTorch definition", "", *_parity(manifest)]
+    lines += ["", "## Parity with the PyTorch reference", "", *_parity(manifest)]
     return "\n".join([*lines, "", *([notes.strip(), ""] if notes.strip() else [])])
 
 
 def _parity(manifest: dict[str, Any]) -> list[str]:
-    """What the gate found, a row for each registration in each precision."""
-    columns = ("precision", "schedule", "largest difference, voxel", "mean", "iterations", "of the definition")
+    """Return the gate's measurements as a table with one row per registration and precision."""
+    columns = ("precision", "schedule", "largest difference, voxel", "mean", "iterations", "of the reference")
     lines = [_row(columns), _row(["---"] * len(columns))]
     for precision, key in PARITY_KEYS.items():
         for loop in manifest.get(key, {}).get("loops", ()):
@@ -264,7 +268,7 @@ def _parity(manifest: dict[str, Any]) -> list[str]:
 
 
 def _training(provenance: dict[str, Any]) -> list[str]:
-    """The last run's facts, and one row for each run whose weights it started from, newest first."""
+    """Return the last run's facts, and one row for each run whose weights it started from, newest first."""
     lines = _table({key: value for key, value in provenance.items() if key not in ("licence", "started_from")})
     columns, earlier = ("steps", "seconds", "seed", "recipe"), provenance.get("started_from")
     if earlier:
@@ -296,7 +300,7 @@ def _rule(manifest: dict[str, Any]) -> str:
 
 
 def _cell(value: Any) -> str:
-    """Nested facts as plain words."""
+    """Return a value as the text of a table cell, nested facts written out."""
     if isinstance(value, dict):
         return "; ".join(f"{str(key).replace('_', ' ')} {_cell(entry)}" for key, entry in value.items() if entry)
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""From checkpoint to published set: the graphs, the gate, and the one atomic step."""
+"""Export of a checkpoint to a published set: the graphs, the gate and the atomic publication."""
 
 import json
 import math
@@ -34,14 +34,14 @@ def contents(folder):
 
 
 def graphs_of(folder):
-    """In the place of `export_graphs`, for which torch takes seconds: a set's own, bit for bit what it would give."""
+    """Return a fast replacement for `export_graphs`: it gives the graphs of a set, which equal them bit for bit."""
     engine_set = load_engine_set(folder)
     return lambda network, precision: {engine: engine_set.path(engine, precision).read_bytes() for engine in ENGINES}
 
 
 @pytest.fixture
 def quick(engine_dir, monkeypatch):
-    """Exporting `checkpoint` takes the graphs that were exported from it."""
+    """Exports of `checkpoint` take the graphs that were exported from it before."""
     monkeypatch.setattr(export.publish, "export_graphs", graphs_of(engine_dir))
 
 
@@ -187,7 +187,7 @@ def test_nothing_but_the_set_is_published(engine_dir):
 def test_a_set_that_computes_something_else_fails_the_gate_and_the_old_one_stays(
     checkpoint, engine_copy, monkeypatch, wrong
 ):
-    """The exported graphs are those of another network: a real difference, found by the real gate."""
+    """The exported graphs belong to another network: a real difference, found by the real gate."""
     before, right = contents(engine_copy), graphs_of(engine_copy)
     torch.manual_seed(99)
     other = export_graphs(RPNet(), wrong)
@@ -200,7 +200,7 @@ def test_a_set_that_computes_something_else_fails_the_gate_and_the_old_one_stays
 
 @pytest.mark.usefixtures("quick")
 def test_fp16_that_is_refused_can_be_left_out(checkpoint, tmp_path, monkeypatch):
-    """The line says how, and what is left is a whole set."""
+    """The message says how, and the remaining set is complete."""
     strict = replace(export.parity.GATE_TOLERANCES["fp16"], graph=1e-5)
     monkeypatch.setitem(export.parity.GATE_TOLERANCES, "fp16", strict)
     with pytest.raises(ParityError, match=r"parity: fp16: .* of its range, allowed 1e-05; .*with --no-fp16"):
@@ -212,7 +212,7 @@ def test_fp16_that_is_refused_can_be_left_out(checkpoint, tmp_path, monkeypatch)
 
 
 def test_the_gate_tells_fp16_from_eight_bits(checkpoint, engine_dir, monkeypatch):
-    """With bf16's eight bits after every node, in the place of fp16's eleven, the graphs do not pass."""
+    """With results rounded to bf16's eight bits after every node, instead of fp16's eleven, the graphs do not pass."""
     import runtime
     from runtime.backends.networks.onnxruntime import RoundedGraph
 
@@ -313,12 +313,12 @@ def test_options_are_checked_before_any_work(options, message):
 
 def test_notes_that_are_no_text_are_refused(tmp_path):
     (tmp_path / "notes.md").write_bytes(b"\xff\xfe")
-    with pytest.raises(InputError, match=r"^--notes: .*notes\.md is no text"):
+    with pytest.raises(InputError, match=r"^--notes: .*notes\.md is not text"):
         export.publish._read_notes(tmp_path / "notes.md")
 
 
-def textbook(network, fixed, moving, delta, on_stop):
-    """SPEC's two stop behaviours written out once more, independent of the loop's. Returns flow and counts."""
+def reference(network, fixed, moving, delta, on_stop):
+    """Return flow and counts of IterStop's two stop behaviours, written out independently of the loop."""
 
     def similarity(flow, scale):
         warped = warp(moving, upsample(flow, scale) if scale > 1 else flow).double().ravel()
@@ -347,12 +347,12 @@ def textbook(network, fixed, moving, delta, on_stop):
 
 @pytest.mark.parametrize("on_stop", ON_STOP)
 @pytest.mark.parametrize("delta", [0.005, 0.0005, 0.0])
-def test_engines_and_loop_equal_a_textbook_transcription(checkpoint, engines, on_stop, delta):
+def test_engines_and_loop_equal_an_independent_transcription(checkpoint, engines, on_stop, delta):
     network = load_checkpoint(checkpoint).network()
     fixed, moving = example_pair((32, 40, 32))
     with torch.inference_mode():
         tensors = (torch.from_numpy(np.ascontiguousarray(image))[None, None] for image in (fixed, moving))
-        expected, counts = textbook(network, *tensors, delta, on_stop)
+        expected, counts = reference(network, *tensors, delta, on_stop)
     schedule = iterstop_schedule(delta=delta, on_stop=on_stop)
     found = register_arrays(engines, fixed, moving, schedule)
     assert found.counts == (counts,)

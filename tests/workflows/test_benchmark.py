@@ -74,7 +74,7 @@ class TestRecord:
 
     def test_the_gate_was_passed_against_the_definition(self, measured):
         _, record, _ = measured
-        assert record["gate"]["reference"].startswith("the eager PyTorch definition")
+        assert record["gate"]["reference"].startswith("the eager PyTorch reference implementation")
         reference, ours = record["gate"]["rows"]
         assert reference["reference"] and ours["voxels"]["max"] < 0.01 and ours["counts_equal"]
 
