@@ -1,1 +1,1 @@
-"""Training pairs: from lists of volumes, or synthetic."""
+"""Training pairs, from lists of volumes or synthetic."""

@@ -1,7 +1,8 @@
-"""Random changes of a pair of real images, so that few scans go a long way.
+"""Random augmentation of pairs of real images, for training on few scans.
 
-Each image is moved by a small affine map and a smooth elastic one of its own, its label map with it, and gets other
-intensities; both are mirrored alike. Changes depend on a seed and an index alone and happen on the pair's device.
+Each image is deformed, together with its label map, by its own small affine map and smooth elastic displacement, and
+its intensities are changed; both images are mirrored alike. The changes depend only on a seed and an index and are
+computed on the pair's device.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -15,19 +16,27 @@ from train.data.image_pair import ImagePair
 from train.data.randomness import Randomness, identity
 from train.model.fields import warp
 
-_STREAM = 0x617567  # keeps these numbers apart from others drawn by seed and index
+_STREAM = 0x617567  # part of the seed: separates these random numbers from others drawn by seed and index
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How much is changed; 0 leaves a thing as it is. Numbers are drawn anew for each image of each pair.
+    """Strengths of the random changes; 0 switches one off. Values are drawn for each image of each pair.
 
-    rotation: degrees about each axis, zoom and shear: shares, shift: voxels; standard deviations.
-    elastic: voxels, largest standard deviation of the smooth displacement, whose bumps are `elastic_width` voxels wide.
-    gamma: standard deviation of the exponent's logarithm. contrast: that of the factor by which intensities lie further
-    from their mean. bias: that of a smooth field that intensities are multiplied by, in its logarithm.
-    noise: largest standard deviation of noise, in intensity. blur: largest standard deviation in voxels.
-    flip: chance that both images are mirrored, along each of the axes `flip_axes` (0 is left to right).
+    Attributes:
+        rotation: standard deviation of the angle about each axis, degrees.
+        zoom: standard deviation of the logarithm of the scale along each axis.
+        shear: standard deviation of the shear.
+        shift: standard deviation of the shift along each axis, voxels.
+        elastic: largest standard deviation of the smooth displacement, voxels.
+        elastic_width: smallest and largest width of the displacement's bumps, voxels.
+        gamma: standard deviation of the logarithm of the exponent applied to intensities.
+        contrast: standard deviation of the logarithm of the factor that scales intensities about their mean.
+        bias: standard deviation of the logarithm of the smooth field that multiplies intensities.
+        noise: largest standard deviation of the noise, in intensity.
+        blur: largest standard deviation of the Gaussian blur, voxels.
+        flip: probability that both images are mirrored, for each of the `flip_axes`.
+        flip_axes: axes that may be mirrored; 0 is left to right.
     """
 
     rotation: float = 5.0
@@ -50,14 +59,14 @@ class Augmentation:
                 raise InputError(f"augment: {name} is {getattr(self, name)}, expected 0 or more")
         low, high = self.elastic_width
         if not 1 <= low <= high:
-            raise InputError(f"augment: elastic_width is {low} to {high}, expected two numbers of voxels, 1 or more")
+            raise InputError(f"augment: elastic_width is {low} to {high}, expected two widths in voxels, 1 or more")
         if self.flip > 1:
-            raise InputError(f"augment: flip is {self.flip}, expected a chance of 0 to 1")
+            raise InputError(f"augment: flip is {self.flip}, expected a probability, 0 to 1")
         if not set(self.flip_axes) <= {0, 1, 2}:
             raise InputError(f"augment: flip_axes are {self.flip_axes}, expected some of 0, 1, 2")
 
     def scaled(self, strength: float) -> "Augmentation":
-        """All changes `strength` times as large, flips as likely as before (never at strength 0)."""
+        """Return these options with all changes `strength` times as large; flips stay as likely (0: never)."""
         stronger = {name: strength * getattr(self, name) for name in _STRENGTHS if name != "flip"}
         return replace(self, **stronger, flip=self.flip if strength else 0.0)
 
@@ -66,7 +75,14 @@ _STRENGTHS = tuple(field.name for field in fields(Augmentation) if field.type in
 
 
 def augment(pair: ImagePair, options: Augmentation, seed: int, index: int) -> ImagePair:
-    """The pair `index` of a run with this seed, changed; its label maps, if it has them, follow their images."""
+    """Return a changed pair; label maps, if present, are deformed with their images.
+
+    Args:
+        pair: images (I, J, K) in [0, 1].
+        options: strengths of the changes.
+        seed: seed of the run.
+        index: index of the pair in the run; seed and index determine the changes.
+    """
     numbers = np.random.default_rng([seed, index, _STREAM])
     draw = Randomness(numbers, pair.moving.device)
     flipped = [axis for axis in options.flip_axes if draw.chance(options.flip)]
@@ -86,7 +102,7 @@ def _changed(
 
 
 def displacement(shape: tuple[int, int, int], options: Augmentation, draw: Randomness) -> Tensor:
-    """A random affine map about the centre plus an elastic one, as a flow (3, I, J, K) in voxels."""
+    """Return a random affine map about the centre plus an elastic displacement, as a flow (3, I, J, K) in voxels."""
     matrix, shift = affine(options, draw), draw.tensor(draw.numbers.normal(0, options.shift, 3))
     centre = draw.tensor((np.array(shape) - 1) / 2).view(3, 1, 1, 1)
     flow = torch.einsum("ab,bijk->aijk", matrix - draw.tensor(np.eye(3)), identity(shape, draw.device) - centre)
@@ -96,7 +112,7 @@ def displacement(shape: tuple[int, int, int], options: Augmentation, draw: Rando
 
 
 def affine(options: Augmentation, draw: Randomness) -> Tensor:
-    """A random 3x3 matrix: zoom along each axis, then shear, then rotations about the axes."""
+    """Return a random 3x3 matrix: zoom along each axis, then shear, then rotations about the axes."""
     turns = np.deg2rad(draw.numbers.normal(0, options.rotation, 3))
     matrix = np.diag(np.exp(draw.numbers.normal(0, options.zoom, 3)))
     matrix = (np.eye(3) + np.triu(draw.numbers.normal(0, options.shear, (3, 3)), 1)) @ matrix
@@ -109,12 +125,12 @@ def affine(options: Augmentation, draw: Randomness) -> Tensor:
 
 
 def intensities(image: Tensor, options: Augmentation, draw: Randomness) -> Tensor:
-    """Other intensities for an image (I, J, K) in [0, 1]; what is 0 stays 0, but for a blurred edge."""
+    """Return an image (I, J, K) in [0, 1] with changed intensities; zeros stay 0 except at blurred edges."""
     image = blurred(image, draw.between(0, options.blur))
     inside = image > 0
     exponent, factor = np.exp(draw.normal(options.gamma)), np.exp(draw.normal(options.contrast))
     image = image.clamp(0, 1) ** exponent
-    # NumPy adds in one order; torch in one that depends on the number of threads, and workers have one.
+    # NumPy's order of summation is fixed; torch's depends on the number of threads, which is 1 in workers.
     mean = float(image.cpu().numpy().sum(dtype=np.float64)) / max(int(inside.sum()), 1)
     image = mean + factor * (image - mean)
     bias, noise, width = draw.normal(options.bias), draw.between(0, options.noise), draw.between(30, 80)
@@ -126,7 +142,10 @@ def intensities(image: Tensor, options: Augmentation, draw: Randomness) -> Tenso
 
 
 def blurred(image: Tensor, deviation: float) -> Tensor:
-    """An image (I, J, K) under a Gaussian of `deviation` voxels that ends at 3 of them; its weights add up to 1."""
+    """Return an image (I, J, K) blurred by a Gaussian of `deviation` voxels, cut off at 3 deviations and normalised.
+
+    At the border the weights inside the image are renormalised; below 0.2 voxels nothing is done.
+    """
     if deviation < 0.2:
         return image
     for axis in range(3):

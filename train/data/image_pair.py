@@ -1,21 +1,26 @@
-"""Two images to be registered in training or validation, and their label maps where they are known."""
+"""Two images to be registered in training or validation, with their label maps if known."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
 
-FIRST_DEEP_LABEL = 1000  # of generated label maps: the ventricles, and the deep structures above
+FIRST_DEEP_LABEL = 1000  # in generated label maps: the ventricles; larger labels are deep structures
 
 
 def is_deep(labels: Tensor) -> Tensor:
-    """Where a generated label map (any shape) shows a ventricle or a deep structure, as booleans."""
+    """Return a boolean mask of the ventricles and deep structures of a generated label map of any shape."""
     return labels >= FIRST_DEEP_LABEL
 
 
 @dataclass(frozen=True)
 class ImagePair:
-    """Images (I, J, K), float32 in [0, 1], on one grid; label maps (I, J, K), int32, 0 = nothing, both or none."""
+    """A pair of images on one grid, with both label maps or none.
+
+    Attributes:
+        moving, fixed: images (I, J, K), float32 in [0, 1].
+        moving_labels, fixed_labels: label maps (I, J, K), int32, 0 = background; both or neither.
+    """
 
     moving: Tensor
     fixed: Tensor
@@ -24,20 +29,20 @@ class ImagePair:
 
     def __post_init__(self) -> None:
         if (self.moving_labels is None) != (self.fixed_labels is None):
-            raise ValueError("expected both label maps or none")
+            raise ValueError("label maps: got one, expected both or none")
 
     @property
     def labelled(self) -> bool:
         return self.moving_labels is not None
 
     def swapped(self) -> "ImagePair":
-        """The same two images the other way round."""
+        """Return the pair with moving and fixed exchanged."""
         return ImagePair(self.fixed, self.moving, self.fixed_labels, self.moving_labels)
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """Those there are: moving, fixed, moving labels, fixed labels."""
+        """Return the tensors of the pair: moving, fixed and, if present, moving labels and fixed labels."""
         return tuple(tensor for tensor in vars(self).values() if tensor is not None)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "ImagePair":
-        """`change` applied to every tensor there is, such as a move to another device."""
+        """Return the pair with `change`, such as a move to another device, applied to every tensor."""
         return ImagePair(*map(change, self.tensors()))

@@ -1,4 +1,4 @@
-"""Where a run's pairs come from: generated on the fly, or lists of volumes."""
+"""The sources of a run's pairs: generated on the fly, or read from lists of volumes."""
 
 import itertools
 from collections.abc import Callable
@@ -24,12 +24,16 @@ GENERATED_SHAPE = (80, 96, 80)
 
 @dataclass(frozen=True)
 class Sources:
-    """What a run trains and validates on.
+    """The training and validation pairs of a run.
 
-    pair: the pair of an index, the same at every call. validation: pairs never trained on. description: for the
-    checkpoint's provenance. shape: of training pairs. on_device: whether `pair` works on the training device, and must
-    be called in the process that owns it. groups: that of each validation pair, where they have any. content: name and
-    hash of each volume that pairs are made of.
+    Attributes:
+        pair: returns the pair of an index, the same at every call.
+        validation: pairs that are never trained on.
+        description: text for the checkpoint's provenance.
+        shape: shape of the training pairs.
+        on_device: whether `pair` works on the training device and so must be called in the process that owns it.
+        groups: group name of each validation pair; empty if there are no groups.
+        content: name and hash of each volume that pairs are made of.
     """
 
     pair: Callable[[int], ImagePair]
@@ -42,13 +46,16 @@ class Sources:
 
     @cached_property
     def validation_digest(self) -> str:
-        """Hash of the validation pairs, in order: scores of two runs on the same can be compared."""
+        """The hash of the validation pairs in order: scores are comparable between runs of the same hash."""
         return content_digest(tensor.numpy() for pair in self.validation for tensor in pair.tensors())
 
 
 @dataclass(frozen=True)
 class EverySecond:
-    """Of generated pairs those that no other is the other way round, for steps that take both ways themselves."""
+    """Every second generated pair, for steps that register both directions themselves.
+
+    Of two consecutive generated pairs, one is the other with its images exchanged.
+    """
 
     pairs: GeneratedPairs
 
@@ -57,17 +64,21 @@ class EverySecond:
 
 
 def open_sources(options: FitOptions, device: torch.device | str = "cpu") -> Sources:
-    """Read or make what `options` asks for. device: where generated pairs are made.
+    """Read or make the pairs that `options` asks for.
+
+    Args:
+        options: the options of the run.
+        device: the device on which pairs are generated.
 
     Raises:
-        InputError: lists, volumes or a template that cannot be used, or that the loss or the validation cannot use.
+        InputError: lists, volumes or the template cannot be used, or do not suit the loss or the validation.
     """
     device = torch.device(device)
     sources = _generated(options, device) if options.data is None else _volumes(options)
     if sources.on_device and options.workers:
         raise InputError(f"workers: got {options.workers}, but generated pairs are made on the GPU; give 0")
     if options.half_size and any(size % 16 for size in sources.shape):
-        raise InputError(f"half_size: {sources.shape} halved is no multiple of 8; give a shape of multiples of 16")
+        raise InputError(f"half_size: {sources.shape} halved is not a multiple of 8; give a shape of multiples of 16")
     for number, pair in enumerate(sources.validation, start=1):
         if pair.labelled:
             held = (_held(labels) for labels in (pair.moving_labels, pair.fixed_labels))
@@ -82,7 +93,7 @@ def _generated(options: FitOptions, device: torch.device) -> Sources:
     changes = "" if template is None else f" and random changes of the template {Path(options.template).name}"
     description = f"pairs generated on the fly, {options.generator}: random shapes{changes}"
     if options.validation is None:
-        # Every second pair is the one before the other way round.
+        # Every second pair is the one before with its images exchanged.
         indices = range(FIRST_VALIDATION_PAIR, FIRST_VALIDATION_PAIR + 2 * options.validation_pairs, 2)
         held, groups = tuple(pairs.pair(index).map(torch.Tensor.cpu) for index in indices), ()
     else:
@@ -94,7 +105,11 @@ def _generated(options: FitOptions, device: torch.device) -> Sources:
 
 
 def _listed(options: FitOptions, cache: VolumeCache) -> tuple[tuple[ImagePair, ...], tuple[str, ...], str]:
-    """Validation pairs of a list, of pairs or of volumes on any grid; their groups, and what to call them."""
+    """Read the validation pairs of a list of pairs, or of volumes on any grid.
+
+    Returns:
+        The pairs, their groups, and a description of them.
+    """
     path, most = Path(options.validation), options.validation_pairs
     if lists_pairs(options.validation):
         listed = read_pair_list(path)[:most]
@@ -126,7 +141,7 @@ def _volumes(options: FitOptions) -> Sources:
 
 
 def _split(options: FitOptions) -> tuple[tuple[Scan, ...], tuple[Scan, ...]]:
-    """Volumes to train on and to validate on: two lists, or the last ones of the first."""
+    """Return the volumes to train on and to validate on: two lists, or one list whose last volumes are held out."""
     volumes = read_scan_list("data", options.data)
     if options.validation is not None:
         return volumes, read_scan_list("validation", options.validation)
@@ -134,7 +149,7 @@ def _split(options: FitOptions) -> tuple[tuple[Scan, ...], tuple[Scan, ...]]:
     if len(volumes) < last + 2:
         raise InputError(
             f"data: got {len(volumes)} volumes, of which the last {last} are for validation; expected {last + 2} or "
-            "more, a smaller validation_volumes (2 or more), or a separate validation list"
+            "more; add volumes, lower validation_volumes (2 or more), or give a separate validation list"
         )
     return volumes[:-last], volumes[-last:]
 
@@ -149,7 +164,7 @@ def _check_labelled(options: FitOptions, scans: tuple[Scan, ...]) -> None:
 
 
 def _check_labels_shared(scans: tuple[Scan, ...], shape: Shape, cache: VolumeCache) -> None:
-    """Every label map with every other, since any two may be drawn; maps of the same labels are compared once."""
+    """Check that any two label maps share a label, since any two may be drawn; equal sets are compared only once."""
     named: dict[frozenset[int], str] = {}
     for scan in scans:
         named.setdefault(_held(cache.get(scan, shape).labels()), scan.labels.name)
@@ -160,12 +175,12 @@ def _check_labels_shared(scans: tuple[Scan, ...], shape: Shape, cache: VolumeCac
 
 
 def _held(labels: Tensor) -> frozenset[int]:
-    """The labels above 0 of a map."""
+    """Return the labels above 0 of a label map."""
     return frozenset(labels.unique().tolist()) - {0}
 
 
 def _require_shared(moving: frozenset[int], fixed: frozenset[int], whose: str) -> None:
-    """Refuse label maps without a common label: their Dice would be no number."""
+    """Refuse label maps without a common label, whose Dice would be undefined."""
     if not moving & fixed:
         found = " and ".join(str(sorted(held)[:6]) for held in (moving, fixed))
-        raise InputError(f"{whose} share no label above 0, they begin with {found}; correct the list")
+        raise InputError(f"{whose} share no label above 0; their labels begin with {found}; correct the list")

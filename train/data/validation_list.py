@@ -1,4 +1,4 @@
-"""Pairs to validate on that are listed one by one: each on a grid of its own, in a group that is scored apart."""
+"""Lists of single validation pairs: each pair has its own grid and may belong to a group with its own score."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +15,14 @@ _NEEDED, _FURTHER = ("fixed", "moving"), ("fixed_labels", "moving_labels", "grou
 
 @dataclass(frozen=True)
 class ListedPair:
-    """One line: two scans on one grid, with their label maps where they are known, and the name of a group or ""."""
+    """One line of the list: two scans on one grid, with their label maps if known, and a group name or ""."""
 
     moving: Scan
     fixed: Scan
     group: str
 
     def read(self, cache: VolumeCache) -> ImagePair:
-        """Padded to multiples of 8.
+        """Read the pair, padded to multiples of 8.
 
         Raises:
             InputError: a file cannot be used, or is not on the grid of the others.
@@ -33,18 +33,18 @@ class ListedPair:
 
 
 def lists_pairs(text: str) -> bool:
-    """Whether a validation list is a CSV of pairs, by its header; other lists are of single scans."""
+    """Return whether a validation list is a CSV of pairs, judged by its header; other lists hold single scans."""
     path = Path(text)
     return path.suffix.lower() == ".csv" and path.is_file() and set(_NEEDED) <= set(_header(path))
 
 
 def read_pair_list(path: Path) -> tuple[ListedPair, ...]:
-    """Pairs of a CSV with the columns fixed and moving and any of fixed_labels, moving_labels and group.
+    """Read the pairs of a CSV with the columns fixed and moving and optionally fixed_labels, moving_labels and group.
 
-    Paths may be relative to the CSV's folder; cells of the further columns may be empty.
+    Paths may be relative to the CSV's folder; cells of the optional columns may be empty.
 
     Raises:
-        InputError: another column, a line without a scan, no line at all, or a file that does not exist.
+        InputError: there is another column, a line lacks a scan, there are no lines, or a file does not exist.
     """
     unknown = [column for column in _header(path) if column not in (*_NEEDED, *_FURTHER)]
     if unknown:

@@ -1,4 +1,4 @@
-"""Lists of real volumes that are already on one grid: checked, read once, normalised, kept, and drawn in pairs."""
+"""Lists of real volumes on one common grid: checked, read once, normalised, cached, and drawn in pairs."""
 
 import hashlib
 import math
@@ -23,20 +23,25 @@ from runtime.types import Array, Shape
 from train.data.augment import Augmentation, augment
 from train.data.image_pair import ImagePair
 
-_READERS = 8  # at once; reading is mostly decompression, which threads share out well
-_WHOLE = 65535  # of the 16-bit numbers in which images are kept: [0, 1] in steps of 0.000015
+_READERS = 8  # threads that read at the same time; decompression, most of the work, scales well with threads
+_WHOLE = 65535  # intensity 1 in the 16-bit numbers that images are stored in: [0, 1] in steps of 0.000015
 
 
 @dataclass(frozen=True, eq=False)
 class StoredScan:
-    """A scan as it is kept, (I, J, K) in RAS order: [0, 1] in uint16, labels in the smallest type that holds them."""
+    """A cached scan, (I, J, K) in RAS order.
+
+    Attributes:
+        stored: the image, [0, 1] as uint16.
+        stored_labels: the label map in the smallest integer type that holds it, or None.
+    """
 
     stored: Array
     stored_labels: Array | None
 
     @property
     def digest(self) -> str:
-        """Hash of voxels and labels."""
+        """The hash of image and label map."""
         arrays = (self.stored,) if self.stored_labels is None else (self.stored, self.stored_labels)
         return content_digest(arrays)
 
@@ -45,19 +50,19 @@ class StoredScan:
         return self.stored.nbytes + (0 if self.stored_labels is None else self.stored_labels.nbytes)
 
     def image(self) -> Tensor:
-        """float32 in [0, 1], a new tensor."""
+        """Return the image as a new float32 tensor in [0, 1]."""
         return torch.from_numpy(np.divide(self.stored, _WHOLE, dtype=np.float32))
 
     def labels(self) -> Tensor | None:
-        """int32, a new tensor."""
+        """Return the label map as a new int32 tensor, or None."""
         return None if self.stored_labels is None else torch.from_numpy(self.stored_labels.astype(np.int32))
 
 
 class VolumeCache:
-    """Scans that were read, as many as fit into `megabytes`; the others are read again each time.
+    """A cache of the first scans that fit into `megabytes`; all others are read again each time.
 
-    Pairs are drawn at random, so a volume that came first is as good to keep as one that came last. A forked worker
-    shares the memory of what was read before it; one that is started afresh begins with an empty cache.
+    Nothing is evicted: pairs are drawn at random, so any volume is as useful as another. A forked worker shares the
+    memory of the scans read before the fork; a spawned worker begins with an empty cache.
     """
 
     def __init__(self, megabytes: float) -> None:
@@ -73,7 +78,7 @@ class VolumeCache:
         return len(self._kept)
 
     def get(self, scan: Scan, shape: Shape) -> StoredScan:
-        """The scan, cropped or padded to `shape`.
+        """Return the scan, cropped or padded to `shape`.
 
         Raises:
             InputError: a file cannot be used, or labels or mask are not on the image's grid.
@@ -86,7 +91,7 @@ class VolumeCache:
         return kept
 
     def digest(self, scan: Scan, shape: Shape) -> str:
-        """`StoredScan.digest` of a scan, which is kept where the scan is not."""
+        """Return `StoredScan.digest` of a scan; digests are cached even for scans that do not fit."""
         return self._digests.get((scan, shape)) or self.get(scan, shape).digest
 
     def _keep(self, key: tuple[Scan, Shape], scan: StoredScan) -> None:
@@ -97,7 +102,7 @@ class VolumeCache:
 
 
 def content_digest(arrays: Iterable[Array]) -> str:
-    """Return a hash of arrays, of their kinds and shapes too."""
+    """Return a hash of the content, data types and shapes of arrays."""
     found = hashlib.blake2b(digest_size=16)
     for array in arrays:
         found.update(f"{array.dtype.str}{array.shape}".encode())
@@ -106,10 +111,10 @@ def content_digest(arrays: Iterable[Array]) -> str:
 
 
 def read_scan(scan: Scan, shape: Shape) -> StoredScan:
-    """Axes nearest to RAS, nothing outside the mask, cropped or padded to `shape`.
+    """Read a scan in the axis order closest to RAS, zero outside its mask, cropped or padded to `shape`.
 
     Intensities within [0, 1] are taken as they are. Any others are clipped at 0 and divided by the 99.9th percentile of
-    what is above 0, as for MRI; CT must have been through a window before.
+    the positive ones, as for MRI; CT must be windowed beforehand.
 
     Raises:
         InputError: see `VolumeCache.get`.
@@ -117,7 +122,7 @@ def read_scan(scan: Scan, shape: Shape) -> StoredScan:
     image, grid = _to_ras(files.read_volume(scan.image, "image"))
     if scan.mask is not None:
         image = np.where(_companion(scan.mask, "mask", scan, grid) != 0, image, 0)
-    if image.min() < 0 or image.max() > 1:  # else they are as they should be, perhaps by a window
+    if image.min() < 0 or image.max() > 1:  # otherwise they are normalised already, perhaps by a window
         image = PercentileRule().normalise(np.clip(image, 0, None), f"image: {scan.image}")
     labels = None if scan.labels is None else _companion(scan.labels, "labels", scan, grid)
     stored = _fitted(np.rint(image * np.float32(_WHOLE)).astype(np.uint16), shape)
@@ -132,13 +137,13 @@ def _fitted(array: Array, shape: Shape) -> Array:
 
 
 def _to_ras(volume: files.Volume) -> tuple[Array, Grid]:
-    """Voxels and grid with the axes in the order and direction nearest to RAS."""
+    """Return voxels and grid with the axes in the order and direction closest to RAS."""
     axes, signs = closest_ras(volume.grid.affine)
     return reorient_array(volume.data, axes, signs), reorient(volume.grid, axes, signs)
 
 
 def _companion(file: Path, name: str, scan: Scan, grid: Grid) -> Array:
-    """A label map or mask, on its image's grid."""
+    """Read a label map or mask and check that it is on its image's grid."""
     array, own = _to_ras(files.read_labels(file, name, lowest=0))
     _require_grid(own, grid, f"{name}: {file}", scan.image, "give the map of this image, or resample it onto its grid")
     return array
@@ -150,18 +155,24 @@ def _require_grid(grid: Grid, expected: Grid, what: str, other: Path, remedy: st
 
 
 def check_volumes(scans: Sequence[Scan], shape: Shape | None, cache: VolumeCache, pad: bool = False) -> Shape:
-    """The size to train at: `shape`, or the volumes' own where it is None, with `pad` rounded up to multiples of 8.
+    """Check volumes and return the shape to train at.
 
-    First the headers of all files, which takes no time, then their content, each volume once; `cache` keeps what fits.
+    Checks the headers of all files first, which is fast, then reads each volume once; `cache` keeps what fits.
+
+    Args:
+        scans: the volumes.
+        shape: the shape to train at; None: the volumes' own.
+        cache: where the volumes are kept.
+        pad: whether the volumes' own shape is rounded up to multiples of 8.
 
     Raises:
-        InputError: a volume cannot be used, the volumes are not on one grid, label maps or masks not on that of their
-            image, or the size is no multiple of 8 while `shape` is None and `pad` false.
+        InputError: a volume cannot be used, the volumes are not on one grid, a label map or mask is not on its image's
+            grid, or the volumes' own shape is not a multiple of 8 and `pad` is false.
     """
     first = _check_headers(scans)
     pool = ThreadPoolExecutor(min(_READERS, os.cpu_count() or 1))
     try:
-        # Of a file whose header could not be read, `read_scan` says what is wrong.
+        # If no header could be read, any shape will do: `read_scan` raises the error that says what is wrong.
         fitted = shape or (_own_size(first.shape, pad) if first else (SIZE_MULTIPLE,) * 3)
         for _ in pool.map(lambda scan: cache.get(scan, fitted), scans):
             pass
@@ -171,7 +182,7 @@ def check_volumes(scans: Sequence[Scan], shape: Shape | None, cache: VolumeCache
 
 
 def _check_headers(scans: Sequence[Scan]) -> Grid | None:
-    """The grid that all scans share, by their headers; None if there is none that can be read."""
+    """Return the grid that all scans share according to their headers, or None if no header can be read."""
     first = None
     remedy = "align all volumes affinely and resample them onto one grid first, as `prepare` does"
     for scan in scans:
@@ -188,7 +199,10 @@ def _check_headers(scans: Sequence[Scan]) -> Grid | None:
 
 
 def _header(file: Path) -> Grid | None:
-    """Where a volume is in RAS order, by its header alone; None where reading the file will tell what is wrong."""
+    """Return a volume's grid in RAS order from its header alone.
+
+    None means that the header cannot be used; reading the file will raise the error that says why.
+    """
     try:
         header = read_header(file, "image")
         if math.prod(header.shape[3:]) != 1:
@@ -203,21 +217,28 @@ def _own_size(shape: Shape, pad: bool) -> Shape:
     padded = tuple(-(-size // SIZE_MULTIPLE) * SIZE_MULTIPLE for size in shape)
     if padded != shape and not pad:
         up = ",".join(map(str, padded))
-        raise InputError(f"shape: volumes of {shape} are no multiples of 8; give shape {up} to pad, or another to crop")
+        raise InputError(
+            f"shape: got volumes of {shape}, expected multiples of 8; give shape {up} to pad, or a smaller one to crop"
+        )
     return padded
 
 
 def _pair(moving: StoredScan, fixed: StoredScan) -> ImagePair:
-    """With both label maps or none."""
+    """Return a pair with both label maps, or with none if either scan lacks one."""
     labelled = moving.stored_labels is not None and fixed.stored_labels is not None
     return ImagePair(moving.image(), fixed.image(), *((moving.labels(), fixed.labels()) if labelled else ()))
 
 
 @dataclass(frozen=True)
 class VolumePairs:
-    """Random ordered pairs of different scans; a pair depends on the seed and on its index alone.
+    """Random ordered pairs of different scans; a pair depends only on the seed and its index.
 
-    augmentation: how both images are changed at random on top, None: not at all.
+    Attributes:
+        scans: two or more scans.
+        shape: shape that scans are cropped or padded to.
+        seed: seed of the run.
+        cache: where scans are read from.
+        augmentation: random changes of both images; None: none.
     """
 
     scans: tuple[Scan, ...]
@@ -231,14 +252,17 @@ class VolumePairs:
             raise InputError(f"data: got {len(self.scans)} volume to train on, expected 2 or more; add volumes")
 
     def pair(self, index: int) -> ImagePair:
-        """(I, J, K) each; label maps where both scans have one."""
+        """Return the pair of an index, images (I, J, K), with label maps if both scans have one."""
         chosen = np.random.default_rng([self.seed, index]).choice(len(self.scans), 2, replace=False)
         pair = _pair(*(self.cache.get(self.scans[n], self.shape) for n in chosen))
         return pair if self.augmentation is None else augment(pair, self.augmentation, self.seed, index)
 
 
 def validation_pairs(scans: Sequence[Scan], shape: Shape, limit: int, cache: VolumeCache) -> tuple[ImagePair, ...]:
-    """At most `limit` ordered pairs, with labels if known: each scan onto the next, then onto the one after that."""
+    """Return at most `limit` ordered pairs, with labels if known.
+
+    Each scan is moved onto the next in the list, then each onto the one after that, and so on; the list is cyclic.
+    """
     count = len(scans)
     if count < 2:
         raise InputError(f"validation: got {count} volume, expected 2 or more; add volumes or name another list")

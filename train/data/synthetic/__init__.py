@@ -1,4 +1,4 @@
-"""Pairs made on the fly: random anatomies seen through two random smooth deformations. No scan is needed."""
+"""Pairs generated on the fly: random anatomies under two random smooth deformations. No scan is needed."""
 
 from train.data.synthetic.pairs import GeneratedPairs
 from train.data.synthetic.population import ALIKE, POPULATIONS, VARIED, Population

@@ -1,4 +1,4 @@
-"""What one image of a pair shows and the other does not: lesions, and what skull stripping left about the brain."""
+"""Defects that only one image of a pair shows: lesions, and residue of skull stripping around the brain."""
 
 from dataclasses import replace
 
@@ -10,9 +10,12 @@ from train.data.synthetic.levels import Painting, edge
 
 
 def with_residue(random: Randomness, painting: Painting, depth: Tensor) -> Painting:
-    """Patches of a shell of dura and skull 1 to 5 voxels outside the brain, bright or grey; they have no label.
+    """Add patches of a shell of dura and skull 1 to 5 voxels outside the brain, bright or grey and without label.
 
-    depth: voxels below the brain's surface, negative outside.
+    Args:
+        random: source of randomness.
+        painting: the image to add them to.
+        depth: depth below the brain's surface, voxels, negative outside, (I, J, K).
     """
     shape = tuple(depth.shape)
     middle, half = random.between(1.5, 3.5), random.between(0.7, 1.6)
@@ -23,7 +26,7 @@ def with_residue(random: Randomness, painting: Painting, depth: Tensor) -> Paint
 
 
 def _replaced(painting: Painting, shell: Tensor, value: Tensor) -> Painting:
-    """The painting with what is outside the brain and inside the shell added to it."""
+    """Return the painting with `value` wherever a voxel is outside the brain and inside the shell."""
     added = (shell > 0) & (painting.shown <= 0)
     return replace(
         painting,
@@ -34,13 +37,13 @@ def _replaced(painting: Painting, shell: Tensor, value: Tensor) -> Painting:
 
 
 def with_lesions(random: Randomness, painting: Painting, depth: Tensor, count: int) -> Painting:
-    """Uneven balls of a bright or dark value anywhere in the window; labels are those of the tissue they are in."""
-    places, image, shape = identity(tuple(depth.shape), random.device), painting.image, tuple(depth.shape)
+    """Add uneven balls of bright or dark values anywhere inside the brain; labels are not changed."""
+    coordinates, image, shape = identity(tuple(depth.shape), random.device), painting.image, tuple(depth.shape)
     uneven = random.smooth(shape, random.between(4, 8))
     for _ in range(count):
         centre = random.tensor([random.between(0.15, 0.85) * size for size in shape]).view(3, 1, 1, 1)
         radius = random.between(1.5, 7)
-        ball = radius * (1 + 0.3 * uneven) - (places - centre).square().sum(0).sqrt()
+        ball = radius * (1 + 0.3 * uneven) - (coordinates - centre).square().sum(0).sqrt()
         inside = edge(torch.minimum(ball, depth - 2) / random.between(1, 3))
         image = image + (random.between(0, 1.1) - image) * inside
     return replace(painting, image=image)

@@ -1,4 +1,4 @@
-"""How a scene is bent before it is seen: once for its anatomy, once more for each of its images."""
+"""Random deformations of a scene: one for its anatomy and one more for each of its images."""
 
 import numpy as np
 import torch
@@ -8,23 +8,26 @@ from train.data.randomness import Randomness, Shape, identity
 from train.data.synthetic.levels import blur
 from train.data.synthetic.population import Side
 
-LINEAR = 0.02  # rotation, scale and shear
-SHIFT = 1.0  # voxels
-# Of three smooth fields: widths of their bumps, and standard deviations, both in voxels and both between two numbers.
+LINEAR = 0.02  # standard deviation of the entries of rotation, scale and shear
+SHIFT = 1.0  # standard deviation, voxels
+# Of each of three smooth fields: least and largest width of the bumps, least and largest standard deviation, voxels.
 SCALES = ((32, 60, 0.3, 2.2), (18, 28, 0.3, 1.2), (9, 16, 0.3, 1.3))
 
-OWN_SPACING = (10, 18)  # voxels, of the bumps of deep structures' own motion
-SHALLOWEST = 8.0  # voxels below the surface: nothing there moves on its own, at twice as many all of it
-FADING = 8.0
+OWN_SPACING = (10, 18)  # least and largest width of the bumps of deep structures' own motion, voxels
+SHALLOWEST = 8.0  # depth in voxels where own motion begins; at twice the depth it is complete
+FADING = 8.0  # voxels over which the displacement about a ventricle fades
 
 
 def linear(random: Randomness, amount: float) -> Tensor:
-    """A 3x3 matrix near the identity: rotation, scale and shear of about `amount`."""
+    """Return a random 3x3 matrix near the identity: rotation, scale and shear of about `amount`."""
     return random.tensor(np.eye(3) + amount * random.numbers.standard_normal((3, 3)))
 
 
 def deformation(random: Randomness, shape: Shape) -> Tensor:
-    """A displacement (3, I, J, K) in voxels: a small affine map plus three scales, folding rarely if at all."""
+    """Return a random displacement (3, I, J, K) in voxels that folds rarely if at all.
+
+    It is the sum of a small affine map and smooth fields of three scales.
+    """
     centred = identity(shape, random.device) - random.tensor(np.array(shape) / 2).view(3, 1, 1, 1)
     matrix = linear(random, LINEAR) - torch.eye(3, device=random.device)
     flow = torch.einsum("ab,bijk->aijk", matrix, centred)
@@ -37,10 +40,14 @@ def deformation(random: Randomness, shape: Shape) -> Tensor:
 
 
 def own_motion(random: Randomness, depth: Tensor, ventricle: Tensor | None, side: Side) -> Tensor:
-    """How deep structures move beside the rest of a brain, (3, I, J, K) in voxels; nothing moves near the surface.
+    """Return a displacement (3, I, J, K) in voxels of deep structures relative to the rest of the brain.
 
-    depth: voxels below the surface. ventricle: level function in voxels, from whose border all moves outwards by
-    `side.ventricles`, less and less over `FADING` voxels.
+    Args:
+        random: source of randomness.
+        depth: depth below the surface, voxels, (I, J, K); nothing moves near the surface.
+        ventricle: level function, voxels; its border moves outwards by `side.ventricles`, and the tissue around it less
+            and less over `FADING` voxels. None: no ventricle.
+        side: the image that shows the motion.
     """
     shape = tuple(depth.shape)
     spacing = random.between(*OWN_SPACING)

@@ -1,4 +1,4 @@
-"""Level functions, smooth fields that are positive inside a border, and the images that are painted with them."""
+"""Level functions (smooth fields that are positive inside a border) and images painted with them."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,11 +12,14 @@ from train.model import definition
 
 @dataclass(frozen=True)
 class Painting:
-    """One image of a scene, before any scanner has seen it, on the scene's grid, (I, J, K) each.
+    """One image of a scene before the simulated scanner, on the scene's grid; maps are (I, J, K).
 
-    image: values in about [0, 1]. shown: level function, positive where they are not black. labels: from 1, also of
-    what is not shown; 0 for what is no part of the anatomy. motion: (3, I, J, K), voxels, how far from its place in the
-    scene each point is painted, or None: the anatomy of the other image, moved on its own.
+    Attributes:
+        image: values in about [0, 1].
+        shown: level function that is positive where the image is not black.
+        labels: labels from 1, also where the image is black; 0 for what is not part of the anatomy.
+        motion: displacement (3, I, J, K) of each point from its position in the scene, voxels, for structures that move
+            in this image only; or None.
     """
 
     image: Tensor
@@ -26,18 +29,26 @@ class Painting:
 
 
 def edge(level: Tensor) -> Tensor:
-    """Share of a voxel inside a border: a ramp one voxel wide."""
+    """Return the share of each voxel inside a border: a ramp one voxel wide."""
     return (level + 0.5).clamp(0, 1)
 
 
 def distance(level: Tensor, steepest: float) -> Tensor:
-    """About the signed distance in voxels to a level function's zero set, reliable near it."""
+    """Return about the signed distance in voxels to a level function's zero set; it is accurate only near it.
+
+    Args:
+        level: level function (I, J, K).
+        steepest: smallest slope per voxel to divide by.
+    """
     slope = sum(derivative.square() for derivative in torch.gradient(level)).sqrt()
     return level / blur(slope, 2 / 3).clamp(min=steepest)
 
 
 def blur(image: Tensor, weight: float, axes: tuple[int, ...] = (0, 1, 2)) -> Tensor:
-    """Mix with the neighbours along `axes`: partial volume. 2/3 is the mean of three voxels."""
+    """Mix each voxel with its two neighbours along `axes`, as partial volume does.
+
+    `weight` is the share of the neighbours; 2/3 gives the mean of three voxels.
+    """
     for axis in axes:
         first, last = image.narrow(axis, 0, 1), image.narrow(axis, image.shape[axis] - 1, 1)
         padded = torch.cat((first, image, last), axis)
@@ -47,7 +58,7 @@ def blur(image: Tensor, weight: float, axes: tuple[int, ...] = (0, 1, 2)) -> Ten
 
 
 def highest(fields: Iterable[Tensor]) -> Tensor:
-    """Number of the field that is highest, voxel by voxel. One at a time: faster than argmax over a stack."""
+    """Return the number of the highest field in every voxel. One field at a time: faster than argmax over a stack."""
     fields = iter(fields)
     best = next(fields)
     number = torch.zeros_like(best, dtype=torch.long)
@@ -58,12 +69,12 @@ def highest(fields: Iterable[Tensor]) -> Tensor:
 
 
 def sample(volume: Tensor, coordinates: Tensor, mode: str = "bilinear") -> Tensor:
-    """Samples of (C, I, J, K) at voxel coordinates (3, A, B, C); the border's value outside."""
+    """Sample a volume (C, I, J, K) at voxel coordinates (3, A, B, C); outside, border values are repeated."""
     return definition.sample(volume[None], coordinates[None], mode, "border")[0]
 
 
 def sample_smooth(volume: Tensor, coordinates: Tensor) -> Tensor:
-    """`sample` of a volume that is smooth, taken at every second voxel of (A, B, C) and interpolated in between."""
+    """Sample a smooth volume as `sample` does, but only at every second voxel of (A, B, C), and interpolate between."""
     shape = tuple(coordinates.shape[1:])
     fewer = [size // 2 + 1 for size in shape]
     half = F.interpolate(coordinates[None], size=fewer, mode="trilinear", align_corners=True)

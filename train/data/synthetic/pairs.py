@@ -1,4 +1,4 @@
-"""Generated pairs: one scene, painted twice, each time seen through its own smooth deformation."""
+"""Generated pairs: one scene painted twice, each time under its own smooth deformation."""
 
 from dataclasses import dataclass, field
 
@@ -29,12 +29,14 @@ _ATTEMPTS = 20
 
 @dataclass(frozen=True)
 class GeneratedPairs:
-    """Endless generated pairs.
+    """An endless sequence of generated pairs. A pair depends only on the seed, its index and the type of the device.
 
-    shape: the window (I, J, K), multiples of 8. template: see `load_template`. population: what the images of a pair
-    have in common, `ALIKE` or `VARIED` or another.
-
-    Pair `index` depends on the seed, `index` and the kind of `device`, where it is made, alone.
+    Attributes:
+        shape: shape of the images (I, J, K), multiples of 8.
+        seed: seed of the run.
+        template: see `load_template`; None: scenes of noise alone.
+        device: the device on which pairs are made.
+        population: the differences between the images of a pair: `ALIKE`, `VARIED` or another.
     """
 
     shape: Shape
@@ -55,7 +57,10 @@ class GeneratedPairs:
         return regions(random, shape) if random.chance(REGIONS_SHARE) else shapes(random, shape, self.population)
 
     def pair(self, index: int) -> ImagePair:
-        """An odd index is the pair before it the other way round: half the work, and neither side is special."""
+        """Return the pair of an index; an odd one is the pair before with its images exchanged.
+
+        This halves the work and makes the two sides equivalent.
+        """
         if index // 2 not in self._latest:
             self._latest.clear()
             self._latest[index // 2] = self._make(index // 2)
@@ -63,7 +68,7 @@ class GeneratedPairs:
         return pair.swapped() if index % 2 else pair
 
     def _make(self, index: int) -> ImagePair:
-        """Two images of one scene; scenes that leave most of the window empty are drawn again."""
+        """Make two images of one scene; draw another scene if most of the window is empty."""
         for attempt in range(_ATTEMPTS):
             random = Randomness(np.random.default_rng([self.seed, index, attempt]), torch.device(self.device))
             scene, sides = self.scene(random), self.population.sides(random)
@@ -76,7 +81,10 @@ class GeneratedPairs:
 
 
 def acquire(random: Randomness, painting: Painting, shape: Shape, side: Side) -> tuple[Tensor, Tensor]:
-    """Image in [0, 1] and labels of a painted scene as a scanner sees its middle `shape` voxels, (I, J, K) each."""
+    """Return image in [0, 1] and labels, (I, J, K) each, of the middle `shape` voxels of a painted scene.
+
+    The scene is deformed, scanned and normalised; labels are deformed with it.
+    """
     coordinates = identity(shape, random.device) + side.bending * deformation(random, shape) + MARGIN
     if painting.motion is not None:
         coordinates = coordinates - sample(painting.motion, coordinates)
@@ -88,7 +96,7 @@ def acquire(random: Randomness, painting: Painting, shape: Shape, side: Side) ->
 
 
 def _normalised(image: Tensor) -> Tensor:
-    """By the intensity rule for MRI; an empty image stays empty."""
+    """Normalise an image by the intensity rule for MRI; an empty image stays empty."""
     if not image.any():
         return image
     return torch.from_numpy(PercentileRule().normalise(image.cpu().numpy())).to(image.device)

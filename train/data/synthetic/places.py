@@ -1,6 +1,6 @@
-"""Where the deep structures of a template brain lie, found from its tissue maps near the places anatomy textbooks give.
+"""Locations of the deep structures of a template brain, from its tissue maps and the positions in anatomy textbooks.
 
-No atlas is needed: each structure is a chain of balls, whose border moves to that of the tissue where there is one.
+No atlas is needed: each structure is a chain of balls whose border is moved to a nearby tissue border, if there is one.
 """
 
 from dataclasses import dataclass
@@ -12,18 +12,22 @@ from runtime.types import Array
 
 # The box of a brain with its cerebellum in MNI152 space, mm from the anterior commissure: right, front, up.
 BOX = ((-72.0, -106.0, -72.0), (72.0, 74.0, 84.0))
-REACH = 10.0  # voxels: levels are cut off at this distance
-_PULL = 6.0  # mm a border moves between tissue that belongs to the structure and tissue that does not, at most
-_MARGIN = 12  # voxels about the balls
+REACH = 10.0  # voxels: level functions are clipped at this distance
+_PULL = 6.0  # mm: range over which the tissue may move a border, between inside and outside tissue
+_MARGIN = 12  # voxels around the balls
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where one structure lies: in the right half, and its mirror image in the left.
+    """The location of one structure in the right hemisphere; the left one has its mirror image.
 
-    balls: x, y, z and radius, mm in MNI152 space.
-    share: the least and the largest of its tissue, "grey" matter or "matter" at all; below 0 and above 1 is no limit.
-    mix: its value between grey matter (0) and white matter (1), at least and at most. enclosed: by white matter.
+    Attributes:
+        name: name of the structure.
+        balls: x, y, z and radius of each ball, mm in MNI152 space.
+        share: least and largest share of `tissue` in its voxels; below 0 and above 1 mean no limit.
+        mix: least and largest value of its intensity between grey matter (0) and white matter (1).
+        enclosed: whether white matter encloses it.
+        tissue: "grey" matter, or "matter": grey and white together.
     """
 
     name: str
@@ -34,7 +38,7 @@ class Place:
     tissue: str = "grey"
 
 
-# The first is fluid, and is painted last; of others that overlap the later one is seen.
+# The first is fluid and is painted last; where the others overlap, the later one is visible.
 PLACES = (
     Place(
         "ventricle",
@@ -70,11 +74,11 @@ PLACES = (
 
 
 def deep_levels(grey: Array, white: Array, box: tuple[Array, Array]) -> Array:
-    """Level functions (structures, I, J, K) float32: voxels inside each border, from -REACH to REACH.
+    """Return level functions (structures, I, J, K), float32: depth inside each border, voxels, -REACH to REACH.
 
     Args:
         grey, white: shares of tissue (I, J, K), in closest RAS order.
-        box: first and last voxel of the brain; its corners are taken for those of `BOX`.
+        box: first and last voxel of the brain, which are taken to be the corners of `BOX`.
     """
     return np.stack([_level(place, grey, white, box) for place in PLACES])
 
@@ -83,43 +87,48 @@ def _level(place: Place, grey: Array, white: Array, box: tuple) -> Array:
     tissue = grey if place.tissue == "grey" else grey + white
     level = np.full(grey.shape, -REACH, np.float32)
     low, high = np.array(BOX)
-    scale = (box[1] - box[0]) / (high - low)  # voxels a mm
+    scale = (box[1] - box[0]) / (high - low)  # voxels per mm
     for side in (-1, 1):
         balls = np.array(place.balls, float) * (side, 1, 1, 1)
         part = _around((balls[:, :3] - low) * scale + box[0], grey.shape)
-        places = np.stack(np.mgrid[part], -1)
-        depth = _chain((places - box[0]) / scale + low, balls)
+        voxels = np.stack(np.mgrid[part], -1)
+        depth = _chain((voxels - box[0]) / scale + low, balls)
         inside = (depth + _PULL * (_belongs(tissue[part], place.share) - 0.5) > 0) & (depth > -_PULL / 2)
         level[part] = np.maximum(level[part], _signed(inside))
     return level
 
 
 def _around(centres: Array, shape: tuple[int, ...]) -> tuple[slice, ...]:
-    """The part of a grid that holds voxels (N, 3) and a margin."""
+    """Return the slices of a grid that contain voxels (N, 3) and a margin."""
     first = np.clip(np.floor(centres.min(0)) - _MARGIN, 0, np.array(shape) - 1).astype(int)
     last = np.clip(np.ceil(centres.max(0)) + _MARGIN + 1, first + 1, shape).astype(int)
     return tuple(slice(a, b) for a, b in zip(first, last, strict=True))
 
 
-def _chain(places: Array, balls: Array) -> Array:
-    """Depth in mm inside a chain of balls joined by cones. places: (..., 3), balls: (N, 4), all in mm."""
-    depth = np.full(places.shape[:-1], -np.inf)
+def _chain(positions: Array, balls: Array) -> Array:
+    """Return the depth in mm inside a chain of balls joined by cones.
+
+    Args:
+        positions: (..., 3), mm.
+        balls: centres and radii (N, 4), mm.
+    """
+    depth = np.full(positions.shape[:-1], -np.inf)
     for a, b in zip(balls, balls[1:] if len(balls) > 1 else balls, strict=False):
         along = b - a
-        share = np.clip((places - a[:3]) @ along[:3] / max(along[:3] @ along[:3], 1e-6), 0, 1)[..., None]
+        share = np.clip((positions - a[:3]) @ along[:3] / max(along[:3] @ along[:3], 1e-6), 0, 1)[..., None]
         ball = a + share * along
-        depth = np.maximum(depth, ball[..., 3] - np.linalg.norm(places - ball[..., :3], axis=-1))
+        depth = np.maximum(depth, ball[..., 3] - np.linalg.norm(positions - ball[..., :3], axis=-1))
     return depth
 
 
 def _belongs(share: Array, limits: tuple[float, float]) -> Array:
-    """1 where a share of tissue lies well between two limits, 0.5 at them, 0 beyond."""
+    """Return 1 where a share of tissue lies well between two limits, 0.5 at the limits, 0 well beyond."""
     low, high = limits
     return np.clip(np.minimum(share - low, high - share) / 0.3 + 0.5, 0, 1)
 
 
 def _signed(inside: Array) -> Array:
-    """Smoothed distance to the border, positive inside, in voxels."""
+    """Return the smoothed signed distance to the border, positive inside, in voxels."""
     if not inside.any():
         return np.full(inside.shape, -REACH, np.float32)
     distance = distance_transform_edt(inside) - distance_transform_edt(~inside)

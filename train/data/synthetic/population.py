@@ -1,4 +1,4 @@
-"""What the two images of a generated pair have in common and what not: how often, and how much."""
+"""Populations of generated pairs: how often and how much the two images of a pair differ."""
 
 from dataclasses import dataclass, replace
 
@@ -7,23 +7,27 @@ from train.data.randomness import Randomness
 
 
 def happens(random: Randomness, share: float) -> bool:
-    """Whether something does that has a share; where that is 0 nothing is drawn."""
+    """Return True with probability `share`; a share of 0 draws no random number."""
     return share > 0 and random.chance(share)
 
 
 @dataclass(frozen=True)
 class Side:
-    """What one image of a pair shows of their scene, and how.
+    """The appearance of the scene in one image of a pair.
 
-    average: the blurred mean of many brains instead of one brain. plain: one brain beside such a mean; nothing is in it
-        that the mean could not have.
-    apart: values and scanner of its own, drawn widely; else nearly those of the other image.
-    motion: how far deep structures move on their own, voxels. ventricles: voxels that they widen by, below 0 narrow.
-    atrophy: voxels that the grey sheet is thinner and the furrows are wider by.
-    residue: whether patches of dura and skull are left about the brain. lesions: bright or dark spots, their number.
-    thicker: voxels that the grey sheet is thicker by, at the cost of its furrows.
-    pallor: how far white matter's value has gone to that of grey matter, 0 to 1, as before it is myelinated.
-    bending: size of the smooth deformation that the whole is seen through, 1 for that of `deformation`.
+    Attributes:
+        average: whether it shows the blurred mean of many brains instead of one brain.
+        plain: whether it shows one brain while the other image shows such a mean; it then has no feature that a mean
+            could not have.
+        apart: whether its values and scanner are drawn widely; otherwise they are nearly those of the other image.
+        motion: standard deviation of deep structures' own motion, voxels.
+        ventricles: widening of the ventricles, voxels; negative values narrow them.
+        atrophy: thinning of the grey sheet and widening of the furrows, voxels.
+        residue: whether patches of dura and skull are left around the brain.
+        lesions: number of bright or dark spots.
+        thicker: thickening of the grey sheet at the cost of its furrows, voxels.
+        pallor: how far white matter's value is moved towards that of grey matter, 0 to 1, as before myelination.
+        bending: factor on the smooth deformation of the whole image; 1 is that of `deformation`.
     """
 
     average: bool = False
@@ -52,11 +56,19 @@ class Side:
 
 @dataclass(frozen=True)
 class Population:
-    """Shares of pairs, 0 to 1, in which one thing is drawn; what has a share of 0 costs no random number.
+    """Shares of pairs, 0 to 1, that have a given feature; a share of 0 draws no random number.
 
-    structures: share of scenes with deep structures and ventricles. motion: the most that they move on their own,
-    voxels. The other shares are of pairs, `average`, `residue`, `lesions` and `child` (see `Side.young`) on one side of
-    them; of a child's brain there is no average. bending: see `Side`.
+    Attributes:
+        average: share of pairs with the mean of many brains on one side.
+        apart: share of pairs whose values and scanners are drawn widely.
+        structures: share of scenes with deep structures and ventricles.
+        motion: largest standard deviation of deep structures' own motion, voxels.
+        ventricles: share of pairs whose ventricles are widened or narrowed.
+        atrophy: share of pairs with atrophy.
+        residue: share of pairs with residue of skull stripping on one side.
+        lesions: share of pairs with lesions on one side.
+        child: share of pairs with a child's brain (`Side.young`) on one side, unless that side shows an average.
+        bending: see `Side`.
     """
 
     average: float = 0.0
@@ -76,7 +88,7 @@ class Population:
                 raise InputError(f"{name}: got {getattr(self, name)}, expected a share of pairs, 0 to 1")
 
     def sides(self, random: Randomness) -> tuple[Side, Side]:
-        """What the two images of a pair show."""
+        """Draw the appearances of the two images of a pair."""
         apart = happens(random, self.apart)
         average, residue, lesions = (_one_side(random, share) for share in (self.average, self.residue, self.lesions))
         child = _one_side(random, self.child)
@@ -101,9 +113,9 @@ class Population:
         return (young, sides[1]) if child == 0 else (sides[0], young)
 
 
-# Pairs of one data set, one scanner, one age, all well stripped, as papers have them.
+# Pairs as in papers: one data set, one scanner, one age, all well stripped.
 ALIKE = Population()
-# Pairs as users have them: a template, another hospital's scanner, another age, a stripping that left something.
+# Pairs as users have them: a template, another hospital's scanner, another age, incomplete skull stripping.
 VARIED = Population(
     average=0.2,
     apart=0.45,
@@ -120,5 +132,5 @@ POPULATIONS = {"alike": ALIKE, "varied": VARIED}
 
 
 def _one_side(random: Randomness, share: float) -> int | None:
-    """One of the two sides, or with the rest of the chances none."""
+    """Return one of the two sides, 0 or 1, with probability `share`, else None."""
     return random.count(0, 1) if happens(random, share) else None

@@ -1,4 +1,4 @@
-"""Anatomies of uniform regions, and the random body that anatomies of noise lie in."""
+"""Anatomies of uniform regions, and the random body that contains anatomies of noise."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,10 @@ from train.data.synthetic.population import Side
 class Regions:
     """An anatomy of uniform regions, each where its score is the highest; black outside the body.
 
-    scores: a smooth field for each region. values: their intensities. depth: voxels below the surface.
+    Attributes:
+        scores: one smooth field (I, J, K) per region.
+        values: intensity of each region.
+        depth: depth below the body's surface, voxels, negative outside, (I, J, K).
     """
 
     scores: tuple[Tensor, ...]
@@ -21,7 +24,7 @@ class Regions:
     depth: Tensor
 
     def paint(self, random: Randomness, side: Side) -> Painting:
-        """One image, with small differences of its own; of `side` only the scanner matters here."""
+        """Paint one image with small random differences of its own; nothing of `side` is used."""
         shape = tuple(self.depth.shape)
         own = [random.smooth(shape, random.between(5, 10)) for _ in range(3)]
         mixing = random.numbers.normal(0, 0.15, (len(self.scores), 3))
@@ -33,14 +36,14 @@ class Regions:
 
 
 def regions(random: Randomness, shape: Shape) -> Regions:
-    """A scene of regions of all sizes with random values."""
+    """Return a random scene of regions of all sizes with random values."""
     spacings = [random.between(7, 30) for _ in range(random.count(5, 14))]
     scores = tuple(random.smooth(shape, spacing) for spacing in spacings)
     return Regions(scores, random.tensor(random.numbers.uniform(0.1, 1.0, len(scores))), body(random, shape))
 
 
 def body(random: Randomness, shape: Shape) -> Tensor:
-    """Depth in voxels below the surface of a smooth random body that fills the grid or lies within."""
+    """Return the depth in voxels below the surface of a smooth random body that fills the grid or lies within it."""
     whole = random.chance(0.25)
     radii = random.vector(*((30, 50) if whole else (50, 85)))
     half = random.tensor([size / 2 for size in shape]).view(3, 1, 1, 1)

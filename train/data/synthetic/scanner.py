@@ -1,4 +1,4 @@
-"""How a scanner shows a painting: resolution, contrast, shading and noise."""
+"""Simulation of a scanner: resolution, contrast, shading and noise."""
 
 from collections.abc import Sequence
 
@@ -9,19 +9,19 @@ from torch import Tensor
 from train.data.randomness import Randomness
 from train.data.synthetic.levels import blur
 
-THICK_SLICES_SHARE = 0.15
+THICK_SLICES_SHARE = 0.15  # of similar scanners
 COARSE_SLICES_SHARE, COARSE_VOXELS_SHARE = 0.35, 0.2  # of scanners drawn widely
-KNOT, KNOTS = 0.25, 6  # a contrast curve's pieces: how long, how many
-MOST_NOISE, MOST_SHADING, MOST_CONTRAST = 0.07, 0.3, 0.7  # deviations: of values, and of logarithms
+KNOT, KNOTS = 0.25, 6  # length and number of the pieces of a contrast curve
+MOST_NOISE, MOST_SHADING, MOST_CONTRAST = 0.07, 0.3, 0.7  # standard deviations: of values, logarithms, logarithms
 
 
 def scan(random: Randomness, image: Tensor, apart: bool) -> Tensor:
-    """The image (I, J, K) as a scanner shows it; apart: as one drawn widely does."""
+    """Return the image (I, J, K) of a random scanner: one drawn widely if `apart`, else one similar to the others."""
     return _any(random, image) if apart else _usual(random, image)
 
 
 def _usual(random: Randomness, image: Tensor) -> Tensor:
-    """Scanners that are much alike."""
+    """Simulate one of several similar scanners."""
     shape = tuple(image.shape)
     image = blur(image, random.between(0, 0.25))
     if random.chance(THICK_SLICES_SHARE):
@@ -32,7 +32,7 @@ def _usual(random: Randomness, image: Tensor) -> Tensor:
 
 
 def _any(random: Randomness, image: Tensor) -> Tensor:
-    """Scanners that differ as those of different hospitals do."""
+    """Simulate a scanner that differs from others as those of different hospitals do."""
     shape = tuple(image.shape)
     image = blur(image, random.between(0, 0.6))
     if random.chance(COARSE_SLICES_SHARE):
@@ -45,7 +45,7 @@ def _any(random: Randomness, image: Tensor) -> Tensor:
 
 
 def coarsen(image: Tensor, voxels: float, axes: tuple[int, ...]) -> Tensor:
-    """Voxels or slices `voxels` times as thick along `axes`, interpolated back to the size there was."""
+    """Average voxels or slices to `voxels` times their size along `axes` and interpolate back to the original shape."""
     shape = tuple(image.shape)
     fewer = tuple(max(round(size / voxels), 1) if axis in axes else size for axis, size in enumerate(shape))
     means = F.interpolate(image[None, None], size=fewer, mode="area")
@@ -53,7 +53,12 @@ def coarsen(image: Tensor, voxels: float, axes: tuple[int, ...]) -> Tensor:
 
 
 def contrast_curve(image: Tensor, slopes: Sequence[float]) -> Tensor:
-    """A rising curve through 0 and, at 1, 1: pieces of `KNOT` whose slopes are exp(`slopes`), scaled."""
+    """Apply a rising piecewise linear curve that maps 0 to 0 and 1 to 1.
+
+    Args:
+        image: any shape, values above about 0.
+        slopes: logarithms of the slopes of the pieces, each of length `KNOT`, up to a common factor.
+    """
     rises = [float(rise) for rise in torch.as_tensor(slopes).exp()]
     whole = sum(rises[: round(1 / KNOT)])
     return sum((image / KNOT - n).clamp(0, 1) * (rise / whole) for n, rise in enumerate(rises))

@@ -1,4 +1,4 @@
-"""The scenes that both images of a generated pair show: made of noise alone, or of a template brain."""
+"""The scenes that both images of a generated pair show: made of noise alone, or from a template brain."""
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from train.data.synthetic.template import DEEPEST, Template
 
 
 def _values(random: Randomness) -> tuple[float, float, float]:
-    """Fluid, grey, white: dark to bright as in T1 scans, or any three."""
+    """Draw the values of fluid, grey and white matter: dark to bright as in T1 scans, or in any order."""
     if random.chance(0.85):
         return random.between(0.05, 0.35), random.between(0.45, 0.72), random.between(0.78, 1.0)
     values = [random.between(0.05, 0.3), random.between(0.4, 0.6), random.between(0.75, 1.0)]
@@ -22,7 +22,10 @@ def _values(random: Randomness) -> tuple[float, float, float]:
 
 
 def _inclusions(random: Randomness, shape: Shape, count: int) -> tuple[tuple[Tensor, float], ...]:
-    """Inside the core: blobs where noise is high, and thin sheets about the zero set of noise, with a value each."""
+    """Draw inclusions of the core: level functions of blobs or thin sheets of noise, each with a value.
+
+    Blobs are where the noise is high, sheets around its zero set.
+    """
     structures = []
     for _ in range(count):
         noise = random.smooth(shape, random.between(10, 28))
@@ -33,13 +36,13 @@ def _inclusions(random: Randomness, shape: Shape, count: int) -> tuple[tuple[Ten
 
 
 def _parcels(random: Randomness, shape: Shape) -> tuple[Tensor, int]:
-    """Regions of about `spacing` voxels, numbered from 1."""
+    """Draw regions 20 to 45 voxels wide. Returns their numbers (I, J, K) from 1, and how many there are at most."""
     count, spacing = random.count(3, 8), random.between(20, 45)
     return highest(random.smooth(shape, spacing) for _ in range(count)) + 1, count
 
 
 def _contrast(random: Randomness, labels: int) -> Tensor:
-    """What each region's value differs by, (labels, 1): little in most scenes."""
+    """Draw the deviation of each label's value, (labels, 1); it is small in most scenes."""
     deviation = random.between(0, 0.03) if random.chance(0.88) else random.between(0.03, 0.15)
     return random.tensor(random.numbers.normal(0, deviation, (labels, 1)))
 
@@ -69,7 +72,7 @@ def _sheets(
 
 
 def shapes(random: Randomness, shape: Shape, population: Population) -> Sheets:
-    """A scene of noise: a random body whose core is folded by noise, more so near the surface."""
+    """Return a scene of noise: a random body whose core is folded by noise, more strongly near the surface."""
     depth = body(random, shape)
     amplitude = random.between(2, 8) * torch.exp(-(depth - 8).clamp(min=0) / random.between(8, 25))
     white = depth - random.between(4, 10) + amplitude * random.smooth(shape, random.between(6, 13))
@@ -81,17 +84,17 @@ def shapes(random: Randomness, shape: Shape, population: Population) -> Sheets:
 
 
 def brain(random: Randomness, shape: Shape, template: Template, population: Population) -> Sheets:
-    """A random window of the template, its voxels of another size, deformed, its white core folded anew by noise."""
+    """Return a scene from a random window of the template: rescaled, deformed, its white core folded anew by noise."""
     coordinates, voxel = _window(random, shape, template)
     image, grey, white, depth = sample(template.maps, coordinates)
     depth, more = (DEEPEST * depth - 1) / voxel, {}
-    if population != ALIKE:  # whose pairs stay, bit for bit, those that the shipped weights were trained on
+    if population != ALIKE:  # pairs of ALIKE stay bit for bit those that the shipped weights were trained on
         outside, levels = _surroundings(template, coordinates)
         depth = torch.where(depth > 0, depth, -outside / voxel)
         more["template"] = torch.stack((image, grey, white))
         if happens(random, population.structures):
             more["structures"] = structures_of(random, levels / voxel)
-    # Deep white matter stays whole; nearer the surface noise decides where the sheet folds.
+    # Deep white matter stays intact; nearer the surface, noise decides where the sheet folds.
     folding = random.between(0.05, 0.4) * random.smooth(shape, random.between(5, 12))
     white = white - random.between(0.4, 0.6) + folding
     nuclei = grey - random.between(0.6, 0.9) - 0.15 * (12 - depth).clamp(0, 12) / 12
@@ -100,7 +103,7 @@ def brain(random: Randomness, shape: Shape, template: Template, population: Popu
 
 
 def _window(random: Randomness, shape: Shape, template: Template) -> tuple[Tensor, float]:
-    """Where a scene lies in the template, (3, I, J, K) in its voxels, and how many of those a voxel of the scene is."""
+    """Return a scene's coordinates in the template, (3, I, J, K) in its voxels, and the scene's voxel size in them."""
     size = random.tensor(template.shape).view(3, 1, 1, 1)
     window = random.tensor(shape).view(3, 1, 1, 1)
     voxel = random.between(1.6, 2.1) if random.chance(0.15) else random.between(0.85, 1.2)
@@ -113,7 +116,10 @@ def _window(random: Randomness, shape: Shape, template: Template) -> tuple[Tenso
 
 
 def _surroundings(template: Template, coordinates: Tensor) -> tuple[Tensor, Tensor]:
-    """The distance from the brain, also beyond the template's box, and the levels of structures, in its voxels."""
+    """Return the distance from the brain, also beyond the template's box, and the levels of structures.
+
+    Both are in voxels of the template.
+    """
     outside, *levels = sample_smooth(template.levels, coordinates)
     last = coordinates.new_tensor(template.shape).view(3, 1, 1, 1) - 1
     beyond = coordinates - torch.minimum(coordinates.clamp(min=0), last)

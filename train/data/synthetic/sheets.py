@@ -1,8 +1,8 @@
-"""Anatomies of a folded grey sheet about a white core, as brains are, and how one brain or the mean of many is painted.
+"""Brain-like anatomies of a folded grey sheet around a white core, painted as one brain or as the mean of many.
 
 An anatomy is described by level functions: smooth fields in voxels, positive inside, whose zero set is a border. The
-second image of a pair is painted from the same fields with small changes of its own, so that folds come and go as they
-do from one person to the next.
+second image of a pair is painted from the same fields with small random changes, so that folds appear and disappear as
+they do between persons.
 """
 
 from dataclasses import dataclass, replace
@@ -18,14 +18,20 @@ from train.data.synthetic.levels import Painting, blur, distance, edge
 from train.data.synthetic.population import Side
 from train.data.synthetic.structures import Structures
 
-AVERAGED, SPREAD = 5, 2.0  # brains in the mean of an anatomy; how much more they differ than two of a pair
-PLAIN_SPREAD = 0.5  # how much less a brain does from its average
-TEMPLATE_IMAGE_SHARE = 0.6  # of the averages for which there is a template
+AVERAGED, SPREAD = 5, 2.0  # brains in the mean of an anatomy; factor by which they differ more than two of a pair
+PLAIN_SPREAD = 0.5  # factor for a brain that is paired with its average
+TEMPLATE_IMAGE_SHARE = 0.6  # share of averages that show the template itself, if there is one
 
 
 @dataclass(frozen=True)
 class Shares:
-    """How far voxels are white matter and how far matter at all, 0 to 1, and the level function of the latter."""
+    """Shares of tissue.
+
+    Attributes:
+        white: share of white matter in each voxel, 0 to 1.
+        matter: share of grey and white matter together, 0 to 1.
+        level: level function of grey and white matter together.
+    """
 
     white: Tensor
     matter: Tensor
@@ -34,20 +40,26 @@ class Shares:
 
 @dataclass(frozen=True)
 class Sheets:
-    """An anatomy of a folded grey sheet about a white core, with deep structures, in fluid. Maps are (I, J, K).
+    """An anatomy of a folded grey sheet around a white core, with deep structures, in fluid. Maps are (I, J, K).
 
-    white: level function of the core, about 0.5 deep inside; steep: the slope per voxel below which it is not believed.
-    grey: level function of what is grey without being sheet, such as deep nuclei.
-    depth: voxels below the outer surface, negative outside.
-    shade: how far the core's value has gone to that of grey matter, about 0 to 1.
-    thickness: of the sheet, voxels.
-    parcels: int64, region of each voxel, 1 to `parcel_count`.
-    inclusions: level function and value of structures of noise inside the core.
-    values: of fluid, grey and white matter. contrast: (labels, 1), what is added to the value of each label.
-    stripped: whether the fluid less than `fluid_depth` below the surface is black, as skull stripping often leaves it.
-    softness: width of the borders, voxels.
-    structures: deep structures that the two images move on their own, or None.
-    template: (3, I, J, K), the blurred brain this one is made from: image, shares of grey and of white matter; or None.
+    Attributes:
+        white: level function of the core, about 0.5 deep inside.
+        steep: smallest slope per voxel that `white` is divided by to get distances.
+        grey: level function of grey matter outside the sheet, such as deep nuclei.
+        depth: depth below the outer surface, voxels, negative outside.
+        shade: how far the core's value is moved towards that of grey matter, about 0 to 1.
+        thickness: thickness of the sheet, voxels.
+        parcels: region of each voxel, 1 to `parcel_count`, int64.
+        parcel_count: number of regions.
+        inclusions: level function and value of each structure of noise inside the core.
+        values: values of fluid, grey and white matter.
+        contrast: deviation added to the value of each label, (labels, 1).
+        stripped: whether fluid less than `fluid_depth` below the surface is black, as often after skull stripping.
+        fluid_depth: see `stripped`, voxels.
+        softness: width of the borders, voxels.
+        structures: deep structures that move relative to the rest in each image, or None.
+        template: the blurred brain that the anatomy is made from, (3, I, J, K): image, shares of grey and of white
+            matter; or None.
     """
 
     white: Tensor
@@ -68,7 +80,7 @@ class Sheets:
     template: Tensor | None = None
 
     def paint(self, random: Randomness, side: Side) -> Painting:
-        """One image: the shared anatomy with what is its own."""
+        """Paint one image: the shared anatomy with the image's own random changes."""
         painting = self._average(random) if side.average else self._brain(random, side)
         if side.residue:
             painting = with_residue(random, painting, self.depth)
@@ -80,14 +92,14 @@ class Sheets:
         return painting
 
     def _brain(self, random: Randomness, side: Side) -> Painting:
-        """One person's brain."""
+        """Paint one person's brain."""
         shares = self._shares(random, side, PLAIN_SPREAD if side.plain else 1.0)
         painting = self._filled(random, shares, side)
         depth = self.depth + random.between(0, 0.6) * random.smooth(tuple(self.depth.shape), random.between(6, 16))
         return replace(painting, shown=self._shown(random, depth, shares.level))
 
     def _average(self, random: Randomness) -> Painting:
-        """The template as it is, or else the mean of many brains, which nobody has stripped of its fluid."""
+        """Paint the template itself or the mean of many brains; in both, fluid is not stripped."""
         in_order = self.values[0] < self.values[1] < self.values[2]
         if self.template is not None and in_order and random.chance(TEMPLATE_IMAGE_SHARE):
             image, grey, white = self.template
@@ -101,7 +113,7 @@ class Sheets:
         return replace(painting, image=blur(blur(painting.image, 2 / 3), 2 / 3))
 
     def _shares(self, random: Randomness, side: Side, spread: float = 1.0) -> Shares:
-        """Where one person's folds are. spread: how far they are from those of the scene."""
+        """Draw the tissue shares of one person; `spread` scales how far the folds differ from those of the scene."""
         shape = tuple(self.depth.shape)
         white = self.white + spread * random.between(0.15, 0.4) * random.smooth(shape, random.between(4, 10))
         core = distance(white, self.steep) - side.atrophy / 2
@@ -114,11 +126,11 @@ class Sheets:
         return Shares(edge(core / self.softness), edge(matter / self.softness), matter)
 
     def _filled(self, random: Randomness, shares: Shares, side: Side) -> Painting:
-        """Values and labels of tissues, regions and structures; shown down to the surface."""
+        """Paint values and labels of tissues, regions and structures; everything below the surface is shown."""
         fluid, grey, white = (value + random.normal(0.02) for value in self.values)
         bright = white + (grey - white) * (self.shade + side.pallor)
         image = fluid + shares.matter * (grey - fluid) + shares.white * (bright - grey)
-        # Region times tissue: fluid 1..P, grey P+1..2P, white 2P+1..3P.
+        # A label for each tissue and region: fluid 1..P, grey P+1..2P, white 2P+1..3P.
         labels = ((shares.matter > 0.5).long() + (shares.white > 0.5).long()) * self.parcel_count + self.parcels
         if not (side.average or side.plain):
             image, labels = self._varied(image, labels, shares.white)
@@ -128,7 +140,7 @@ class Sheets:
         return Painting(image, self.depth, labels)
 
     def _varied(self, image: Tensor, labels: Tensor, white: Tensor) -> tuple[Tensor, Tensor]:
-        """Image and labels with what regions differ by and with the inclusions."""
+        """Add the contrast of regions to the image, and the inclusions to image and labels."""
         image = image + F.embedding(labels, self.contrast)[..., 0]
         for number, (level, value) in enumerate(self.inclusions, start=1):
             inside = edge(level * 4) * white
@@ -137,7 +149,7 @@ class Sheets:
         return image, labels
 
     def _shown(self, random: Randomness, depth: Tensor, matter: Tensor) -> Tensor:
-        """Positive where the image is not black: the brain, with the fluid about it or stripped of it."""
+        """Return a level function, positive where the image is not black: the brain with or without its fluid."""
         if not self.stripped:
             return depth
         deep = depth - self.fluid_depth - 2 * random.smooth(tuple(depth.shape), 20)

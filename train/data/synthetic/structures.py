@@ -1,4 +1,4 @@
-"""Deep structures of a scene: thalamus, basal ganglia, hippocampus and the ventricles, or blobs that stand for them."""
+"""Deep structures of a scene: thalamus, basal ganglia, hippocampus and ventricles, or blobs that represent them."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,15 +12,17 @@ from train.data.synthetic.levels import edge
 from train.data.synthetic.places import PLACES, REACH
 from train.data.synthetic.population import Side
 
-CAPSULE = 2.0  # voxels of white matter about a structure that lies in it
+CAPSULE = 2.0  # thickness of the white matter around an enclosed structure, voxels
 
 
 @dataclass(frozen=True)
 class Structures:
-    """levels: (N, I, J, K), voxels inside each structure's border, negative outside; the first is the ventricles.
+    """The deep structures of one scene; the first one is the ventricles.
 
-    mixes: values between those of grey (0) and white matter (1); the first is not used. enclosed: which lie in white
-    matter; about the others there is what the anatomy has there.
+    Attributes:
+        levels: depth inside each structure's border, voxels, negative outside, (N, I, J, K).
+        mixes: value of each structure between grey (0) and white matter (1); the first is not used.
+        enclosed: whether each structure is surrounded by white matter; around the others the anatomy is unchanged.
     """
 
     levels: Tensor
@@ -33,7 +35,7 @@ class Structures:
 
     @cached_property
     def capsule(self) -> Tensor:
-        """Level function of the white matter about the enclosed structures."""
+        """The level function of the white matter around the enclosed structures."""
         inside = [level for level, enclosed in zip(self.levels, self.enclosed, strict=True) if enclosed]
         return torch.stack(inside).amax(0) + CAPSULE
 
@@ -46,10 +48,15 @@ class Structures:
         softness: float,
         side: Side,
     ) -> tuple[Tensor, Tensor]:
-        """Image and labels with the structures in them, the ventricles last.
+        """Return image and labels with the structures painted into them, the ventricles last.
 
-        values: of fluid, grey and white matter. softness: width of the borders, voxels. On a side that is no average
-        sizes differ by about 0.4 voxels at the border; on one apart values do, together and one by one.
+        Args:
+            random: source of randomness.
+            image, labels: maps (I, J, K) to paint into.
+            values: values of fluid, grey and white matter.
+            softness: width of the borders, voxels.
+            side: appearance of the image. Unless it is an average, borders are shifted by about 0.4 voxels; if it is
+                `apart`, values differ more, jointly and one by one.
         """
         fluid, grey, white = values
         uneven = 0.0 if side.average else 0.3 * random.smooth(tuple(image.shape), random.between(6, 12))
@@ -64,15 +71,17 @@ class Structures:
 
 
 def structures_of(random: Randomness, levels: Tensor) -> Structures:
-    """Those of a template. levels: of `PLACES`, (N, I, J, K), voxels."""
+    """Return the structures of a template with random values; `levels` are those of `PLACES`, (N, I, J, K), voxels."""
     mixes = tuple(random.between(*place.mix) for place in PLACES)
     return Structures(levels, mixes, tuple(place.enclosed for place in PLACES))
 
 
 def blobs(random: Randomness, depth: Tensor) -> Structures:
-    """Two to five blobs of noise deep inside, the first of them fluid, with values from grey to nearly white.
+    """Return two to five blobs of noise deep inside, the first of them fluid, with values from grey to nearly white.
 
-    depth: voxels below the surface, (I, J, K).
+    Args:
+        random: source of randomness.
+        depth: depth below the surface, voxels, (I, J, K).
     """
     shape: Shape = tuple(depth.shape)
     levels, count = [], random.count(2, 5)

@@ -1,4 +1,4 @@
-"""A template brain as the maps that generated anatomies are made from."""
+"""A template brain as the maps from which anatomies are generated."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,10 +27,11 @@ _MARGIN = 4
 class Template:
     """A brain cropped to its foreground, in closest RAS order.
 
-    maps: (4, I, J, K) float32: the image in [0, 1], the shares of grey and of white matter, and the depth below the
-    surface, 1 at `DEEPEST` voxels and more.
-    levels: (1 + N, I, J, K) float32, voxels: the distance from the brain, 0 inside, and the level functions of the
-    structures of `PLACES`.
+    Attributes:
+        maps: (4, I, J, K) float32: the image in [0, 1], the shares of grey and of white matter, and the depth below the
+            surface, 1 at `DEEPEST` voxels and more.
+        levels: (1 + N, I, J, K) float32, voxels: the distance from the brain, 0 inside, and the level functions of the
+            structures of `PLACES`.
     """
 
     maps: Tensor
@@ -38,7 +39,7 @@ class Template:
 
     @property
     def digest(self) -> str:
-        """Hash of the maps."""
+        """The hash of the maps."""
         return content_digest([self.maps.cpu().numpy()])
 
     @property
@@ -47,11 +48,15 @@ class Template:
 
 
 def load_template(name: str | Path, device: torch.device | str = "cpu") -> Template:
-    """`mni152`, which ships with nilearn together with its tissue maps, or a skull-stripped volume, whose tissues are
-    then told apart by clustering its intensities.
+    """Load a template.
+
+    Args:
+        name: "mni152", which ships with nilearn together with its tissue maps; or the file of a skull-stripped volume,
+            whose tissues are found by clustering its intensities.
+        device: the device for the maps.
 
     Raises:
-        InputError: the file is missing or is no volume with a background at 0.
+        InputError: the file is missing or is not a volume with a background of 0.
     """
     if str(name) == NAME:
         image, grey, white = (_oriented(mni152_file(kind)) for kind in ("t1", "gm", "wm"))
@@ -75,7 +80,7 @@ def _oriented(path: Path) -> Array:
 
 
 def _tissues(image: Array) -> tuple[Array, Array]:
-    """Shares of grey and white matter from the middle and the brightest of three clusters of the intensities."""
+    """Return shares of grey and white matter from the middle and the brightest of three intensity clusters."""
     brain = image[image > 0]
     if len(np.unique(brain)) < 3:
         raise InputError("template: has fewer than three intensities; give a T1-weighted scan, skull-stripped")
