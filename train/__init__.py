@@ -2,5 +2,5 @@
 
 from runtime.host.cache_folder import keep_in_cache
 
-# Its compiler makes a folder also where nothing is compiled.
+# torch's compiler creates its cache folder even if nothing is compiled.
 keep_in_cache("TORCHINDUCTOR_CACHE_DIR", "torch")

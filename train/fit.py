@@ -1,4 +1,4 @@
-"""The training loop: steps, validations, checkpoints that continue exactly, and what it tells of them."""
+"""The training loop: steps, validations, checkpoints that continue exactly, and progress reports."""
 
 import contextlib
 import signal
@@ -31,10 +31,18 @@ from train.steps.validation import Score
 
 @dataclass(frozen=True)
 class Progress:
-    """One finished step.
+    """The report of one finished step.
 
-    steps: after which the run ends. seconds: training time so far, resumes included; seconds_left: estimated. score:
-    latest; validated: whether it is of this very step. first: whether this step is the first of this call.
+    Attributes:
+        step: number of finished steps.
+        steps: number of steps after which the run ends.
+        seconds: training time so far, including resumed runs.
+        seconds_left: estimated remaining time.
+        losses: losses of this step.
+        score: the latest validation score, None before the first.
+        best: the best score so far.
+        validated: whether `score` was measured after this step.
+        first: whether this step is the first of this call.
     """
 
     step: int
@@ -48,7 +56,7 @@ class Progress:
     first: bool = False
 
     def line(self) -> str:
-        """The losses and the latest score in one short line."""
+        """Return the losses and the latest score as one short line."""
         now = self.losses
         line = f"loss {now.total:.4f}  local NCC {now.local_ncc:.4f}  smoothness {now.smoothness:.4f}"
         further = {"Dice loss": now.dice, "bending": now.bending, "log Jacobian": now.log_jacobian,
@@ -59,11 +67,20 @@ class Progress:
 
 @dataclass(frozen=True)
 class FitResult:
-    """How a run ended.
+    """The result of a run.
 
-    seconds: of training, over all resumes. score: of the last validation; best: that of best.pt, best_by: what it is.
-    best_path is None where the run ended before its first validation. interrupted: the signal that ended it before its
-    end, or None; last.pt continues.
+    Attributes:
+        steps: number of finished steps.
+        seconds: training time, including resumed runs.
+        score: the last validation score.
+        best: the score of best.pt.
+        best_by: name of the measure that `best` is.
+        best_path: best.pt, or None if the run ended before its first validation.
+        last_path: last.pt, which continues the run.
+        log_path: log.csv.
+        device: type of the device.
+        precision: "fp32", "bf16" or "fp16".
+        interrupted: the signal that ended the run early, or None.
     """
 
     steps: int
@@ -80,20 +97,24 @@ class FitResult:
 
 
 def fit(options: FitOptions, progress: Callable[[Progress], None] = lambda _: None) -> FitResult:
-    """Train RP-Net; writes last.pt, best.pt, log.csv and what else is asked for into `options.output`.
+    """Train RP-Net; write last.pt, best.pt, log.csv and other requested files into `options.output`.
 
-    The same options give the same weights, and a resumed run those of an uninterrupted one: on a CPU with the same
-    number of threads bit for bit, but for `minutes`, which follow the clock.
-    `progress` is called after each step. Ctrl-C (or SIGTERM) ends the run after the step it is at, with last.pt up to
-    date; a second Ctrl-C ends it at once.
+    The same options give the same weights, and a resumed run gives those of an uninterrupted one: bit for bit on a CPU
+    with the same number of threads, except with `minutes`, which depends on the clock.
+    Ctrl-C (or SIGTERM) ends the run after the current step, with last.pt up to date; a second Ctrl-C ends it at once.
 
-    Called in every process that `torchrun` started, the processes train one network together; the first one alone
-    writes and calls `progress`, and a signal to any of them ends all of them after the same step.
+    If it is called in every process started by `torchrun`, the processes train one network together. Only the first one
+    writes files and calls `progress`, and a signal to any of them ends all of them after the same step.
+
+    Args:
+        options: the options of the run.
+        progress: called after each step.
 
     Raises:
-        InputError: bad options, lists or volumes, a foreign last.pt, too little memory: before the first step. A loss
-            that is not finite, or memory that runs out after all.
-        ScarceError: another run holds `options.output`.
+        InputError: before the first step: options, lists, volumes or last.pt cannot be used, or the machine has too
+            little memory. Later: the loss is not finite.
+        ScarceError: another run has locked `options.output`, too little memory is free, memory runs out during
+            training, or a worker cannot be started or is killed.
     """
     _check_output(options)
     if options.tensorboard:
@@ -109,7 +130,7 @@ def fit(options: FitOptions, progress: Callable[[Progress], None] = lambda _: No
 
 
 def _held(output: Path) -> contextlib.AbstractContextManager[None]:
-    """The output folder, held by the first process for all."""
+    """Lock the output folder; the first process does so for all."""
     return folder_lock(output, "output", [PICTURES]) if is_first() else contextlib.nullcontext()
 
 
@@ -118,7 +139,7 @@ def _check_output(options: FitOptions) -> None:
     if not options.resume and last.exists():
         raise InputError(f"output: {last} exists; continue it with resume, or give another folder")
     if not options.resume and best.exists():
-        raise InputError(f"output: {best} exists, of a run that cannot be continued; give another folder")
+        raise InputError(f"output: {best} exists, but its run cannot be continued; give another folder")
     if options.resume and not last.exists():
         raise InputError(f"resume: {last} does not exist; start without resume, or with resume_from")
     if options.output.exists() and not options.output.is_dir():
@@ -126,7 +147,7 @@ def _check_output(options: FitOptions) -> None:
 
 
 class _Loop:
-    """Steps, validation, log and checkpoints of one call of `fit`, in one of its processes."""
+    """Steps, validations, log and checkpoints of one call of `fit` in one of its processes."""
 
     def __init__(self, run: Run, progress: Callable[[Progress], None], stop: StopRequest) -> None:
         self.run, self.progress, self.stop = run, progress, stop
@@ -147,7 +168,7 @@ class _Loop:
         return self._result()
 
     def _steps_or_save(self, first: int) -> None:
-        """What goes wrong between two steps, in a validation say, must not cost the steps before it."""
+        """Train; if an error occurs, for instance in a validation, save the finished steps before it is raised."""
         try:
             self._steps()
         except Exception:
@@ -176,17 +197,17 @@ class _Loop:
             if run.seconds - self.saved_at >= 60 * run.options.save_minutes:
                 self._save()
             left = run.timetable.seconds_left(run.step, run.seconds, run.step - first, run.seconds - seconds_first)
-            self._tell(Progress(
+            self._report(Progress(
                 run.step, last, run.seconds, left, losses, self.score, run.best, validated=score is not None,
                 first=run.step == first + 1,
             ))  # fmt: skip
 
-    def _tell(self, progress: Progress) -> None:
+    def _report(self, progress: Progress) -> None:
         if self.run.processes.first:
             self.progress(progress)
 
     def _tick(self) -> None:
-        """Bring the clock of the run, the first process's, up to date."""
+        """Update the run's training time; all processes use the clock of the first."""
         now = time.monotonic()
         self.run.seconds, self.clock = self.run.seconds + now - self.clock, now
         self.run.seconds, _ = self._agree()
@@ -198,9 +219,12 @@ class _Loop:
         return self.run.processes.agree(self.run.seconds, self.stop.asked, self.run.numerics.device)
 
     def _validate(self) -> Score | None:
-        """Every so many steps, and after the last one; a better score than any before becomes best.pt.
+        """Validate if it is due; if the score is the best so far, write best.pt.
 
-        One that a signal breaks off is made up for after the next step, or when a run at its end is resumed.
+        A validation that a signal interrupts is repeated after the next step, or when a run at its end is resumed.
+
+        Returns:
+            The score, or None if no validation was due or it was interrupted.
         """
         run = self.run
         if not run.validation_due:
@@ -212,7 +236,7 @@ class _Loop:
         except WaitEndedError:
             return None
         if not self.last_path.exists():
-            self._save()  # a best.pt alone could neither be continued nor begun again
+            self._save()  # a folder with best.pt alone could be neither resumed nor used for a new run
         if run.keep_score(self.score) and run.processes.first:
             save_checkpoint(self.best_path, run.checkpoint(resumable=False))
         self._tick()

@@ -1,4 +1,4 @@
-"""What a training run is told, checked before it starts."""
+"""The options of a training run, checked before it starts."""
 
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -21,11 +21,11 @@ CHOICES = {
 }
 MOST_ITERATIONS = 20
 HELD_OUT = 4
-# Options that may differ between a run and its continuation: they say how and how long, not what is computed.
-# `accumulate` may where the number of processes makes up for it: the pairs of a step must stay as many. Of device,
-# precision and memory layout the run compares what they come to (`Run`), which `auto` leaves open, and of the lists of
-# scans and the template their content, not their names. What is validated on changes no weight; on other pairs than
-# before, the best score begins anew.
+# Options that may differ between a run and its continuation: they affect how and how long it computes, not what.
+# `accumulate` may differ if the number of processes compensates for it, so that a step has as many pairs as before.
+# `Run` compares the device, precision and memory layout that were chosen, which `auto` leaves open, and the content of
+# scans and template instead of their names. Validation pairs do not affect the weights; if they differ from those
+# before, the best score starts anew.
 FREE_ON_RESUME = (
     "output", "steps", "minutes", "resume", "resume_from", "start", "threads", "workers", "cache", "accumulate",
     "save_minutes", "tensorboard", "pictures", "licence", "device", "precision", "channels_last", "validate_every",
@@ -35,64 +35,71 @@ FREE_ON_RESUME = (
 
 @dataclass(frozen=True)
 class FitOptions:
-    """One training run.
+    """The options of one training run.
 
-    output: folder for last.pt, best.pt, log.csv and what else is asked for, made if absent.
+    Attributes:
+        output: folder for last.pt, best.pt, log.csv and other requested files, created if absent.
 
-    Data:
-    data: folder, glob or CSV of volumes (see `train.data.volumes`), or None for generated pairs.
-    validation: a list to validate on, of volumes or (see `train.data.validation_list`) of pairs, or None: the last
-        `validation_volumes` (None: 4) of `data`, or generated pairs never trained on. At most `validation_pairs` pairs,
-        every `validate_every` steps.
-    template: for generated pairs, None, "mni152" (ships with nilearn) or a skull-stripped volume.
-    generator: what the images of a generated pair have in common: "alike" is as papers have pairs, of one data set and
-        scanner; "varied" is as users have them (see `train.data.synthetic.population`).
-    shape: multiples of 8: the window of generated pairs (None: 80, 96, 80), or the size that volumes are cropped or
-        padded to (None: their own, which must be multiples of 8).
-    augment: strength of the random changes of listed volumes: 1 is as `Augmentation` says, 0 none. cache: MB of memory
-        for volumes read.
-    seed: of the first weights, the pairs and all that is drawn.
+        data: folder, glob or CSV of volumes (see `train.data.volumes`), or None for generated pairs.
+        validation: list of volumes, or of pairs (see `train.data.validation_list`), to validate on; None: the last
+            `validation_volumes` of `data`, or generated pairs that are never trained on.
+        template: template of generated pairs: None, "mni152" (ships with nilearn) or a skull-stripped volume.
+        generator: population of generated pairs: "alike" as in papers, from one data set and scanner; "varied" as users
+            have them (see `train.data.synthetic.population`).
+        shape: shape of generated pairs (None: 80, 96, 80), or the shape that volumes are cropped or padded to (None:
+            their own); multiples of 8.
+        augment: strength of the random changes of listed volumes: 1 as in `Augmentation`, 0 for none.
+        cache: memory for volumes, MB.
+        seed: seed of the initial weights, the pairs and all other random numbers.
 
-    Network and loss:
-    res_blocks: residual blocks per estimator, 0 to 4.
-    loss: "plain" or "squared" local NCC; smooth: lambda, the weight of the flow's smoothness.
-    dice: weight of the soft Dice loss of warped labels at level 1; 0 for none. Needs label maps.
-    dice_labels: which count for it: "all", or of generated pairs "deep", ventricles and deep structures.
-    coarse: weight of the same similarity and smoothness on the flows of levels 4, 3 and 2 (deep supervision), which
-        fades to 0 over the run. 0 is the paper's loss throughout.
-    bending, log_jacobian: weights of what keeps flows from being rough (`train.loss.terms`), at level 1; 0 for none.
-    both_directions: a step takes each pair both ways round, features of each image computed once; loss is the mean.
-        Of generated pairs, half of which are the one before the other way round, it takes the others.
-    inverse_consistency: weight of what both flows of a pair, one after the other, leave; needs both_directions.
-    iterations: most iterations at levels 4, 3, 2, 1; every step draws numbers from 1 to these. 1, 1, 1, 1 is the paper.
-    half_size: share of the run, from its start, on images averaged down to half their size.
+        res_blocks: residual blocks per estimator, 0 to 4.
+        loss: "plain" or "squared" local NCC.
+        smooth: lambda, the weight of the flow's smoothness.
+        dice: weight of the soft Dice loss of warped labels at level 1, 0 for none; needs label maps.
+        dice_labels: labels in the Dice loss: "all", or for generated pairs "deep": ventricles and deep structures.
+        coarse: weight of similarity and smoothness of the flows of levels 4, 3 and 2 (deep supervision), which fades to
+            0 over the run; 0 is the paper's loss throughout.
+        bending, log_jacobian: weights of the terms against rough flows at level 1 (`train.loss.terms`), 0 for none.
+        both_directions: whether a step registers each pair in both directions and takes the mean loss; the features of
+            each image are computed once. Generated pairs that are the one before with exchanged images are skipped.
+        inverse_consistency: weight of the residual of a pair's two flows composed; needs `both_directions`.
+        iterations: largest numbers of iterations at levels 4, 3, 2, 1; every step draws numbers from 1 to these.
+            1, 1, 1, 1 is the paper.
+        half_size: share of the run, from its start, on images averaged down to half their size.
 
-    Optimiser:
-    steps, minutes: end after so many steps, or this much training time if it comes first; the cosine then follows the
-        clock, and the run is no longer repeatable bit for bit.
-    accumulate: pairs of a step in this process (gradient accumulation); a step takes the mean gradient over those of
-        all processes.
-    finish: 0, or the steps in which a run with last.pt comes to its end: from the rate it has reached down to 3 % of it
-        by a cosine, whatever `steps` says. Begins with resume_from, in a folder of its own, so that the run itself can
-        still go on; there, resume continues.
-    schedule: "constant", or "cosine" from `learning_rate` down to 3 % of it over `steps`; warmup: steps of linear rise.
-    clip: largest gradient norm, 0 for none. average: decay of the running mean of the weights (exponential moving
-        average, EMA), 0 for none; with it best.pt holds the mean, and validation uses it.
+        steps: number of steps after which the run ends.
+        minutes: training time after which it ends if that comes first, or None; the cosine then follows the clock, and
+            the run is no longer repeatable bit for bit.
+        finish: 0, or the number of steps that end a run with a last.pt, whatever `steps` says: the learning rate falls
+            from its current value to 3 % of it by a cosine. It begins with `resume_from`, in a new folder, so that the
+            original run can still go on; `resume` continues it there.
+        accumulate: pairs per step in this process (gradient accumulation); a step takes the mean gradient over the
+            pairs of all processes.
+        learning_rate: learning rate of Adam.
+        schedule: "constant", or "cosine" from `learning_rate` down to 3 % of it over `steps`.
+        warmup: steps of linear rise of the learning rate.
+        clip: largest gradient norm, 0 for no limit.
+        average: decay of the running mean of the weights (exponential moving average, EMA), 0 for none; otherwise
+            best.pt holds the mean and validation uses it.
 
-    Computing:
-    precision: "bf16" and "fp16" are autocast, "fp16" with scaled gradients and on CUDA devices alone; "auto" takes bf16
-        where the processor or GPU computes in it, else "fp32". channels_last: memory layout; "auto": with autocast.
-    compile: torch.compile of the convolutions. device: "cuda", "cpu" or "auto", the GPU where there is one.
-    threads: CPU threads, None for torch's choice. workers: processes that make pairs beside training; 0 where pairs
-        are generated on a GPU.
+        precision: "fp32"; "bf16" or "fp16" for autocast ("fp16" with scaled gradients, only on CUDA devices); or
+            "auto": bf16 if the processor or GPU supports it, else fp32.
+        channels_last: memory layout; "auto": "on" with autocast.
+        compile: whether the convolutions are compiled by torch.compile.
+        device: "cuda", "cpu" or "auto", a GPU if there is one.
+        threads: CPU threads, None for torch's choice.
+        workers: processes that make pairs during training; 0 for pairs that are generated on a GPU.
 
-    Files:
-    save_minutes: from one last.pt to the next. tensorboard: also log for TensorBoard, into tensorboard/. pictures: one
-        of a validation pair at every so many validations, into pictures/; 0 for none.
-    resume: continue last.pt of `output` exactly. resume_from: continue the last.pt of another folder, or a copy, in
-        `output`, where best.pt and log.csv begin anew. start: checkpoint whose weights a new run starts from; one that
-        is continued has its own.
-    licence: of the weights, written into the checkpoints.
+        validate_every: steps between validations.
+        validation_volumes: volumes of `data` held out for validation, None for 4.
+        validation_pairs: largest number of validation pairs.
+        pictures: number of validations per picture of a validation pair in pictures/, 0 for none.
+        tensorboard: whether TensorBoard logs are written into tensorboard/.
+        save_minutes: minutes between two writes of last.pt.
+        resume: whether last.pt of `output` is continued exactly.
+        resume_from: a last.pt elsewhere to continue in `output`, where best.pt and log.csv begin anew.
+        start: checkpoint whose weights a new run starts from; ignored by a run that is continued.
+        licence: licence of the weights, written into the checkpoints.
     """
 
     output: Path
@@ -149,7 +156,7 @@ class FitOptions:
         self._check_numbers()
         self._check_sources()
         if self.inverse_consistency and not self.both_directions:
-            raise InputError("inverse_consistency: needs the flows of both ways round; give both_directions too")
+            raise InputError("inverse_consistency: needs the flows of both directions; give both_directions too")
         self._check_beginning()
 
     def _check_numbers(self) -> None:
@@ -169,28 +176,28 @@ class FitOptions:
 
     def _check_beginning(self) -> None:
         if self.resume and self.resume_from is not None:
-            raise InputError("resume_from: begins in a new folder, resume goes on in an old one; give one of the two")
+            raise InputError("resume_from: begins in a new folder, resume continues in an old one; give one of the two")
         if self.finish and not self.continues:
-            raise InputError("finish: ends a run that has begun; give its last.pt as resume_from")
+            raise InputError("finish: ends an existing run; give its last.pt as resume_from")
         if self.finish and self.minutes is not None:
-            raise InputError("minutes: finish says after how many steps the run ends; give one of the two")
+            raise InputError("minutes: the run ends after the steps given by finish; give only one of the two")
         name = "start" if self.resume_from is None else "resume_from"
         path = getattr(self, name)
         if path is not None and not self.resume:
             require_file(path, name)
 
     def _check_sources(self) -> None:
-        """Refuse what would be ignored."""
+        """Refuse options that would be ignored."""
         if self.data is not None and self.template is not None:
-            raise InputError("template: is for generated pairs; give either data or template")
+            raise InputError("template: is only for generated pairs; give either data or template")
         if self.data is not None and self.generator != "alike":
-            raise InputError("generator: is for generated pairs; give either data or generator")
+            raise InputError("generator: is only for generated pairs; give either data or generator")
         if self.validation_volumes is not None and (self.data is None or self.validation is not None):
-            raise InputError("validation_volumes: are kept from data where no validation list is given; leave it out")
+            raise InputError("validation_volumes: is only for data without a validation list; leave it out")
         if self.dice_labels != "all" and (self.data is not None or not self.dice):
-            raise InputError("dice_labels: which labels are deep is known of generated pairs, with dice; leave it out")
+            raise InputError("dice_labels: deep labels are known only for generated pairs, with dice; leave it out")
         if self.data is None and self.augment:
-            raise InputError("augment: is for listed volumes, generated pairs are random already; leave it out")
+            raise InputError("augment: is only for listed volumes, generated pairs are random already; leave it out")
 
     def _require(self, name: str, good: bool, expected: str) -> None:
         if not good:
@@ -198,25 +205,25 @@ class FitOptions:
 
     @property
     def continues(self) -> Path | None:
-        """The checkpoint that is continued, None for a new run."""
+        """The checkpoint that is continued, or None for a new run."""
         return self.output / "last.pt" if self.resume else self.resume_from
 
     @property
     def held_out(self) -> int:
-        """Volumes of `data` that are kept for validation."""
+        """The number of volumes of `data` that are held out for validation."""
         return HELD_OUT if self.validation_volumes is None else self.validation_volumes
 
     def as_dict(self) -> dict:
-        """Plain types only."""
+        """Return the options by name, in plain types only."""
         plain = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
         shape = self.shape and list(self.shape)
         return plain | {"shape": shape, "iterations": list(self.iterations), "validation_volumes": self.held_out}
 
     def differences(self, other: dict) -> list[str]:
-        """Names of the options that keep `other` (an `as_dict`) from being a continuation of this run.
+        """Return the names of the options because of which this run cannot continue `other` (an `as_dict`).
 
-        What a checkpoint of an earlier version does not name was as the defaults are. `resume_from` may
-        begin to finish.
+        Options missing from `other`, from a checkpoint of an earlier version, had today's default values. `finish` may
+        differ if `resume_from` begins it.
         """
         mine, usual = self.as_dict(), {field.name: field.default for field in fields(self)}
         usual["iterations"] = list(usual["iterations"])

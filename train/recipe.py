@@ -1,4 +1,4 @@
-"""Recipe files: the options of a training run in TOML, named as on the command line, without the two dashes."""
+"""Recipe files: the options of a training run in TOML, named as on the command line without the two dashes."""
 
 import tomllib
 from pathlib import Path
@@ -10,20 +10,20 @@ from runtime.host.files.regular_files import require_file
 from train.options import CHOICES, FitOptions
 
 LARGEST = 1 << 20  # bytes of a recipe
-# By Python name: the options of a run, and that of the command line which says that there is no list.
+# Types by Python name: the options of a run, and `generated`, which on the command line stands for no list of data.
 _HINTS: dict[str, Any] = get_type_hints(FitOptions) | {"generated": bool}
 _KINDS = {name: get_args(hint)[0] if isinstance(hint, UnionType) else hint for name, hint in _HINTS.items()}
-_IN_TOML = {float: (float, int), Path: (str,)}  # where it is not the kind itself
-_NAMES = {str: "a text", Path: "a path as text", int: "a whole number", float: "a number", bool: "true or false"}
+_IN_TOML = {float: (float, int), Path: (str,)}  # types in TOML, where they differ from the option's type
+_NAMES = {str: "a string", Path: "a path as a string", int: "a whole number", float: "a number", bool: "true or false"}
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """The options in a recipe file by Python name: `learning_rate` for `learning-rate`, a tuple for a list.
+    """Read the options in a recipe file by Python name: `learning_rate` for `learning-rate`, a tuple for a list.
 
     Paths in it are relative to the current folder, as on the command line.
 
     Raises:
-        InputError: the file cannot be read, or holds an option there is not, or a value of another kind.
+        InputError: the file cannot be read, or has an unknown option or a value of the wrong type.
     """
     require_file(path, "recipe", LARGEST)
     try:
@@ -36,7 +36,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
 def _value(path: Path, key: str, found: Any) -> Any:
     kind, choices = _KINDS.get(key.replace("-", "_")), CHOICES.get(key.replace("-", "_"))
     if kind is None or "_" in key:
-        raise InputError(f"recipe: {path} holds {key}, which is no option of train; see train --help")
+        raise InputError(f"recipe: {path} has {key}, which is not an option of train; see train --help")
     if not _fits(kind, found) or (choices and found not in choices):
         expected = f"one of {', '.join(choices)}" if choices else _described(kind)
         raise InputError(f"recipe: {path} has {key} = {found!r}, expected {expected}; correct it")
@@ -46,7 +46,7 @@ def _value(path: Path, key: str, found: Any) -> Any:
 def _fits(kind: Any, found: Any) -> bool:
     if get_origin(kind) is tuple:
         return isinstance(found, list) and len(found) == len(get_args(kind)) and all(type(one) is int for one in found)
-    return type(found) in _IN_TOML.get(kind, (kind,))  # True is an int by inheritance, never by type
+    return type(found) in _IN_TOML.get(kind, (kind,))  # `type`, because isinstance(True, int) holds
 
 
 def _described(kind: Any) -> str:

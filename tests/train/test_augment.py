@@ -17,7 +17,7 @@ NOTHING = Augmentation().scaled(0)
 
 
 def _pair(labels=True):
-    """Two images of a bright box on a black ground, off centre along every axis, and its label."""
+    """Return two images of a bright box on a black background, off centre along every axis, and its label."""
     image, label_map = torch.zeros(SHAPE), torch.zeros(SHAPE, dtype=torch.int32)
     image[4:12, 6:14, 3:9], label_map[4:12, 6:14, 3:9] = 0.6, 7
     maps = (label_map, label_map.clone()) if labels else ()

@@ -1,4 +1,4 @@
-"""Two processes on this computer, started by torchrun, train what one would: the same weights, one set of files."""
+"""Two processes on this machine, started by torchrun, train what one would: the same weights, one set of files."""
 
 import os
 import shlex
@@ -46,7 +46,7 @@ def validation(tmp_path):
 
 @pytest.fixture
 def alone(tmp_path, validation):
-    """The same in this process, with two pairs a step."""
+    """The same run in this process, with two pairs per step."""
     return generated_run(
         tmp_path / "alone", validation_pairs=3, accumulate=2, dice=0.5, iterations=(1, 2, 1, 2), pictures=1,
         validation=str(validation),
@@ -120,7 +120,7 @@ class TestAProcessAndItsShare:
 
     def test_more_processes_than_gpus_are_refused(self, monkeypatch):
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-        with pytest.raises(InputError, match=r"processes: got 2 on this computer, which has 1 CUDA device"):
+        with pytest.raises(InputError, match=r"processes: got 2 on this machine, which has 1 CUDA device"):
             distributed._take_gpu(Processes(1, 2, 1, 2))
 
     def test_without_torchrun_there_is_one_process(self, monkeypatch):

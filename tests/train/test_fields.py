@@ -1,4 +1,4 @@
-"""The warp of training and its gradients: on a CPU our own kernels, judged by the definition, by torch and by slopes.
+"""The warp of training and its gradients: our own kernels on a CPU against NumPy, torch and finite differences.
 
 torch's `grid_sample` is an independent implementation of the same formula with the same derivatives, except where a
 coordinate is whole: there it goes by rounding which cell counts, so random flows keep clear of whole numbers.
@@ -25,7 +25,7 @@ CHANNELS = [1, 3, 8, 19]  # those with kernels of their own, and a mixture of th
 
 
 def _grid_sample(image, flow):
-    """torch's own, told voxels: on an align-corners-false grid the centre of voxel n of N is at (2n + 1) / N - 1."""
+    """Warp by torch itself: on an align-corners-false grid the centre of voxel n of N is at (2n + 1) / N - 1."""
     size = torch.tensor(flow.shape[2:], dtype=torch.float64).view(1, 3, 1, 1, 1)
     coordinates = (2 * (definition.identity(flow.shape[2:]).double() + flow.double()) + 1) / size - 1
     grid = coordinates.permute(0, 2, 3, 4, 1).flip(-1)
@@ -33,7 +33,7 @@ def _grid_sample(image, flow):
 
 
 def _random(shape, channels, batch=2, spread=2.5, seed=0):
-    """An image and a flow that leaves it here and there, with no coordinate within 0.02 of a whole number."""
+    """Return an image and a flow that leaves it in places, with no coordinate within 0.02 of a whole number."""
     generator = torch.Generator().manual_seed(seed)
     image = torch.randn((batch, channels, *shape), generator=generator)
     flow = spread * torch.randn((batch, 3, *shape), generator=generator)

@@ -105,8 +105,8 @@ def test_a_start_is_for_new_runs(options, kept, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"finish": 5}, "finish: ends a run that has begun"),
-        ({"finish": 5, "resume": True, "minutes": 1.0}, "minutes: finish says"),
+        ({"finish": 5}, "finish: ends an existing run"),
+        ({"finish": 5, "resume": True, "minutes": 1.0}, "minutes: the run ends after the steps given by finish"),
         ({"resume": True, "resume_from": "x.pt"}, "resume_from: begins in a new folder"),
         ({"resume_from": "absent.pt"}, r"resume_from: absent\.pt does not exist"),
         ({"finish": -1}, "finish: got -1"),

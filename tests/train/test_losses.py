@@ -37,7 +37,7 @@ def test_squared_form_is_the_similarity_of_the_runtime(shape):
 
 
 def test_plain_form_is_equation_3():
-    """Directly, window by window: zeros outside, sums and means over 9^3 voxels."""
+    """Compute it directly, window by window: zeros outside, sums and means over 9^3 voxels."""
     fixed, warped = _images((6, 5, 7))
     padded_f, padded_w = (np.pad(image.astype(np.float64), 4) for image in (fixed, warped))
     values = []
@@ -109,7 +109,7 @@ def test_smoothness_counts_an_axis_of_one_voxel_as_flat():
 
 
 def _label_maps(labels=(1, 2, 3), shape=(10, 9, 8), seed=0):
-    """Two random maps of 0 and the labels, as a batch of one."""
+    """Return two random maps of 0 and the labels, as a batch of one."""
     rng = np.random.default_rng(seed)
     return (torch.from_numpy(rng.choice([0, *labels], (1, *shape)).astype(np.int32)) for _ in range(2))
 

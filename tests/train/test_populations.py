@@ -1,4 +1,4 @@
-"""Pairs as users have them: what each thing that two scans do not have in common does to a generated pair."""
+"""Pairs as users have them: the effect on a generated pair of every feature in which two scans may differ."""
 
 from dataclasses import fields, replace
 
@@ -40,7 +40,7 @@ def scene(template):
 
 
 def _detail(image):
-    """Share of an image's variance that is finer than three voxels, inside it."""
+    """Return the share of an image's variance that is finer than three voxels, inside it."""
     rough = [image.diff(dim=axis).square().mean() for axis in range(3)]
     return float(sum(rough) / image.var())
 

@@ -1,4 +1,4 @@
-"""What a step does: its pairs, iterations, losses, precision and learning rate, against the same thing done by hand."""
+"""A training step: its pairs, iterations, losses, precision and learning rate, against the same done by hand."""
 
 from dataclasses import replace
 
@@ -29,7 +29,7 @@ def options(tmp_path):
 
 
 def by_hand(options, indices, counts=(1, 1, 1, 1)) -> list[torch.Tensor]:
-    """Mean gradient of the paper's loss over pairs, of the network a run begins with."""
+    """Return the mean gradient of the paper's loss over pairs, for the network that a run begins with."""
     run = Run(options)
     losses = []
     for index in indices:

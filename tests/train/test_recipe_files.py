@@ -1,4 +1,4 @@
-"""Recipe files: what they hold, how the command line comes before them, and what is wrong with one, in one line."""
+"""Recipe files: their options, precedence of the command line, and one-line messages for errors in them."""
 
 import dataclasses
 import re
@@ -19,7 +19,7 @@ RECIPES = sorted((ROOT / "train" / "recipes").glob("*.toml"))
 
 
 def parsed(*arguments) -> dict:
-    """What click gives to `train`, not run."""
+    """Return the options that click passes to `train`, without running it."""
     return cli.main.commands["train"].make_context("train", [str(argument) for argument in arguments]).params
 
 
@@ -50,14 +50,14 @@ def test_what_a_recipe_leaves_out_is_as_usual(recipe):
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("learning_rate = 1e-3", "holds learning_rate, which is no option"),
-        ("stepps = 3", "holds stepps, which is no option"),
+        ("learning_rate = 1e-3", "has learning_rate, which is not an option"),
+        ("stepps = 3", "has stepps, which is not an option"),
         ('steps = "many"', "has steps = 'many', expected a whole number"),
         ("steps = 3.5", "has steps = 3.5, expected a whole number"),
         ("steps = true", "has steps = True, expected a whole number"),
         ('smooth = "1"', "has smooth = '1', expected a number"),
-        ("template = 3", "has template = 3, expected a text"),
-        ("start = 3", "has start = 3, expected a path as text"),
+        ("template = 3", "has template = 3, expected a string"),
+        ("start = 3", "has start = 3, expected a path as a string"),
         ("tensorboard = 1", "has tensorboard = 1, expected true or false"),
         ("iterations = [1, 2, 3]", "has iterations = [1, 2, 3], expected a list of 4 whole numbers"),
         ("shape = 80", "has shape = 80, expected a list of 3 whole numbers"),
@@ -96,7 +96,7 @@ def test_the_recipe_of_the_weights_that_ship_is_the_command_of_their_card():
 
 
 class TestMakeTargets:
-    """What `make` would do, by its dry run in a folder of its own."""
+    """The commands that `make` would run, from its dry run in a separate folder."""
 
     def lines(self, folder: Path, target: str, *arguments: str) -> str:
         (folder / ".venv").mkdir(exist_ok=True)

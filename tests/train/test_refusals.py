@@ -1,4 +1,4 @@
-"""What is wrong with a run is said in one line, before its first step and before anything is written."""
+"""Errors of a run are reported in one line, before its first step and before anything is written."""
 
 import multiprocessing
 import os
@@ -89,7 +89,7 @@ def test_resume_with_other_options_is_refused_by_name(generated):
     ("option", "chosen"), [("precision", "bf16"), ("channels_last", "on")], ids=["precision", "layout"]
 )
 def test_resume_where_auto_chooses_otherwise_says_what_to_give(generated, monkeypatch, option, chosen):
-    """As on a computer whose processor has no bf16 instructions."""
+    """Simulates a machine whose processor has no bf16 instructions."""
     usual = replace(generated, shape=(24, 24, 24), validation_pairs=1, precision="auto")
     started = {"precision": usual, "channels_last": replace(usual, channels_last="on")}[option]
     monkeypatch.setattr(numerics, "_computes_bf16", lambda: option == "precision")
@@ -105,12 +105,12 @@ def test_resume_on_another_device_is_refused(generated):
     content = torch.load(last)
     content["training"]["chosen"]["device"] = "cuda"
     torch.save(content, last)
-    refused(replace(generated, device="auto", resume=True), "written with device cuda", "would take cpu", "`start`")
+    refused(replace(generated, device="auto", resume=True), "written with device cuda", "would use cpu", "`start`")
 
 
 def test_resume_with_other_numbers_of_pairs_is_refused(generated):
     fit(replace(generated, steps=6), stop_after(1))
-    refused(replace(generated, resume=True, accumulate=2), "resume:", "1 pairs a step", "accumulate 2 x 1 processes")
+    refused(replace(generated, resume=True, accumulate=2), "resume:", "1 pairs per step", "accumulate 2 x 1 processes")
 
 
 def test_start_from_another_kind_of_network_is_refused(generated, tmp_path):
@@ -261,7 +261,7 @@ def _too_few(folder):
 
 
 def _relabel(folder, number, labels):
-    """Labels 1 and 2 of a subject become these."""
+    """Replace labels 1 and 2 of a subject by the given ones."""
     named = np.array([0, *labels], np.int16)[subject(number)[1]]
     nib.save(nib.Nifti1Image(named, AFFINE), folder / "labels" / f"s{number}.nii.gz")
 
@@ -279,7 +279,7 @@ def _relabel(folder, number, labels):
     ],
 )
 def test_a_bad_list_ends_before_the_first_step(listed, tmp_path, damage, words):
-    """What else may be wrong with a list or a file: test_scan_list.py, test_train_volumes.py."""
+    """Other errors in lists and files: test_scan_list.py, test_volumes.py."""
     damage(tmp_path)
     refused(listed, *words)
     assert not listed.output.exists()

@@ -1,4 +1,4 @@
-"""The terms that keep flows from being rough, and steps that take a pair both ways round, by closed forms."""
+"""The terms against rough flows, and steps that register a pair in both directions, against closed forms."""
 
 from dataclasses import replace
 
@@ -29,14 +29,14 @@ SHAPE = (7, 6, 5)
 
 
 def linear(matrix) -> torch.Tensor:
-    """The flow (1, 3, I, J, K) that takes x to ``matrix @ x + (1, -2, 3)``."""
+    """Return the flow (1, 3, I, J, K) that maps x to ``matrix @ x + (1, -2, 3)``."""
     change = torch.tensor(matrix, dtype=torch.float32) - torch.eye(3)
     shift = torch.tensor([1.0, -2.0, 3.0]).view(3, 1, 1, 1)
     return (torch.einsum("ab,bijk->aijk", change, identity(SHAPE)) + shift)[None]
 
 
 def derivative(term, flow: torch.Tensor) -> tuple[float, float]:
-    """Of a term along a random direction: by its gradient, and by central differences."""
+    """Return a term's slope along a random direction by its gradient and by central differences."""
     direction = torch.randn(flow.shape, generator=torch.Generator().manual_seed(1))
     flow = flow.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(term(flow), flow)
@@ -166,7 +166,7 @@ class TestBothDirections:
         assert all(float(row["inverse_consistency"]) >= 0 and float(row["bending"]) >= 0 for row in rows(straight))
 
     def test_inverse_consistency_without_both_is_refused(self, tmp_path):
-        with pytest.raises(InputError, match="inverse_consistency: needs the flows of both ways"):
+        with pytest.raises(InputError, match="inverse_consistency: needs the flows of both directions"):
             FitOptions(tmp_path, inverse_consistency=1.0)
 
     def test_changing_a_term_is_another_run(self, tmp_path):

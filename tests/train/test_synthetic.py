@@ -1,4 +1,4 @@
-"""Generated pairs: what they are like, that they repeat, and that they can be registered at all."""
+"""Generated pairs: their properties, that they are repeatable, and that they can be registered."""
 
 import nibabel as nib
 import numpy as np

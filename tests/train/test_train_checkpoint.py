@@ -21,7 +21,7 @@ def _network(res_blocks=2, seed=0):
 
 
 def _authors_state(network):
-    """The network's tensors under the names of the released code, written down layer by layer."""
+    """Return the network's tensors under the names of the released code, written down layer by layer."""
     blocks = network.config.res_blocks
     modules = {f"encoder.block{n + 1}.main": network.extractor.convolutions[n] for n in range(4)}
     for level in LEVELS:
@@ -60,7 +60,7 @@ def _saved(tmp_path, content):
 
 
 def _refused(path, *words):
-    """The message, which is one line and holds every word."""
+    """Check that a file is refused in one line that contains every word; return the message."""
     with pytest.raises(InputError) as caught:
         load_checkpoint(path)
     message = str(caught.value)
@@ -190,7 +190,7 @@ def test_a_missing_file_is_refused(tmp_path):
 @pytest.mark.parametrize("kept", [0, 10, 5_000, -200])
 def test_a_truncated_file_is_refused(ours, kept):
     ours.write_bytes(ours.read_bytes()[:kept])
-    _refused(ours, "damaged or no checkpoint")
+    _refused(ours, "damaged or not a checkpoint")
 
 
 def _file(tmp_path, content):
@@ -202,10 +202,10 @@ def _file(tmp_path, content):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"P5 not a checkpoint", "damaged or no checkpoint"),
+        (b"P5 not a checkpoint", "damaged or not a checkpoint"),
         (pickle.dumps(print, protocol=2), "holds the Python object"),
-        (pickle.dumps(print, protocol=4), "is damaged or no checkpoint"),
-        (b"\x58\x02\x00\x00\x00\x00\x00\x00{\"a\":{}}", "is a safetensors file"),
+        (pickle.dumps(print, protocol=4), "is damaged or not a checkpoint"),
+        (b'\x58\x02\x00\x00\x00\x00\x00\x00{"a":{}}', "is a safetensors file"),
         (gzip.compress(b"something"), "is compressed; unpack it"),
         ((ROOT / "engines/estimator_level1.f56ee429.onnx").read_bytes(), "is an ONNX graph"),
         (b"\x89HDF\r\n\x1a\n" + bytes(64), "is an HDF5 file"),

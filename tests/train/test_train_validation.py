@@ -1,4 +1,4 @@
-"""Validation scores what users will get: the loop of `runtime.loop.iterstop`, judged by the definitions of quality."""
+"""Validation scores what users get, the loop of `runtime.loop.iterstop`, and agrees with the definitions of quality."""
 
 import numpy as np
 import pytest
@@ -82,7 +82,7 @@ def test_a_label_that_the_warp_loses_counts_as_nothing(network):
 
 
 def test_processes_share_the_pairs_and_the_score_is_that_of_all(network, monkeypatch):
-    """Real processes: test_train_distributed.py."""
+    """Real processes: test_distributed.py."""
     pairs, shown = tuple(pair(n, n + 1) for n in range(3)), {0: [], 1: []}
     expected, others = validate(network, pairs, NUMERICS), []
     monkeypatch.setattr(Processes, "gather", lambda self, rows: others.extend(rows) or rows)

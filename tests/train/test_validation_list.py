@@ -1,4 +1,4 @@
-"""Validation pairs that are listed one by one: grids of their own, groups, and what is wrong with a list."""
+"""Lists of single validation pairs: a grid for each pair, groups, and errors in a list."""
 
 from dataclasses import replace
 

@@ -20,7 +20,7 @@ AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
 
 
 def subject(number: int, size: int = 16) -> tuple[np.ndarray, np.ndarray]:
-    """A bright ball with a dark core, elsewhere in each subject, and labels of the two."""
+    """Return an image of a bright ball with a dark core, at another position in each subject, and its labels."""
     rng = np.random.default_rng(number)
     centre = size / 2 + rng.uniform(-1.5, 1.5, 3)
     axes = np.meshgrid(*(np.arange(size) - c for c in centre), indexing="ij")
@@ -30,7 +30,7 @@ def subject(number: int, size: int = 16) -> tuple[np.ndarray, np.ndarray]:
 
 
 def write_subjects(folder: Path, count: int = 6, size: int = 16) -> Path:
-    """Images in one folder, labels in another, and list.csv of both; returns the list."""
+    """Write images into one folder, labels into another, and list.csv of both; return the list."""
     lines = ["image,labels"]
     for kind in ("images", "labels"):
         (folder / kind).mkdir(exist_ok=True)
@@ -43,7 +43,7 @@ def write_subjects(folder: Path, count: int = 6, size: int = 16) -> Path:
 
 
 def generated_run(output: Path, **changes) -> FitOptions:
-    """Six steps on generated pairs."""
+    """Return the options of six steps on generated pairs."""
     usual = {
         "shape": (16, 16, 16), "steps": 6, "precision": "fp32", "device": "cpu", "threads": 1, "average": 0.9,
         "validate_every": 2, "validation_pairs": 2, "schedule": "cosine", "warmup": 2, "learning_rate": 1e-3,
@@ -53,7 +53,7 @@ def generated_run(output: Path, **changes) -> FitOptions:
 
 
 def listed_run(output: Path, data: Path, **changes) -> FitOptions:
-    """Four steps on listed volumes."""
+    """Return the options of four steps on listed volumes."""
     usual = {
         "steps": 4, "precision": "fp32", "device": "cpu", "threads": 1, "validate_every": 2, "validation_volumes": 2,
         "validation_pairs": 2, "learning_rate": 2e-3,
@@ -62,12 +62,12 @@ def listed_run(output: Path, data: Path, **changes) -> FitOptions:
 
 
 def same_pair(one: ImagePair, other: ImagePair) -> bool:
-    """Bit for bit, images and label maps."""
+    """Return whether images and label maps are equal bit for bit."""
     return all(torch.equal(a, b) for a, b in zip(one.tensors(), other.tensors(), strict=True))
 
 
 def refused(options: FitOptions, *words: str) -> None:
-    """A run ends before its first step, with one line that holds the words."""
+    """Check that a run ends before its first step, with a one-line message that contains the words."""
     steps = []
     with pytest.raises(InputError) as caught:
         fit(options, steps.append)
@@ -77,7 +77,7 @@ def refused(options: FitOptions, *words: str) -> None:
 
 
 def stop_after(step: int):
-    """Presses Ctrl-C after a step."""
+    """Return a progress function that sends Ctrl-C after a step."""
 
     def watch(progress) -> None:
         if progress.step == step:
@@ -87,19 +87,19 @@ def stop_after(step: int):
 
 
 def rows(result: FitResult) -> list[dict[str, str]]:
-    """Of log.csv."""
+    """Return the rows of a run's log.csv."""
     with result.log_path.open(newline="") as file:
         return list(csv.DictReader(file))
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
-    """Those that training goes on with, and those to use, of a checkpoint."""
+    """Return a checkpoint's weights to use and, as `trained.*`, those that training continues with."""
     saved = load_checkpoint(path)
     trained = saved.training["weights"] if saved.training else {}
     return {f"trained.{name}": tensor for name, tensor in trained.items()} | dict(saved.state)
 
 
 def same_weights(first: Path, second: Path) -> bool:
-    """Bit for bit."""
+    """Return whether the weights of two checkpoints are equal bit for bit."""
     a, b = weights(first), weights(second)
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)

@@ -1,1 +1,1 @@
-"""What a run logs: tables, curves and pictures."""
+"""The logs of a run: tables, curves and pictures."""

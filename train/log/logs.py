@@ -1,4 +1,4 @@
-"""What a run leaves behind of every step: log.csv, and curves for TensorBoard."""
+"""The log of every step of a run: log.csv, and curves for TensorBoard."""
 
 import contextlib
 import csv
@@ -14,7 +14,7 @@ from train.loss.objective import Losses
 from train.steps.timetable import Plan
 from train.steps.validation import SCHEDULES, Quality, Score
 
-# Columns of the losses, by their name in `Losses`.
+# Columns of the losses by their name in `Losses`.
 LOSS_COLUMNS = {"total": "loss", "dice": "dice_loss"} | {
     name: name for name in ("local_ncc", "smoothness", "bending", "log_jacobian", "inverse_consistency")
 }
@@ -27,7 +27,15 @@ LOG, TENSORBOARD = "log.csv", "tensorboard"
 
 @dataclass(frozen=True)
 class Row:
-    """One step. seconds: of training so far; score: of a validation after it, if there was one."""
+    """The log of one step.
+
+    Attributes:
+        step: number of finished steps.
+        seconds: training time so far.
+        plan: learning rate, iterations and the like of the step.
+        losses: losses of the step.
+        score: score of a validation after the step, if there was one.
+    """
 
     step: int
     seconds: float
@@ -36,7 +44,7 @@ class Row:
     score: Score | None
 
     def cells(self) -> dict[str, str]:
-        """As log.csv has it: text by column."""
+        """Return the row of log.csv: text by column."""
         losses, plan = self.losses, self.plan
         cells = {
             "step": str(self.step),
@@ -52,7 +60,7 @@ class Row:
         return cells | {"groups": "; ".join(f"{group} {value:.5f}" for group, value in groups)}
 
     def curves(self) -> dict[str, float]:
-        """As TensorBoard has it: numbers by name."""
+        """Return the points of TensorBoard's curves: numbers by name."""
         curves = {"learning_rate": self.plan.rate}
         curves |= {f"train/{name}": value for name, value in vars(self.losses).items()}
         if self.score:
@@ -83,11 +91,11 @@ def _quality_cells(quality: Quality) -> dict[str, str]:
 
 
 class RunLog(contextlib.AbstractContextManager):
-    """Writes the rows of a run; what an interrupted run wrote after its last checkpoint is dropped.
+    """The log of a run; rows that an interrupted run wrote after its last checkpoint are dropped.
 
     Args:
-        folder: of the run.
-        step: steps that are done; rows up to it are kept.
+        folder: folder of the run.
+        step: number of finished steps; rows up to it are kept.
         tensorboard: whether to write curves too.
     """
 
@@ -106,7 +114,7 @@ class RunLog(contextlib.AbstractContextManager):
             self._board.add_scalar(name, value, row.step)
 
     def show(self, step: int, picture: Any) -> None:
-        """Give TensorBoard a picture too."""
+        """Add a picture to the TensorBoard log, if there is one."""
         if self._board:
             self._board.add_image("validation", np.asarray(picture), step, dataformats="HWC")
 
@@ -117,7 +125,7 @@ class RunLog(contextlib.AbstractContextManager):
 
 
 def _rewrite(path: Path, step: int) -> None:
-    """The log with the rows up to `step` alone; later ones are of steps that no checkpoint knows."""
+    """Rewrite the log with only the rows up to `step`; no checkpoint contains the later steps."""
     kept: list[dict] = []
     if step and path.exists():
         with path.open(newline="") as file:
@@ -129,7 +137,7 @@ def _rewrite(path: Path, step: int) -> None:
 
 
 def tensorboard_writer() -> type:
-    """The class that writes for TensorBoard.
+    """Import and return the class that writes TensorBoard logs.
 
     Raises:
         InputError: the package tensorboard is not installed.

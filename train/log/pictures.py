@@ -1,4 +1,4 @@
-"""What the network does to a validation pair, to look at while it learns."""
+"""Pictures of a registered validation pair, for inspection during training."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +20,7 @@ def write_picture(folder: Path, step: int, pair: ImagePair, flow: Tensor) -> "Im
     """Draw fixed, moving and warped image, both differences and the warped grid into pictures/step_N.png.
 
     Args:
-        folder: of the run; the folder for pictures is made in it.
+        folder: folder of the run; the folder for pictures is created in it.
         pair: images (I, J, K) on the CPU.
         flow: (3, I, J, K), voxels, on the CPU.
 

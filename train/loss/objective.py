@@ -1,4 +1,4 @@
-"""What a training step makes smaller: the loss of a pair, one way round or both, under the flows found for it."""
+"""The objective of a training step: the loss of the flows found for a pair, in one direction or both."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -17,9 +17,14 @@ COARSE_WINDOW = 5
 
 @dataclass(frozen=True)
 class Losses:
-    """Means over a step's pairs, at level 1 but for `total`; None: not asked for. dice: 1 - mean soft Dice.
+    """Means over the pairs of a step; all but `total` are at level 1. None: the term has no weight.
 
-    total: their weighted sum, in which local_ncc counts as -1, and the coarse levels' share.
+    Attributes:
+        total: weighted sum of the terms, with weight -1 of `local_ncc`, plus the loss of the coarse levels.
+        local_ncc: local correlation.
+        smoothness: smoothness of the flow.
+        dice: 1 - mean soft Dice.
+        bending, log_jacobian, inverse_consistency: see `train.loss.terms`.
     """
 
     total: float
@@ -37,7 +42,7 @@ class Losses:
 
 @dataclass(frozen=True)
 class Objective:
-    """Form and weights of the loss; see `FitOptions`."""
+    """The form and weights of the loss; see `FitOptions`."""
 
     form: str
     smooth: float
@@ -50,12 +55,15 @@ class Objective:
     def __call__(
         self, ways: Sequence[ImagePair], flows: dict[int, Tensor], coarse: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss to descend, a mean over `ways`, and what `Losses` names of it, detached, without what has no weight.
+        """Compute the loss of a pair, as a mean over `ways`.
 
         Args:
-            ways: a pair, or a pair and the same the other way round; images and labels (I, J, K).
-            flows: of the network, by level, (ways, 3, I, J, K) at level 1.
+            ways: a pair, or a pair and the same with its images exchanged; images and labels are (I, J, K).
+            flows: flows of the network by level, (ways, 3, I, J, K) at level 1.
             coarse: weight of the coarse levels' loss.
+
+        Returns:
+            The loss to minimise, and its detached terms by the names of `Losses`, without terms that have no weight.
         """
         moving, fixed = (torch.stack([getattr(way, side) for way in ways]) for side in ("moving", "fixed"))
         moving, fixed, flow = moving[:, None], fixed[:, None], flows[1]
@@ -70,7 +78,7 @@ class Objective:
         return loss, {name: part.detach().float() for name, part in ({"total": loss} | parts).items()}
 
     def _further_terms(self, ways: Sequence[ImagePair]) -> dict[str, Callable[[Tensor], Tensor]]:
-        """The terms that the paper does not have, of level 1's flow, by the name of their weight."""
+        """Return the terms that are not in the paper, as functions of level 1's flow, by the name of their weight."""
 
         def overlap(flow: Tensor) -> Tensor:
             maps = [[self._compared(labels)[None] for labels in (way.fixed_labels, way.moving_labels)] for way in ways]
@@ -84,11 +92,11 @@ class Objective:
         }
 
     def _compared(self, labels: Tensor) -> Tensor:
-        """A label map (I, J, K) with 0 for what Dice leaves out."""
+        """Return a label map (I, J, K) with 0 instead of labels that the Dice loss ignores."""
         return labels if self.dice_labels == "all" else labels.where(is_deep(labels), 0)
 
     def _coarse(self, moving: Tensor, fixed: Tensor, flows: dict[int, Tensor]) -> Tensor:
-        """Similarity and smoothness summed over levels 2, 3 and 4, on images averaged down to each level's size."""
+        """Compute the loss of levels 2 to 4: smoothness and similarity of images averaged down to each level's size."""
         total = 0.0
         for level in (2, 3, 4):
             moving, fixed = F.avg_pool3d(moving, 2), F.avg_pool3d(fixed, 2)
@@ -98,7 +106,7 @@ class Objective:
 
 
 def halved(pair: ImagePair) -> ImagePair:
-    """A pair at half its size: images averaged, every second voxel of label maps."""
+    """Return a pair at half its size: images averaged, every second voxel of label maps."""
 
     def shrink(volume: Tensor) -> Tensor:
         return F.avg_pool3d(volume[None, None], 2)[0, 0] if volume.is_floating_point() else volume[::2, ::2, ::2]

@@ -1,1 +1,1 @@
-"""RP-Net in PyTorch, its definition, its field operations and checkpoints."""
+"""RP-Net in PyTorch: network, reference implementation, field operations and checkpoints."""

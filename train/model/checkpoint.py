@@ -1,6 +1,6 @@
-"""Checkpoints: one format of ours, and those of other programs, which are only read (`train.model.foreign_states`).
+"""Checkpoints in our own format, and reading of those of other programs (`train.model.foreign_states`).
 
-Ours is a `torch.save` of plain types and tensors that loads with ``weights_only=True``::
+Our format is a `torch.save` of plain types and tensors that loads with ``weights_only=True``::
 
     {"format": "rpnet-checkpoint", "version": 1, "config": {...}, "provenance": {...}, "model": {name: tensor},
      "training": {...} (only in checkpoints that training can resume from)}
@@ -27,7 +27,7 @@ from train.model.network import NetworkConfig, RPNet
 
 FORMAT = "rpnet-checkpoint"
 VERSION = 1
-# Other formats: how a file of each begins, and what to do with one.
+# Other formats: the bytes that their files begin with, and what to do with one.
 _OTHER_KINDS = {
     "a safetensors file": (rb".{6}\0\0\{", "load it with safetensors and torch.save the tensors by name"),
     "an ONNX graph or another protobuf": (rb"\x08[\x01-\x20]\x12", "export needs the checkpoint it was made from"),
@@ -40,7 +40,14 @@ _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, Runti
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A trained network and where it comes from. `training` holds what resuming needs, or is None."""
+    """A trained network and its origin.
+
+    Attributes:
+        config: configuration of the network.
+        state: the network's tensors by name.
+        provenance: origin of the weights, in plain types.
+        training: the state that a resumed run needs, or None.
+    """
 
     config: NetworkConfig
     state: Mapping[str, Tensor]
@@ -48,19 +55,19 @@ class Checkpoint:
     training: Mapping[str, Any] | None = None
 
     def network(self) -> RPNet:
-        """The network in float32 on the CPU, in eval mode."""
+        """Return the network in float32 on the CPU, in eval mode."""
         network = RPNet(self.config)
         network.load_state_dict(self.state)
         return network.eval()
 
     def deepened(self, res_blocks: int) -> "Checkpoint":
-        """Return the checkpoint with `res_blocks` per estimator, the further ones zero, to train on from.
+        """Return the checkpoint with `res_blocks` per estimator, the added ones zero, to continue training from.
 
-        A block of zeros leaves what is positive as it is and makes what is negative ten times smaller, so the flows are
+        A block of zeros leaves positive values unchanged and makes negative ones ten times smaller, so the flows are
         nearly those of the shallower network.
 
         Raises:
-            InputError: fewer blocks than there are.
+            InputError: `res_blocks` is less than the network has.
         """
         if res_blocks < self.config.res_blocks:
             raise InputError(f"res_blocks: got {res_blocks}, expected at least the {self.config.res_blocks} there are")
@@ -70,10 +77,10 @@ class Checkpoint:
 
 
 def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
-    """Write our format, whole or not at all.
+    """Write a checkpoint in our format, completely or not at all.
 
     Raises:
-        InputError, OSError: the file cannot be written, the disk is full say.
+        InputError, OSError: the file cannot be written, for instance because the disk is full.
     """
     content = {
         "format": FORMAT,
@@ -84,7 +91,7 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
     }
     if checkpoint.training is not None:
         content["training"] = dict(checkpoint.training)
-    # By way of memory, since torch.save tells of a full disk in a way of its own.
+    # Serialised in memory first: torch.save reports a full disk by an error of its own kind.
     buffer = io.BytesIO()
     torch.save(content, buffer)
     write_bytes(path, buffer.getvalue())
@@ -94,7 +101,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     """Read a checkpoint of ours, or RP-Net's tensors from one of another program, onto the CPU.
 
     Raises:
-        InputError: the file is missing, damaged, no checkpoint, of a newer version, or its tensors do not fit.
+        InputError: the file is missing, damaged, not a checkpoint or of a newer version, or its tensors do not fit.
     """
     content = _read(Path(path))
     if content.get("format") == FORMAT:
@@ -110,22 +117,22 @@ def _read(path: Path) -> dict:
     _check_kind(path)
     _check_records(path)
     try:
-        with warnings.catch_warnings(action="ignore"):  # of pickles that are refused in a line anyway
+        with warnings.catch_warnings(action="ignore"):  # about pickles, which are refused below anyway
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle makes the unpickler raise errors of a dozen kinds
+    except Exception as error:  # the unpickler raises a dozen kinds of errors for damaged pickles
         if pickled := re.search(r"(?:global|GLOBAL|class) ([\w.]+)", str(error)):
             raise InputError(
-                f"checkpoint: {path} holds the Python object {pickled[1]}, which may run anything when it is loaded; "
+                f"checkpoint: {path} holds the Python object {pickled[1]}, which may run any code when it is loaded; "
                 "save the module's state_dict() instead"
             ) from error
-        raise InputError(f"checkpoint: {path} is damaged or no checkpoint; copy it again") from error
+        raise InputError(f"checkpoint: {path} is damaged or not a checkpoint; copy it again") from error
     if not isinstance(content, dict):
         raise InputError(f"checkpoint: {path} holds a {type(content).__name__}, expected a dict with tensors")
     return content
 
 
 def _check_kind(path: Path) -> None:
-    """Refuse files of other formats, by content."""
+    """Refuse files of other formats, recognised by their content."""
     with path.open("rb") as file:
         start = file.read(16)
     for kind, (begins, remedy) in _OTHER_KINDS.items():
@@ -134,16 +141,16 @@ def _check_kind(path: Path) -> None:
 
 
 def _check_records(path: Path) -> None:
-    """Refuse a zip archive that is not as it was written: torch.load does not compare its checksums."""
+    """Refuse a zip archive whose content does not match its checksums, which torch.load does not compare."""
     if not zipfile.is_zipfile(path):
-        return  # PyTorch's format before 1.6, which has none
+        return  # PyTorch's format before 1.6, which has no checksums
     try:
         with zipfile.ZipFile(path) as archive:
             damaged, names = archive.testzip(), archive.namelist()
     except _DAMAGED as error:
         raise InputError(f"checkpoint: {path} is damaged ({first_line(error)[:80]}); copy it again") from error
     if damaged:
-        raise InputError(f"checkpoint: {path} is damaged: its record {damaged} is not what was written; copy it again")
+        raise InputError(f"checkpoint: {path} is damaged in its record {damaged}; copy it again")
     if any("/code/" in name for name in names):
         raise InputError(f"checkpoint: {path} is a TorchScript archive; save the module's state_dict() instead")
 
@@ -158,16 +165,16 @@ def _ours(path: str | Path, content: dict) -> Checkpoint:
         raise InputError(f"checkpoint: {path} has no {', '.join(missing)}; write it again with `train`")
     found = {str(name): value if isinstance(value, int) else type(value) for name, value in content["config"].items()}
     if found.keys() != NetworkConfig().as_dict().keys() or not all(isinstance(value, int) for value in found.values()):
-        raise InputError(f"checkpoint: {path} has config {first_line(found)}, expected such as {NetworkConfig()}")
+        raise InputError(f"checkpoint: {path} has config {first_line(found)}, expected one like {NetworkConfig()}")
     config = NetworkConfig(**found)
     _check(path, config, content["model"])
     return Checkpoint(config, content["model"], content["provenance"], content.get("training"))
 
 
 def _check(path: str | Path, config: NetworkConfig, state: Mapping, alias: Mapping[str, str] | None = None) -> None:
-    """Refuse a state whose names or shapes are not the network's; `alias` translates our names into the file's."""
+    """Refuse a state whose names or shapes differ from the network's; `alias` maps our names to the file's."""
     alias = alias or {}
-    with torch.device("meta"):  # shapes alone
+    with torch.device("meta"):  # shapes without memory
         expected = {name: tuple(tensor.shape) for name, tensor in RPNet(config).state_dict().items()}
     shapes = {name: tuple(getattr(tensor, "shape", ())) for name, tensor in state.items()}
     missing = [alias.get(name, name) for name in expected if name not in shapes]

@@ -1,4 +1,4 @@
-"""Warp, upsample, compose and Jacobian determinant as training has them; `runtime.geometry.flow` defines them."""
+"""Warp, upsample, compose and Jacobian determinant for training; `runtime.geometry.flow` defines them."""
 
 import torch
 from torch import Tensor
@@ -10,11 +10,12 @@ __all__ = ["compose", "determinant", "folded_share", "upsample", "warp"]
 
 
 def warp(image: Tensor, flow: Tensor, mode: str = "bilinear") -> Tensor:
-    """`train.model.definition.warp`: on a CPU, unless ``mode="nearest"``, by kernels of our own.
+    """Compute `train.model.definition.warp`; on a CPU our own kernels do so, unless the mode is "nearest".
 
     Args:
-        image: (N, C, I, J, K); channels-last memory spares a copy.
+        image: (N, C, I, J, K); channels-last memory avoids a copy.
         flow: (N, 3, I, J, K), voxels, component order = axis order.
+        mode: "bilinear", which is trilinear in three dimensions, or "nearest".
     """
     if mode == "bilinear" and image.device.type == flow.device.type == "cpu":
         return fields_cpu.warp(image.float(), flow.float())
@@ -22,14 +23,15 @@ def warp(image: Tensor, flow: Tensor, mode: str = "bilinear") -> Tensor:
 
 
 def compose(flow: Tensor, residual: Tensor) -> Tensor:
-    """``flow(x + residual(x)) + residual(x)``; both (N, 3, I, J, K)."""
+    """Compute ``flow(x + residual(x)) + residual(x)``; both are (N, 3, I, J, K)."""
     return warp(flow, residual) + residual
 
 
 def determinant(flow: Tensor) -> Tensor:
-    """Jacobian determinant (I, J, K) of x + flow(x) by central differences, one-sided at the border.
+    """Compute the Jacobian determinant (I, J, K) of x + flow(x) by central differences, one-sided at the border.
 
-    flow: (1, 3, I, J, K), two or more voxels along each axis.
+    Args:
+        flow: (1, 3, I, J, K), in voxels; each axis has two or more voxels.
     """
     slopes = [torch.gradient(component.float()) for component in flow[0]]
     rows = [[slope + (n == m) for m, slope in enumerate(row)] for n, row in enumerate(slopes)]
@@ -38,5 +40,5 @@ def determinant(flow: Tensor) -> Tensor:
 
 
 def folded_share(flow: Tensor) -> float:
-    """Share of voxels with a determinant <= 0 of a flow; see `determinant`."""
+    """Return the share of voxels where the `determinant` of a flow is 0 or less."""
     return (determinant(flow) <= 0).float().mean().item()

@@ -1,8 +1,8 @@
-"""The trilinear warp and its two gradients on a CPU; `runtime.geometry.flow.warp` is the definition.
+"""The trilinear warp and its two gradients on a CPU; `runtime.geometry.flow.warp` defines the warp.
 
-torch samples a volume on one thread as long as the batch is one volume, and one channel at a time. The kernels of
-registration (`runtime.backends`) read all channels of a voxel at once and share slices out among as many threads as
-torch uses; results do not depend on their number. What is here hands them torch's memory.
+For a batch of one volume, torch samples on a single thread, one channel at a time. The kernels of registration
+(`runtime.backends`) read all channels of a voxel at once and distribute slices over as many threads as torch uses;
+results do not depend on the number of threads. This module passes torch's memory to these kernels.
 """
 
 import contextlib
@@ -20,10 +20,12 @@ from runtime.types import Array
 
 @custom_op("rpnet::warp", mutates_args=(), device_types="cpu")
 def warp(image: Tensor, flow: Tensor) -> Tensor:
-    """``image(x + flow(x))``, trilinear, zeros outside, NaN where the flow is; differentiable once in both.
+    """Compute ``image(x + flow(x))``, trilinear, with zeros outside and NaN where the flow is NaN.
+
+    The result can be differentiated once with respect to both arguments.
 
     Args:
-        image: (N, C, I, J, K) float32 on the CPU; channels-last memory spares a copy.
+        image: (N, C, I, J, K) float32 on the CPU; channels-last memory avoids a copy.
         flow: (N, 3, I, J, K) float32, voxels.
 
     Returns:
@@ -63,29 +65,29 @@ def _backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
 
 
 warp.register_autograd(_backward, setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs))
-# What torch.compile must know: shape and memory layout of the results.
+# torch.compile must know shape and memory layout of the results.
 warp.register_fake(lambda image, flow: _channels_last(image))
 _to_flow.register_fake(lambda image, flow, gradient: _channels_last(flow))
 _to_image.register_fake(lambda flow, gradient: _channels_last(gradient))
 
 
 def _channels_last(like: Tensor) -> Tensor:
-    """Unwritten memory for a tensor of the same shape."""
+    """Return an uninitialised tensor of the same shape in channels-last memory."""
     batch, channels, *sizes = like.shape
     return like.new_empty((batch, *sizes, channels)).permute(0, 4, 1, 2, 3)
 
 
 def _arrays(tensor: Tensor) -> list[Array]:
-    """Each volume of a batch as a C-contiguous array (I, J, K, C), without a copy if its memory is channels-last."""
+    """Return each volume of a batch as a C-contiguous array (I, J, K, C), without a copy for channels-last memory."""
     return list(tensor.detach().permute(0, 2, 3, 4, 1).contiguous().numpy())
 
 
 @contextlib.contextmanager
 def _host() -> Iterator[NumbaFields]:
-    """The field operations of registration; meanwhile all kernels use torch's number of threads, or all numba has."""
+    """Yield registration's field operations; within, all kernels use as many threads as torch, if numba has them."""
     count = torch.get_num_threads()
     host = NumbaFields(count)
     with host.threads():
-        if torch.get_num_threads() != count:  # numba's start sets it as well where the two share an OpenMP
+        if torch.get_num_threads() != count:  # numba's start changes it too if both share one OpenMP library
             torch.set_num_threads(count)
         yield host

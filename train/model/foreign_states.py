@@ -1,7 +1,7 @@
-"""Tensors of RP-Net as other programs save them: bare or in a wrapper, under our names or under the authors'.
+"""Tensors of RP-Net in the checkpoints of other programs: bare or wrapped, under our names or the authors'.
 
-The authors of IIRP-Net left two forms: {"config", "model_state"}, and a bare state dict with `transformer.*.grid`
-buffers. Trainers wrap state dicts (`WRAPPERS`), and PyTorch puts a prefix before names (`PREFIXES`).
+The authors of IIRP-Net released two forms: {"config", "model_state"}, and a bare state dict with `transformer.*.grid`
+buffers. Trainers wrap state dicts (`WRAPPERS`), and PyTorch adds prefixes to names (`PREFIXES`).
 """
 
 import re
@@ -21,7 +21,14 @@ _SHOWN = 6
 
 @dataclass(frozen=True)
 class ForeignState:
-    """Tensors under our names, the network they are of, and by our names what the file calls them, if otherwise."""
+    """The tensors of RP-Net found in a checkpoint of another program.
+
+    Attributes:
+        config: configuration of the network.
+        state: tensors by our names.
+        file_names: the file's names by our names, if they differ.
+        data: origin of the weights.
+    """
 
     config: NetworkConfig
     state: Mapping[str, Tensor]
@@ -30,16 +37,16 @@ class ForeignState:
 
 
 def abbreviated(names: list[str]) -> str:
-    """Return the first names, comma-separated, and how many more there are."""
+    """Return the first names, comma-separated, and the number of further ones."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more
 
 
 def read_foreign(path: object, content: Mapping) -> ForeignState:
-    """Find RP-Net's tensors in what a checkpoint of another program holds.
+    """Find RP-Net's tensors in the content of a checkpoint of another program.
 
     Raises:
-        InputError: there are none; the message names what is there.
+        InputError: there are none; the message names the content.
     """
     state = _bare(content)
     if any(re.match(OURS, name) for name in state):
@@ -47,7 +54,7 @@ def read_foreign(path: object, content: Mapping) -> ForeignState:
     if any(re.match(AUTHORS, name) for name in state):
         return _authors(state)
     raise InputError(
-        f"checkpoint: {path} holds {abbreviated(list(map(str, content))) or 'nothing'}, no RP-Net; give a .pt file "
+        f"checkpoint: {path} holds {abbreviated(list(map(str, content))) or 'nothing'}, not RP-Net; give a .pt file "
         "written by `train`, or a state_dict of this network or of its authors'"
     )
 
@@ -67,7 +74,7 @@ def _without_prefixes(name: str) -> str:
 
 
 def _first_channels(tensor: object) -> int:
-    """Return the channels that the first convolution makes, the usual number if it is no tensor."""
+    """Return the output channels of the first convolution, or the default number if `tensor` is not a tensor."""
     return len(tensor) if isinstance(tensor, Tensor) and tensor.ndim else NetworkConfig().first_channels
 
 
@@ -86,14 +93,14 @@ def _authors(state: Mapping[str, Tensor]) -> ForeignState:
 
 
 def _authors_config(state: Mapping[str, Tensor]) -> NetworkConfig:
-    """Return the channels of the first convolution and the residual blocks: `Conv2.main` upwards in any decoder."""
+    """Return the configuration: residual blocks are `Conv2.main` and up in any decoder."""
     numbers = [int(m[1]) for name in state if (m := re.fullmatch(r"decoder\d\.Conv(\d+)\.main\.weight", name))]
     channels = _first_channels(state.get("encoder.block1.main.weight"))
     return NetworkConfig(first_channels=channels, res_blocks=max(numbers, default=1) - 1)
 
 
 def authors_names(config: NetworkConfig) -> dict[str, str]:
-    """Return the authors' tensor names by ours."""
+    """Return the authors' names of tensors by our names."""
     modules = {f"extractor.convolutions.{n}": f"encoder.block{n + 1}.main" for n in range(4)}
     last = config.res_blocks + 1
     for level in LEVELS:

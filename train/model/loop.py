@@ -1,6 +1,6 @@
-"""The PyTorch definition of a registration: the network and the textbook forms of the field operations, nothing fused.
+"""The PyTorch reference implementation of a registration: the network and plain field operations, nothing fused.
 
-It drives the same loop as the engines do (`runtime.loop.iterstop`); what it defines is everything below the loop.
+It runs in the same loop as the engines (`runtime.loop.iterstop`) and is the reference for everything below the loop.
 """
 
 from typing import Any
@@ -18,15 +18,15 @@ from train.model.network import RPNet
 
 
 class TorchPair:
-    """Two images (1, 1, I, J, K), float32 in [0, 1], behind an eager `RPNet`. Flows are tensors (1, 3, I, J, K).
+    """Two images and an eager `RPNet` that registers them. Flows are tensors (1, 3, I, J, K).
 
     Args:
-        network: gives features and residual flows.
-        moving, fixed: tensors on one device.
-        similarity: what `score` computes.
-        fixed_features: of `fixed`, where they are known.
-        fields: warp, compose and upsample: `train.model.definition`, the faster `train.model.fields`, or what times
-            them.
+        network: computes features and residual flows.
+        moving, fixed: images (1, 1, I, J, K), float32 in [0, 1], on one device.
+        similarity: name of the similarity that `score` computes.
+        fixed_features: features of `fixed` if they are known.
+        fields: object with warp, compose and upsample: `train.model.definition`, the faster `train.model.fields`, or a
+            wrapper that times them.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class TorchPair:
 
 
 def image_tensor(image: Array, device: torch.device | str = "cpu") -> Tensor:
-    """An image (I, J, K) as float32 (1, 1, I, J, K) on a device."""
+    """Return an image (I, J, K) as a float32 tensor (1, 1, I, J, K) on a device."""
     return torch.from_numpy(np.ascontiguousarray(image, np.float32)).to(device)[None, None]
 
 
@@ -82,7 +82,7 @@ def _similarity(name: str, fixed: Tensor, warped: Tensor) -> float:
 def register_with_torch(
     network: RPNet, fixed: Array, moving: Array, schedule: Schedule, similarity: str = "ncc"
 ) -> iterstop.Iterations:
-    """Registers two images (I, J, K), float32 in [0, 1], sizes multiples of 8; the result's flow is (3, I, J, K)."""
+    """Register two images (I, J, K), float32 in [0, 1], sizes multiples of 8; the result's flow is (3, I, J, K)."""
     device = next(network.parameters()).device
     with torch.inference_mode():
         pair = TorchPair(network, image_tensor(moving, device), image_tensor(fixed, device), similarity)

@@ -1,7 +1,7 @@
 """RP-Net: one feature extractor for both images and one flow estimator per level.
 
 Source: "IIRP-Net: Iterative Inference Residual Pyramid Network for Enhanced Image Registration" (CVPR 2024),
-section 3.1, in the form of the network its authors released (activations and channels).
+section 3.1, with activations and channels as in the network that its authors released.
 """
 
 import itertools
@@ -31,7 +31,12 @@ def _conv(channels_in: int, channels_out: int) -> nn.Conv3d:
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """What fixes the network's tensors: the channels of level 1 and the residual blocks of each estimator (0..4)."""
+    """The numbers that determine the shapes of the network's tensors.
+
+    Attributes:
+        first_channels: channels of the features of level 1, an even number.
+        res_blocks: residual blocks of each estimator, 0 to 4.
+    """
 
     first_channels: int = 8
     res_blocks: int = 2
@@ -45,13 +50,13 @@ class NetworkConfig:
 
     @property
     def feature_channels(self) -> dict[int, int]:
-        """Channels of each level's feature map: 8, 16, 32, 32 at levels 1 to 4."""
+        """The channels of each level's feature map: by default 8, 16, 32, 32 at levels 1 to 4."""
         c = self.first_channels
         return {1: c, 2: 2 * c, 3: 4 * c, 4: 4 * c}
 
     @property
     def estimator_channels(self) -> dict[int, int]:
-        """Width q of each level's estimator: 16 at level 1, 32 above."""
+        """The width q of each level's estimator: by default 16 at level 1, 32 above."""
         c = self.first_channels
         return {1: 2 * c, 2: 4 * c, 3: 4 * c, 4: 4 * c}
 
@@ -60,7 +65,7 @@ class NetworkConfig:
 
 
 class FeatureExtractor(nn.Module):
-    """Image (N, 1, I, J, K) -> feature maps of levels 1 to 4, each half the size of the one before."""
+    """The extractor: image (N, 1, I, J, K) -> feature maps of levels 1 to 4, each half the size of the one before."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -94,7 +99,7 @@ class FlowEstimator(nn.Module):
 
 
 class RPNet(nn.Module):
-    """The whole network; `forward` is RP-Net, one iteration per level."""
+    """The whole network; `forward` is RP-Net, with one iteration per level."""
 
     def __init__(self, config: NetworkConfig | None = None) -> None:
         super().__init__()
@@ -110,24 +115,27 @@ class RPNet(nn.Module):
         )
 
     def encode(self, image: Tensor) -> dict[int, Tensor]:
-        """Feature maps by level of an image (N, 1, I, J, K) in [0, 1] whose sizes are multiples of 8."""
+        """Return the feature maps by level of an image (N, 1, I, J, K) in [0, 1] with sizes that are multiples of 8."""
         if image.ndim != 5 or any(size % SIZE_MULTIPLE for size in image.shape[2:]):
             raise InputError(f"image: got shape {tuple(image.shape)}, expected (N, 1, I, J, K) with sizes % 8 == 0")
         return dict(enumerate(self.extractor(image), start=1))
 
     def estimate(self, level: int, warped_moving: Tensor, fixed: Tensor) -> Tensor:
-        """Residual flow (N, 3, I, J, K) of one level, float32, from its two feature maps (N, C, I, J, K)."""
+        """Estimate the residual flow (N, 3, I, J, K) of one level, float32, from its feature maps (N, C, I, J, K)."""
         features = torch.cat((warped_moving.to(fixed.dtype), fixed), dim=1)
         return self.estimators[str(level)](features).float()
 
     def forward(self, moving: Tensor, fixed: Tensor) -> Tensor:
-        """Flow (N, 3, I, J, K) in voxels, on the fixed grid, that aligns `moving` to `fixed` (both (N, 1, I, J, K))."""
+        """Return the flow that aligns `moving` to `fixed`, both (N, 1, I, J, K).
+
+        The flow is (N, 3, I, J, K), in voxels on the fixed grid.
+        """
         return self.flows(moving, fixed)[1]
 
     def flows(
         self, moving: Tensor, fixed: Tensor, counts: tuple[int, int, int, int] = (1, 1, 1, 1)
     ) -> dict[int, Tensor]:
-        """The flow as each level leaves it, by level, in voxels of that level's grid; level 1's is the result.
+        """Return the flow after each level, by level, in voxels of that level's grid; level 1's is the result.
 
         Args:
             moving, fixed: (N, 1, I, J, K), in [0, 1], sizes multiples of 8.
@@ -138,9 +146,9 @@ class RPNet(nn.Module):
     def flows_both_ways(
         self, first: Tensor, second: Tensor, counts: tuple[int, int, int, int] = (1, 1, 1, 1)
     ) -> dict[int, Tensor]:
-        """As `flows`, of first onto second and of second onto first, as one batch (2N, 3, I, J, K) in this order.
+        """Return `flows` of first onto second and of second onto first, as one batch (2N, 3, I, J, K) in this order.
 
-        Each image goes through the extractor once.
+        Each image passes through the extractor once.
         """
         features = self.encode(torch.cat((first, second)))
         others = {level: torch.cat(maps.chunk(2)[::-1]) for level, maps in features.items()}
@@ -158,7 +166,7 @@ class RPNet(nn.Module):
         return flows
 
     def _refine(self, level: int, flow: Tensor | None, moving: Tensor, fixed: Tensor) -> Tensor:
-        """One iteration of a level from its feature maps; no flow is the zero flow."""
+        """Run one iteration of a level on its feature maps; None stands for the zero flow."""
         if flow is None:
             return self.estimate(level, moving, fixed)
         return compose(flow, self.estimate(level, warp(moving, flow), fixed))

@@ -1,8 +1,8 @@
-"""Several processes that train one network together, as `torchrun` starts them; one process alone is the same code.
+"""Training of one network by several processes started by `torchrun`; a single process runs the same code.
 
 Every process holds the same weights, computes the gradient of its share of a step's pairs, and takes the same step with
-the sum. The network is small (less than 2 MB), so its gradients travel as one vector after the last backward pass;
-there is nothing to hide behind the computation, which is what `DistributedDataParallel` is for.
+the sum. The network is small (less than 2 MB), so its gradients are exchanged as one vector after the last backward
+pass; overlapping communication with computation, the purpose of `DistributedDataParallel`, would gain nothing.
 """
 
 import contextlib
@@ -14,25 +14,33 @@ from dataclasses import dataclass
 import torch
 import torch.distributed
 
-# Default arguments in here are the group that exists at the import, which an optimiser's first step would cause, too
-# late: that group's threads would then outlive it, into the interpreter's end, where they abort the process.
+# Imported before any process group exists. Default arguments in this module hold the group that exists when it is
+# imported. An optimiser's first step would import it too late: the group's threads would then outlive the group until
+# the interpreter ends, where they abort the process.
 import torch.distributed.nn.functional
 from torch import Tensor
 
 from runtime.errors import InputError, first_line
 
-# The others wait while the first one writes, or has a longer share of the validation pairs.
+# Time limit of an exchange: the others wait while the first process writes, or has more validation pairs to register.
 PATIENCE = datetime.timedelta(hours=1)
 
 
 def is_first() -> bool:
-    """Whether this process is the one that speaks and writes; true where there is only one."""
+    """Return whether this process is the one that reports and writes; true for a single process."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 @dataclass(frozen=True)
 class Processes:
-    """Those that train together. rank: this one's number, from 0; count: how many; `local`: on this computer."""
+    """The processes that train together.
+
+    Attributes:
+        rank: number of this process, from 0.
+        count: number of processes.
+        local_rank: number of this process on this machine.
+        local_count: number of processes on this machine.
+    """
 
     rank: int = 0
     count: int = 1
@@ -41,7 +49,7 @@ class Processes:
 
     @property
     def first(self) -> bool:
-        """Whether this one writes."""
+        """True in the process that writes."""
         return self.rank == 0
 
     @property
@@ -59,7 +67,7 @@ class Processes:
             tensor.copy_(part.view(tensor.shape))
 
     def agree(self, seconds: float, asked: bool, device: torch.device) -> tuple[float, bool]:
-        """The first process's clock, and whether any process was asked to stop; the same answer everywhere."""
+        """Return the first process's clock, and whether any process was asked to stop; the same in all processes."""
         if self.alone:
             return seconds, asked
         words = torch.tensor([seconds if self.first else 0.0, float(asked)], dtype=torch.float64, device=device)
@@ -68,7 +76,7 @@ class Processes:
         return seconds, asked_in > 0
 
     def gather(self, rows: list) -> list:
-        """Rows of all processes, those of the first one first; the same answer everywhere."""
+        """Return the rows of all processes, those of the first one first; the same in all processes."""
         if self.alone:
             return rows
         gathered: list = [None] * self.count
@@ -78,10 +86,13 @@ class Processes:
 
 @contextlib.contextmanager
 def joined(device_type: str) -> Iterator[Processes]:
-    """The processes that the environment names (RANK, WORLD_SIZE ... of `torchrun`), connected: gloo, on GPUs nccl.
+    """Connect the processes that `torchrun` describes in the environment (RANK, WORLD_SIZE ...), by gloo or nccl.
 
     Args:
-        device_type: "cpu" or "cuda"; each process on a computer takes the GPU of its number.
+        device_type: "cpu", connected by gloo, or "cuda", by nccl; each process on a machine uses the GPU of its number.
+
+    Yields:
+        The processes.
 
     Raises:
         InputError: there are more processes than GPUs, or they cannot be connected.
@@ -97,7 +108,7 @@ def joined(device_type: str) -> Iterator[Processes]:
     try:
         torch.distributed.init_process_group("nccl" if device_type == "cuda" else "gloo", timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
-        raise InputError(f"processes: {count} were announced and cannot be connected ({first_line(error)[:160]}); "
+        raise InputError(f"processes: {count} were announced but cannot be connected ({first_line(error)[:160]}); "
                          "start them with torchrun") from error  # fmt: skip
     try:
         yield processes
@@ -108,6 +119,6 @@ def joined(device_type: str) -> Iterator[Processes]:
 def _take_gpu(processes: Processes) -> None:
     gpus = torch.cuda.device_count()
     if processes.local_count > gpus:
-        raise InputError(f"processes: got {processes.local_count} on this computer, which has {gpus} CUDA device(s); "
+        raise InputError(f"processes: got {processes.local_count} on this machine, which has {gpus} CUDA device(s); "
                          "start one for each")  # fmt: skip
     torch.cuda.set_device(processes.local_rank)

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request: the run ends after the step it is at, or at once while it waits for pairs."""
+"""Ctrl-C and SIGTERM as requests: the run ends after the current step, or at once while it waits for pairs."""
 
 import contextlib
 import signal
@@ -7,17 +7,20 @@ from collections.abc import Iterator
 
 
 class WaitEndedError(Exception):
-    """A wait ended because the run was asked to stop."""
+    """The end of a wait because the run was asked to stop."""
 
 
 class StopRequest:
-    """Notes the first SIGINT or SIGTERM; a further SIGINT ends the program, where the run is `alone`.
+    """A context that records the first SIGINT or SIGTERM; if `alone`, a further SIGINT ends the program.
 
-    `torchrun` passes signals on to processes that may have had them already, and `make` does so with SIGTERM: there a
-    second one says nothing new. Outside the main thread signals stay as they are.
+    `torchrun` passes signals on to processes that may have received them already, and `make` does so with SIGTERM: in
+    these cases a second signal is not a new request. Outside the main thread, signal handlers are not changed.
 
     Args:
-        alone: whether no other process trains the same network: all of them must end after the same step.
+        alone: whether no other process trains the same network; otherwise all must end after the same step.
+
+    Attributes:
+        signal: number of the first signal, or None.
     """
 
     def __init__(self, alone: bool = True) -> None:
@@ -27,7 +30,7 @@ class StopRequest:
 
     @property
     def asked(self) -> bool:
-        """Return whether a signal came."""
+        """True once a signal has arrived."""
         return self.signal is not None
 
     def __enter__(self) -> "StopRequest":
@@ -44,10 +47,10 @@ class StopRequest:
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Let a signal break off what stands inside, in which nothing of the run changes.
+        """Let a signal interrupt the body, which must not change the state of the run; only if `alone`.
 
         Raises:
-            WaitEndedError: a signal came.
+            WaitEndedError: a signal arrived.
         """
         self._waits = self._alone
         try:

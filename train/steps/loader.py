@@ -1,4 +1,4 @@
-"""The pairs of the steps to come, made beside training where workers are asked for."""
+"""The pairs of the coming steps, made in parallel to training if there are workers."""
 
 import contextlib
 import itertools
@@ -19,10 +19,10 @@ from train.steps.distributed import Processes
 
 @dataclass(frozen=True)
 class Batch:
-    """The pairs of a step: `accumulate` in each of the processes.
+    """The pairs of a step: `accumulate` of them in each process.
 
-    Step s, from 0, consists of the `size` pairs from s * size on; a process takes those whose index leaves its rank
-    when divided by the number of processes. So a step is the same however many processes share it.
+    Step s, from 0, consists of the `size` pairs from s * size on; a process takes the pairs whose index modulo the
+    number of processes is its rank. So a step is the same for any number of processes that share it.
     """
 
     accumulate: int
@@ -33,21 +33,21 @@ class Batch:
         return self.accumulate * self.processes.count
 
     def mine(self, step: int) -> range:
-        """Indices of this process's pairs in a step."""
+        """Return the indices of this process's pairs in a step."""
         first = step * self.size
         return range(first + self.processes.rank, first + self.size, self.processes.count)
 
     def twins(self, steps: range) -> Iterator[list[int]]:
-        """Indices of this process, those together of which one pair is the other the other way round (equal n // 2).
+        """Return the indices of this process, grouped so that the two directions of a pair (equal n // 2) are together.
 
-        They go to the same worker, so a generated scene is made once and not by two workers at a time.
+        A group goes to one worker, so a generated scene is made only once, not by two workers at the same time.
         """
         indices = (index for step in steps for index in self.mine(step))
         return (list(twins) for _, twins in itertools.groupby(indices, lambda index: index // 2))
 
 
 def feed(sources: Sources, steps: range, batch: Batch, workers: int) -> Iterator[list[ImagePair]]:
-    """Yield this process's pairs, a list for each of `steps`; what they are does not depend on `workers`.
+    """Yield this process's pairs, one list for each of `steps`; the pairs do not depend on `workers`.
 
     Raises:
         InputError: a scan cannot be used.
@@ -63,10 +63,10 @@ def feed(sources: Sources, steps: range, batch: Batch, workers: int) -> Iterator
 
 
 def _made_by_workers(sources: Sources, steps: range, batch: Batch, workers: int) -> Iterator[list[ImagePair]]:
-    """Yield the pairs of `Batch.twins`, of which each worker makes every `workers`-th, one ahead.
+    """Yield the pairs of the groups of `Batch.twins`; each worker makes every `workers`-th group, one ahead.
 
-    Each sends arrays through a pipe of its own, whose end is seen even in the middle of an array when the worker is
-    killed. PyTorch's DataLoader waits for ever then, and where shared memory is small, as in containers.
+    Each worker sends arrays through its own pipe. If it is killed, the pipe ends, which is noticed even in the middle
+    of an array. PyTorch's DataLoader would wait forever, also where shared memory is small, as in containers.
     """
     started: list[tuple[Connection, multiprocessing.Process]] = []
     try:
@@ -91,17 +91,17 @@ def _start(
         process.start()
     except OSError as error:  # no process or file handle left
         raise ScarceError(f"workers: got {workers}, cannot be started ({system_reason(error)}); give 0") from error
-    sending.close()  # the worker has it: with the last holder ends the pipe
+    sending.close()  # now only the worker holds this end, so the pipe ends with the worker
     return arriving, process
 
 
 def _make(
     sending: Connection, pair: Callable[[int], ImagePair], steps: range, batch: Batch, number: int, workers: int
 ) -> None:
-    """Make and send pairs until nobody takes them, in a process of its own."""
+    """Make and send pairs in a worker process until they are no longer received."""
     end_with_parent()
     for name in (signal.SIGINT, signal.SIGTERM):
-        # A signal to the whole group of processes ends training after its step; until then workers are needed.
+        # A signal to the whole process group ends training after the current step; until then workers are needed.
         signal.signal(name, signal.SIG_IGN)
     torch.set_num_threads(1)
     with contextlib.suppress(BrokenPipeError, ConnectionError):
@@ -122,7 +122,7 @@ def _received(arriving: Connection, process: multiprocessing.Process) -> list[Im
         if process.exitcode and process.exitcode > 0:
             raise InputError(f"workers: one ended with exit code {process.exitcode}; give 0 to see why") from error
         raise ScarceError(
-            "workers: one was killed, most likely for want of memory; give fewer, or 0, and --resume"
+            "workers: one was killed, most likely because memory ran out; give fewer, or 0, and --resume"
         ) from error
     if isinstance(packed, InputError):
         raise packed

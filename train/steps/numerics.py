@@ -1,4 +1,4 @@
-"""How a run computes: on which device, in which precision and memory layout, compiled or not."""
+"""Numerics of a run: device, precision, memory layout and compilation."""
 
 from dataclasses import dataclass
 
@@ -8,14 +8,21 @@ from runtime.errors import InputError, first_line
 from train.model.network import RPNet
 from train.options import FitOptions
 
-# oneDNN reads memory that it never wrote for bf16 weight gradients of maps with two slices along I (torch 2.13).
+# oneDNN reads uninitialised memory for bf16 weight gradients of maps with two slices along I (torch 2.13).
 SMALLEST_BF16 = 24
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
 class Numerics:
-    """What was chosen. precision: "fp32", or autocast to "bf16" or "fp16"; channels_last: of weights and features."""
+    """The numerics chosen for a run.
+
+    Attributes:
+        device: the device that trains.
+        precision: "fp32", or autocast to "bf16" or "fp16".
+        channels_last: whether weights and features are in channels-last memory.
+        compiled: whether the convolutions are compiled by torch.compile.
+    """
 
     device: torch.device
     precision: str
@@ -23,7 +30,7 @@ class Numerics:
     compiled: bool
 
     def chosen(self) -> dict[str, str]:
-        """What was chosen, as the options that ask for it."""
+        """Return the choices as the values of the options that ask for them."""
         layout = "on" if self.channels_last else "off"
         return {"device": self.device.type, "precision": self.precision, "channels_last": layout}
 
@@ -32,7 +39,7 @@ class Numerics:
         return torch.autocast(self.device.type, kind or torch.bfloat16, enabled=kind is not None)
 
     def scaler(self) -> torch.amp.GradScaler:
-        """Keeps fp16 gradients in range; does nothing in the other precisions, whose range is float32's."""
+        """Return a scaler that keeps fp16 gradients in range; it is disabled in other precisions, which need none."""
         return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
 
     def place(self, network: RPNet) -> RPNet:
@@ -40,17 +47,17 @@ class Numerics:
         return network.to(memory_format=torch.channels_last_3d) if self.channels_last else network
 
     def compile(self, network: RPNet) -> None:
-        """The parts that are convolutions, in place; names of weights stay what they were."""
+        """Compile extractor and estimators in place, if asked for; the names of weights do not change."""
         if self.compiled:
             for part in (network.extractor, *network.estimators.values()):
                 part.compile(dynamic=False)
 
 
 def choose_device(options: FitOptions, local_rank: int = 0) -> torch.device:
-    """The GPU of this process's number on its computer, where one may and can be used, else the CPU.
+    """Return the GPU of number `local_rank` if a GPU is allowed and available, else the CPU.
 
     Raises:
-        InputError: CUDA is asked for and absent.
+        InputError: CUDA is required but not available.
     """
     here = torch.cuda.is_available()
     if options.device == "cuda" and not here:
@@ -59,10 +66,15 @@ def choose_device(options: FitOptions, local_rank: int = 0) -> torch.device:
 
 
 def choose_numerics(options: FitOptions, device: torch.device, smallest: int) -> Numerics:
-    """What `options` ask for, or what suits the device; `smallest` is the smallest edge of an image trained on.
+    """Choose the numerics that `options` ask for or that suit the device.
+
+    Args:
+        options: options of the run.
+        device: the device that trains.
+        smallest: smallest edge of the training images, voxels.
 
     Raises:
-        InputError: a precision this device or size does not allow, or no compiler where one is asked for.
+        InputError: the device or the image size does not support the precision, or there is no compiler to use.
     """
     precision = _precision(options, device, smallest)
     layout = {"auto": precision != "fp32", "on": True, "off": False}[options.channels_last]
@@ -89,13 +101,13 @@ def _precision(options: FitOptions, device: torch.device, smallest: int) -> str:
 
 
 def _computes_bf16() -> bool:
-    """Whether this processor has bf16 instructions; elsewhere bf16 is emulated and slower than fp32."""
+    """Return whether this processor has bf16 instructions; without them, bf16 is emulated and slower than fp32."""
     probes = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
     return any(probe is not None and probe() for probe in probes)
 
 
 def _require_compiler(device: torch.device) -> None:
-    """torch.compile finds out late what it lacks; something small shows it before the first step."""
+    """Compile a small function, to find out before the first step if torch.compile works."""
     try:
         torch.compile(lambda x: 2 * x + 1)(torch.zeros(64, device=device))
     except Exception as error:

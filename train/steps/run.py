@@ -1,4 +1,4 @@
-"""The state of a training run: what one step changes, and what a checkpoint must hold to continue exactly."""
+"""The state of a training run: everything that a step changes and that a checkpoint needs to continue exactly."""
 
 import contextlib
 import copy
@@ -29,13 +29,13 @@ _RECIPE = (
     "schedule", "warmup", "clip", "average", "accumulate",
 )  # fmt: skip
 
-# Mean squared gradient of a flow, from which on no image is left: neighbours are 30 voxels apart.
+# Mean squared gradient of a flow above which nothing of an image remains: neighbours are 30 voxels apart.
 EXPLODED = 1000.0
 
 
 @contextlib.contextmanager
 def sound_state(path: Path | None) -> Iterator[None]:
-    """Turn what a checkpoint's training state raises when it is not as `Run` writes it into one line."""
+    """Turn the errors raised by an invalid training state of a checkpoint into a one-line InputError."""
     try:
         yield
     except InputError:
@@ -48,14 +48,14 @@ def sound_state(path: Path | None) -> Iterator[None]:
 
 
 class Run:
-    """Network, optimiser, counters and sources of a run, new, started from other weights, or restored.
+    """Network, optimiser, counters and sources of a run: new, started from other weights, or restored.
 
     Args:
-        options: what to do.
-        processes: those that do it together; None: this one alone.
+        options: options of the run.
+        processes: the processes that train together; None: this one alone.
 
     Raises:
-        InputError: what `FitOptions` names cannot be used, or last.pt is of another run.
+        InputError: files named by `options` cannot be used, or last.pt belongs to another run.
     """
 
     def __init__(self, options: FitOptions, processes: Processes | None = None) -> None:
@@ -66,7 +66,7 @@ class Run:
             options.inverse_consistency,
         )  # fmt: skip
         self.step, self.seconds, self.best, self.best_by = 0, 0.0, -math.inf, None
-        self.validated = 0  # the step of the last validation
+        self.validated = 0  # step of the last validation
         self.started_from: dict = {}
         device = choose_device(options, self.processes.local_rank)
         with sound_state(options.continues):
@@ -106,26 +106,26 @@ class Run:
         batch = saved.training.get("batch", 1)
         if batch != self.batch.size:
             raise InputError(
-                f"resume: {path} was written with {batch} pairs a step, got accumulate {self.options.accumulate} x "
+                f"resume: {path} was written with {batch} pairs per step, got accumulate {self.options.accumulate} x "
                 f"{self.processes.count} processes; make the product the same"
             )
         return saved
 
     def _require_same_numerics(self, saved: Checkpoint) -> None:
-        """`auto` may choose otherwise on another computer, where the run would no longer be continued exactly."""
+        """Check that `auto` chose as before; on another machine it may not, and the run would not continue exactly."""
         for option, chosen in self.numerics.chosen().items():
             before = saved.training.get("chosen", saved.training["options"]).get(option, "auto")
-            # Checkpoints of earlier versions know no more than what was asked for.
+            # Checkpoints of earlier versions contain only the requested option, not the choice.
             if str(before) not in ("auto", str(chosen)):
                 raise InputError(
                     f"resume: {self.options.continues} was written with {option} {before}, this run would "
-                    f"take {chosen}; give {option} {before}, or start a new run from it with `start`"
+                    f"use {chosen}; give {option} {before}, or start a new run from it with `start`"
                 )
 
     def _require_same_content(self, saved: Checkpoint) -> None:
-        """Compare the scans, or the template, that pairs are made of with those of the checkpoint, in their order."""
+        """Check that the scans or the template are those of the checkpoint, in the same order."""
         before = saved.training.get("content")
-        if before is None:  # a checkpoint of an earlier version, of which nothing but names is known
+        if before is None:  # a checkpoint of an earlier version, which contains only their names
             names = saved.training["options"].get("data"), saved.training["options"].get("template")
             if names != (self.options.data, self.options.template):
                 raise InputError(f"data: got {self.options.data or self.options.template}, written with {names[0]}")
@@ -137,7 +137,7 @@ class Run:
             found, expected = (kept[first][0] if first < len(kept) else "none" for kept in (now, before))
             raise InputError(
                 f"data: {self.options.continues} was trained on {len(before)} volumes, got {len(now)}; number "
-                f"{first + 1} is {found}, expected {expected} as it was; give the same, or `start` a new run from it"
+                f"{first + 1} is {found}, expected {expected} unchanged; give the same, or `start` a new run from it"
             )
 
     def _restore(self, saved: Checkpoint) -> None:
@@ -150,18 +150,22 @@ class Run:
         self.step, self.seconds = int(training["step"]), float(training["seconds"])
         self.validated = int(training.get("validated", self.step))
         same = training.get("validated_on") == self.sources.validation_digest
-        if self.options.resume and same:  # in another folder, and on other pairs, the best begins anew
+        if self.options.resume and same:  # in another folder or on other pairs, the best score starts anew
             self.best, self.best_by = float(training["best"]), saved.provenance.get("validated_by")
         self.timetable = Timetable(self.options, training.get("finish_from", self.step))
         self.started_from = saved.provenance.get("started_from", {})
         torch.set_rng_state(training["torch_rng"])
 
     def _require_moments(self) -> None:
-        """Raise ValueError where Adam's settings or moments are not those of this network and these options."""
+        """Check that Adam's settings and moments belong to this network and these options.
+
+        Raises:
+            ValueError: they do not.
+        """
         usual = self.optimizer.defaults
         for group in self.optimizer.param_groups:
             if any(group.get(name) != value for name, value in usual.items() if name != "lr"):
-                raise ValueError("Adam's settings are others")
+                raise ValueError("Adam's settings differ")
         for weight in self.network.parameters():
             moments = self.optimizer.state[weight]
             if not isinstance(moments, dict) or (moments and not float(moments["step"]) >= 1):
@@ -171,7 +175,10 @@ class Run:
                     raise ValueError(f"{name} is not of the shape {tuple(weight.shape)}")
 
     def checkpoint(self, resumable: bool) -> Checkpoint:
-        """Weights to use (the running mean, if there is one) and provenance; resumable: all that continuing needs."""
+        """Return the weights to use (the running mean, if there is one) with their provenance.
+
+        If `resumable`, the checkpoint also contains everything needed to continue the run.
+        """
         config, state = self.network.config, self.average.state_dict()
         return Checkpoint(config, state, self.provenance(), self._training() if resumable else None)
 
@@ -193,7 +200,7 @@ class Run:
         } | ({"finish_from": self.timetable.finish_from} if self.options.finish else {})
 
     def provenance(self) -> dict:
-        """How the weights came to be, in plain types and without anything about the machine's folders."""
+        """Return the origin of the weights in plain types, without any path of this machine."""
         options = self.options.as_dict()
         recipe = {name: options[name] for name in _RECIPE}
         recipe |= {"shape": list(self.sources.shape), "optimizer": "Adam", "batch": self.batch.size}
@@ -216,17 +223,17 @@ class Run:
         }
 
     def plan(self) -> Plan:
-        """Of the next step."""
+        """Return the plan of the next step."""
         return self.timetable.plan(self.step, self.seconds)
 
     def finished(self) -> bool:
         return self.timetable.finished(self.step, self.seconds)
 
     def train_step(self, pairs: Sequence[ImagePair]) -> Losses:
-        """One Adam step on the mean gradient of `pairs` and of those that the other processes have.
+        """Take one Adam step on the mean gradient over `pairs` and those of the other processes.
 
         Raises:
-            InputError: the loss exploded; nothing is changed then.
+            InputError: the loss exploded; in that case nothing is changed.
         """
         plan = self.plan()
         self.optimizer.zero_grad(set_to_none=True)
@@ -243,7 +250,7 @@ class Run:
         return losses
 
     def _backward(self, pair: ImagePair, plan: Plan) -> dict[str, Tensor]:
-        """Add one pair's share of the gradient; returns its share of what `Losses` names."""
+        """Add one pair's share of the gradient; return its share of the terms of `Losses`."""
         pair = pair.map(lambda tensor: tensor.to(self.numerics.device, non_blocking=True))
         if plan.half_size:
             pair = halved(pair)
@@ -269,25 +276,25 @@ class Run:
 
     @torch.no_grad()
     def _update_average(self) -> None:
-        # A young run would otherwise carry its random start along.
+        # Early in a run the decay is smaller, so that the mean forgets the random initial weights.
         decay = min(self.options.average, self.step / (self.step + 10))
         for mean, new in zip(self.average.parameters(), self.network.parameters(), strict=True):
             mean.lerp_(new, 1 - decay)
 
     @property
     def validation_due(self) -> bool:
-        """Return whether `validate_every` steps, or the last one, have passed since what was validated last."""
+        """True if a multiple of `validate_every`, or the end of the run, was reached since the last validation."""
         every = self.options.validate_every
         return self.step > self.validated and (self.step // every > self.validated // every or self.finished())
 
     def validate(self, show: Callable[[ImagePair, Tensor], None]) -> Score:
-        """Measure how good the network (the running mean, if there is one) is now; changes nothing."""
+        """Score the current network (the running mean, if there is one) on the validation pairs; change nothing."""
         with torch.compiler.set_stance("force_eager" if self.numerics.compiled else "default"):
             pairs, groups = self.sources.validation, self.sources.groups
             return validate(self.average, pairs, self.numerics, self.processes, show, groups)
 
     def keep_score(self, score: Score) -> bool:
-        """Note a score of this step; return whether none was better."""
+        """Record a score of this step; return whether it is better than all before."""
         self.validated, better = self.step, score.value > self.best
         if better:
             self.best, self.best_by = score.value, score.name

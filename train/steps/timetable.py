@@ -1,4 +1,4 @@
-"""What changes in the course of a run: learning rate, weights of losses, iterations, the size of images."""
+"""Quantities that change in the course of a run: learning rate, loss weights, iterations and image size."""
 
 import math
 from dataclasses import dataclass
@@ -7,15 +7,19 @@ import numpy as np
 
 from train.options import FitOptions
 
-LAST_RATE = 0.03
-_ITERATIONS = 0x17E7  # keeps these draws apart from those that make pairs
+LAST_RATE = 0.03  # share of the learning rate that a cosine ends at
+_ITERATIONS = 0x17E7  # part of the seed: separates these random numbers from those of the pairs
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One step's. coarse: weight of the coarse levels' loss; counts: iterations at levels 4, 3, 2, 1.
+    """The plan of one step.
 
-    half_size: whether it sees images at half their size.
+    Attributes:
+        rate: learning rate.
+        coarse: weight of the coarse levels' loss.
+        counts: iterations at levels 4, 3, 2, 1.
+        half_size: whether images are averaged down to half their size.
     """
 
     rate: float
@@ -26,9 +30,11 @@ class Plan:
 
 @dataclass(frozen=True)
 class Timetable:
-    """Functions of the steps that are done and the seconds they took, and of the options.
+    """The course of a run as functions of its options, the finished steps and the seconds they took.
 
-    finish_from: step from which on a run with `finish` comes to its end, all that is remembered.
+    Attributes:
+        options: options of the run.
+        finish_from: step after which a run with `finish` begins to end; the only state.
     """
 
     options: FitOptions
@@ -36,25 +42,25 @@ class Timetable:
 
     @property
     def last_step(self) -> int:
-        """After which the run is over, unless the clock ends it before."""
+        """The number of steps after which the run ends, unless the clock ends it before."""
         return self.finish_from + self.options.finish if self.options.finish else self.options.steps
 
     def finished(self, step: int, seconds: float) -> bool:
         return step >= self.last_step if self.options.finish else self.done(step, seconds) >= 1
 
     def done(self, step: int, seconds: float) -> float:
-        """Share of `steps` that is over, or of `minutes`, whichever is further."""
+        """Return the finished share of `steps` or of `minutes`, whichever is larger, at most 1."""
         minutes = self.options.minutes
         by_clock = 0.0 if minutes is None else seconds / (60 * minutes)
         return min(max(step / self.options.steps, by_clock), 1.0)
 
     def plan(self, step: int, seconds: float) -> Plan:
-        """Of the step that follows `step` done ones."""
+        """Return the plan of the step after `step` finished ones."""
         done, options = self.done(step, seconds), self.options
         return Plan(self._rate(step, done), options.coarse * (1 - done), self._counts(step), done < options.half_size)
 
     def seconds_left(self, step: int, seconds: float, steps: int, took: float) -> float:
-        """Estimated from the latest `steps`, which `took` so many seconds."""
+        """Estimate the remaining seconds from the latest `steps`, which `took` that many seconds."""
         left = (self.last_step - step) * took / max(steps, 1)
         return left if self.options.minutes is None else min(left, max(60 * self.options.minutes - seconds, 0.0))
 
@@ -75,5 +81,5 @@ class Timetable:
 
 
 def _cosine(done: float) -> float:
-    """From 1 down to LAST_RATE."""
+    """Return a factor that falls from 1 to LAST_RATE by a cosine while `done` rises from 0 to 1."""
     return LAST_RATE + (1 - LAST_RATE) * (1 + math.cos(math.pi * done)) / 2

@@ -1,4 +1,4 @@
-"""How good a network is on pairs that it was not trained on: by itself (RP-Net), and in the loop that will drive it."""
+"""Scores of a network on pairs that it was not trained on: as RP-Net alone, and in the IterStop loop of the engines."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,17 +20,21 @@ from train.steps.distributed import Processes
 from train.steps.numerics import Numerics
 
 SIMILARITY = "ncc"
-# As engine sets are published: delta 0.005, keep, at most 10 iterations per level.
+# IterStop with the settings of published engine sets: delta 0.005, keep, at most 10 iterations per level.
 SCHEDULES = {"rpnet": fixed_schedule((1, 1, 1, 1)), "iterstop": iterstop_schedule(SIMILARITY)}
 
 
 @dataclass(frozen=True)
 class Quality:
-    """Of one pair's registration, or means over several.
+    """The quality of one pair's registration, or means over several.
 
-    ncc: of fixed and warped. dice: mean over the labels that both maps hold, None without maps. folded: share of
-    voxels. sd_log_jacobian: standard deviation of the logarithm of the Jacobian determinant where the fixed image is
-    above 0, how rough the flow is. iterations: kept at levels 4, 3, 2, 1.
+    Attributes:
+        ncc: NCC of fixed and warped image.
+        dice: mean Dice over the labels in both maps, or None without maps.
+        folded: share of folded voxels.
+        sd_log_jacobian: roughness of the flow: standard deviation of the logarithm of the Jacobian determinant where
+            the fixed image is above 0.
+        iterations: iterations kept at levels 4, 3, 2, 1.
     """
 
     ncc: float
@@ -41,15 +45,18 @@ class Quality:
 
     @property
     def value(self) -> float:
-        """Dice, or NCC without maps."""
+        """The Dice, or the NCC without label maps."""
         return self.ncc if self.dice is None else self.dice
 
 
 @dataclass(frozen=True)
 class Score:
-    """Means over the validation pairs of RP-Net, one iteration per level, and of IterStop with the default schedule.
+    """The mean quality over the validation pairs.
 
-    groups: IterStop's Dice (NCC without label maps) by group of pairs, where they have any.
+    Attributes:
+        rpnet: of RP-Net, one iteration per level.
+        iterstop: of IterStop with the default schedule.
+        groups: IterStop's Dice (NCC without label maps) by group of pairs, if there are groups.
     """
 
     rpnet: Quality
@@ -58,12 +65,12 @@ class Score:
 
     @property
     def value(self) -> float:
-        """What the best checkpoint is chosen by: IterStop's Dice where there are labels, else its NCC."""
+        """The value that the best checkpoint is chosen by: IterStop's Dice if there are labels, else its NCC."""
         return self.iterstop.value
 
     @property
     def name(self) -> str:
-        """What `value` is."""
+        """The name of the measure that `value` is."""
         return "NCC of IterStop" if self.iterstop.dice is None else "Dice of IterStop"
 
 
@@ -76,13 +83,17 @@ def validate(
     show: Callable[[ImagePair, Tensor], None] = lambda pair, flow: None,
     groups: Sequence[str] = (),
 ) -> Score:
-    """Register every pair both ways; several processes share the pairs, and all of them get the score.
+    """Register every pair by both `SCHEDULES` and return the score.
+
+    Several processes share the pairs, and each of them gets the same score.
 
     Args:
-        network: on the device of `numerics`.
-        pairs: on the CPU, sizes multiples of 8.
-        groups: that of each pair, or nothing.
+        network: the network, on the device of `numerics`.
+        pairs: pairs on the CPU, sizes multiples of 8.
+        numerics: numerics of the run.
+        processes: the processes that share the pairs; None: this one alone.
         show: called in the first process with the first pair and its flow (3, I, J, K) of IterStop.
+        groups: group of each pair, or empty.
     """
     processes, rows = processes or Processes(), []
     for number in range(processes.rank, len(pairs), processes.count):
@@ -99,7 +110,7 @@ def validate(
 
 
 def _register(network: RPNet, pair: ImagePair, numerics: Numerics) -> dict[str, tuple[Quality, Tensor]]:
-    """Quality and flow (1, 3, I, J, K) by schedule; both images are encoded once."""
+    """Return quality and flow (1, 3, I, J, K) by schedule; each image is encoded only once."""
     found = {}
     with numerics.autocast():
         ready = TorchPair(network, pair.moving[None, None], pair.fixed[None, None], SIMILARITY, fields=fields)
