@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 # Error numbers for resources that have run out for now: disk space, memory, processes, open files.
-SCARCITIES = (errno.ENOSPC, errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE)
+SCARCITIES: tuple[int, ...] = (errno.ENOSPC, errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE)
 SCARCITIES += (errno.EDQUOT,) if hasattr(errno, "EDQUOT") else ()  # not on Windows
 LARGEST_SINGLE = (2 - 2**-23) * 2.0**127
 

@@ -68,7 +68,9 @@ def resize(array: Array, shape: tuple[int, int, int]) -> Array:
 
 def upsample(flow: Array, scale: int) -> Array:
     """Return the same displacement on a grid `scale` times finer: resized, and its voxel values times `scale`."""
-    return resize(flow, tuple(scale * size for size in flow.shape[1:])) * flow.dtype.type(scale)
+    size_i, size_j, size_k = (scale * size for size in flow.shape[1:])
+    finer: Array = resize(flow, (size_i, size_j, size_k)) * flow.dtype.type(scale)
+    return finer
 
 
 def compose(flow: Array, residual: Array) -> Array:
@@ -86,7 +88,8 @@ def jacobian_determinant(flow: Array) -> Array:
     """
     jacobian = np.stack([np.stack(np.gradient(component.astype(np.float64))) for component in flow])
     jacobian += np.eye(3).reshape(3, 3, 1, 1, 1)
-    return np.linalg.det(np.moveaxis(jacobian, (0, 1), (-2, -1)))
+    determinant: Array = np.linalg.det(np.moveaxis(jacobian, (0, 1), (-2, -1)))
+    return determinant
 
 
 def folded_share(flow: Array) -> float:

@@ -7,12 +7,13 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import nibabel as nib
 import numpy as np
 
 from ..errors import InputError
-from ..types import Array
+from ..types import Array, Mask
 
 ORTHOGONAL = 1e-3  # largest cosine between two axes that still counts as a right angle (0.06 degrees)
 SAME_SPACING = 0.01  # relative difference of spacing below which the fixed image's own voxels are used
@@ -67,12 +68,14 @@ class Grid:
     @property
     def spacing(self) -> tuple[float, float, float]:
         """The distance between neighbouring voxels along I, J, K, mm."""
-        return tuple(float(length) for length in np.linalg.norm(self.affine[:3, :3], axis=0))
+        along_i, along_j, along_k = (float(length) for length in np.linalg.norm(self.affine[:3, :3], axis=0))
+        return along_i, along_j, along_k
 
     @property
     def directions(self) -> Array:
         """The unit vectors of the axes I, J, K in RAS, as columns, (3, 3)."""
-        return self.affine[:3, :3] / np.array(self.spacing)
+        directions: Array = self.affine[:3, :3] / np.array(self.spacing)
+        return directions
 
     @property
     def orthogonal(self) -> bool:
@@ -114,7 +117,7 @@ class Grid:
         """Return the same lattice from voxel `start` on (negative: padding), with another shape."""
         affine = self.affine.copy()
         affine[:3, 3] = self.to_physical(np.asarray(start, dtype=np.float64))
-        return Grid(tuple(shape), affine)
+        return Grid(shape, affine)
 
 
 def check_affine(affine: Array, argument: str) -> None:
@@ -167,8 +170,8 @@ def closest_ras(affine: Array) -> tuple[tuple[int, int, int], tuple[int, int, in
         (axes, signs): new axis n is old axis ``axes[n]``, reversed where ``signs[n]`` is -1.
     """
     orientation = nib.orientations.io_orientation(affine)
-    axes = tuple(int(axis) for axis in np.argsort(orientation[:, 0]))
-    return axes, tuple(int(orientation[axis, 1]) for axis in axes)
+    i, j, k = (int(axis) for axis in np.argsort(orientation[:, 0]))
+    return (i, j, k), (int(orientation[i, 1]), int(orientation[j, 1]), int(orientation[k, 1]))
 
 
 def reorient(grid: Grid, axes: tuple[int, int, int], signs: tuple[int, int, int]) -> Grid:
@@ -179,7 +182,8 @@ def reorient(grid: Grid, axes: tuple[int, int, int], signs: tuple[int, int, int]
         affine[:3, new] = sign * grid.affine[:3, old]
         start[old] = 0 if sign > 0 else grid.shape[old] - 1
     affine[:3, 3] = grid.to_physical(start)
-    return Grid(tuple(grid.shape[axis] for axis in axes), affine)
+    i, j, k = (grid.shape[axis] for axis in axes)
+    return Grid((i, j, k), affine)
 
 
 def reorient_array(array: Array, axes: tuple[int, int, int], signs: tuple[int, int, int]) -> Array:
@@ -201,7 +205,7 @@ def bounding_box(foreground: Array) -> tuple[Array, Array]:
     Raises:
         InputError: if the mask is empty.
     """
-    over_k, over_i = foreground.any(axis=2), foreground.any(axis=0)
+    over_k, over_i = cast(Mask, foreground.any(axis=2)), cast(Mask, foreground.any(axis=0))  # (I, J) and (J, K)
     used = [np.flatnonzero(line) for line in (over_k.any(axis=1), over_k.any(axis=0), over_i.any(axis=0))]
     if not used[0].size:
         raise InputError("foreground: is empty, expected at least one voxel above the threshold")

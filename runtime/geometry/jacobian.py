@@ -66,4 +66,5 @@ def _within(determinant: Array, mask: Array | None) -> Array:
         raise InputError(
             f"mask: got shape {mask.shape} with {np.count_nonzero(mask)} voxels, expected some of {determinant.shape}"
         )
-    return determinant[mask.astype(bool)]
+    within: Array = determinant[mask.astype(bool)]
+    return within

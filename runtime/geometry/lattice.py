@@ -78,7 +78,8 @@ def lattice(flow: Array, grid: Grid, affine: Array) -> Lattice:
 
 def memory_order(vectors: Array) -> tuple[int, int, int]:
     """Return the first three axes of (I, J, K, 3), slowest in memory first."""
-    return tuple(int(axis) for axis in np.argsort([-abs(stride) for stride in vectors.strides[:3]], kind="stable"))
+    order = np.argsort([-abs(stride) for stride in vectors.strides[:3]], kind="stable")
+    return int(order[0]), int(order[1]), int(order[2])
 
 
 def move_points(given: Lattice, points: Array) -> Array:

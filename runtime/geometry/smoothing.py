@@ -29,8 +29,9 @@ def check_sigma(sigma: float) -> None:
 def gaussian_weights(sigma: float) -> Array:
     """Return the weights of a Gaussian of `sigma` voxels, float32, sum 1; radius 3 sigma, at least 1 voxel."""
     radius = max(1, math.ceil(3 * sigma))
-    weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
-    return (weights / weights.sum()).astype(np.float32)
+    weights: Array = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
+    weights = weights / weights.sum()
+    return weights.astype(np.float32)
 
 
 def gaussian(array: Array, sigma: float) -> Array:
@@ -47,7 +48,8 @@ def gaussian(array: Array, sigma: float) -> Array:
 def halve(image: Array) -> Array:
     """Return an image (I, J, K) of even sizes on the next coarser level's grid: means of blocks of 2x2x2 voxels."""
     size_i, size_j, size_k = (size // 2 for size in image.shape)
-    return image.reshape(size_i, 2, size_j, 2, size_k, 2).mean(axis=(1, 3, 5))
+    coarser: Array = image.reshape(size_i, 2, size_j, 2, size_k, 2).mean(axis=(1, 3, 5))
+    return coarser
 
 
 def confidence(image: Array) -> Array:

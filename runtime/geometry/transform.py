@@ -11,7 +11,7 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -139,8 +139,8 @@ class Chain(Transform):
     @functools.cached_property
     def merged(self) -> tuple[Transform, ...]:
         """The same map in as few links as possible: chains flattened, affines merged into their neighbours."""
-        merged: list[Transform] = []
-        for link in itertools.chain.from_iterable(part.merged for part in self.links):
+        merged: list[Link] = []
+        for link in cast("Iterator[Link]", itertools.chain.from_iterable(part.merged for part in self.links)):
             last = merged[-1] if merged else None
             if isinstance(last, AffineTransform):
                 merged[-1] = link.after(last.matrix)
@@ -151,7 +151,7 @@ class Chain(Transform):
         return tuple(merged)
 
     @property
-    def matrix(self) -> Array | None:
+    def matrix(self) -> Array | None:  # type: ignore[override]  # nobody assigns it, in any transform
         return self.merged[0].matrix if len(self.merged) == 1 else None
 
     def inverse(self) -> "Chain":
@@ -253,6 +253,9 @@ class NumericalInverse(Transform):
         from .lattice import solve_points
 
         return solve_points(self.forward.lattice, _checked(points), AIM_MM)
+
+
+Link = AffineTransform | SpatialTransform | NumericalInverse  # the transforms that are no chain
 
 
 def from_displacement(displacement: Array, grid: Grid) -> SpatialTransform:

@@ -17,6 +17,7 @@ class Job(Generic[Result]):
     def take(self) -> Result:
         """Wait for the result and return it, or raise what the function raised."""
         result, self._result = self._result, None
+        assert result is not None  # it can be taken only once
         return result()
 
 

@@ -5,6 +5,9 @@ of numba, llvmlite and Python; numba adds the processor. By default numba would 
 with that folder and, in older versions, recompile whenever a file's date changes.
 """
 
+# numba has no types, so its classes count as Any:
+# mypy: allow-subclassing-any
+
 import contextlib
 import functools
 import hashlib
@@ -14,6 +17,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar, cast
 
 import llvmlite
 import numba
@@ -27,10 +31,12 @@ PACKAGE = Path(__file__).resolve().parents[1]
 HAS_KERNELS = re.compile(r"^(from|import)\b.*\b(numba|kernels|compiled)\b", re.MULTILINE)
 FOLDER, KEY = "rpnet-kernels", re.compile("[0-9a-f]{16}")  # in the cache folder, which other programs may share
 KEPT = 8  # versions: several installations may be in use alternately
-KERNELS: list = []  # all kernels that were decorated in this process
+KERNELS: list[Any] = []  # all kernels that were decorated in this process
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def compiled(**options) -> Callable:
+def compiled(**options: Any) -> Callable[[Function], Function]:
     """Return ``numba.njit(**options)`` with this cache, for functions called from Python; callees need plain `njit`.
 
     Raises:
@@ -39,13 +45,13 @@ def compiled(**options) -> Callable:
     if numba.config.DISABLE_JIT:
         raise InputError("NUMBA_DISABLE_JIT: got 1, but the kernels only run compiled; unset it")
 
-    def decorate(function: Callable) -> Callable:
+    def decorate(function: Function) -> Function:
         kernel = numba.njit(**options)(function)
         with contextlib.suppress(Exception):  # numba's cache classes are private: if they change, each process compiles
             kernel._cache = _cache_class()(function)
         kernel.compile = held_signals()(kernel.compile)  # LLVM calls back into Python while compiling
         KERNELS.append(kernel)
-        return kernel
+        return cast(Function, kernel)
 
     return decorate
 
@@ -82,11 +88,11 @@ def _cache_class() -> type:
     class Locator(caching._CacheLocator):
         """The location of a function's compiled code. It is always fresh, because the folder's name is the key."""
 
-        def __init__(self, function: Callable, file: str) -> None:
+        def __init__(self, function: Callable[..., Any], file: str) -> None:
             self._py_file, self._line = file, function.__code__.co_firstlineno  # numba's warnings read `_py_file`
 
         @classmethod
-        def from_function(cls, function: Callable, file: str) -> "Locator | None":
+        def from_function(cls, function: Callable[..., Any], file: str) -> "Locator | None":
             ours = Path(file).resolve().is_relative_to(PACKAGE)  # the key covers no other sources
             return cls(function, file) if ours else None
 
@@ -105,35 +111,35 @@ def _cache_class() -> type:
     class Files(caching.IndexDataCacheFile):
         """The files of a kernel's signatures and code. Both are pickles, loaded only if their hashes match."""
 
-        def _load_index(self) -> dict:
+        def _load_index(self) -> dict[Any, Any]:
             content = kept(Path(self._index_path))
             stamp, signatures = pickle.loads(content) if content else (None, {})
             return signatures if stamp == self._source_stamp else {}
 
-        def _save_index(self, signatures: dict) -> None:
+        def _save_index(self, signatures: dict[Any, Any]) -> None:
             keep(Path(self._index_path), self._dump((self._source_stamp, signatures)))
 
-        def _load_data(self, name: str) -> tuple | None:
+        def _load_data(self, name: str) -> tuple[Any, ...] | None:
             content = kept(Path(self._data_path(name)))
             return pickle.loads(content) if content else None
 
-        def _save_data(self, name: str, data: tuple) -> None:
+        def _save_data(self, name: str, data: tuple[Any, ...]) -> None:
             keep(Path(self._data_path(name)), self._dump(data))
 
     class Cache(caching.FunctionCache):
         _impl_class = Code
 
-        def __init__(self, function: Callable) -> None:
+        def __init__(self, function: Callable[..., Any]) -> None:
             super().__init__(function)
             locator = self._impl.locator
             self._cache_file = Files(locator.get_cache_path(), self._impl.filename_base, locator.get_source_stamp())
 
-        def load_overload(self, *arguments):
+        def load_overload(self, *arguments: Any) -> Any:
             with contextlib.suppress(Exception):
                 return super().load_overload(*arguments)
             return None
 
-        def save_overload(self, *arguments) -> None:
+        def save_overload(self, *arguments: Any) -> None:
             with contextlib.suppress(Exception):
                 super().save_overload(*arguments)
 

@@ -12,6 +12,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, cast
 
 import numba
 import numpy as np
@@ -24,7 +25,7 @@ SMALL = 1 << 15  # size of the largest array up to which a second thread costs m
 SHARES = 4  # per thread, so that other threads take over the slices of one that is held up
 
 
-def in_slices(over: str | Callable[..., int], **options) -> Callable:
+def in_slices(over: str | Callable[..., int], **options: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Compile ``kernel(begin, end, ...)`` into a function that is called without `begin` and `end`.
 
     Args:
@@ -37,15 +38,15 @@ def in_slices(over: str | Callable[..., int], **options) -> Callable:
     may be read-only arrays.
     """
 
-    def decorate(function: Callable) -> Callable:
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
         kernel = compiled(nogil=True, error_model="numpy", **options)(function)
         count = over if callable(over) else _length_of(over, function)
 
         @functools.wraps(function)
-        def call(*arguments) -> None:
+        def call(*arguments: Any) -> None:
             _run(kernel, count(*arguments), [_writeable(argument) for argument in arguments])
 
-        call.kernel = kernel
+        call.kernel = kernel  # type: ignore[attr-defined]  # functions declare no attributes
         return call
 
     return decorate
@@ -68,17 +69,17 @@ def on_threads(count: int) -> Iterator[None]:
 
 def _threads() -> int:
     try:
-        return numba.get_num_threads()
+        return cast(int, numba.get_num_threads())
     except ValueError as error:
         raise InputError(f"NUMBA_THREADING_LAYER: {first_line(error)}; unset it") from None
 
 
-def _length_of(name: str, function: Callable) -> Callable[..., int]:
+def _length_of(name: str, function: Callable[..., None]) -> Callable[..., int]:
     place = list(inspect.signature(function).parameters).index(name) - 2  # `begin` and `end` come first
     return lambda *arguments: len(arguments[place])
 
 
-def _run(kernel: Callable, count: int, arguments: list) -> None:
+def _run(kernel: Callable[..., None], count: int, arguments: list[Any]) -> None:
     threads = min(numba.get_num_threads(), count)
     if threads < 2 or max(argument.size for argument in arguments if isinstance(argument, np.ndarray)) < SMALL:
         kernel(0, count, *arguments)
@@ -116,7 +117,7 @@ class _Alias:
         self.__array_interface__ = array.__array_interface__ | {"data": (array.ctypes.data, False)}
 
 
-def _writeable(argument):
+def _writeable(argument: Any) -> Any:
     """Return arrays as writeable ones: numba compiles a kernel again for read-only arrays, which are another type."""
     if isinstance(argument, np.ndarray) and not argument.flags.writeable:
         return np.asarray(_Alias(argument))

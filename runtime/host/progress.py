@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 Progress = Callable[[str], None]
@@ -20,7 +20,7 @@ class Stages:
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextlib.contextmanager
-    def __call__(self, name: str, tell: bool = True):
+    def __call__(self, name: str, tell: bool = True) -> Iterator[None]:
         """Time a stage; with `tell` off it is timed but not reported."""
         if tell:
             self.progress(name)

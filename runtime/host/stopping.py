@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-WORDS = {signal.SIGINT: "Ctrl-C (SIGINT)", signal.SIGTERM: "SIGTERM"}
+WORDS: dict[int, str] = {signal.SIGINT: "Ctrl-C (SIGINT)", signal.SIGTERM: "SIGTERM"}
 AGAIN_SECONDS = 0.01  # delay after which an exception that was swallowed is raised again
 _asked: list[int] = []  # signals received since `raise_on_signals`
 
@@ -82,9 +82,11 @@ def raise_on_signals() -> None:
 def _signal_main_thread(number: int) -> None:
     """Send a signal to the main thread, waking it if the system can do that."""
     if hasattr(signal, "pthread_kill"):
-        signal.pthread_kill(threading.main_thread().ident, number)
+        main_thread = threading.main_thread().ident
+        assert main_thread is not None  # it has been started
+        signal.pthread_kill(main_thread, number)
     else:
-        _thread.interrupt_main(number)
+        _thread.interrupt_main(signal.Signals(number))
 
 
 def ignore_signals() -> None:
@@ -100,7 +102,9 @@ def end_with_parent() -> None:
     import multiprocessing
 
     def watch() -> None:
-        multiprocessing.parent_process().join()
+        parent = multiprocessing.parent_process()
+        assert parent is not None  # as in every process of `multiprocessing`
+        parent.join()
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -129,7 +133,7 @@ def held_signals() -> Iterator[None]:
             signal.raise_signal(number)
 
 
-def _answer_with(handler) -> None:
+def _answer_with(handler: Callable[[int, object], object] | signal.Handlers) -> None:
     for number in WORDS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # ignored under nohup, for instance
             signal.signal(number, handler)

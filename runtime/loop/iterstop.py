@@ -6,6 +6,7 @@ the same for every engine and device.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, SupportsFloat
 
@@ -67,7 +68,7 @@ class Decision:
     @property
     def margin(self) -> float | None:
         """The margin of the test: improvement above delta, or change below it; negative if the test failed."""
-        if None in (self.before, self.after, self.delta):
+        if self.before is None or self.after is None or self.delta is None:
             return None
         change = self.after - self.before
         return self.delta - abs(change) if self.test == STABILITY else change - self.delta
@@ -113,10 +114,14 @@ class Iterations:
         return tuple(tuple(trace.iterations for trace in traces) for traces in self.passes)
 
 
+LevelProgress = Callable[[int, int], object]  # (level, iteration)
+LevelEnd = tuple[Flow, SupportsFloat | None, LevelTrace]  # of a level: its flow, that flow's similarity if known
+
+
 def run(
     pair: Pair,
     schedule: Schedule,
-    progress=lambda pass_, level, iteration: None,
+    progress: Callable[[int, int, int], object] = lambda pass_, level, iteration: None,
     start: SupportsFloat | None = None,
 ) -> Iterations:
     """Register a pair according to a schedule.
@@ -149,7 +154,7 @@ def run(
 
 
 def _run_levels(
-    pair: Pair, schedule: Schedule, progress, similarity: SupportsFloat | None
+    pair: Pair, schedule: Schedule, progress: LevelProgress, similarity: SupportsFloat | None
 ) -> tuple[Flow, tuple[LevelTrace, ...], SupportsFloat | None]:
     """Run all levels once. The similarity at the end of a level is reused as the start of the next."""
     flow, traces = pair.zero(LEVELS[0]), []
@@ -165,7 +170,9 @@ def _run_levels(
     return flow, tuple(traces), similarity
 
 
-def _run_count(pair: Pair, level: int, rule: LevelRule, flow: Flow, similarity, progress):
+def _run_count(
+    pair: Pair, level: int, rule: LevelRule, flow: Flow, similarity: SupportsFloat | None, progress: LevelProgress
+) -> LevelEnd:
     decisions = []
     for iteration in range(1, rule.limit + 1):
         progress(level, iteration)
@@ -174,7 +181,10 @@ def _run_count(pair: Pair, level: int, rule: LevelRule, flow: Flow, similarity, 
     return flow, similarity, LevelTrace(level, tuple(decisions), "fixed count")
 
 
-def _run_until(pair: Pair, level: int, rule: LevelRule, flow: Flow, similarity, progress):
+def _run_until(
+    pair: Pair, level: int, rule: LevelRule, flow: Flow, similarity: SupportsFloat | None, progress: LevelProgress
+) -> LevelEnd:
+    assert rule.delta is not None
     if similarity is None and not rule.first_untested:
         similarity = pair.score(level, flow)
     decisions, reason, ahead, stable = [], "limit", None, rule.stability is None
@@ -186,14 +196,17 @@ def _run_until(pair: Pair, level: int, rule: LevelRule, flow: Flow, similarity, 
         # A candidate that is kept in any case is followed by another iteration: start it while the score travels.
         goes_on = (untested or not stable) and iteration < rule.limit
         ahead = pair.step(level, candidate) if goes_on else None
-        after, before = float(score), None if untested else float(similarity)
+        after, before = float(score), None
+        if not untested:
+            assert similarity is not None  # known from the start, or from the candidate kept before
+            before = float(similarity)
         finite = math.isfinite(after)
         # Any finite similarity is better than a starting one that is not finite.
-        passed = finite and (untested or not stable or not math.isfinite(before) or after - before >= rule.delta)
+        passed = finite and (before is None or not stable or not math.isfinite(before) or after - before >= rule.delta)
         kept = passed or (finite and rule.keep_failing)
         test, threshold = (IMPROVEMENT, rule.delta) if stable else (STABILITY, rule.stability)
         decisions.append(Decision(iteration, before, after, threshold, passed, kept, None if untested else test))
-        stable = stable or (before is not None and abs(after - before) <= rule.stability)
+        stable = stable or rule.stability is None or (before is not None and abs(after - before) <= rule.stability)
         if kept:
             flow, similarity = candidate, after
         if not passed:

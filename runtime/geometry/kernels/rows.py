@@ -1,11 +1,13 @@
 """Compiled arithmetic on rows of voxels, and the tiles of rows that kernels distribute among threads."""
 
+from typing import Any
+
 from numba import njit
 
 TILE = 16  # rows along the two outer axes
 
 
-def tiles(*arguments):
+def tiles(*arguments: Any) -> int:
     """Return the number of tiles of a kernel's last argument, its result (..., rows, rows, row)."""
     depth, height, _ = arguments[-1].shape[-3:]
     return -(-depth // TILE) * -(-height // TILE)

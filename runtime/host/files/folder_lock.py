@@ -117,7 +117,7 @@ def _lock(handle: int) -> None:
         import msvcrt
 
         os.lseek(handle, BYTE, os.SEEK_SET)
-        msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+        msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]  # checkers know it on Windows only
         return
     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 

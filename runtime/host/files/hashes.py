@@ -11,7 +11,7 @@ def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def sha256_of_file(path: str | PathLike) -> str:
+def sha256_of_file(path: str | PathLike[str]) -> str:
     """Return the hash of a file's bytes, read in pieces; OSError if it cannot be read."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

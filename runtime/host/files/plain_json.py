@@ -32,5 +32,6 @@ def read_record(path: Path, format: str, version: int | None = None) -> dict[str
         record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     except (OSError, ValueError, RecursionError):
         return {}
-    known = isinstance(record, dict) and record.get("format") == format and version in (None, record.get("version"))
-    return record if known else {}
+    if not isinstance(record, dict) or record.get("format") != format:
+        return {}
+    return record if version in (None, record.get("version")) else {}

@@ -21,6 +21,7 @@ def main(reader: str, path: str, *options: str) -> None:
     _limit(CPU_SECONDS + PER_BYTE * size)
     try:
         spec = importlib.util.spec_from_file_location("reader", reader)
+        assert spec is not None and spec.loader is not None  # as for every Python file
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         head, arrays = module.read(path, size, *options)

@@ -15,14 +15,14 @@ _OTHERS = (
 )
 
 
-def read_bytes(path: str | PathLike, argument: str, largest: int) -> bytes:
+def read_bytes(path: str | PathLike[str], argument: str, largest: int) -> bytes:
     """Read a small regular file; arguments and errors as for `require_file`, and InputError if it cannot be opened."""
     path = require_file(path, argument, largest)
     with explained(argument):
         return path.read_bytes()
 
 
-def require_file(path: str | PathLike, argument: str, largest: int | None = None) -> Path:
+def require_file(path: str | PathLike[str], argument: str, largest: int | None = None) -> Path:
     """Return the path of a regular file, or of a link to one.
 
     Args:

@@ -27,7 +27,7 @@ FORGOTTEN, FORGOTTEN_LOCKED = 24 * 3600, 600
 
 
 @contextmanager
-def atomic_path(path: str | PathLike) -> Iterator[Path]:
+def atomic_path(path: str | PathLike[str]) -> Iterator[Path]:
     """Give a temporary path beside `path`, with its suffixes; rename it to `path` on success, remove it on failure.
 
     The content is on disk before the renaming: after a power loss `path` is the old file or the new one. Files that
@@ -56,13 +56,13 @@ def atomic_path(path: str | PathLike) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_text(path: str | PathLike, text: str) -> None:
+def write_text(path: str | PathLike[str], text: str) -> None:
     """Write a UTF-8 text file atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_bytes(path: str | PathLike, content: bytes) -> None:
+def write_bytes(path: str | PathLike[str], content: bytes) -> None:
     """Write a binary file atomically."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
@@ -112,7 +112,7 @@ def this_process() -> tuple[str, int, int]:
     return _host(), os.getpid(), _start(os.getpid())
 
 
-def _is_left_over(match: re.Match, entry: os.DirEntry, locked: bool) -> bool:
+def _is_left_over(match: re.Match[str], entry: os.DirEntry[str], locked: bool) -> bool:
     alive = lives(match["host"], int(match["pid"]), int(match["start"]))
     if alive is None:
         unchanged = time.time() - entry.stat(follow_symlinks=False).st_mtime
