@@ -18,7 +18,7 @@ def demo(output, engine_dir, quiet) -> None:
     """
     from ..workflows.demo.run import run_demo
 
-    lines = []
+    lines: list[str] = []
     with StageLine(quiet).shown() as stages:
         run_demo(output, engine_dir, lines.append, stages)
     if not quiet:

@@ -133,7 +133,7 @@ def register(
     Options that are not given follow the engine set. Several moving scans share the work on the fixed one; an error in
     one is reported, and the others are still registered.
     """
-    from ..errors import is_scarcity
+    from ..errors import InputError, is_scarcity
     from ..registration.batch import EngineChoice, plan_tasks, register_files
     from ..registration.options import Options
     from ..registration.output.folder import Outputs
@@ -141,7 +141,7 @@ def register(
     tasks = plan_tasks(output, moving, moving_labels, moving_mask)
     outputs = Outputs(tuple(name.strip() for name in write.split(",")), both=not forward_only)
     engines = EngineChoice(engine_dir, backend, threads, precision)
-    errors = []
+    errors: list[InputError] = []
     with StageLine(quiet).shown() as stages:
         how = (engines, Options(**options), overwrite, stages, outputs, fixed_mask)
         for outcome in register_files(fixed, tasks, *how):

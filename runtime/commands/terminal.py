@@ -7,7 +7,7 @@ import gc
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -164,11 +164,18 @@ class InSections(click.Command):
 class OneLineGroup(click.Group):
     """A group that also reports usage errors (exit code 2) and stop signals (130 or 143) in one line."""
 
-    def main(self, *args, standalone_mode: bool = True, **kwargs):
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
         if not standalone_mode:
-            return super().main(*args, standalone_mode=False, **kwargs)
+            return super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
         try:
-            sys.exit(self._ended(*args, **kwargs) or 0)
+            sys.exit(self._ended(args, prog_name, complete_var, **extra) or 0)
         except click.UsageError as error:
             place = f"; see {error.ctx.command_path} --help" if error.ctx else ""
             click.echo(f"Error: {error.format_message().rstrip('.')}{place}", err=True)
@@ -181,10 +188,10 @@ class OneLineGroup(click.Group):
             click.echo(f"S{str(stopped)[1:]}", err=True)
             sys.exit(exit_code(stopped.number))
 
-    def _ended(self, *args, **kwargs):
+    def _ended(self, args: Sequence[str] | None, prog_name: str | None, complete_var: str | None, **extra: Any) -> Any:
         """Run the command; an error after a stop signal, such as in an interrupted import, counts as the stop."""
         try:
-            return super().main(*args, standalone_mode=False, **kwargs)
+            return super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
         except Exception:
             if number := asked():
                 raise click.Abort from Stopped(number)

@@ -227,10 +227,12 @@ def _command_with(transforms) -> str:
     """Return the command line as it was given, but with other transforms."""
     context = click.get_current_context()
     script = sys.argv[0] if Path(sys.argv[0]).name == "cli.py" else "cli.py"
+    assert context.info_name is not None
     words = ["python", script, context.info_name]
     for option in context.command.params:
         if context.get_parameter_source(option.name) != ParameterSource.COMMANDLINE:
             continue
+        assert isinstance(option, click.Option)
         value = transforms if option.name == "transforms" else context.params[option.name]
         for one in value if option.multiple else [value]:
             words += [option.opts[0]] if option.is_flag else [option.opts[0], str(one)]
