@@ -1,5 +1,6 @@
 """Intensity rules, which map a scan to [0, 1] as an engine set requires, and the foreground that results."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -83,7 +84,7 @@ RULES = {"percentile": PercentileRule, "window": WindowRule}
 Rule = PercentileRule | WindowRule
 
 
-def rule_from_dict(fields: dict[str, Any]) -> Rule:
+def rule_from_dict(fields: Mapping[str, Any]) -> Rule:
     """Return the rule that `as_dict` wrote.
 
     Raises:

@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from ...backends.engines import SHIPPED
 from ...backends.registry import BACKENDS, PRECISIONS
@@ -110,7 +111,7 @@ def parse_shapes(text: str) -> tuple[Shape, ...]:
         shapes = ()
     if not shapes or any(len(shape) != 3 for shape in shapes):
         raise InputError(f"--shapes: got {text!r}, expected default, or shapes such as '64,64,64 96,96,96'")
-    return shapes
+    return cast(tuple[Shape, ...], shapes)
 
 
 def _check_names(argument: str, names: Sequence[str], known: Iterable[str]) -> None:

@@ -14,7 +14,7 @@ from ...loop.schedules import Schedule
 from ...registration.options import Options
 from ...types import Record
 from .contenders.arithmetic import NetworkWork
-from .contenders.contender import Others, Task
+from .contenders.contender import EngineContender, Others, Task
 from .contenders.line_up import Field, Peaks
 from .contenders.process import call_once
 from .machine.gpu import gpu_doubts
@@ -127,7 +127,7 @@ class Bench:
         """Measure accuracy, speed, throughput, whole registrations and start-up on one pair."""
         options = self._options
         pair: Pair = GeneratedPair(options.shape or SHAPE)
-        if options.fixed is not None:
+        if options.fixed is not None and options.moving is not None:
             pair = ScanPair(options.fixed, options.moving, options.engine_dir, options.crop_to)
         shape = self._make(pair)
         self._record["pair"] = {"words": pair.words, "shape": shape, "spacing_mm": self._set.spacing}
@@ -174,7 +174,11 @@ class Bench:
 
     def _whole(self, pair: Pair) -> None:
         scans = pair.scans(self._images, self._folder)
-        ours = [(entry.worker, entry.contender) for entry in self._field.entries if entry.ours]
+        ours = [
+            (entry.worker, entry.contender)
+            for entry in self._field.entries
+            if isinstance(entry.contender, EngineContender)
+        ]
         runs, text = min(self._rounds[0], WHOLE_RUNS), _schedule_text(self._options)
         self._record["whole"] = end_to_end(ours, self._command, scans, text, runs, self._progress)
         self._echo_part("whole")

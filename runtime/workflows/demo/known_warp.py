@@ -1,5 +1,6 @@
 """A random smooth warp, known exactly: the ground truth of a registration. Needs SciPy, which nilearn installs."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -100,7 +101,7 @@ def random_pose(rng: np.random.Generator, centre: Array) -> Array:
 def smooth_field(rng: np.random.Generator, grid: Grid, spacing: float) -> Array:
     """Draw a field (I, J, K) of unit standard deviation: a cubic B-spline with knots every `spacing` mm, float32."""
     bases = [_spline_basis(size, spacing / step) for size, step in zip(grid.shape, grid.spacing, strict=True)]
-    field = rng.standard_normal([basis.shape[1] for basis in bases])
+    field: Array = rng.standard_normal([basis.shape[1] for basis in bases])
     for basis in bases:
         field = np.tensordot(field, basis, axes=(0, 1))
     return (field / field.std()).astype(np.float32)
@@ -114,7 +115,7 @@ def _spline_basis(size: int, spacing: float) -> Array:
     return np.where(distance < 1, near, far)
 
 
-def rotation(degrees: Array) -> Array:
+def rotation(degrees: Sequence[float] | Array) -> Array:
     """Return the rotation (3, 3) about R, then A, then S."""
     matrix = np.eye(3)
     for axis, angle in enumerate(np.radians(degrees)):

@@ -7,6 +7,7 @@ is known, so the demonstration can report the distance of a registration from th
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -128,8 +129,14 @@ def make_pair(folder: str | Path, seed: int = 0) -> DemoPair:
     points = _lattice(template)
 
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{name}.nii.gz" for name in ("fixed", "moving", "fixed_labels", "moving_labels")]
-    pair = DemoPair(*paths, points, warp.to_moving(points))
+    pair = DemoPair(
+        fixed=folder / "fixed.nii.gz",
+        moving=folder / "moving.nii.gz",
+        fixed_labels=folder / "fixed_labels.nii.gz",
+        moving_labels=folder / "moving_labels.nii.gz",
+        points=points,
+        moving_points=warp.to_moving(points),
+    )
     write_volume(pair.fixed, template.data, template.grid, dtype=np.uint8)
     write_volume(pair.moving, moving, warp.grid)
     write_volume(pair.fixed_labels, labels, template.grid)
@@ -208,7 +215,7 @@ def _outcomes(pair: DemoPair, result) -> dict[str, Outcome]:
     outcomes = {}
     for stage, affine in (("headers only", np.eye(4)), ("affine start", result.transform.affine)):
         labels = resample(moving.data, moving.grid, fixed.grid, affine, "nearest")
-        error = error_mm(lambda points, affine=affine: move(affine, points), pair)
+        error = error_mm(partial(move, affine), pair)
         outcomes[stage] = Outcome(*error, mean_dice(fixed.data, labels))
     error = error_mm(result.transform.points, pair)
     return outcomes | {"registered": Outcome(*error, mean_dice(fixed.data, result.warped_labels))}

@@ -41,6 +41,12 @@ class Method:
         return f"{self.engines}: {self.name}" if self.engines else self.name
 
     @property
+    def settings(self) -> Options:
+        """The options of a method that registers: not another tool's transform."""
+        assert self.options is not None
+        return self.options
+
+    @property
     def schedule(self) -> str:
         """The schedule as `register` takes it; empty for another tool's transform."""
         return self.options.schedule if self.options else ""
@@ -136,7 +142,7 @@ def _tidy(schedule: str) -> str:
 
 def _refuse_ignored(choices: Choices, rules: Iterable[str]) -> None:
     """Raise an InputError for an option that no schedule uses."""
-    used = {name for rule in rules for name in stop_rule(rule).takes}
+    used = {name for rule in filter(None, map(stop_rule, rules)) for name in rule.takes}
     for field, name in STOP_OPTIONS.items():
         value = getattr(choices, SWEPT.get(field, field))
         if value and name not in used:
@@ -157,7 +163,9 @@ def _family(schedule: str, times: Iterable[int]) -> Iterator[tuple[Options, Plac
 
 def _ruled(schedule: str, choices: Choices) -> Iterator[Options]:
     """Yield a stop rule with every combination of the choices that it takes."""
-    takes = stop_rule(schedule).takes
+    rule = stop_rule(schedule)
+    assert rule is not None
+    takes = rule.takes
     on_stops, stabilities, deltas = (
         getattr(choices, several) if STOP_OPTIONS[field] in takes else () for field, several in SWEPT.items()
     )
@@ -176,8 +184,10 @@ def _ruled(schedule: str, choices: Choices) -> Iterator[Options]:
 def _paper(choices: Choices) -> Iterator[tuple[Options, Place | None]]:
     yield from ((Options(schedule=schedule), None) for schedule in (RP_NET, ITERSTOP))
     for rule in STOP_RULES:
-        of_paper = {"deltas": choices.deltas or PAPER_DELTAS, "on_stops": ON_STOP} if rule == ITERSTOP else {}
-        yield from ((options, None) for options in _ruled(rule, replace(choices, **of_paper)))
+        swept = choices
+        if rule == ITERSTOP:
+            swept = replace(choices, deltas=choices.deltas or PAPER_DELTAS, on_stops=ON_STOP)
+        yield from ((options, None) for options in _ruled(rule, swept))
     for schedule in FAMILIES:
         yield from _family(schedule, choices.times)
 
@@ -193,6 +203,7 @@ def _name(options: Options, engine_set: EngineSet) -> str:
 
 def _rule_settings(rule: StopRule, options: Options, engine_set: EngineSet) -> Iterator[str]:
     """Yield the settings of a stop rule without those at their defaults, except the threshold."""
+    assert options.similarity is not None
     if options.on_stop is not None:
         yield options.on_stop
     if options.delta is not None:

@@ -12,7 +12,7 @@ from ...images.volume import scan_name
 from ...transforms.chain import Link
 from ...transforms.formats import AUTO, CONVENTIONS, RAS
 
-FILES = ("fixed", "moving", "fixed_labels", "moving_labels", "fixed_landmarks", "moving_landmarks")
+FILES: tuple[str, ...] = ("fixed", "moving", "fixed_labels", "moving_labels", "fixed_landmarks", "moving_landmarks")
 FILES += ("fixed_mask", "moving_mask")
 COLUMNS = (*FILES, "name", "transform", "convention", "label_ids")
 KNOWN = (AUTO, *CONVENTIONS, RAS)

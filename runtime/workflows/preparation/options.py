@@ -91,7 +91,7 @@ def prepare_options(preset: str | None, **choices: Any) -> PrepareOptions:
     if preset is not None and preset not in PRESETS:
         raise InputError(f"--preset: got {preset!r}, expected one of {', '.join(PRESETS)}")
     given = {name: value for name, value in choices.items() if value is not None}
-    values = {**PRESETS.get(preset, {}), **given}
+    values = {**({} if preset is None else PRESETS[preset]), **given}
     if "percentile" in given and "window" not in given:
         values.pop("window", None)
     for name in ("reference", "shape"):

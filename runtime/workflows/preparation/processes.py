@@ -112,4 +112,5 @@ def _begin(options: PrepareOptions, reference: Reference, folder: OutputFolder, 
 
 
 def _prepare(name: str, scan: Scan) -> Outcome:
+    assert _preparer is not None
     return _preparer.prepare(name, scan)

@@ -7,8 +7,9 @@ from ...host.files.folder_lock import folder_lock
 from ...host.progress import Progress, Stages, silent
 from ...images.scan_list import Scan, distinct_names, read_scan_list
 from ...registration.warmup import start_kernels
+from ...types import Record
 from .options import PrepareOptions
-from .output.contact_sheet import worst_first, write_contact_sheet
+from .output.contact_sheet import Tile, worst_first, write_contact_sheet
 from .output.folder import (
     FOLDERS,
     RECORDS,
@@ -52,7 +53,9 @@ def _prepare_scans(options: PrepareOptions, scans: tuple[Scan, ...], progress: P
     progress("read the reference")
     reference = open_reference(options, scans[0])
     write_unit_image(folder.path / REFERENCE, reference.image, reference.target, reference.code)
-    records, tiles, kept, counter = {}, [], 0, ScanProgress(len(scans), progress)
+    records: dict[str, Record] = {}
+    tiles: list[Tile] = []
+    kept, counter = 0, ScanProgress(len(scans), progress)
     for outcome in outcomes(options, reference, folder, dict(zip(names, scans, strict=True))):
         records[outcome.record["name"]] = outcome.record
         tiles = worst_first([*tiles, outcome.tile])

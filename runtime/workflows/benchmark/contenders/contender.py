@@ -88,8 +88,11 @@ class Contender(Protocol):
         words: description for the sentence "the reference is ...".
     """
 
-    name: str
-    words: str
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def words(self) -> str: ...
 
     def open(self, tell: Progress = silent) -> Runner:
         """Open it; InputError if it cannot run here. `tell` receives a line before slow steps, now and later."""
@@ -190,7 +193,7 @@ class EngineRunner:
         self.plain.__exit__()
 
     def gpu_memory(self) -> dict[str, int] | None:
-        device = self.recorder.clock
+        device: Any = self.recorder.clock
         if not hasattr(device, "peak_bytes"):
             return None
         with self.running():

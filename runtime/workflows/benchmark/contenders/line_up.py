@@ -86,7 +86,7 @@ class Field:
             self.rivals = [rival.name for rival in others.rivals]
             self._check_rivals()
             last = EngineContender(self._options.engine_dir, REFERENCE_BACKEND, "fp32", self._options.threads)
-            self._references = (*others.references, last)
+            self._references: tuple[Contender, ...] = (*others.references, last)
             self._stack = stack.pop_all()
         return self
 

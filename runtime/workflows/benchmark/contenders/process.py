@@ -97,7 +97,7 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 def _serve(connection: Any, target: bytes) -> None:
     """Answer calls in the worker process until the connection is closed; then close the object."""
-    held = None
+    held: Any = None
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError, KeyboardInterrupt):
         while True:
             method, arguments = connection.recv()

@@ -3,7 +3,7 @@
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,6 +12,9 @@ from ....host.progress import Progress, silent
 from ....types import Array
 from ..machine.host import Interference
 from .contender import Contender, EngineRunner, Run, Runner, Task, solve
+
+if TYPE_CHECKING:
+    from ....images.volume import Volume
 
 
 @dataclass
@@ -28,7 +31,7 @@ class Session:
     runner: Runner | None = field(default=None, init=False)
     images: dict[str, Array] = field(default_factory=dict, init=False)
     side: Any = field(default=None, init=False)
-    volumes: tuple | None = field(default=None, init=False)
+    volumes: "tuple[Volume, Volume] | None" = field(default=None, init=False)
 
     def open(self) -> dict[str, Any]:
         """Open the contender; return its facts, and the seconds taken with all imports."""
@@ -44,7 +47,7 @@ class Session:
 
     def check(self, task: Task, flow_path: Path) -> dict[str, Any]:
         """Run once to check the result: write the flow (.npy), return the rest."""
-        run = solve(self.runner, task, **self.images)
+        run = solve(self._opened, task, **self.images)
         np.save(flow_path, run.flow)
         names = ("counts", "executed", "similarity", "folded_share", "seconds")
         return {name: getattr(run, name) for name in names}
@@ -56,13 +59,19 @@ class Session:
     def run_on_same_fixed(self, task: Task) -> dict[str, Any]:
         """Time one run on a fixed side that is made at the first call only."""
         if self.side is None:
-            with self.runner.running():
-                self.side = self.runner.fixed_side(self.runner.upload(self.images["fixed"]), task.similarity)
+            runner = self._opened
+            with runner.running():
+                self.side = runner.fixed_side(runner.upload(self.images["fixed"]), task.similarity)
         return self._sample(task, self.images["moving"], side=self.side)
+
+    @property
+    def _opened(self) -> Runner:
+        assert self.runner is not None
+        return self.runner
 
     def _sample(self, task: Task, moving: Array, **fixed: Any) -> dict[str, Any]:
         with Interference() as interference:
-            run: Run = solve(self.runner, task, moving, **fixed)
+            run: Run = solve(self._opened, task, moving, **fixed)
         return {
             "seconds": run.seconds,
             "processor_seconds": interference.processor_seconds,
@@ -86,7 +95,7 @@ class Session:
 
     def gpu_memory(self) -> dict[str, int] | None:
         """Return `Runner.gpu_memory`."""
-        return self.runner.gpu_memory()
+        return self._opened.gpu_memory()
 
     def measured_peak(self) -> float | None:
         """Return GFLOP/s that the runner's library reaches in matrix products; None if not available."""

@@ -79,6 +79,6 @@ class Interference:
     def __exit__(self, *exception: object) -> None:
         wall, own, busy = self._before
         wall, self.processor_seconds = time.perf_counter() - wall, time.process_time() - own
-        if busy is not None and wall > 0:
-            others = _busy_seconds() - busy - self.processor_seconds
+        if busy is not None and wall > 0 and (now := _busy_seconds()) is not None:
+            others = now - busy - self.processor_seconds
             self.others = min(max(others / (wall * (os.cpu_count() or 1)), 0.0), 1.0)

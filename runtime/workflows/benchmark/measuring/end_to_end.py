@@ -51,8 +51,15 @@ class RegisterCommand:
         shape = tuple(report["working_grid"]["shape"])
         return {"total": seconds, "stages": stages, "peak_bytes": peak, "working_shape": shape}
 
-    def _arguments(self, contender: EngineContender, fixed: Path, moving: Path, schedule: str, output: Path) -> list:
-        options = {"engine-dir": contender.engine_dir, "fixed": fixed, "moving": moving, "output": output}
+    def _arguments(
+        self, contender: EngineContender, fixed: Path, moving: Path, schedule: str, output: Path
+    ) -> list[str]:
+        options: dict[str, object] = {
+            "engine-dir": contender.engine_dir,
+            "fixed": fixed,
+            "moving": moving,
+            "output": output,
+        }
         options |= {"backend": contender.backend, "precision": contender.precision, "schedule": schedule}
         if contender.threads:
             options["threads"] = contender.threads

@@ -11,7 +11,16 @@ from .statistics import BUSY_SHARE, TRUSTED_SPREAD, ratios, spread, summary
 Progress = Callable[[str], None]
 Samples = dict[str, list[dict[str, Any]]]
 # Stages counted as field operations in the account of a run's time; time in no stage is the loop's own overhead.
-FIELD_STAGES = ("warp", "compose", "upsample", "score", "score set-up", "fill fixed half", "zero", "warp image")
+FIELD_STAGES: tuple[str, ...] = (
+    "warp",
+    "compose",
+    "upsample",
+    "score",
+    "score set-up",
+    "fill fixed half",
+    "zero",
+    "warp image",
+)
 FIELD_STAGES += ("smooth", "smooth set-up")
 OUTSIDE_LOOP = ("finish",)
 
@@ -104,7 +113,7 @@ def account(samples: list[dict[str, Any]], gflop: dict[str, float], peak: float 
         "encode": _mean(samples, ("encode",)),
         "fields": _mean(samples, FIELD_STAGES),
     }
-    found = {
+    found: dict[str, Any] = {
         "loop": loop,
         **parts,
         "overhead": loop - sum(parts.values()),

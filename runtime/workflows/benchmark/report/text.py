@@ -142,7 +142,15 @@ def _account(record: Record) -> str:
     rows = [row for row in record["contenders"] if "account" in row]
     if not rows:
         return ""
-    head = ("mean ms per run", "loop", "floor", "estimator above", "encode above", "fields", "overhead")
+    head: tuple[str, ...] = (
+        "mean ms per run",
+        "loop",
+        "floor",
+        "estimator above",
+        "encode above",
+        "fields",
+        "overhead",
+    )
     head += ("GFLOP", "GFLOP/s", "peak", "share of peak %", "fastest run %", "in estimators %")
     lines = [
         "## Where the time goes",

@@ -102,7 +102,7 @@ class Evaluation:
     @property
     def warnings(self) -> list[tuple[str, str]]:
         """Warnings about headers, positions and results, each once: pair, line."""
-        found = {}
+        found: dict[tuple[str, str], None] = {}
         for record in self.records:
             entries = (record["methods"].get(method.title, {}) for method in self.methods)
             parts = (*record["engine_sets"].values(), *entries)

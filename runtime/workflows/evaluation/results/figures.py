@@ -152,7 +152,7 @@ def _draw_reference(axes: Any, evaluation: Evaluation, engines: str, figure: str
     """Draw the engine set's first method with a stop rule as a horizontal line."""
     method = next((m for m in evaluation.methods if m.stops and m.engines == engines and evaluation.entries(m)), None)
     found = method and evaluation.spread(method, figure)
-    if found:
+    if method and found:
         axes.axhline(factor * found.mean, color=INK, linestyle=(0, (5, 3)), linewidth=1, label=method.name)
 
 
@@ -160,8 +160,8 @@ def draw_deltas(evaluation: Evaluation) -> Any:
     """Draw Dice, folds and iterations against a stop rule's threshold; None with fewer than two thresholds."""
     series: dict[str, list[tuple[float, Method]]] = {}
     for method in evaluation.methods:
-        if method.stops and isinstance(method.options.delta, float) and evaluation.entries(method):
-            series.setdefault(_series_name(method), []).append((method.options.delta, method))
+        if method.stops and isinstance(method.settings.delta, float) and evaluation.entries(method):
+            series.setdefault(_series_name(method), []).append((method.settings.delta, method))
     series = {name: sorted(points, key=lambda point: point[0]) for name, points in series.items() if len(points) > 1}
     if not series:
         return None
@@ -169,8 +169,8 @@ def draw_deltas(evaluation: Evaluation) -> Any:
     panels = figure.subplots(1, 3)
     for number, (name, points) in enumerate(series.items()):
         for (_, figure_name, factor), axes in zip(PANELS[:2], panels, strict=False):
-            found = [(delta, evaluation.spread(method, figure_name)) for delta, method in points]
-            _draw_line(axes, [point for point in found if point[1]], factor, number, name)
+            found = ((delta, evaluation.spread(method, figure_name)) for delta, method in points)
+            _draw_line(axes, [(delta, spread) for delta, spread in found if spread], factor, number, name)
         _draw_iterations(panels[2], evaluation, points, number)
     for (title, *_), axes in zip(PANELS[:2], panels, strict=False):
         axes.set(ylabel=title)
@@ -188,7 +188,7 @@ def draw_deltas(evaluation: Evaluation) -> Any:
 
 def _series_name(method: Method) -> str:
     """Return the method's title without its threshold."""
-    words = [word for word in method.title.split() if word != f"{method.options.delta:g}"]
+    words = [word for word in method.title.split() if word != f"{method.settings.delta:g}"]
     return " ".join(words)
 
 

@@ -1,6 +1,5 @@
 """Folder of an evaluation: a record for each pair, from which an interrupted or larger run continues."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from ....errors import InputError, explained
@@ -43,7 +42,7 @@ class ScoresFolder:
     def file(self, name: str) -> Path:
         return self.path / PAIRS / f"{name}.json"
 
-    def begin(self, pair: Pair, label_ids: Sequence[int] | None) -> Record:
+    def begin(self, pair: Pair, label_ids: tuple[int, ...] | None) -> Record:
         """Return a pair's record: that of an earlier run with the same inputs and options, else a new, empty one.
 
         Raises:
@@ -56,7 +55,7 @@ class ScoresFolder:
         chain = [link.inverse for link in pair.transform]
         hashes = {what: found["sha256"] for what, found in inputs.items()}
         key = sha256_of_facts((VERSION, hashes, chain, self._options.of_a_pair(label_ids and tuple(label_ids))))
-        head = {"format": FORMAT, "version": VERSION, "name": pair.name, "key": key, "inputs": inputs}
+        head: Record = {"format": FORMAT, "version": VERSION, "name": pair.name, "key": key, "inputs": inputs}
         head["choices"] = self._options.of_a_pair(label_ids)
         if pair.convention != AUTO:
             head["choices"]["convention"] = pair.convention  # not in the key: only the given transform depends on it

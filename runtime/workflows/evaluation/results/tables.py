@@ -90,7 +90,7 @@ def _main_rows(evaluation: Evaluation) -> Iterator[Cells]:
         method
         for method in evaluation.methods
         if method.schedule == RP_NET or (method.schedule == ITERSTOP and _is_default(method))
-        if not method.options.smooth
+        if not method.settings.smooth
     ]
     shown = [*evaluation.methods[:1], *chosen]
     if {method.schedule for method in chosen} == {RP_NET, ITERSTOP} and len(shown) < len(evaluation.methods):
@@ -98,19 +98,22 @@ def _main_rows(evaluation: Evaluation) -> Iterator[Cells]:
 
 
 def _is_default(method: Method) -> bool:
-    return method.options.delta == DEFAULT_DELTA[method.options.similarity]
+    options = method.settings
+    assert options.similarity is not None
+    return options.delta == DEFAULT_DELTA[options.similarity]
 
 
 def _threshold_rows(evaluation: Evaluation) -> Iterator[Cells]:
     """Yield the thresholds of IterStop, if there are several."""
     swept = [method for method in evaluation.methods if method.schedule == ITERSTOP]
-    if len({method.options.delta for method in swept}) > 1:
+    if len({method.settings.delta for method in swept}) > 1:
         yield from _rows(evaluation, sorted(swept, key=_by_threshold))
 
 
 def _by_threshold(method: Method) -> tuple:
     """Return the sort key: engine set, smoothing and `on_stop`, then the largest threshold first."""
-    options = method.options
+    options = method.settings
+    assert options.delta is not None
     return method.engines, options.smooth, options.on_stop, -float(np.mean(options.delta))
 
 

@@ -13,7 +13,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from ....loop import iterstop
 
@@ -54,15 +54,15 @@ class Memory:
     def flow(self, key: Key, pair: OpenPair, verb: str, *arguments: Any) -> tuple[Flow, float]:
         """Return the flow that a verb of the pair computes and the seconds it took, from memory if known."""
         known = self._results.get(key)
-        if known is not None and (kept := self._flows.get(known.value)) is not None:
-            self._flows.move_to_end(known.value)
+        if known is not None and (kept := self._flows.get(cast(int, known.value))) is not None:
+            self._flows.move_to_end(cast(int, known.value))
             return kept, known.seconds
         flow, seconds = _timed(getattr(pair(), verb), *arguments)
         if self._settle is not None:
             seconds += _timed(self._settle, flow)[1]
         if known is None:
             known = self._results[key] = Result(self._new_number(), seconds)
-        self._keep(flow, known.value)
+        self._keep(flow, cast(int, known.value))
         return flow, known.seconds
 
     def similarity(self, key: Key, pair: OpenPair, *arguments: Any) -> tuple[float, float]:
@@ -83,7 +83,7 @@ class Memory:
 
     def number(self, flow: Flow) -> int:
         """Return the number of a flow; an unknown flow gets a new one."""
-        reference, number = self._numbers.get(id(flow), (None, None))
+        reference, number = self._numbers.get(id(flow), (None, 0))
         if reference is None or reference() is not flow:
             number = self._new_number()
             self._call(flow, number)
@@ -126,12 +126,12 @@ class RememberingPair:
     Args:
         pair: the pair that computes.
         memory: memory of this pair, shared by all memoised pairs in front of it.
-        similarity: the similarity that `score` returns.
+        similarity: the similarity that `score` returns; None: the engine set's.
         smooth: sigma with which `step` smooths residuals; part of the key of its results.
         bill: is charged for all results used here and in the pairs that `warped` returns.
     """
 
-    def __init__(self, pair: iterstop.Pair, memory: Memory, similarity: str, smooth: float, bill: Bill) -> None:
+    def __init__(self, pair: iterstop.Pair, memory: Memory, similarity: str | None, smooth: float, bill: Bill) -> None:
         self._pair: OpenPair = lambda: pair
         self._memory, self._similarity, self._smooth, self._bill = memory, similarity, smooth, bill
         self._origin: tuple[int, ...] = ()
@@ -162,8 +162,9 @@ class RememberingPair:
 
     def _encoded(self, flow: Flow, origin: tuple[int, ...], charge: bool) -> iterstop.Pair:
         pair, seconds = _timed(self._pair().warped, flow)
-        seconds = self._memory.seconds(("warped", origin), seconds)
-        return self._charged((pair, seconds if charge else 0.0))
+        stored = self._memory.seconds(("warped", origin), seconds)
+        assert stored is not None
+        return self._charged((pair, stored if charge else 0.0))
 
     def _flow(self, place: Key, verb: str, *arguments: Any) -> Flow:
         return self._charged(self._memory.flow((verb, *place), self._pair, verb, *arguments))

@@ -18,6 +18,7 @@ from ....registration.options import Options
 from ....registration.preprocessing import normalised
 from ....registration.scans import FixedScan, Registration
 from ....transforms.chain import Route, read_route
+from ....transforms.points.markups import MarkupsFile
 from ....transforms.points.tables import COLUMNS, PointsFile, read_points
 from ....types import Array
 from ..methods import BEFORE, NO_ITERATION, Method
@@ -87,7 +88,7 @@ class PairScorer:
             InputError: this method gave no transform.
         """
         self._progress(f"{self._pair.name}: {method.title}")
-        result, seconds = self._register(method.options)
+        result, seconds = self._register(method.settings)
         if method.name == BEFORE:
             seconds = {stage: spent for stage, spent in seconds.items() if stage not in NETWORK_STAGES}
         return {
@@ -127,7 +128,7 @@ class PairScorer:
         rule = start.rule(self._engines.engine_set)
         image = self._before.working.fixed
         mask = None if self._pair.moving_mask is None else read_mask(self._pair.moving_mask, "--moving-mask")
-        counts = mask and mask_of(mask, self._moving.grid, "--moving-mask")
+        counts = None if mask is None else mask_of(mask, self._moving.grid, "--moving-mask")
         moving = normalised(self._moving, rule, "--moving", counts)
         return Judge(moving, image, rule.foreground(image), self._before.transform.grid, self._labels, landmarks)
 
@@ -141,7 +142,7 @@ def _read_labels(
     pair: Pair, scans: tuple[Volume, Volume], ids: Sequence[int] | None
 ) -> tuple[LabelPair | None, tuple[str, ...]]:
     """Read the label maps of both scans; return them with warnings about their headers and positions."""
-    if pair.fixed_labels is None:
+    if pair.fixed_labels is None or pair.moving_labels is None:
         return None, ()
     maps, warnings = [], []
     for side, path, scan in zip(("fixed", "moving"), (pair.fixed_labels, pair.moving_labels), scans, strict=True):
@@ -149,12 +150,13 @@ def _read_labels(
         place = label_place_doubts(labels.grid, scan.grid, f"--{side}-labels: {path}", f"the {side} scan")
         warnings += [*labels.warnings, *(f"{path.name}: {line}" for line in place)]
         maps.append(labels)
-    return pair_labels(*maps, ids), tuple(warnings)
+    fixed, moving = maps
+    return pair_labels(fixed, moving, ids), tuple(warnings)
 
 
 def _read_landmarks(pair: Pair, scans: tuple[Volume, Volume], frame: str | None) -> tuple[Array, Array] | None:
     """Read the landmarks of both scans, (N, 3) RAS mm each."""
-    if pair.fixed_landmarks is None:
+    if pair.fixed_landmarks is None or pair.moving_landmarks is None:
         return None
     files = ("--fixed-landmarks", pair.fixed_landmarks), ("--moving-landmarks", pair.moving_landmarks)
     fixed, moving = (
@@ -169,7 +171,7 @@ def _read_landmarks(pair: Pair, scans: tuple[Volume, Volume], frame: str | None)
     return fixed, moving
 
 
-def _read_points(path: Path, frame: str | None, argument: str) -> PointsFile:
+def _read_points(path: Path, frame: str | None, argument: str) -> PointsFile | MarkupsFile:
     """Read points in the frame that the file's columns state; columns x,y,z state none and are in `frame`."""
     names = {name.strip().casefold() for name in read_csv(path, argument, "x,y,z")[0]}
     stated = any(names.issuperset(columns) for columns, own in COLUMNS.items() if own)

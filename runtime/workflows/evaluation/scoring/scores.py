@@ -105,7 +105,9 @@ class Judge:
     ) -> None:
         self._moving, self._fixed_image, self._foreground, self._grid = moving, fixed_image, foreground, grid
         self._labels, self._landmarks = labels, landmarks
-        self._fixed_labels = labels and FixedLabels(labels.fixed.data, labels.fixed.grid, labels.chosen)
+        self._fixed_labels = None
+        if labels is not None:
+            self._fixed_labels = FixedLabels(labels.fixed.data, labels.fixed.grid, labels.chosen)
 
     def score(self, transform: Transform) -> Scores:
         """Score a map from fixed to moving space; image and labels are resampled through it with one interpolation."""
@@ -123,7 +125,7 @@ class Judge:
         )
 
     def _label_scores(self, transform: Transform, displacement: Array) -> LabelScores | None:
-        if self._labels is None:
+        if self._labels is None or self._fixed_labels is None:
             return None
         target, moving = self._labels.fixed.grid, self._labels.moving
         if target != self._grid:

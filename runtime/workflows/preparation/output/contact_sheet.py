@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image as Picture
     from PIL.ImageDraw import ImageDraw
     from PIL.ImageFont import FreeTypeFont
+    from PIL.ImageFont import ImageFont as BitmapFont
 
 COLUMNS, MARGIN, GAP, HEADER, CAPTION = 4, 20, 18, 64, 40
 EDGE = 128  # pixels of a panel's longest side
@@ -172,7 +173,7 @@ def _place(canvas: "Picture", draw: "ImageDraw", tile: Tile, place: tuple[int, i
     draw.text((x, y + height + 21), "failed" if tile.error else tile.note, FAINT, _font(12))
 
 
-def _font(size: float) -> "FreeTypeFont":
+def _font(size: float) -> "FreeTypeFont | BitmapFont":
     from PIL import ImageFont
 
     return ImageFont.load_default(size)

@@ -1,6 +1,7 @@
 """A native scan as read: intensities in [0, 1] with the mask applied, and the label map."""
 
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 
@@ -37,7 +38,7 @@ class NativeScan:
     @property
     def hashes(self) -> dict[str, str]:
         """Hashes of the files that were read, by column of the list."""
-        others = {name: volume.sha256 for name, volume in self._companions.items()}
+        others = {name: cast(str, volume.sha256) for name, volume in self._companions.items()}
         return {"image": self.sha256, **others}
 
     @property
@@ -69,6 +70,7 @@ def read_native(scan: Scan, rule: Rule, argument: str = "image", nan: float | No
     for it, column, what in ((labels, "labels", "label map"), (mask, "mask", "mask")):
         if it is not None:
             warnings += label_place_doubts(it.grid, volume.grid, f"{column}: {it.path}", "the image", what)
+    assert volume.sha256 is not None
     return NativeScan(image, volume.grid, labels, mask, volume.sha256, tuple(warnings))
 
 

@@ -131,7 +131,7 @@ class ScanPreparer:
             "affine": {"reference_to_scan": found.matrix.tolist(), "used": found.used, "note": found.note},
             "similarity": {"measure": "ncc", "before": before, "after": after},
             "cropped_share": cropped_share(foreground, native.grid, target, found.matrix),
-            **label_facts(native.labels and native.labels.data, arrays.get("labels")),
+            **label_facts(None if native.labels is None else native.labels.data, arrays.get("labels")),
         }
         return facts | {"warnings": [*native.warnings, *doubts(facts)]}
 

@@ -43,6 +43,7 @@ def label_facts(native: Array | None, prepared: Array | None) -> dict[str, list[
     """Return the labels of a result and those lost to the crop or the coarser grid; empty without a label map."""
     if native is None:
         return {}
+    assert prepared is not None
     there, left = ([int(label) for label in np.unique(labels) if label] for labels in (native, prepared))
     return {"labels": left, "labels_lost": sorted(set(there) - set(left))}
 
