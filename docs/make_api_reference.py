@@ -73,7 +73,7 @@ def _linked(text: str, anchors: dict[str, str]) -> str:
         label, path = match.groups()
         return f"[{label}](#{anchors[path]})" if path in anchors else label
 
-    return re.sub(r"\[([^][]+)\]\(#([\w.]+)\)", link, text)
+    return re.sub(r"\[([^][]+)\]\(#([^)]+)\)", link, text)
 
 
 if __name__ == "__main__":
