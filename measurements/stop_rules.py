@@ -1,6 +1,6 @@
-"""Compare stop rules on real pairs, unchanged and with one scan changed: Dice, folds and work, side by side.
+r"""Compare stop rules on real pairs, unchanged and with one scan changed: Dice, folds and work, side by side.
 
-    python -m measurements.stop_rules --data DIR --pairs pair,s3-s4 --change none,skull \\
+    python -m measurements.stop_rules --data DIR --pairs pair,s3-s4 --change none,skull \
         --rule iterstop --rule iterstop:delta=0.001
 
 A change is made to the moving scan after normalisation, on the working grid: `contrast` brings the intensities of grey

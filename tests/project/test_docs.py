@@ -14,7 +14,8 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "engines" / "MODEL_CARD.md", *sorted((RO
 
 def commands(document: Path) -> list[str]:
     """Lines of code blocks that call the command line, without comments; quoted sessions (``$ ...``) are left out."""
-    blocks = re.findall(r"```(?:bash|sh)?\n(.*?)```", document.read_text(encoding="utf-8"), flags=re.DOTALL)
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", document.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    blocks = [block for language, block in found if language in ("", "bash", "sh")]
     lines = [line.split(" #")[0].strip() for line in "\n".join(blocks).replace("\\\n", " ").splitlines()]
     return [line for line in lines if "cli.py " in line and not line.startswith("$")]
 

@@ -14,7 +14,7 @@ CHILD = Path(__file__).with_name("reading_child.py")
 PATIENCE, PER_BYTE = 60.0, 1e-6  # timeout in seconds, and extra time for each byte of the file
 
 
-class Unreadable(Exception):
+class UnreadableError(Exception):
     """A file that could not be read; the message is the reason, in one line."""
 
 
@@ -27,18 +27,18 @@ def read_elsewhere(reader: Path, path: Path, *options: str) -> tuple[dict[str, A
         options: further arguments of `read`.
 
     Raises:
-        Unreadable: the reader refused the file, crashed or took too long.
+        UnreadableError: the reader refused the file, crashed or took too long.
     """
     command = [sys.executable, "-P", str(CHILD), str(reader), str(path), *options]
     seconds = PATIENCE + PER_BYTE * path.stat().st_size
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds, check=False)
     except subprocess.TimeoutExpired:
-        raise Unreadable(f"reading it took more than {seconds:.0f} s") from None
+        raise UnreadableError(f"reading it took more than {seconds:.0f} s") from None
     line, _, _ = done.stdout.partition(b"\n")
     if done.returncode or not line:
-        raise Unreadable(f"the process that reads it ended unexpectedly, exit code {done.returncode}")
+        raise UnreadableError(f"the process that reads it ended unexpectedly, exit code {done.returncode}")
     head = json.loads(line)
     if "refused" in head:
-        raise Unreadable(head["refused"])
+        raise UnreadableError(head["refused"])
     return head, memoryview(done.stdout)[len(line) + 1 :]

@@ -7,7 +7,7 @@ import numpy as np
 
 from ...errors import InputError
 from ...host.files.hashes import sha256_of_file
-from ...host.files.reading_process import Unreadable, read_elsewhere
+from ...host.files.reading_process import UnreadableError, read_elsewhere
 from ...types import Array
 from .headers import Header
 
@@ -48,7 +48,7 @@ class ItkImage:
     def _read(self, *options: str) -> tuple[dict, memoryview]:
         try:
             return read_elsewhere(READER, self.path, *options)
-        except Unreadable as error:
+        except UnreadableError as error:
             raise InputError(f"{self.name} cannot be read as NRRD or MetaImage ({error})") from None
 
     def _header(self, head: dict) -> Header:

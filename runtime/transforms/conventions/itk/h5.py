@@ -21,7 +21,7 @@ import numpy as np
 from ....errors import InputError
 from ....geometry.grid import LARGEST_ENTRY, Grid
 from ....geometry.transform import AffineTransform, Chain, SpatialTransform, Transform
-from ....host.files.reading_process import Unreadable, read_elsewhere
+from ....host.files.reading_process import UnreadableError, read_elsewhere
 from ....host.files.whole_files import atomic_path
 from ....types import Array
 from ...spaces import TransformFile, TransformMetadata, metadata_in, sides
@@ -100,7 +100,7 @@ def _contents(path: Path, name: str) -> tuple[list[tuple[str, Array, Array]], st
     """
     try:
         head, content = read_elsewhere(READER, path)
-    except Unreadable as error:
+    except UnreadableError as error:
         raise _damaged(name, str(error)) from None
     parts, at = [], 0
     for part in head["parts"]:
