@@ -13,7 +13,7 @@ from runtime.errors import InputError
 from runtime.geometry.grid import SIZE_MULTIPLE
 from runtime.loop.schedules import ON_STOP, iterstop_schedule, parse_schedule
 from runtime.registration.arrays import register_arrays
-from runtime.types import Array
+from runtime.types import Array, Shape
 from train.model.loop import register_with_torch
 from train.model.network import LEVELS, RPNet
 
@@ -177,7 +177,7 @@ def _graph_parities(network: RPNet, engines: OpenEngines):
     """Compare every graph with the network on two image sizes, so that a graph with a fixed size cannot pass."""
     generator = torch.Generator().manual_seed(0)
     for n in (2, 3):
-        shape = tuple(SIZE_MULTIPLE * (n + axis) for axis in range(3))
+        shape: Shape = (SIZE_MULTIPLE * n, SIZE_MULTIPLE * (n + 1), SIZE_MULTIPLE * (n + 2))
         image = torch.rand((1, 1, *shape), generator=generator)
         with torch.inference_mode():
             expected = {level: _channels_last(f) for level, f in network.encode(image).items()}

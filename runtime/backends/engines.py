@@ -4,7 +4,7 @@ import contextlib
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, overload
 
 from ..errors import InputError
 from ..host.machine import cores
@@ -12,7 +12,7 @@ from ..host.progress import Progress, silent
 from ..host.shipped import shipped_engines
 from ..types import Array
 from .engine_set import ENGINES, EngineSet
-from .pair import FixedSide
+from .pair import Fields, FixedSide, Networks
 from .registry import GRAPHS, check_precision, choose_backend, choose_precision, open_backend
 
 SHIPPED = shipped_engines()
@@ -36,8 +36,8 @@ class OpenEngines:
     reason: str
     precision: str
     threads: int
-    networks: Any
-    fields: Any
+    networks: Networks
+    fields: Fields
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def fixed_side(self, fixed: Array, similarity: str) -> FixedSide:
@@ -98,6 +98,7 @@ def check_choice(
     choose_precision(name, precision, engine_set)
 
 
+@overload
 def open_set(
     engine_set: EngineSet,
     backend: str = "auto",
@@ -105,8 +106,31 @@ def open_set(
     precision: str = "auto",
     progress: Progress = silent,
     alone: bool = True,
-    kind: type[Kind] = OpenEngines,
-) -> Kind:
+) -> OpenEngines: ...
+
+
+@overload
+def open_set(
+    engine_set: EngineSet,
+    backend: str = "auto",
+    threads: int | None = None,
+    precision: str = "auto",
+    progress: Progress = silent,
+    alone: bool = True,
+    *,
+    kind: type[Kind],
+) -> Kind: ...
+
+
+def open_set(
+    engine_set: EngineSet,
+    backend: str = "auto",
+    threads: int | None = None,
+    precision: str = "auto",
+    progress: Progress = silent,
+    alone: bool = True,
+    kind: type[OpenEngines] = OpenEngines,
+) -> OpenEngines:
     """Open an engine set that has been read and checked.
 
     Args:

@@ -1,12 +1,14 @@
 """A generated pair of images for self-tests, benchmarks and tests, identical every time and without any scan."""
 
+from typing import cast
+
 import numpy as np
 
 from ..geometry.flow import resize, upsample, warp
-from ..types import Array
+from ..types import Array, Shape
 
 
-def example_pair(shape: tuple[int, int, int], seed: int = 0, displacement: float = 3.0) -> tuple[Array, Array]:
+def example_pair(shape: Shape, seed: int = 0, displacement: float = 3.0) -> tuple[Array, Array]:
     """Return a fixed and a moving image (I, J, K), float32 in [0, 1]: a blobby body on black and a smooth warp of it.
 
     Args:
@@ -15,9 +17,8 @@ def example_pair(shape: tuple[int, int, int], seed: int = 0, displacement: float
         displacement: standard deviation of the deformation, in voxels.
     """
     rng = np.random.default_rng(seed)
-    texture = sum(
-        resize(rng.random([max(size // step, 2) for size in shape], np.float32), shape) for step in (4, 8, 16)
-    )
+    layers = (resize(rng.random([max(size // step, 2) for size in shape], np.float32), shape) for step in (4, 8, 16))
+    texture = cast(Array, sum(layers))
     axes = np.meshgrid(*(np.linspace(-1.2, 1.2, size) for size in shape), indexing="ij")
     body = np.clip(6 * (1 - sum(axis**2 for axis in axes)), 0, 1)
     fixed = (body * (0.2 + 0.8 * (texture - texture.min()) / np.ptp(texture))).astype(np.float32)

@@ -25,8 +25,9 @@ class Holes:
     @functools.cached_property
     def _everywhere(self) -> Array:
         """An image that is 1 at every voxel."""
-        shape = (self._moving if self._fixed is None else self._fixed).shape
-        return self._fields.to_device(np.ones(shape, np.float32))
+        some = self._moving if self._fixed is None else self._fixed
+        assert some is not None  # without any hole there is no `Holes`
+        return self._fields.to_device(np.ones(some.shape, np.float32))
 
     def warped(self, flow: Array) -> "Holes":
         """Return the holes of the pair after its moving image was warped by `flow`."""

@@ -247,8 +247,8 @@ def choose_backend(
         raise NotAvailableError(f"--backend: {name} needs an NVIDIA GPU, but {reason}; use --backend auto")
     if not backend.available:
         raise NotAvailableError(f"--backend: {name} needs the package {backend.package}; {backend.install}")
-    if reason := backend.unfit(engine_set):
-        raise InputError(f"--backend: {name} {reason}; use --backend auto")
+    if lack := backend.unfit(engine_set):
+        raise InputError(f"--backend: {name} {lack}; use --backend auto")
     return name, "asked for"
 
 

@@ -50,7 +50,7 @@ def negative_mse(fixed: Array, warped: Array) -> float:
     return -float(np.mean(difference * difference))
 
 
-def ncc_of_sums(count: int, f: float, ff: float, m: float, mm: float, mf: float) -> float:
+def ncc_of_sums(count: float, f: float, ff: float, m: float, mm: float, mf: float) -> float:
     """Compute `ncc` of two images of `count` voxels from sums of f, f^2, m, m^2 and m f; NaN if one is constant."""
     var_f, var_m = ff - f**2 / count, mm - m**2 / count
     # One-pass sums round: the variance left over for a constant image is noise, not structure.
@@ -59,7 +59,7 @@ def ncc_of_sums(count: int, f: float, ff: float, m: float, mm: float, mf: float)
     return (mf - f * m / count) / math.sqrt(var_f * var_m)
 
 
-def negative_mse_of_sums(count: int, f: float, ff: float, m: float, mm: float, mf: float) -> float:
+def negative_mse_of_sums(count: float, f: float, ff: float, m: float, mm: float, mf: float) -> float:
     """Compute `negative_mse` from the same sums."""
     return -(mm - 2 * mf + ff) / count
 

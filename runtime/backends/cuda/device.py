@@ -32,7 +32,8 @@ class Slot:
 
     def __init__(self, device: "Device", number: int, address: int, pointer: int) -> None:
         self.pointer = pointer
-        self.values = np.frombuffer((ctypes.c_char * SLOT_BYTES).from_address(address), np.float64)
+        memory: Any = (ctypes.c_char * SLOT_BYTES).from_address(address)  # a buffer, which NumPy's types do not know
+        self.values = np.frombuffer(memory, np.float64)
         # Finalizers run in whatever thread drops the slot; appending to a list is atomic.
         weakref.finalize(self, device.free_slots.append, number).atexit = False
 
@@ -109,7 +110,7 @@ class Device:
         """
         # Allocate with the axes sorted by stride, so that the raw copy below lands in the right order.
         order = sorted(range(array.ndim), key=lambda axis: -array.strides[axis])
-        shape = [array.shape[axis] for axis in order]
+        shape = tuple(array.shape[axis] for axis in order)
         memory = ARRAYS.empty(shape) if array.dtype == np.float32 else np.empty(shape, array.dtype)
         found = memory.transpose(np.argsort(order))
         if any(a != b for a, b, size in zip(found.strides, array.strides, array.shape, strict=True) if size > 1):

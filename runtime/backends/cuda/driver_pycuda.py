@@ -153,7 +153,8 @@ def compile_kernels(capability: tuple[int, int]) -> bytes:
 
 
 def _memory(address: int, size: int) -> Array:
-    return np.frombuffer((ctypes.c_char * size).from_address(address), np.uint8)
+    memory: Any = (ctypes.c_char * size).from_address(address)  # a buffer, which NumPy's types do not know
+    return np.frombuffer(memory, np.uint8)
 
 
 @contextlib.contextmanager

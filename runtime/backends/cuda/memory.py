@@ -21,12 +21,14 @@ MEGABYTE, GIGABYTE = 1e6, 1e9
 
 
 class OwningDevice(Protocol):
-    """The part of `runtime.backends.cuda.device.Device` that arrays use."""
+    """The part of `runtime.backends.cuda.device.Device` that arrays, and operations on them, use."""
 
     driver: Driver
     dlpack_device: tuple[int, int]
 
-    def current(self) -> contextlib.AbstractContextManager: ...
+    def current(self) -> contextlib.AbstractContextManager[Any]: ...
+    def launch(self, kernel: str, work: int, *arguments: Any) -> None: ...
+    def launch_blocks(self, kernel: str, blocks: int, *arguments: Any) -> None: ...
 
 
 class DeviceArray:

@@ -12,7 +12,7 @@ from ...host.kernels import on_threads
 from ...host.memory import ARRAYS
 from ...images.resampling.resample import smooth
 from ...images.similarity import LNCC_EPSILON, LNCC_WINDOW, OF_SUMS, SIMILARITIES
-from ...types import Array
+from ...types import Array, Shape
 from . import cpu_kernels as kernels
 from . import cpu_lncc, cpu_smoothing
 
@@ -35,7 +35,7 @@ class NumbaFields:
         """Limit numba in this Python thread to the requested number of threads; restored on exit."""
         return on_threads(self._threads)
 
-    def zero(self, shape: tuple[int, int, int]) -> Array:
+    def zero(self, shape: Shape) -> Array:
         """Return the zero flow (I, J, K, 3)."""
         flow = ARRAYS.empty((*shape, 3))
         flow.fill(0)

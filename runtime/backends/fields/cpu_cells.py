@@ -11,6 +11,7 @@ The number in a name is the number of channels processed at once, from `start` i
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from llvmlite import ir
@@ -72,9 +73,9 @@ class _Lanes:
         return lanes[0]
 
 
-def _corners(builder, start, steps) -> dict[tuple[int, int, int], object]:
+def _corners(builder, start, steps) -> dict[tuple[int, ...], Any]:
     """Return the flat index of each corner of the cell, by its position 0 or 1 along the axes."""
-    places = {(): start}
+    places: dict[tuple[int, ...], Any] = {(): start}
     for step in steps:
         places = {(*corner, n): builder.add(at, step) if n else at for corner, at in places.items() for n in (0, 1)}
     return places
@@ -139,7 +140,7 @@ def _slopes(lanes, image, corners, fractions, gradient, at) -> list:
 
 def _add_to(side: int) -> Callable:
     def add(lanes, out, corners, fractions, gradient, at) -> None:
-        shares = {(): lanes.load(gradient, at)}
+        shares: dict[tuple[int, ...], Any] = {(): lanes.load(gradient, at)}
         for fraction in fractions:
             far = {(*corner, 1): lanes.times(fraction, share) for corner, share in shares.items()}
             near = {(*corner, 0): lanes.minus(share, far[(*corner, 1)]) for corner, share in shares.items()}

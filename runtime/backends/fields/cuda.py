@@ -7,14 +7,14 @@ score, `total`, the folded fraction, the extremes, and copies to the host.
 import contextlib
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from ...errors import InputError
 from ...geometry.smoothing import EDGE, LEAST, gaussian_weights
 from ...images.similarity import LNCC_EPSILON, LNCC_WINDOW, OF_SUMS, SIMILARITIES
-from ...types import Array
+from ...types import Array, Shape
 from ..cuda.device import THREADS, Device, Slot
 from ..cuda.gpu import on_gpu
 from ..cuda.layout import is_wide, layout_of
@@ -40,7 +40,7 @@ TRAFFIC: dict[str, Callable[[int, int, int], float]] = {
 }
 
 
-def traffic(verb: str, shape: tuple[int, int, int], channels: int = 1, dtype: Any = np.float32, scale: int = 1) -> int:
+def traffic(verb: str, shape: Shape, channels: int = 1, dtype: Any = np.float32, scale: int = 1) -> int:
     """Return the minimum number of bytes that an operation reads and writes in device memory, each voxel once.
 
     Args:
@@ -72,7 +72,7 @@ class CudaFields:
         """Return the object whose ``mark()`` and ``seconds(start, stop)`` measure device time."""
         return self._device
 
-    def zero(self, shape: tuple[int, int, int]) -> DeviceArray:
+    def zero(self, shape: Shape) -> DeviceArray:
         """Return the zero flow (I, J, K, 3)."""
         return self._device.zeros((*shape, 3))
 
@@ -96,7 +96,7 @@ class CudaFields:
         out = self._device.empty(image.shape)
         coarse = () if flow.shape[:3] == image.shape else _sizes(flow)
         kernel = "warp_image_coarse" if coarse else "warp_image"
-        self._device.launch(kernel, _runs(image.shape), image, flow, *coarse, out, *image.shape)
+        self._device.launch(kernel, _runs(_sizes(image)), image, flow, *coarse, out, *image.shape)
         return out
 
     def compose(self, flow: DeviceArray, residual: DeviceArray) -> DeviceArray:
@@ -107,7 +107,7 @@ class CudaFields:
 
     def upsample(self, flow: DeviceArray, scale: int = 2) -> DeviceArray:
         """Return the same displacement on a grid `scale` times finer, with values multiplied by `scale`."""
-        shape = tuple(scale * size for size in flow.shape[:3])
+        shape = cast(Shape, tuple(scale * size for size in flow.shape[:3]))
         out = self._device.empty((*shape, 3))
         self._device.launch("upsample", _runs(shape), flow, *_sizes(flow), out, *shape)
         return out
@@ -237,7 +237,7 @@ class Scorer:
         """
         if self._similarity == "lncc":
             return self._lncc(moving, flow)
-        shape = self._fixed.shape
+        shape = _sizes(self._fixed)
         coarse = () if flow.shape[:3] == shape else _sizes(flow)
         kernel = "score_sums_coarse" if coarse else "score_sums"
         images = (self._fixed, moving, flow, *coarse)
@@ -302,7 +302,7 @@ class Score:
         if self._value is None:
             self._device.wait(self._mark)
             self._value = self._finish(*map(float, self._slot.values[:5]))
-            self._slot = self._mark = self._finish = None  # releases the slot for reuse
+            del self._slot, self._mark, self._finish  # releases the slot for reuse
         return self._value
 
 
@@ -319,11 +319,11 @@ def _read(slot: Slot, device: Device) -> list[float]:
     return slot.values.tolist()
 
 
-def _sizes(array: DeviceArray) -> tuple[int, int, int]:
-    return array.shape[:3]
+def _sizes(array: DeviceArray) -> Shape:
+    return cast(Shape, array.shape[:3])
 
 
-def _runs(shape: tuple[int, int, int]) -> int:
+def _runs(shape: Shape) -> int:
     """Return the number of work items of kernels whose threads process RUN voxels along J each."""
     return shape[0] * -(-shape[1] // RUN) * shape[2]
 

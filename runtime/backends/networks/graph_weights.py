@@ -58,7 +58,8 @@ def read_chain(engine_set: EngineSet, engine: str) -> list[Convolution]:
         if node.op_type == "Conv":
             active = following is not None and following.op_type == "LeakyRelu"
             slope = float(_attributes(following).get("alpha", DEFAULT_SLOPE)) if active else 1.0
-            found.append(Convolution(*(tensors[name] for name in node.input[1:]), slope))
+            weights, bias = (tensors[name] for name in node.input[1:])
+            found.append(Convolution(weights, bias, slope))
     return found
 
 

@@ -49,7 +49,7 @@ class OnnxRuntimeNetworks:
         self.precision, self._element = precision, ELEMENTS[precision]
         options = session_options(threads)
         graph = RoundedGraph if precision == "fp16" else open_session
-        self._graphs = open_graphs(engine_set, precision, lambda *found: _opened(graph, *found, options))
+        self._graphs = open_graphs(engine_set, precision, lambda content, path: _opened(graph, content, path, options))
         self._channels = engine_set.channels
         self.closed = False
 
@@ -57,7 +57,7 @@ class OnnxRuntimeNetworks:
         """Do nothing: ONNX Runtime keeps the memory of its sessions."""
 
     def close(self) -> None:
-        self._graphs, self.closed = None, True
+        self._graphs, self.closed = Graphs(None, {}), True
 
     def features(self, image: Array) -> dict[int, Array]:
         """Return the feature maps (I, J, K, C) by level of an image (I, J, K) in [0, 1], converted to channels-last."""

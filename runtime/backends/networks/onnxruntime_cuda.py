@@ -15,6 +15,7 @@ from ..registry import BACKENDS
 from .onnxruntime import (
     ELEMENTS,
     VERSION,
+    Graphs,
     open_graphs,
     open_session,
     session_options,
@@ -101,7 +102,7 @@ class CudaOnnxRuntimeNetworks:
             self._gpu.rest()
 
     def close(self) -> None:
-        self._graphs, self.closed = None, True
+        self._graphs, self.closed = Graphs(None, {}), True
 
     def _channels_last(self, planar: DeviceArray) -> DeviceArray:
         """Copy (C, I, J, K) to contiguous (I, J, K, C)."""

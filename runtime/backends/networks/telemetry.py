@@ -4,6 +4,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 # ONNX Runtime from 1.27 on reads either of these, once, and otherwise sends reports from native code.
 OPT_OUT = ("ORT_DISABLE_TELEMETRY", "ORT_TELEMETRY_DISABLED")
@@ -20,7 +21,8 @@ def without_telemetry() -> Iterator[None]:
     """
     os.environ.update(dict.fromkeys(OPT_OUT, "1"))
     hidden = {name: sys.modules.get(name) for name in PACKAGES}
-    sys.modules.update(dict.fromkeys(PACKAGES))  # None makes an import raise ModuleNotFoundError
+    nothing: dict[str, Any] = dict.fromkeys(PACKAGES)  # None makes an import raise ModuleNotFoundError
+    sys.modules.update(nothing)
     try:
         yield
     finally:

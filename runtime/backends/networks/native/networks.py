@@ -76,7 +76,7 @@ class NativeNetworks:
 
     def features(self, image: Array) -> dict[int, Array]:
         """Return the feature maps (I, J, K, C) by level of an image (I, J, K) in [0, 1]."""
-        found = {}
+        found: dict[int, Array] = {}
         for level, chain in self._extractors.items():
             found[level] = chain(image[..., None] if level == 1 else _pooled(found[level - 1]))
         return found
@@ -143,6 +143,7 @@ class Chain:
     @property
     def activity(self) -> float:
         """The fraction of blocks that the layers computed for the last volume, in [0, 1]."""
+        assert self._place is not None  # there was a volume
         return float(np.mean(self._place[2][1:] != 0))
 
     def _packed(self, layers: list[Layer], widths: list[int]) -> Array:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from ....errors import InputError, NotAvailableError
 from ...cuda.gpu import find_gpu
@@ -80,7 +81,7 @@ def parse_profile(shapes: str | Shape | None) -> Profile:
     if not isinstance(shapes, str):
         return Profile.only(shapes) if shapes else ORDINARY
     try:
-        sizes = [tuple(int(n) for n in part.split(",")) for part in shapes.split()]
+        sizes = [cast(Shape, tuple(int(n) for n in part.split(","))) for part in shapes.split()]
     except ValueError:
         sizes = []
     if len(sizes) != 3 or any(len(size) != 3 for size in sizes):

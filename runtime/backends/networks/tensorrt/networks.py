@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable
+from typing import cast
 
 import numpy as np
 
@@ -78,13 +79,13 @@ class _Networks:
     def features(self, image: DeviceArray) -> dict[int, DeviceArray]:
         """Return feature maps (I, J, K, C) by level of a float32 image (I, J, K) in [0, 1]: contiguous and new."""
         image = self._gpu.aligned(image)
-        self._prepare(image.shape)
+        shape = cast(Shape, image.shape)
+        self._prepare(shape)
         maps = {
-            level: self._gpu.empty((*_coarser(image.shape, level), self._channels[level]), self._dtype)
-            for level in LEVELS
+            level: self._gpu.empty((*_coarser(shape, level), self._channels[level]), self._dtype) for level in LEVELS
         }
         addresses = {features_name(level): array.pointer for level, array in maps.items()}
-        self._run(EXTRACTOR, 1, image.shape, {IMAGE: image.pointer} | addresses)
+        self._run(EXTRACTOR, 1, shape, {IMAGE: image.pointer} | addresses)
         return maps
 
     def estimator_input(self, level: int, shape: Shape) -> DeviceArray:
@@ -93,7 +94,7 @@ class _Networks:
 
     def residual(self, level: int, features: DeviceArray) -> DeviceArray:
         """Return the float32 residual flow (I, J, K, 3) of an `estimator_input`: planar, reused by the level's next."""
-        size, channels = features.shape[:3], features.shape[3]
+        size, channels = cast(Shape, features.shape[:3]), features.shape[3]
         out = self._residuals.get(level)
         if out is None or out.shape[1:] != size:
             self._residuals[level] = out = self._gpu.empty((3, *size))
@@ -132,21 +133,22 @@ class _Networks:
         self._reserve(needed)
         self._shape = shape
 
-    def _reserve(self, needed: int) -> None:
+    def _reserve(self, needed: int) -> DeviceArray:
         """Provide at least `needed` bytes of scratch memory, which all engines share."""
         if self._scratch is None or self._scratch.nbytes < needed:
             self._scratch = self._gpu.empty((needed,), np.uint8)
+        return self._scratch
 
     def _run(self, name: str, channels: int, size: Shape, addresses: dict[str, int]) -> None:
         plan = self._plan(name, size)
-        self._reserve(plan.resize(channels, size))
-        plan.run(addresses, (self._scratch.pointer, self._scratch.nbytes))
+        scratch = self._reserve(plan.resize(channels, size))
+        plan.run(addresses, (scratch.pointer, scratch.nbytes))
 
     def _plan(self, name: str, size: Shape) -> OpenPlan:
         """Return a plan of the engine that serves this size of its input."""
         spec = self._plans[name].spec
         if not spec.profile.at(spec.scale).holds(size):
-            self._serve(tuple(n * spec.scale for n in size))
+            self._serve(cast(Shape, tuple(n * spec.scale for n in size)))
         return self._plans[name]
 
     def _serve(self, shape: Shape | None) -> None:

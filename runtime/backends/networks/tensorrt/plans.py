@@ -9,10 +9,10 @@ import contextlib
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ....errors import InputError, system_reason
 from ....host.cache_folder import cache_folder, keep_latest
@@ -52,7 +52,7 @@ class Profile:
 
     def at(self, scale: int) -> "Profile":
         """Return the profile for a grid that is coarser by the factor `scale`."""
-        return Profile(*(tuple(n // scale for n in shape) for shape in dataclasses.astuple(self)))
+        return Profile(*(cast(Shape, tuple(n // scale for n in shape)) for shape in dataclasses.astuple(self)))
 
     def __str__(self) -> str:
         return " to ".join(",".join(map(str, shape)) for shape in dict.fromkeys((self.smallest, self.largest)))
@@ -104,7 +104,8 @@ class PlanSpec:
         """Read an entry of a listing; raise KeyError, TypeError or ValueError if it is malformed."""
         entry = {"gpu": entry["card"], **entry} if "card" in entry else entry  # the key's earlier name
         words = {name: str(entry[name]) for name in ("engine", "graph", "precision", "target", "version", "gpu")}
-        shapes = (tuple(map(int, entry["profile"][name])) for name in ("smallest", "usual", "largest"))
+        names = ("smallest", "usual", "largest")
+        shapes = (cast(Shape, tuple(map(int, entry["profile"][name]))) for name in names)
         return cls(**words, sms=tuple(map(int, entry["sms"])), profile=Profile(*shapes))
 
 
@@ -196,15 +197,16 @@ class PlanStore:
         )
 
 
-def _fitting(plans: Sequence[Plan], wanted: PlanSpec, shape: Shape | None) -> tuple[list[Plan], str]:
+def _fitting(plans: list[Plan], wanted: PlanSpec, shape: Shape | None) -> tuple[list[Plan], str]:
     """Return the plans that fit, and the reason if none does: the first criterion that all remaining plans fail."""
     sm, reason = wanted.sms[0], "none built yet"
-    for does, lack in (
-        (lambda plan: _same_kind(plan.spec, wanted), ""),
+    criteria: tuple[tuple[Callable[[Plan], bool], Callable[[Plan], str] | None], ...] = (
+        (lambda plan: _same_kind(plan.spec, wanted), None),
         (lambda plan: not outdated(plan, wanted), lambda plan: outdated(plan, wanted)),
         (lambda plan: sm in plan.spec.sms, lambda plan: f"built for SM {_words(plan.spec.sms)}, not {sm}"),
         (lambda plan: not shape or plan.spec.profile.holds(shape), lambda plan: f"built for {plan.spec.profile}"),
-    ):
+    )
+    for does, lack in criteria:
         left = [plan for plan in plans if does(plan)]
         if plans and not left and lack:
             reason = lack(plans[-1])

@@ -152,8 +152,8 @@ class TimedFields:
     def extremes(self, image: Array) -> tuple[float, float]:
         return self._recorder.call("extremes", None, self._fields.extremes, image)
 
-    def scorer(self, fixed: Array, similarity: str, *count: float) -> "TimedScorer":
-        scorer = self._recorder.call("score set-up", None, self._fields.scorer, fixed, similarity, *count)
+    def scorer(self, fixed: Array, similarity: str, count: float | None = None) -> "TimedScorer":
+        scorer = self._recorder.call("score set-up", None, self._fields.scorer, fixed, similarity, count)
         return TimedScorer(scorer, self._recorder)
 
     def without(self, image: Array, hole: Array) -> Array:
