@@ -51,7 +51,7 @@ def register_arrays(
     check_sigma(smooth)
     check_shapes(tuple(fixed.shape), tuple(moving.shape), engines.engine_set.size_multiple)
     schedule = schedule or Options(similarity=similarity).resolved(engines.engine_set).build_schedule()
-    holes = None, None
+    holes: tuple[Array | None, Array | None] = (None, None)
     if fixed_mask is not None or moving_mask is not None:
         fixed, moving, holes = _masked(fixed, moving, fixed_mask, moving_mask)
     with engines.running():
@@ -72,14 +72,16 @@ def _masked(
     """Apply the masks: return both images, 0 outside, holes filled from each other, and the holes."""
     if on_gpu(fixed) or on_gpu(moving):
         raise InputError("mask: is for images in host memory, but one is on a GPU; copy both to the host")
-    images, holes = [], []
+    images: list[Array] = []
+    holes: list[Array | None] = []
     for name, image, mask in (("fixed", fixed, fixed_mask), ("moving", moving, moving_mask)):
         if mask is not None and mask.shape != image.shape:
             raise InputError(f"{name}_mask: got shape {mask.shape}, expected {image.shape}, its image's")
         known = None if mask is None else Mask(np.asarray(mask) != 0)
         images.append(image if known is None else known.applied(image, 0))
-        holes.append(known and known.holes)
-    return *filled(*images, *holes), tuple(holes)
+        holes.append(None if known is None else known.holes)
+    first, second = holes
+    return *filled(images[0], images[1], first, second), (first, second)
 
 
 def check_shapes(fixed: tuple[int, ...], moving: tuple[int, ...], multiple: int) -> None:

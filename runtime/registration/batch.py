@@ -33,7 +33,7 @@ class Task:
     mask: Path | None = None
 
     @property
-    def files(self) -> tuple[Path | None, ...]:
+    def files(self) -> tuple[Path, Path | None, Path | None]:
         """The files to read; None where not given."""
         return self.moving, self.labels, self.mask
 
@@ -167,7 +167,9 @@ def _ahead(reading: Reading, first: ReadMoving, tasks: Sequence[Task]) -> Iterat
     """Yield each task, its scan, and True for the last one; reading of the next scan starts before each is yielded."""
     scan = first
     for task, following in zip(tasks, (*tasks[1:], None), strict=True):
-        here, scan = scan, following and reading.moving(*following.files)
+        here = scan
+        if following is not None:
+            scan = reading.moving(*following.files)
         yield task, here, following is None
 
 

@@ -132,6 +132,7 @@ class Engines(OpenEngines):
                 )
         options = options.resolved(self.engine_set)
         schedule, similarity = options.build_schedule(), options.similarity
+        assert similarity is not None  # the options are resolved
         return register_arrays(self, fixed, moving, schedule, similarity, options.smooth, fixed_mask, moving_mask)
 
     def register_pairs(
@@ -168,8 +169,10 @@ class Engines(OpenEngines):
                 if here.fixed is not None:
                     onto = self._made_ready(here.fixed, options, progress)
                 result = _registered(onto, here.moving, progress, last=not following or following.fixed is not None)
-                failed = isinstance(result, InputError)
-                yield PairOutcome(here.pair, None if failed else result, result if failed else None)
+                if isinstance(result, InputError):
+                    yield PairOutcome(here.pair, error=result)
+                else:
+                    yield PairOutcome(here.pair, result)
 
     def _made_ready(self, fixed: Job[ReadScan], options: Options, progress: Progress) -> FixedScan | InputError:
         try:

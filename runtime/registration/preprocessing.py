@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from ..images.masks import Mask, filled
 from ..images.volume import Source, Volume
 from ..types import Array
 from .affine.choice import AffineChoice
+
+if TYPE_CHECKING:
+    from .affine.align import FixedPyramid
 
 AUTO = AffineChoice("auto")
 LEAST_PART = 1e-3  # share of a hole above which an interpolated voxel counts as a hole
@@ -62,7 +65,7 @@ class Normalised:
     @property
     def holes(self) -> Array | None:
         """The holes, (I, J, K) bool, where the scan is unknown; None: nowhere."""
-        return self.mask and self.mask.holes
+        return None if self.mask is None else self.mask.holes
 
 
 def normalised(volume: Volume, rule: Rule, argument: str, mask: Mask | None = None) -> Normalised:
@@ -96,25 +99,32 @@ class PreparedFixed:
         self._fixed: Normalised | None = fixed
         self._voxels, self._source = fixed.image.size, fixed.source
 
+    @property
+    def _original(self) -> Normalised:
+        assert self._fixed is not None  # what needs it is computed before `condense`
+        return self._fixed
+
     @cached_property
     def on_grid(self) -> Array:
         """The fixed image on the working grid, (I, J, K) float32 in [0, 1]."""
         from ..images.resampling.resample import resample
 
-        image = resample(self._fixed.image, self._fixed.grid, self.grid)
+        fixed = self._original
+        image = resample(fixed.image, fixed.grid, self.grid)
         return np.clip(image, 0, 1, out=image)
 
     @cached_property
     def holes(self) -> Array | None:
         """The holes on the working grid, (I, J, K) bool, where the fixed scan is unknown; None: nowhere."""
-        return _holes_on(self.grid, self._fixed)
+        return _holes_on(self.grid, self._original)
 
     @cached_property
-    def pyramid(self):
+    def pyramid(self) -> "FixedPyramid":
         """The fixed image for the affine initialisation; a `runtime.registration.affine.align.FixedPyramid`."""
         from .affine.align import FixedPyramid
 
-        return FixedPyramid(self._fixed.image, self._fixed.grid, self._fixed.holes)
+        fixed = self._original
+        return FixedPyramid(fixed.image, fixed.grid, fixed.holes)
 
     def condense(self) -> None:
         """Keep the image on the working grid, and the pyramid if already computed, and release the original image."""
@@ -147,7 +157,7 @@ class PreparedFixed:
             holes = self.holes, _holes_on(self.grid, moving, matrix)
             return Prepared(*filled(self.on_grid, image, *holes), self.grid, matrix, facts, holes)
 
-    def _affine_start(self, start: AffineChoice, moving: Normalised) -> tuple[Array, dict]:
+    def _affine_start(self, start: AffineChoice, moving: Normalised) -> tuple[Array, dict[str, Any]]:
         if not start.found:
             return start.given(self._source, moving.source, self._foreground_positions())
         found = self.pyramid.facing(moving.image, moving.grid, moving.holes).align(start.kind, start.limits)

@@ -195,8 +195,10 @@ class RegistrationData:
         for name, mask, scan in zip(("fixed", "moving"), self.masks, (self.fixed, self.moving), strict=True):
             if mask is not None:
                 lines += label_place_doubts(mask.grid, scan.grid, f"--{name}-mask", f"the {name} scan", "mask")
-        if self.labels is not None and self.labels.data.any() and not self.warped_labels.any():
-            lines.append("no label falls on the fixed image")
+        if self.labels is not None and self.labels.data.any():
+            assert self.warped_labels is not None  # as are the labels
+            if not self.warped_labels.any():
+                lines.append("no label falls on the fixed image")
         return tuple(lines)
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..backends.engines import OpenEngines
-from ..backends.pair import EnginePair
+from ..backends.pair import EnginePair, FixedSide
 from ..errors import InputError
 from ..geometry.transform import SpatialTransform
 from ..host.background import Job, Jobs
@@ -98,6 +98,7 @@ class ReadyPair:
         if self.pair is None:
             raise InputError("pair: its features were released by register(last=True); call align() again")
         options = self._of_this_pair(options)
+        assert options.similarity is not None  # they are resolved
         schedule, stage = options.build_schedule(), Stages(progress)
         engines, ready = self.engines, self.ready
         with engines.running():
@@ -180,10 +181,13 @@ class FixedScan:
         mask: Scan | None = None,
     ) -> None:
         self.options = (options or Options()).resolved(engines.engine_set)
+        assert self.options.similarity is not None  # they are resolved
+        self._similarity = self.options.similarity
         self.schedule = self.options.build_schedule()
         self._engines, self._rule = engines, self.options.rule(engines.engine_set)
         self._start = self.options.start
-        self._side, self._stage = None, Stages(progress)
+        self._side: FixedSide | None = None
+        self._stage = Stages(progress)
         with engines.running():
             start_kernels(self._stage)
         with self._stage("read"):
@@ -243,7 +247,7 @@ class FixedScan:
             return_freed_memory()  # before the loop, which needs the most memory
             with stage("encode", tell=False):
                 fixed = ready.fixed
-                side = self._side or engines.fixed_side(to_device(engines, fixed, "fixed"), self.options.similarity)
+                side = self._side or engines.fixed_side(to_device(engines, fixed, "fixed"), self._similarity)
                 image = to_device(engines, ready.moving, "moving")
                 holes = holes_of(engines, *ready.holes)
             # The fixed image's holes are filled from the moving image, so its features hold for this pair only.

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -51,7 +52,8 @@ def _only_what_is_needed() -> Iterator[None]:
     gc.disable()
     try:
         if hidden:
-            sys.modules[LINEAR_ALGEBRA] = None  # an import of it raises ImportError now, which numba expects
+            absent: Any = None
+            sys.modules[LINEAR_ALGEBRA] = absent  # an import of it raises ImportError now, which numba expects
         yield
     finally:
         if hidden:
@@ -177,11 +179,11 @@ STEPS: dict[str, Callable[[], None]] = {
 
 
 @contextlib.contextmanager
-def _helper(names: list[str]):
+def _helper(names: list[str]) -> Iterator[None]:
     """Run a second process that compiles for these steps; if it cannot start, the caller compiles everything later."""
     from ..host.cache_folder import VARIABLE, cache_folder
 
-    quiet = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+    quiet: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
     surroundings = os.environ | {"PYTHONPATH": str(ROOT), VARIABLE: str(cache_folder())}
     process = None
     if sys.executable and names:

@@ -133,6 +133,7 @@ class PairPyramid:
             needed = ALIKE if best is None else max(best.detail_after + CLEARLY, ALIKE)
             best = other if other is not None and other.detail_after > needed else best
         if best is None:
+            assert error is not None  # of the first attempt
             raise error
         rigid = nearest_rigid(best.matrix, self.levels[-1].fixed.centre)
         if turn := described(turn_of(rigid)):

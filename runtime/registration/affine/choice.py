@@ -64,28 +64,29 @@ class AffineChoice:
         if self.link is None:
             matrix = np.eye(4)
         else:
-            link = self._read(fixed, moving)
-            matrix, notes = link.transform.matrix, [*link.file.doubts]
-            if matrix is None:
-                matrix, left = best_fit(link.transform, positions)
+            link = self._read(self.link, fixed, moving)
+            known, notes = link.transform.matrix, [*link.file.doubts]
+            if known is None:
+                known, left = best_fit(link.transform, positions)
                 notes.append(f"the affine that fits {self.link} best, from which it deviates by up to {left:.1f} mm")
             if notes:
                 facts["note"] = "; ".join(notes)
+            matrix = known
             check_plausible(matrix, f"--affine: {self.link}")
         return np.array(matrix), facts | {"matrix": np.array(matrix).tolist()}
 
-    def _read(self, fixed: Source, moving: Source) -> ReadLink:
+    def _read(self, link: Link, fixed: Source, moving: Source) -> ReadLink:
         sides = Space.of(fixed), Space.of(moving)
-        start, end = sides[::-1] if self.link.inverse else sides
-        file = read_transform(self.link.path, "--affine", self.convention, start.grid, end.grid)
+        start, end = sides[::-1] if link.inverse else sides
+        file = read_transform(link.path, "--affine", self.convention, start.grid, end.grid)
         if file.convention == "fsl":
             check_zooms(*sides)
-        link = ReadLink(file, self.link.inverse)
+        read = ReadLink(file, link.inverse)
         try:
-            check_direction([link], sides[1], sides[0])
+            check_direction([read], sides[1], sides[0])
         except DirectionError as error:
             raise InputError(str(error).replace("-t ", "--affine ")) from None
-        return link
+        return read
 
 
 @explained("--affine")

@@ -5,11 +5,13 @@ that were skull-stripped differently do not agree, so the last steps use detail 
 images agree locally: a step that would match one fold at the cost of everything around it gains little.
 """
 
+from typing import cast
+
 import numpy as np
 
 from ...images.intensity import FOREGROUND
 from ...images.resampling.resample import resample, smooth
-from ...types import Array
+from ...types import Array, Shape
 from .gauss_newton import climb
 from .pyramid import Level, LevelImage
 
@@ -44,7 +46,7 @@ def _known_on_both_sides(image: LevelImage, widths: tuple[float, float, float]) 
     """Crop voxels so close to a face that cuts the object off that half of their window was not scanned."""
     margin = np.minimum(np.ceil(MARGIN * np.array(widths)).astype(int), np.array(image.grid.shape) // 8)
     first, last = np.where(image.cut, margin[:, None], 0).T
-    shape = tuple(int(size) for size in np.array(image.grid.shape) - first - last)
+    shape = cast(Shape, tuple(int(size) for size in np.array(image.grid.shape) - first - last))
     box = tuple(slice(start, start + size) for start, size in zip(first, shape, strict=True))
     share = None if image.share is None else image.share[box]
     return LevelImage(np.ascontiguousarray(image.data[box]), image.grid.crop(first, shape), image.cut, share)
@@ -91,4 +93,5 @@ def agreeing(level: Level, matrix: Array) -> Level:
 
 def _widths(image: LevelImage, width: float) -> tuple[float, float, float]:
     """Return a width, mm, in voxels along each axis."""
-    return tuple(width / spacing for spacing in image.grid.spacing)
+    i, j, k = (width / spacing for spacing in image.grid.spacing)
+    return i, j, k

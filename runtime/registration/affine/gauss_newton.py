@@ -65,7 +65,8 @@ def _moved(matrix: Array, pivot: Array, generators: list[Array], step: Array) ->
     if len(generators) == len(RIGID):
         left, _, right = np.linalg.svd(change[:3, :3])
         change[:3, :3] = left @ right
-    return pivot @ change @ np.linalg.inv(pivot) @ matrix
+    moved: Array = pivot @ change @ np.linalg.inv(pivot) @ matrix
+    return moved
 
 
 @dataclass(frozen=True, eq=False)

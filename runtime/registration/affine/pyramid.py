@@ -143,7 +143,7 @@ def prepared(data: Array, grid: Grid, argument: str, holes: Array | None = None)
     return LevelImage(_laid_out(data, axes, signs), grid, cut, share)
 
 
-def _laid_out(array: Array, axes: tuple[int, ...], signs: tuple[int, ...]) -> Array:
+def _laid_out(array: Array, axes: tuple[int, int, int], signs: tuple[int, int, int]) -> Array:
     return np.ascontiguousarray(reorient_array(array, axes, signs), dtype=np.float32)
 
 

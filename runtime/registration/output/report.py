@@ -14,7 +14,7 @@ from ..result import RegistrationData
 from .folder import REPORT_FORMAT
 
 VERSION = 2
-PACKAGES = ("numpy", "nibabel", "numba", "llvmlite", "onnx", "openvino", "onnxruntime", "pillow")
+PACKAGES: tuple[str, ...] = ("numpy", "nibabel", "numba", "llvmlite", "onnx", "openvino", "onnxruntime", "pillow")
 PACKAGES += ("onnxruntime-gpu", "tensorrt-rtx", "tensorrt", "cuda-python", "pycuda", "nvidia-cuda-nvrtc")
 
 
@@ -25,14 +25,15 @@ class WrittenTransform:
     Attributes:
         name: name of the file.
         convention: convention of the file.
-        start, end: names of the scans; the transform maps points of the first to the second.
+        start, end: names of the scans, None for those without a file; the transform maps points of the first to the
+            second.
         error_mm: largest distance, over random voxels, between the transform and the file, read back.
     """
 
     name: str
     convention: str
-    start: str
-    end: str
+    start: str | None
+    end: str | None
     error_mm: float
 
     def as_dict(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ...geometry.transform import AffineTransform, Transform
 from ...host.files.folder_lock import folder_lock
@@ -16,6 +17,7 @@ from ...host.files.whole_folder import whole_result
 from ...host.progress import Progress, silent
 from ...images.volume import Source, scan_name, write_volume
 from ...transforms import Space, write_verified
+from ...types import Array
 from ..result import RegistrationData
 from .folder import (
     AFFINE,
@@ -62,7 +64,7 @@ def save(
         check_output(folder, overwrite, *paths, [source.path for source in result.sources.values()])
         progress("write")
         start = time.perf_counter()
-        names = outputs.names(*map(scan_name, paths), labels=result.labels is not None)
+        names = outputs.names(scan_name(paths[0]), scan_name(paths[1]), labels=result.labels is not None)
         with writing(f"to {folder}"), whole_result(folder, earlier_names(folder, *paths), last=REPORT) as stage:
             written = _write_side_by_side(result, stage, outputs)
             seconds = {**result.seconds, "write": time.perf_counter() - start}
@@ -84,8 +86,10 @@ def _write_side_by_side(result: RegistrationData, folder: Path, outputs: Outputs
         pool, files, fields = (stack.enter_context(_dropping(ThreadPoolExecutor(count))) for count in (threads, 3, 1))
         stack.enter_context(on_threads(threads))
         writer = _Writer(result, folder, outputs, pool, files, fields)
-        jobs = [
-            pool.submit(write_preview, folder / PREVIEW, *vars(images).values(), result.iterations.flow, ncc),
+        jobs: list[Future[Any]] = [
+            pool.submit(
+                write_preview, folder / PREVIEW, images.fixed, images.moving, images.warped, result.iterations.flow, ncc
+            ),
             *writer.transforms(inverse=False),
             writer.volume(WARPED, result.warped, result.fixed),
             writer.affine(),
@@ -123,20 +127,21 @@ class _Writer:
     files: Executor
     fields: Executor
 
-    def volume(self, name: str, data, where: Source) -> Future:
+    def volume(self, name: str, data: Array, where: Source) -> Future[None]:
         return self.files.submit(write_volume, self.folder / name, data, where.grid, where.codes, pool=self.pool)
 
-    def affine(self) -> Future:
+    def affine(self) -> Future[WrittenTransform]:
         """Write the affine alone, as our own text."""
         transform = AffineTransform(self.result.transform.affine)
         return self.files.submit(self._transform, AFFINE, "ras", transform, None, self.result.fixed, self.result.moving)
 
-    def transforms(self, inverse: bool) -> list[Future]:
+    def transforms(self, inverse: bool) -> list[Future[WrittenTransform]]:
         """Write the transforms of one direction, each read back and compared."""
         fixed, moving = self.result.fixed, self.result.moving
         names = self.outputs.transforms(scan_name(fixed.path), scan_name(moving.path))
         chosen = [(name, convention) for name, (convention, inverted) in names.items() if inverted == inverse]
         forward = self.result.transform
+        what: tuple[Transform, Array, Source, Source]
         if inverse:
             what = forward.inverse(), self.result.inversion.displacement, moving, fixed
         else:
@@ -144,7 +149,7 @@ class _Writer:
         return [self.fields.submit(self._transform, *one, *what) for one in chosen]
 
     def _transform(
-        self, name: str, convention: str, transform: Transform, displacement, start: Source, end: Source
+        self, name: str, convention: str, transform: Transform, displacement: Array | None, start: Source, end: Source
     ) -> WrittenTransform:
         sides = Space.of(start), Space.of(end)
         error = write_verified(self.folder / name, transform, convention, *sides, start.codes, self.pool, displacement)
