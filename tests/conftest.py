@@ -7,6 +7,28 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+# Left out of `make quick`: files whose set-up exports, trains, compiles or starts many processes.
+SLOW = (
+    *("export/", "fuzz/", "commands/", "measurements/", "workflows/", "train/"),
+    *("backends/test_build", "backends/test_device", "backends/test_engine_set", "backends/test_kernels_cuda"),
+    *("backends/test_loop_on_a_gpu", "backends/test_networks", "backends/test_fields"),
+    *("host/test_cache_folder", "host/test_whole_results", "registration/test_warmup", "transforms/test_round_trips"),
+    "project/test_packaging",
+)
+# Need the stand-in for a GPU, or a GPU.
+GPU = (
+    *("backends/test_device", "backends/test_kernels_cuda", "backends/test_loop_on_a_gpu", "backends/test_networks_cuda"),
+    *("backends/test_networks_tensorrt", "measurements/test_gpu_check"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests by their files; a file may mark single tests besides."""
+    for item in items:
+        place = item.path.relative_to(ROOT / "tests").as_posix()
+        for marker, places in (("slow", SLOW), ("gpu", GPU)):
+            if place.startswith(places):
+                item.add_marker(marker)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import pathlib
 import signal
 import sys
 from dataclasses import replace
@@ -98,6 +99,18 @@ def test_resume_where_auto_chooses_otherwise_says_what_to_give(generated, monkey
     resumed = replace(usual, resume=True)
     refused(resumed, "resume:", f"was written with {option} {chosen}", f"give {option} {chosen}")
     assert fit(replace(resumed, **{option: chosen}), stop_after(2)).steps == 2
+
+
+def test_an_earlier_versions_checkpoint_names_the_list_it_was_trained_on(listed, tmp_path):
+    last = fit(listed, stop_after(1)).last_path
+    content = torch.load(last)
+    del content["training"]["content"]
+    torch.save(content, last)
+    other = tmp_path / "other.csv"
+    other.write_bytes(pathlib.Path(listed.data).read_bytes())
+    refused(
+        replace(listed, data=str(other), resume=True), "data:", f"got {other}", f"trained on {listed.data};", "`start`"
+    )
 
 
 def test_resume_on_another_device_is_refused(generated):

@@ -127,8 +127,13 @@ class Run:
         before = saved.training.get("content")
         if before is None:  # a checkpoint of an earlier version, which contains only their names
             names = saved.training["options"].get("data"), saved.training["options"].get("template")
-            if names != (self.options.data, self.options.template):
-                raise InputError(f"data: got {self.options.data or self.options.template}, written with {names[0]}")
+            given = self.options.data, self.options.template
+            if names != given:
+                found, expected = (" and ".join(str(name) for name in one if name) or "none" for one in (given, names))
+                raise InputError(
+                    f"data: got {found}, but {self.options.continues} was trained on {expected}; give the same, or "
+                    "`start` a new run from it"
+                )
             return
         now = self.sources.content
         others = [n for n, (one, other) in enumerate(zip(now, before, strict=False)) if one[1] != other[1]]
