@@ -17,8 +17,8 @@ SLOW = (
 )
 # Need the stand-in for a GPU, or a GPU.
 GPU = (
-    *("backends/test_device", "backends/test_kernels_cuda", "backends/test_loop_on_a_gpu", "backends/test_networks_cuda"),
-    *("backends/test_networks_tensorrt", "measurements/test_gpu_check"),
+    *("backends/test_device", "backends/test_kernels_cuda", "backends/test_loop_on_a_gpu"),
+    *("backends/test_networks_cuda", "backends/test_networks_tensorrt", "measurements/test_gpu_check"),
 )
 
 
