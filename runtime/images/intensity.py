@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -80,8 +80,8 @@ class WindowRule:
         return foreground_mask(normalised)
 
 
-RULES = {"percentile": PercentileRule, "window": WindowRule}
 Rule = PercentileRule | WindowRule
+RULES: dict[str, type[Rule]] = {"percentile": PercentileRule, "window": WindowRule}
 
 
 def rule_from_dict(fields: Mapping[str, Any]) -> Rule:
@@ -127,9 +127,10 @@ def foreground_mask(normalised: Array) -> Array:
 def _filled_blocks(mask: Array) -> Array:
     padded = np.zeros([-(-size // BLOCK) * BLOCK for size in mask.shape], np.uint8)
     padded[tuple(slice(size) for size in mask.shape)] = mask
-    counts = padded.view(np.uint32)  # adds the four bytes of a block's edge at once; sums of 16 do not overflow a byte
-    counts = sum(counts[start::BLOCK] for start in range(BLOCK))
-    counts = sum(counts[:, start::BLOCK] for start in range(BLOCK))
+    # A sum of uint32 adds the four bytes of a block's edge at once; sums of 16 do not overflow a byte.
+    counts: Array = padded.view(np.uint32)
+    counts = cast(Array, sum(counts[start::BLOCK] for start in range(BLOCK)))
+    counts = cast(Array, sum(counts[:, start::BLOCK] for start in range(BLOCK)))
     counts = counts.view(np.uint8).reshape(*counts.shape, BLOCK).sum(axis=-1)
     return counts >= BLOCK_SHARE * BLOCK**3
 

@@ -19,7 +19,7 @@ def looks_like_labels(data: Array) -> bool:
     if np.count_nonzero(pairs) < FEWEST:
         return False
     alike = np.count_nonzero(pairs & (planes[1:] == planes[:-1])) / np.count_nonzero(pairs)
-    return alike > ALIKE and bool(np.all(planes == np.rint(planes)))
+    return bool(alike > ALIKE) and bool(np.all(planes == np.rint(planes)))
 
 
 def looks_like_directions(data: Array) -> bool:

@@ -1,7 +1,9 @@
 """The MNI152 brain that ships inside nilearn. Its files are located without importing nilearn."""
 
 import importlib.metadata
+from os import PathLike
 from pathlib import Path
+from typing import cast
 
 from ..errors import InputError
 from ..host.shipped import install_command
@@ -18,8 +20,10 @@ def mni152_file(kind: str = "t1") -> Path:
     Raises:
         InputError: nilearn is not installed.
     """
+    path: Path | None
     try:
-        path = Path(importlib.metadata.distribution("nilearn").locate_file(FILE.format(kind)))
+        found = importlib.metadata.distribution("nilearn").locate_file(FILE.format(kind))
+        path = Path(cast(PathLike[str], found))  # an installed package is a folder, not a zip archive
     except importlib.metadata.PackageNotFoundError:
         path = None
     if path is None or not path.is_file():

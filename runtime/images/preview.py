@@ -6,15 +6,22 @@ in the axial plane and to the left in the sagittal one. Drawn with Pillow, which
 
 from dataclasses import dataclass
 from pathlib import Path
+from types import EllipsisType
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..geometry.flow import jacobian_determinant
 from ..geometry.grid import bounding_box
 from ..host.files.whole_files import atomic_path
-from ..types import Array
+from ..types import Array, Shape
 from .intensity import foreground_mask
 from .similarity import ncc
+
+if TYPE_CHECKING:
+    import PIL.Image
+    import PIL.ImageDraw
+    import PIL.ImageFont
 
 WIDTH, MARGIN, GAP, GUTTER, HEADER, FOOTER = 1520, 20, 8, 24, 70, 62
 GRID_STEP = 8
@@ -97,14 +104,14 @@ def write_preview(
         picture.save(partial, format="PNG", compress_level=PNG_LEVEL)
 
 
-def draw_preview(fixed: Array, moving: Array, warped: Array, flow: Array, likeness: tuple[float, float] | None = None):
+def draw_preview(
+    fixed: Array, moving: Array, warped: Array, flow: Array, likeness: tuple[float, float] | None = None
+) -> "PIL.Image.Image":
     """Draw the picture of `write_preview` and return it as a Pillow image."""
     target, result = foreground_mask(fixed), foreground_mask(warped)
     likeness = likeness or (ncc(fixed, moving), ncc(fixed, warped))
-    box = _box(target | result)
-    fixed, moving, warped, flow, target, result = (
-        a[(..., *box)] for a in (fixed, moving, warped, flow, target, result)
-    )
+    box: tuple[EllipsisType | slice, ...] = (..., *_box(target | result))
+    fixed, moving, warped, flow, target, result = (a[box] for a in (fixed, moving, warped, flow, target, result))
     before, after = _differences(fixed, moving, warped, target & result)
     limit = _limit(before)
     columns = [
@@ -139,7 +146,7 @@ def _box(foreground: Array) -> tuple[slice, ...]:
     return tuple(slice(max(a, 0), min(b, size)) for a, b, size in zip(first, stop, foreground.shape, strict=True))
 
 
-def _planes(shape: tuple[int, ...]) -> tuple[Plane, ...]:
+def _planes(shape: Shape) -> tuple[Plane, ...]:
     i, j, k = (size // 2 for size in shape)
     return Plane("sagittal", 0, i, ("A", "P")), Plane("coronal", 1, j, ("R", "L")), Plane("axial", 2, k, ("R", "L"))
 
@@ -150,7 +157,8 @@ def _differences(fixed: Array, moving: Array, warped: Array, common: Array) -> t
     The map takes 0 to 0 and the quantiles of the warped image to those of the fixed one, both from the mask `common`.
     """
     seen, wanted = (np.append(0, np.percentile(_subsampled(image[common]), QUANTILES)) for image in (warped, fixed))
-    return tuple((_mapped(image, seen, wanted) - fixed).astype(np.float32) for image in (moving, warped))
+    before, after = ((_mapped(image, seen, wanted) - fixed).astype(np.float32) for image in (moving, warped))
+    return before, after
 
 
 def _mapped(image: Array, seen: Array, wanted: Array) -> Array:
@@ -185,10 +193,11 @@ def _enlarge(picture: Array, scale: float) -> Array:
     return np.asarray(image.resize((columns, rows), Image.Resampling.BICUBIC))
 
 
-def _blend(below: Array | tuple, above: Array | tuple, share: Array) -> Array:
+def _blend(below: Array | tuple[int, int, int], above: Array | tuple[int, int, int], share: Array) -> Array:
     """Blend two colours or colour pictures; `share` (rows, columns) in [0, 1] is the weight of the one above."""
     share = np.clip(share, 0, 1)[..., None]
-    return np.asarray(below) * (1 - share) + np.asarray(above) * share
+    blended: Array = np.asarray(below) * (1 - share) + np.asarray(above) * share
+    return blended
 
 
 def _grey(picture: Array) -> Array:
@@ -217,10 +226,18 @@ def _lines(position: Array) -> Array:
     """Return the share of each pixel covered by lines, at multiples of the step in `position` (voxels)."""
     distance = np.abs((position / GRID_STEP + 0.5) % 1 - 0.5) * GRID_STEP
     slope = np.hypot(*np.gradient(position))
-    return np.clip(LINE_WIDTH / 2 + 0.5 - distance / np.maximum(slope, FLATTEST), 0, 1)
+    share: Array = np.clip(LINE_WIDTH / 2 + 0.5 - distance / np.maximum(slope, FLATTEST), 0, 1)
+    return share
 
 
-def _sheet(columns, planes, rows, size: int, limit: float, folds: bool):
+def _sheet(
+    columns: list[tuple[str, str]],
+    planes: tuple[Plane, ...],
+    rows: list[list[Array]],
+    size: int,
+    limit: float,
+    folds: bool,
+) -> "PIL.Image.Image":
     """Arrange panels, titles, letters and legends on one canvas."""
     from PIL import Image, ImageDraw
 
@@ -246,7 +263,7 @@ def _sheet(columns, planes, rows, size: int, limit: float, folds: bool):
     return canvas
 
 
-def _name_row(canvas, name: str, top: int, height: int) -> None:
+def _name_row(canvas: "PIL.Image.Image", name: str, top: int, height: int) -> None:
     """Write a row's name vertically in the gutter."""
     from PIL import Image, ImageDraw
 
@@ -255,7 +272,9 @@ def _name_row(canvas, name: str, top: int, height: int) -> None:
     canvas.paste(label.rotate(90, expand=True), (MARGIN, top))
 
 
-def _legends(canvas, draw, left: list[int], size: int, limit: float, folds: bool) -> None:
+def _legends(
+    canvas: "PIL.Image.Image", draw: "PIL.ImageDraw.ImageDraw", left: list[int], size: int, limit: float, folds: bool
+) -> None:
     from PIL import Image
 
     y = canvas.height - FOOTER + 20
@@ -276,7 +295,7 @@ def _legends(canvas, draw, left: list[int], size: int, limit: float, folds: bool
         draw.rectangle((start, y - 5, start + 10, y + 5), FOLD)
 
 
-def _font(size: float):
+def _font(size: float) -> "PIL.ImageFont.FreeTypeFont | PIL.ImageFont.ImageFont":
     from PIL import ImageFont
 
     return ImageFont.load_default(size)

@@ -8,7 +8,8 @@ from pathlib import Path
 from ..errors import InputError, explained
 from ..host.files.csv_lines import by_column, read_csv
 from ..host.files.regular_files import require_file
-from .volume import SUFFIXES, scan_name
+from .formats.image_file import SUFFIXES
+from .volume import scan_name
 
 COLUMNS = ("image", "labels", "mask")
 # Likely misspellings of columns; ignoring them would silently drop labels or masks.
@@ -76,7 +77,11 @@ def _read_csv(name: str, path: Path) -> tuple[Scan, ...]:
     if blank:
         raise InputError(f"{name}: {path} line {blank[0]} names no image; fill or remove it")
     return tuple(
-        Scan(*(path.parent / row[column] if row.get(column) else None for column in COLUMNS)) for _, row in rows
+        Scan(
+            path.parent / row["image"],
+            *(path.parent / row[column] if row.get(column) else None for column in COLUMNS[1:]),
+        )
+        for _, row in rows
     )
 
 
@@ -91,8 +96,8 @@ def distinct_names(images: Sequence[Path], argument: str) -> tuple[str, ...]:
     for depth in range(2, 1 + max(map(len, parts))):
         clashing = _clashing(names)
         names = ["_".join(place[-depth:]) if n in clashing else names[n] for n, place in enumerate(parts)]
-    if clashing := sorted(_clashing(names)):
-        twice = " and ".join(str(images[n]) for n in clashing[:2])
+    if equal := sorted(_clashing(names)):
+        twice = " and ".join(str(images[n]) for n in equal[:2])
         raise InputError(f"{argument}: the results of {twice} would have the same name; give each image once")
     return tuple(names)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from ..geometry.grid import Grid
 from ..host.files.hashes import sha256_of_file
 from ..host.files.whole_files import atomic_path
 from ..host.machine import require_memory
-from ..types import Array
+from ..types import Array, Record, Shape
 from .formats.gzip_stream import write_gzip
 from .formats.headers import Header
 from .formats.image_file import SUFFIXES, open_image, read_header
@@ -80,14 +81,14 @@ class Volume(Source):
         return Source(**{field.name: getattr(self, field.name) for field in fields(Source)})
 
 
-def scan_name(path: str | PathLike | None) -> str:
+def scan_name(path: str | PathLike[str] | None) -> str:
     """Return a file's name without its type's suffix; "scan" if there is no file."""
     name = Path(path).name if path else "scan"
     suffix = next((suffix for suffix in SUFFIXES if name.lower().endswith(suffix)), "")
     return name[: len(name) - len(suffix)]
 
 
-def read_volume(path: str | PathLike, argument: str = "image", nan: float | None = None) -> Volume:
+def read_volume(path: str | PathLike[str], argument: str = "image", nan: float | None = None) -> Volume:
     """Read a scalar volume, scaled as its header says, as float32.
 
     NIfTI (.nii, .nii.gz) and MGH (.mgh, .mgz); any integer or float type, orientation and obliqueness. Axes of size 1
@@ -107,12 +108,12 @@ def read_volume(path: str | PathLike, argument: str = "image", nan: float | None
         value = volume.data.flat[0]
         raise InputError(f"{argument}: every voxel of {path} is {value:g}, expected an image with contrast")
     if looks_like_labels(volume.data):
-        doubt = f"{volume.path.name}: looks like a label map; expected a scan's intensities"
+        doubt = f"{Path(path).name}: looks like a label map; expected a scan's intensities"
         return replace(volume, warnings=(*volume.warnings, doubt))
     return volume
 
 
-def read_labels(path: str | PathLike, argument: str = "labels", lowest: int | None = None) -> Volume:
+def read_labels(path: str | PathLike[str], argument: str = "labels", lowest: int | None = None) -> Volume:
     """Read a label map in the smallest of uint8, int16, uint16 and int32 that holds it.
 
     Args and errors as for `read_volume`; float files pass if their values are whole, a constant map is allowed, and
@@ -124,7 +125,7 @@ def read_labels(path: str | PathLike, argument: str = "labels", lowest: int | No
     return volume
 
 
-def read_series(path: str | PathLike, argument: str, nan: float | None = None) -> Volume:
+def read_series(path: str | PathLike[str], argument: str, nan: float | None = None) -> Volume:
     """Read a scalar volume, or a 4-D series of them, scaled as its header says, as float32.
 
     Args and errors as for `read_volume`, but an image without contrast is allowed.
@@ -132,7 +133,7 @@ def read_series(path: str | PathLike, argument: str, nan: float | None = None) -
     return _read(path, argument, partial(_scaled, nan=nan), series=True)
 
 
-def read_source(path: str | PathLike, argument: str) -> Source:
+def read_source(path: str | PathLike[str], argument: str) -> Source:
     """Read the grid and the other facts of a volume or series, without the voxels.
 
     Raises:
@@ -165,13 +166,13 @@ def grid_of(header: Header, name: str, shape: tuple[int, ...] | None = None) -> 
         InputError: the grid is invalid or implausible, see `Grid`.
     """
     try:
-        return Grid(header.shape[:3] if shape is None else shape, header.affine)
+        return Grid(cast(Shape, header.shape[:3] if shape is None else shape), header.affine)
     except InputError as error:
         raise InputError(f"{name}: {str(error).replace('grid affine', 'voxel-to-world affine')}") from None
 
 
 def write_volume(
-    path: str | PathLike,
+    path: str | PathLike[str],
     data: Array,
     grid: Grid,
     codes: tuple[int, int] = CODES_NOT_KNOWN,
@@ -204,7 +205,7 @@ def write_volume(
 
 
 def write_nifti(
-    path: str | PathLike,
+    path: str | PathLike[str],
     data: Array,
     grid: Grid,
     codes: tuple[int, int] = CODES_NOT_KNOWN,
@@ -236,7 +237,7 @@ def write_nifti(
 
 
 def _read(
-    path: str | PathLike, argument: str, convert: Callable[[Header, Array, str], Array], series: bool = False
+    path: str | PathLike[str], argument: str, convert: Callable[[Header, Array, str], Array], series: bool = False
 ) -> Volume:
     path, name = Path(path), f"{argument}: {path}"
     with open_image(path, argument) as image:
@@ -259,13 +260,13 @@ def rescaled(header: Header, stored: Array, dtype: type) -> Array:
     with np.errstate(invalid="ignore", over="ignore"):  # callers refuse values that become infinite
         if header.unscaled:
             return np.asfortranarray(stored, dtype)
-        result = np.empty(stored.shape, dtype, order="F")
+        result: Array = np.empty(stored.shape, dtype, order="F")
         for n in range(stored.shape[-1]):
             result[..., n] = np.multiply(stored[..., n], header.slope, dtype=np.float64) + header.inter
         return result
 
 
-def _facts(header: Header, path: Path) -> dict:
+def _facts(header: Header, path: Path) -> Record:
     """Return the facts of a header besides shape and affine, as arguments of `Source`."""
     warnings = tuple(f"{path.name}: {line}" for line in header.doubts)
     return {"codes": header.codes, "warnings": warnings, "zooms": header.other_zooms}
@@ -329,7 +330,7 @@ def _whole_numbers(data: Array, name: str) -> Array:
 
 def _last_axis_fastest(data: Array, dtype: type) -> Array:
     """Return a C-contiguous copy in another type; tile by tile, because source and copy have opposite memory orders."""
-    result = np.empty(data.shape, dtype)
+    result: Array = np.empty(data.shape, dtype)
     for start in range(0, data.shape[2], TILE):
         result[:, :, start : start + TILE] = data[:, :, start : start + TILE]
     return result

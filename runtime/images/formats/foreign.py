@@ -9,7 +9,7 @@ BY_SIMPLEITK = (
 )
 BY_NIBABEL = "python -c \"import nibabel as n; n.save(n.Nifti1Image.from_image(n.load('{name}')), '{stem}.nii.gz')\""
 _NETCDF = (b"CDF\x01", b"CDF\x02")
-_FORMATS = (  # (name, suffixes, first bytes, command)
+_FORMATS: tuple[tuple[str, tuple[str, ...], tuple[bytes, ...], str], ...] = (  # (name, suffixes, first bytes, command)
     ("a NRRD file", (".nrrd", ".nhdr"), (b"NRRD000",), BY_SIMPLEITK),
     ("a MetaImage file", (".mha", ".mhd"), (b"ObjectType", b"NDims", b"Comment = "), BY_SIMPLEITK),
     ("a MINC image", (".mnc", ".mnc.gz"), _NETCDF, "mnc2nii {name} {stem}.nii, or mri_convert {name} {stem}.nii.gz"),
@@ -20,7 +20,7 @@ _FORMATS = (  # (name, suffixes, first bytes, command)
     ("a NumPy array", (".npy", ".npz"), (b"\x93NUMPY",), "save it with nibabel, which needs its affine"),
     ("an image of BrainVoyager", (".vmr",), (), "nibabel and bvbabel, or BrainVoyager's own export to NIfTI"),
 )
-_NO_IMAGES = (  # (name, first bytes, remedy)
+_NO_IMAGES: tuple[tuple[str, tuple[bytes, ...], str], ...] = (  # (name, first bytes, remedy)
     ("a pointer of Git LFS", (b"version https://git-lfs.github.com/",), "fetch the file itself: git lfs pull"),
     ("a pointer of git-annex or DataLad", (b"/annex/objects/",), "fetch the file itself: datalad get {name}"),
     ("a web page", (b"<!DOCTYPE", b"<!doctype", b"<html", b"<HTML"), "the download failed; download it again"),

@@ -42,7 +42,7 @@ def write_gzip(stream: BinaryIO, pieces: Iterable[Piece], pool: Executor | None 
 
 def _few_ahead(pool: Executor, pieces: Iterable[Piece]) -> Iterator[tuple[memoryview, bytes]]:
     """Yield each piece and its compressed form, in order, with only a few of them waiting to be written."""
-    waiting: collections.deque[Future] = collections.deque()
+    waiting: collections.deque[Future[tuple[memoryview, bytes]]] = collections.deque()
     for piece in pieces:
         waiting.append(pool.submit(_pack, piece))
         if len(waiting) > AHEAD:

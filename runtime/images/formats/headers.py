@@ -7,7 +7,7 @@ own library, ITK and FSL read it, is repaired with a warning; any other is refus
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import NoReturn
+from typing import NoReturn, cast
 
 import nibabel as nib
 import numpy as np
@@ -29,6 +29,7 @@ FORM_CODES = range(6)
 LONGEST = 544 + 4  # bytes that suffice to read any header; NIfTI-2's is the longest
 NIFTI_1, NIFTI_2 = (nib.Nifti1Header, 348), (nib.Nifti2Header, 540)  # structure, its size in bytes
 MGH_VERSION = 1
+Sizes = tuple[float, float, float]  # of a voxel along I, J, K
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +57,7 @@ class Header:
     dtype: np.dtype
     offset: int
     affine: Array
-    zooms: tuple[float, float, float]
+    zooms: Sizes
     slope: float = 1.0
     inter: float = 0.0
     codes: tuple[int, int] = CODES_NOT_KNOWN
@@ -67,6 +68,13 @@ class Header:
     version: int = MGH_VERSION
     doubts: tuple[str, ...] = ()
     remarks: Remarks | None = None
+
+    def with_footer(self, tail: bytes) -> "Header":
+        """Return the header with the repetition time, which an MGH file has after its voxels."""
+        if self.kind != "MGH" or len(tail) < 4:
+            return self
+        step = float(np.frombuffer(tail, ">f4", 1)[0])
+        return replace(self, step=(step if math.isfinite(step) and step >= 0 else 0.0, "msec"))
 
     @property
     def bytes(self) -> int:
@@ -79,17 +87,10 @@ class Header:
         return (self.slope, self.inter) == (1, 0)
 
     @property
-    def other_zooms(self) -> tuple[float, float, float] | None:
+    def other_zooms(self) -> Sizes | None:
         """The voxel sizes if they differ from the affine's, for `Source.zooms`; None if they agree."""
         lengths = np.linalg.norm(self.affine[:3, :3], axis=0)
         return None if (np.abs(np.array(self.zooms) - lengths) <= SAME_SPACING * lengths).all() else self.zooms
-
-    def with_footer(self, tail: bytes) -> "Header":
-        """Return the header with the repetition time, which an MGH file has after its voxels."""
-        if self.kind != "MGH" or len(tail) < 4:
-            return self
-        step = float(np.frombuffer(tail, ">f4", 1)[0])
-        return replace(self, step=(step if math.isfinite(step) and step >= 0 else 0.0, "msec"))
 
 
 def header_in(beginning: bytes, name: str) -> Header | None:
@@ -131,7 +132,7 @@ def _nifti(kind: type, size: int, beginning: bytes, name: str) -> Header:
     time = TIME_UNITS.get(int(fields["xyzt_units"]) & TIME_BITS)
     unit, millimetres = _unit(fields, time, doubts)
     zooms = _mended_zooms(fields, name, doubts)
-    codes = tuple(_form_code(fields, form, doubts) for form in ("sform_code", "qform_code"))
+    codes = _form_code(fields, "sform_code", doubts), _form_code(fields, "qform_code", doubts)
     affine = _affine(fields, codes, shape, name, doubts)
     affine[:3] *= millimetres
     if unit:
@@ -145,7 +146,7 @@ def _nifti(kind: type, size: int, beginning: bytes, name: str) -> Header:
         inter=inter,
         affine=affine,
         codes=codes,
-        zooms=tuple(float(zoom) * millimetres for zoom in zooms),
+        zooms=cast(Sizes, tuple(float(zoom) * millimetres for zoom in zooms)),
         step=_step(fields, shape, time or "unknown", doubts),
         intent=int(fields["intent_code"]),
         intent_name=bytes(fields["intent_name"]).split(b"\0")[0].decode("latin-1").strip(),
@@ -170,7 +171,7 @@ def _mgh(beginning: bytes, name: str) -> Header:
         dtype=_dtype(fields, name),
         offset=DATA_OFFSET,
         affine=np.array(fields.get_affine(), dtype=np.float64),
-        zooms=tuple(float(zoom) for zoom in fields["delta"]),
+        zooms=cast(Sizes, tuple(float(zoom) for zoom in fields["delta"])),
         step=(0.0, "msec"),
         version=int(stored["version"]),
         doubts=tuple(doubts),
@@ -190,7 +191,7 @@ def _checked_shape(shape: tuple[int, ...], name: str) -> tuple[int, ...]:
 
 def _dtype(fields: nib.Nifti1Header | MGHHeader, name: str) -> np.dtype:
     try:
-        dtype = np.dtype(fields.get_data_dtype())
+        dtype: np.dtype = np.dtype(fields.get_data_dtype())
     except KeyError as error:
         _refuse(name, f"data code {error} not supported")
     if not dtype.itemsize:

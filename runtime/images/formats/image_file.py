@@ -13,9 +13,10 @@ import hashlib
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from os import PathLike
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import numpy as np
 
@@ -56,12 +57,14 @@ class OpenImage:
         between: bytes between the header and the voxels: NIfTI's extensions.
     """
 
-    def __init__(self, path: Path, argument: str, file: BinaryIO) -> None:
+    def __init__(self, path: Path, argument: str, file: BufferedReader) -> None:
         self.path, self.name = path, f"{argument}: {path}"
         self._size = path.stat().st_size
         self._hashing = _Hashing(file)
         self._packed = file.peek(2)[:2] == GZIP
-        self._stream = gzip.GzipFile(fileobj=self._hashing, mode="rb") if self._packed else self._hashing
+        self._stream: gzip.GzipFile | _Hashing = self._hashing
+        if self._packed:  # read from front to back, so that GzipFile needs no method but `read`
+            self._stream = gzip.GzipFile(fileobj=cast(BinaryIO, self._hashing), mode="rb")
         self._begun = self._read(BEGINNING)
         self.header = self._checked_header()
         self.between = b""
@@ -86,7 +89,7 @@ class OpenImage:
             content = np.empty(header.bytes, np.uint8)
         except MemoryError:
             raise ScarceError(f"{self.name} needs {header.bytes / 2**30:.1f} GiB, which is not available") from None
-        self._fill(memoryview(content))
+        self._fill(content.data)
         self.tail = self._finish()
         self.header = header.with_footer(self.tail)
         return content.view(header.dtype).reshape(header.shape, order="F")
@@ -126,11 +129,11 @@ class OpenImage:
         if offset <= len(self._begun):
             self._begun, between = self._begun[offset:], self._begun[:offset]
             return between
-        between = bytearray(self._begun)
+        gathered = bytearray(self._begun)
         self._begun = b""
-        while len(between) < offset:
-            between += self._read_some(min(PIECE, offset - len(between)))
-        return bytes(between)
+        while len(gathered) < offset:
+            gathered += self._read_some(min(PIECE, offset - len(gathered)))
+        return bytes(gathered)
 
     def _read_some(self, size: int) -> bytes:
         content = self._read(size)
@@ -158,7 +161,7 @@ class OpenImage:
 
 
 @contextmanager
-def open_image(path: str | PathLike, argument: str) -> Iterator[OpenImage | ItkImage]:
+def open_image(path: str | PathLike[str], argument: str) -> Iterator[OpenImage | ItkImage]:
     """Open a NIfTI-1, NIfTI-2 or MGH file, compressed or not, or NRRD or MetaImage, recognised by its content.
 
     Args:
@@ -184,7 +187,7 @@ def open_image(path: str | PathLike, argument: str) -> Iterator[OpenImage | ItkI
         yield ItkImage(path, argument) if of_itk else OpenImage(path, argument, file)
 
 
-def read_header(path: str | PathLike, argument: str) -> Header:
+def read_header(path: str | PathLike[str], argument: str) -> Header:
     """Read the header of an image without its voxels.
 
     Raises:

@@ -8,7 +8,7 @@ import numpy as np
 from ...errors import InputError
 from ...host.files.hashes import sha256_of_file
 from ...host.files.reading_process import UnreadableError, read_elsewhere
-from ...types import Array
+from ...types import Array, Record
 from .headers import Header
 
 READER = Path(__file__).with_name("itk_reader.py")
@@ -45,13 +45,13 @@ class ItkImage:
         self.header = header
         return np.frombuffer(content, header.dtype).reshape(header.shape, order="F")
 
-    def _read(self, *options: str) -> tuple[dict, memoryview]:
+    def _read(self, *options: str) -> tuple[Record, memoryview]:
         try:
             return read_elsewhere(READER, self.path, *options)
         except UnreadableError as error:
             raise InputError(f"{self.name} cannot be read as NRRD or MetaImage ({error})") from None
 
-    def _header(self, head: dict) -> Header:
+    def _header(self, head: Record) -> Header:
         affine = LPS_TO_RAS @ np.array(head["affine"], dtype=np.float64)
         doubts = () if head["placed"] else ("the header does not say where its voxels lie; ITK's default is assumed",)
         return Header(

@@ -5,6 +5,7 @@ defines the voxels' positions}. With the option --voxels the voxels follow, firs
 """
 
 import re
+from typing import Any
 
 MOST_DENSE = 1040  # largest compression ratio of deflate, rounded up
 TEXT = 1 << 16  # bytes that contain the whole header
@@ -21,7 +22,7 @@ TYPES = {
 }
 
 
-def read(path: str, size: int, *options: str) -> tuple[dict, list]:
+def read(path: str, size: int, *options: str) -> tuple[dict[str, Any], list[Any]]:
     """Return the facts, and the voxels if requested."""
     try:
         return _read(path, size, "--voxels" in options)
@@ -32,7 +33,7 @@ def read(path: str, size: int, *options: str) -> tuple[dict, list]:
         raise ValueError(lines[-1].strip()) from None
 
 
-def _read(path: str, size: int, voxels: bool) -> tuple[dict, list]:
+def _read(path: str, size: int, voxels: bool) -> tuple[dict[str, Any], list[Any]]:
     import math
 
     import SimpleITK as sitk

@@ -24,16 +24,18 @@ PIECE = 1 << 20  # approximate bytes of a piece
 
 def storable(data: Array, dtype: type | None, path: Path) -> Array:
     """Convert data to the type on disk; InputError, which names the file, for values beyond an integer type."""
-    if dtype is None:
-        dtype = {"b": np.uint8, "f": np.float32}.get(data.dtype.kind, data.dtype)
-        dtype = np.int32 if data.dtype in (np.int64, np.uint64) else dtype
-    dtype = np.dtype(dtype).newbyteorder("=")
-    if dtype.kind in "iu" and data.size:
+    wanted: type | np.dtype | None = dtype
+    if wanted is None:
+        smaller: dict[str, type] = {"b": np.uint8, "f": np.float32}
+        wanted = smaller.get(data.dtype.kind, data.dtype)
+        wanted = np.int32 if data.dtype in (np.int64, np.uint64) else wanted
+    stored: np.dtype = np.dtype(wanted).newbyteorder("=")
+    if stored.kind in "iu" and data.size:
         low, high = data.min(), data.max()
-        if not (np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max):
-            raise InputError(f"{path}: values from {low} to {high} do not fit {dtype}; choose a wider type")
+        if not (np.iinfo(stored).min <= low and high <= np.iinfo(stored).max):
+            raise InputError(f"{path}: values from {low} to {high} do not fit {stored}; choose a wider type")
         data = np.rint(data) if data.dtype.kind == "f" else data
-    return data.astype(dtype, copy=False)
+    return data.astype(stored, copy=False)
 
 
 def pieces(first: bytes, data: Array, planes: Planes | None = None) -> Iterator[Piece]:
@@ -52,7 +54,8 @@ def pieces(first: bytes, data: Array, planes: Planes | None = None) -> Iterator[
 
 
 def _bytes(data: Array, planes: Planes | None, span: slice, index: tuple[int, ...]) -> memoryview:
-    values = planes(span, index) if planes else data[(slice(None), slice(None), span, *index)]
+    where: tuple[slice | int, ...] = (slice(None), slice(None), span, *index)
+    values = planes(span, index) if planes else data[where]
     return np.ascontiguousarray(values.T).reshape(-1).view(np.uint8).data
 
 
@@ -85,7 +88,8 @@ def nifti_header(
         fields.set_qform(grid.affine, codes[1] or codes[0] or SCANNER)
     fields.set_sform(grid.affine, codes[0] or codes[1] or SCANNER)
     fields["vox_offset"] = HEADER_SIZE + len(extension)
-    return fields.binaryblock + extension
+    header: bytes = fields.binaryblock
+    return header + extension
 
 
 def _extension(comment: str) -> bytes:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import nibabel as nib
 import numpy as np
 
-FIELDS = ("descrip", "aux_file", "cal_max", "cal_min", "toffset", "intent_code", "intent_name")
+FIELDS: tuple[str, ...] = ("descrip", "aux_file", "cal_max", "cal_min", "toffset", "intent_code", "intent_name")
 FIELDS += ("intent_p1", "intent_p2", "intent_p3")
 
 

@@ -214,7 +214,7 @@ def _wide(
         sampler = interpolation.votes(image, _coarser(matrix), int(outside))
     result = np.empty(shape[::-1], np.float32 if order == "cubic" else np.int32)
     for some, places in slabs(shape, matrix):
-        if planes is not None:
+        if planes is not None and linear is not None:
             interpolation.move(places, linear, planes, some.start)
         sampler(places, result[some].reshape(-1))
     return result.T.astype(_type(image, order), copy=False)
@@ -222,7 +222,8 @@ def _wide(
 
 def _coarser(matrix: Array) -> Array:
     """Return the number of source voxels that one target voxel spans, along the source's axes."""
-    return np.linalg.norm(matrix[:3, :3], axis=1)
+    spans: Array = np.linalg.norm(matrix[:3, :3], axis=1)
+    return spans
 
 
 def _antialiased(image: Array, matrix: Array) -> Array:
