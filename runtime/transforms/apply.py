@@ -186,7 +186,7 @@ def _input_warnings(volume: Volume, argument: str, read: ReadRoute, order: str) 
         yield f"{name} looks like a label map, whose values {order} interpolation mixes; give it as --labels"
     if argument == "--image" and looks_like_directions(volume.data):
         yield f"{name} looks like a map of directions, which should be rotated with the head but are not"
-    stored = volume.remarks and volume.remarks.stored
+    stored = volume.remarks.stored if volume.remarks else None
     if argument == "--image" and stored is not None and max(volume.data.max(), -volume.data.min()) >= EXACT:
         yield f"{name} holds integers beyond {EXACT}, which single precision rounds; give label maps as --labels"
 
@@ -195,7 +195,7 @@ def _as_stored(volume: Volume, data: Array, matrix: Array | None, target: Grid, 
     """Convert the result to the image's stored type, if that is an integer type and nothing was interpolated."""
     from ..images.resampling.resample import copies
 
-    stored = volume.remarks and volume.remarks.stored
+    stored = volume.remarks.stored if volume.remarks else None
     whole = order == "nearest" or (matrix is not None and copies(volume.grid, target, matrix))
     if stored is None or not whole or stored.itemsize > BYTES:
         return data

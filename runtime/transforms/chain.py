@@ -91,8 +91,10 @@ class ReadRoute:
 
     def require_target(self) -> Source:
         """Return the reference, or the grid on which the first file starts; InputError if neither is known."""
-        if self.reference or self.start:
-            return self.reference or Source(grid=self.start.grid, codes=_codes(self.links[0]))
+        if self.reference:
+            return self.reference
+        if self.start:
+            return Source(grid=self.start.grid, codes=_codes(self.links[0]))
         why = f"{self.links[0]} does not say on which grid it starts" if self.links else "there is no -t"
         raise InputError(f"--reference: is needed, since {why}; give an image on the grid that the result shall have")
 
@@ -179,8 +181,8 @@ def read_route(route: Route, scan: Source | None = None) -> ReadRoute:
     for number, link in enumerate(route.links):
         given = begin if number == 0 else None, end if number == last else None
         at_hand = reference if number == 0 else None, scan if number == last else None
-        assumed = tuple(space or space_of(image) for space, image in zip(given, at_hand, strict=True))
-        links.append(_completed(_read(link, route, assumed), *given))
+        near, far = (space or space_of(image) for space, image in zip(given, at_hand, strict=True))
+        links.append(_completed(_read(link, route, (near, far)), *given))
     check_direction(links, space_of(scan), space_of(reference))
     return ReadRoute(tuple(links), reference)
 
@@ -189,7 +191,7 @@ def _read(link: Link, route: Route, sides: tuple[Space | None, Space | None]) ->
     """Read a link; `sides` are taken where its file does not name its own."""
     sides = sides[::-1] if link.inverse else sides
     try:
-        file = _of_its_convention(link, route.convention, *(side and side.grid for side in sides))
+        file = _of_its_convention(link, route.convention, *(side.grid if side else None for side in sides))
     except ImagesNeededError as error:
         needed = " ".join(f"--{name} IMAGE" for name in error.images)
         alone = "add" if len(route.links) == 1 else f"first convert by itself: convert -t {link.path} --convention fsl"

@@ -77,6 +77,8 @@ def _score(links: Sequence[ReadLink], scan: Space | None, reference: Space | Non
 
 def _fits(one: Space | None, other: Space | None) -> bool:
     """Return True if two sides are the same as far as is known: the grids agree, and no two known hashes differ."""
+    if one is None or other is None:
+        return False
     level = likeness(one, other)
     return level == 2 or (level == 1 and None in (one.sha256, other.sha256))
 

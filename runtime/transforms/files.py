@@ -26,7 +26,7 @@ NAMES = {"itk": "warp.nii.gz", "freesurfer": "warp_freesurfer.nii.gz", "fsl": "w
 
 
 def read_transform(
-    path: str | PathLike,
+    path: str | PathLike[str],
     argument: str = "-t",
     convention: str = AUTO,
     start: Grid | None = None,
@@ -55,7 +55,7 @@ def read_transform(
 
 
 def write_transform(
-    path: str | PathLike,
+    path: str | PathLike[str],
     transform: Transform,
     convention: str,
     start: Space | None,
@@ -87,13 +87,16 @@ def write_transform(
     """
     path = Path(path)
     write = writer_of(path, convention)
-    if displacement is not None and displacement.shape != (*start.grid.shape, 3):
-        raise InputError(f"displacement: got shape {displacement.shape}, expected {(*start.grid.shape, 3)}")
-    write(Writing(path, transform, start and TransformMetadata(convention, start, end), codes, pool, displacement))
+    if displacement is not None:
+        assert start is not None  # the displacement is on its grid
+        if displacement.shape != (*start.grid.shape, 3):
+            raise InputError(f"displacement: got shape {displacement.shape}, expected {(*start.grid.shape, 3)}")
+    metadata = TransformMetadata(convention, start, end) if start else None
+    write(Writing(path, transform, metadata, codes, pool, displacement))
 
 
 def verify_transform(
-    path: str | PathLike,
+    path: str | PathLike[str],
     convention: str,
     transform: Transform,
     start: Space | None,
@@ -119,7 +122,7 @@ def verify_transform(
     voxels = np.random.default_rng(0).integers(0, grid.shape, (PLACES, 3))
     points = grid.to_physical(voxels)
     expected = transform.points(points) if displacement is None else points + displacement[tuple(voxels.T)]
-    found = _read(Reading(Path(path), "read back", convention, grid, end and end.grid))
+    found = _read(Reading(Path(path), "read back", convention, grid, end.grid if end else None))
     positions = found.places(voxels) if isinstance(found, StoredField) else found.transform.points(points)
     error = float(np.linalg.norm(positions - expected, axis=1).max())
     if not error <= TOLERANCE_MM:
@@ -130,7 +133,7 @@ def verify_transform(
 
 
 def write_verified(
-    path: str | PathLike,
+    path: str | PathLike[str],
     transform: Transform,
     convention: str,
     start: Space | None,

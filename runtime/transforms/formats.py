@@ -192,7 +192,7 @@ def _write_field(writing: Writing) -> None:
 
 def _write_composite(writing: Writing) -> None:
     affine = writing.known is None and writing.transform.matrix is not None
-    itk_h5.write_composite(writing.path, writing.transform, None if affine else writing.displacement, writing.metadata)
+    itk_h5.write_composite(writing.path, writing.transform, None if affine else writing.displacement, writing.sides)
 
 
 def _write_matrix(writing: Writing) -> None:
@@ -208,9 +208,10 @@ def _write_matlab(writing: Writing) -> None:
 
 
 def _write_flirt(writing: Writing) -> None:
-    sides = writing.sides.start, writing.sides.end
-    fsl.check_zooms(*sides)
-    write_text(writing.path, plain_affine.rows(fsl.flirt_matrix(writing.matrix, *(side.grid for side in sides))))
+    start, end = writing.sides.start, writing.sides.end
+    fsl.check_zooms(start, end)
+    assert end is not None  # `write_transform` requires it for FSL's files
+    write_text(writing.path, plain_affine.rows(fsl.flirt_matrix(writing.matrix, start.grid, end.grid)))
 
 
 def _write_lta(writing: Writing) -> None:

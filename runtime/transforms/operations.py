@@ -69,6 +69,7 @@ def invert(route: Route, output: Path, convention: str = "itk", progress: Progre
     displacement, misses = None, ""
     if read.transform.matrix is None:
         progress("invert")
+        assert start is not None  # required above
         found = invert_displacement(read.transform, start.grid)
         displacement, misses = found.displacement, _inverse_summary(found)
     progress("write")

@@ -40,7 +40,7 @@ class Space:
     @classmethod
     def of(cls, image: Source) -> "Space":
         """Return the space of an image that was read."""
-        return cls(image.grid, image.sha256, image.path and image.path.name, image.zooms)
+        return cls(image.grid, image.sha256, image.path.name if image.path else None, image.zooms)
 
 
 class ConventionError(InputError):

@@ -84,4 +84,5 @@ def _mix(weights: Array, vectors: Array) -> Array:
 def _ramp(slopes: Array, shape: tuple[int, int, int], span: slice) -> Array:
     """Return ``slopes . [i, j, k, 1]`` on planes `span` of K."""
     i, j, k = np.ogrid[: shape[0], : shape[1], span.start : min(span.stop, shape[2])]
-    return ((slopes[0] * i + slopes[1] * j) + (slopes[2] * k + slopes[3])).astype(np.float32)
+    ramp: Array = ((slopes[0] * i + slopes[1] * j) + (slopes[2] * k + slopes[3])).astype(np.float32)
+    return ramp

@@ -11,7 +11,7 @@ from ...errors import InputError
 from ...geometry.grid import FARTHEST_MM, Grid
 from ...geometry.transform import SpatialTransform
 from ...images.formats.headers import MGH_VERSION, Header
-from ...images.formats.image_file import open_image
+from ...images.formats.image_file import OpenImage, open_image
 from ...images.formats.nifti_bytes import CODES_NOT_KNOWN
 from ...images.volume import grid_of, rescaled, write_nifti
 from ...types import Array
@@ -94,7 +94,7 @@ def write_field(
     layout, grid = LAYOUTS[metadata.convention], metadata.start.grid
     if metadata.convention == "fsl":
         fsl.check_zooms(metadata.start, metadata.end)
-    numbers = layout.frame(grid, metadata.end and metadata.end.grid).numbers(displacement)
+    numbers = layout.frame(grid, metadata.end.grid if metadata.end else None).numbers(displacement)
     values = displacement if layout.axes == 4 else displacement[:, :, :, None]
     write_nifti(
         path,
@@ -124,6 +124,7 @@ def read_field(path: Path, argument: str, convention: str, end: Grid | None) -> 
     name = f"{argument}: {path}"
     with open_image(path, argument) as image:
         _check_kind(image.header, path, name)
+        assert isinstance(image, OpenImage)  # the kinds that pass
         grid = grid_of(image.header, name)
         stored = image.voxels()
     header, metadata = image.header, metadata_in(image.between[:LARGEST_EXTENSION].decode(errors="replace"), name)
@@ -137,7 +138,7 @@ def read_field(path: Path, argument: str, convention: str, end: Grid | None) -> 
     numbers = rescaled(header, stored.reshape(*grid.shape, 3, order="F"), np.float32)
     if other is not None and other.absolute:
         numbers = displacements(numbers, grid)
-    frame = LAYOUTS[convention].frame(grid, known_end and known_end.grid)
+    frame = LAYOUTS[convention].frame(grid, known_end.grid if known_end else None)
     doubts = tuple(f"{path.name}: {line}" for line in header.doubts)
     field = StoredField(convention, numbers, frame, start, known_end, doubts)
     check_field(field, name)

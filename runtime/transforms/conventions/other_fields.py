@@ -18,7 +18,7 @@ from ...images.formats.headers import Header
 from ...types import Array
 
 AFNI = b"<AFNI_attributes"  # beginning of AFNI's extension
-NIFTYREG = {  # intent_p1 of files that are not fields: their content
+NIFTYREG: dict[float, str] = {  # intent_p1 of files that are not fields: their content
     2: "a grid of spline control points",
     3: "a velocity field",
     4: "a velocity field",

@@ -14,7 +14,7 @@ from ..spaces import TransformMetadata
 LARGEST = 1 << 24  # bytes of a text of 16 numbers, including comments
 
 
-def read_affine(path: str | PathLike, argument: str) -> Array:
+def read_affine(path: str | PathLike[str], argument: str) -> Array:
     """Read a plain text file of four rows of four numbers: RAS mm, fixed -> moving.
 
     Raises:
@@ -32,7 +32,7 @@ def read_affine(path: str | PathLike, argument: str) -> Array:
     return matrix
 
 
-def write_affine(path: str | PathLike, matrix: Array, metadata: TransformMetadata | None = None) -> None:
+def write_affine(path: str | PathLike[str], matrix: Array, metadata: TransformMetadata | None = None) -> None:
     """Write a (4, 4) RAS mm affine, fixed -> moving, for `read_affine`, without loss; metadata becomes a comment."""
     comment = f"# {metadata.line()}\n" if metadata else ""
     write_text(path, "# 4x4, RAS mm, fixed to moving\n" + comment + rows(matrix))

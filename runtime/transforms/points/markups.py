@@ -51,7 +51,7 @@ class MarkupsFile:
                 point["positionStatus"] = "undefined"
         return replace(self, document=document, coordinates=coordinates)
 
-    def write(self, path: str | PathLike) -> None:
+    def write(self, path: str | PathLike[str]) -> None:
         """Write the document, whole or not at all."""
         write_text(path, json.dumps(self.document, indent=4) + "\n")
 

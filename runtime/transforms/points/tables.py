@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
@@ -55,6 +56,7 @@ class PointsFile:
     def physical(self, grid: Grid | None) -> Array:
         """Return the points, (N, 3) RAS mm; `grid` is needed for voxel coordinates only."""
         if self.frame == "voxels":
+            assert grid is not None
             return grid.to_physical(self.coordinates)
         return self.coordinates * (LPS if self.frame == "lps" else 1.0)
 
@@ -66,6 +68,7 @@ class PointsFile:
             grid: grid of voxel coordinates; needed for them only.
         """
         if self.frame == "voxels":
+            assert grid is not None
             points = grid.to_voxels(points)
         coordinates = points * (LPS if self.frame == "lps" else 1.0)
         rows = []
@@ -76,7 +79,7 @@ class PointsFile:
             rows.append(tuple(cells))
         return replace(self, rows=tuple(rows), coordinates=coordinates)
 
-    def write(self, path: str | PathLike) -> None:
+    def write(self, path: str | PathLike[str]) -> None:
         """Write the CSV, whole or not at all."""
         with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             file.writelines(f"{line}\n" for line in self.preamble or ())
@@ -84,14 +87,16 @@ class PointsFile:
             csv.writer(file, delimiter=self.divider, lineterminator="\n").writerows([*header, *self.rows])
 
 
-def point_suffixes(path: str | PathLike) -> tuple[str, ...]:
+def point_suffixes(path: str | PathLike[str]) -> tuple[str, ...]:
     """Return the suffixes allowed for a file of moved points, given its input: those of the same format."""
     name = Path(path).name.lower()
     kinds = (".mrk.json", ".json"), (".fcsv",)
     return next((suffixes for suffixes in kinds if name.endswith(suffixes)), (".csv", ".tsv", ".txt"))
 
 
-def read_points(path: str | PathLike, frame: str | None = None, argument: str = "--points") -> PointsFile | MarkupsFile:
+def read_points(
+    path: str | PathLike[str], frame: str | None = None, argument: str = "--points"
+) -> PointsFile | MarkupsFile:
     """Read points of a CSV, or of Slicer's .fcsv or .mrk.json, which state their frame.
 
     A CSV has a header and one point per line, cells separated by commas, semicolons or tabs; columns x,y,z or r,a,s or
@@ -123,7 +128,7 @@ def read_points(path: str | PathLike, frame: str | None = None, argument: str = 
     if frame is not None and stated not in (None, frame):
         names = ",".join(header[column] for column in columns)
         raise InputError(f"{argument}: {path} has columns {names}, which are {stated}, but --points-in says {frame}")
-    found = PointsFile(tuple(header), (), columns, frame or stated, np.empty((0, 3)), divider)
+    found = PointsFile(tuple(header), (), columns, cast(str, frame or stated), np.empty((0, 3)), divider)
     return _filled(found, numbered, f"{argument}: {path}")
 
 
@@ -167,7 +172,8 @@ def _find_columns(header: list[str], name: str) -> tuple[tuple[int, int, int], s
         if set(wanted) <= set(names):
             if repeated := [column for column in wanted if names.count(column) > 1]:
                 raise InputError(f"{name} has the column {repeated[0]} twice; rename one")
-            return tuple(map(names.index, wanted)), frame
+            first, second, third = map(names.index, wanted)
+            return (first, second, third), frame
     raise InputError(
         f"{name} has no columns x,y,z (or r,a,s, l,p,s, i,j,k) in its first line, '{','.join(header)[:60]}'; expected "
         "a CSV with a header"

@@ -61,7 +61,8 @@ def matrix_of(kind: str, parameters: Array, fixed: Array, name: str) -> Array:
     centre = fixed[:3] if fixed.size >= 3 else np.zeros(3)
     matrix[:3, 3] = shift + centre - matrix[:3, :3] @ centre
     check_affine(matrix, name)
-    return TO_LPS @ matrix @ TO_LPS
+    ras: Array = TO_LPS @ matrix @ TO_LPS
+    return ras
 
 
 def parameters_of(matrix: Array) -> Array:
@@ -182,16 +183,19 @@ def _euler(parameters: Array, fixed: Array) -> Array:
         about[axis][one, one], about[axis][two, two] = c, c
         about[axis][one, two], about[axis][two, one] = -s, s
     x, y, z = about
-    return z @ y @ x if fixed.size > 3 and fixed[3] else z @ x @ y
+    turned: Array = z @ y @ x if fixed.size > 3 and fixed[3] else z @ x @ y
+    return turned
 
 
 def _similarity(parameters: Array, fixed: Array) -> Array:
-    return parameters[6] * _versor(parameters, fixed)
+    scaled: Array = parameters[6] * _versor(parameters, fixed)
+    return scaled
 
 
 def _scale_versor(parameters: Array, fixed: Array) -> Array:
     """Return rotation and scales: ITK adds (scale - 1) to the rotation's diagonal; it does not multiply."""
-    return _versor(parameters, fixed) + np.diag(parameters[6:9] - 1)
+    scaled: Array = _versor(parameters, fixed) + np.diag(parameters[6:9] - 1)
+    return scaled
 
 
 def _scale_skew_versor(parameters: Array, fixed: Array) -> Array:

@@ -15,6 +15,7 @@ itk::DisplacementFieldTransform::SetFixedParameters.
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -28,6 +29,9 @@ from ...spaces import TransformFile, TransformMetadata, metadata_in, sides
 from ..frames import LPS, TO_LPS, Frame
 from ..nifti_field import StoredField, check_field
 from .affine import matrix_of, parameters_of
+
+if TYPE_CHECKING:
+    import h5py
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
 ATTRIBUTE = "description"  # attribute of /TransformGroup that holds the metadata
@@ -50,6 +54,7 @@ def write_composite(path: Path, transform: Transform, displacement: Array | None
     import h5py
 
     if displacement is None:
+        assert transform.matrix is not None  # without a displacement it is an affine
         affine = transform.matrix
     else:
         affine = transform.affine if isinstance(transform, SpatialTransform) else np.eye(4)
@@ -86,7 +91,7 @@ def read_composite(path: Path, argument: str) -> StoredField | TransformFile:
         case (StoredField() as field, AffineTransform() as affine):
             return replace(field, frame=replace(field.frame, affine=affine.matrix))
         case (AffineTransform() as affine,):
-            return TransformFile(affine, "h5", path, metadata and metadata.start, metadata and metadata.end)
+            return TransformFile(affine, "h5", path, *((metadata.start, metadata.end) if metadata else (None, None)))
     transforms = tuple(link.transform if isinstance(link, StoredField) else link for link in links)
     first = links[0].start if isinstance(links[0], StoredField) else None
     return TransformFile(Chain(transforms), "h5", path, first, None)
@@ -157,7 +162,7 @@ def _grid_parameters(grid: Grid) -> Array:
     return np.concatenate([grid.shape, LPS * grid.affine[:3, 3], grid.spacing, direction.ravel()])
 
 
-def _fill(parameters, frame: Frame, displacement: Array) -> None:
+def _fill(parameters: "h5py.Dataset", frame: Frame, displacement: Array) -> None:
     """Write the numbers of a displacement, some planes at a time, since the file's memory order differs."""
     numbers, (width, height, depth) = frame.numbers(displacement), frame.grid.shape
     for k in range(0, depth, PLANES):
@@ -166,7 +171,7 @@ def _fill(parameters, frame: Frame, displacement: Array) -> None:
         parameters[3 * width * height * span.start : 3 * width * height * span.stop] = vectors.ravel()
 
 
-def _add(group, kind: str, fixed: Array | None = None, parameters: Array | None = None):
+def _add(group: "h5py.Group", kind: str, fixed: Array | None = None, parameters: Array | None = None) -> "h5py.Group":
     """Add a part with the next number, and return it."""
     part = group.create_group(str(len(group)))
     part.create_dataset("TransformType", data=[kind.encode()])

@@ -4,11 +4,16 @@ Facts: {"description": text, "parts": [{"kind": text, "fixed": count, "parameter
 Arrays: fixed parameters, of type "<f8", and parameters of each part in this order.
 """
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import h5py
+
 MOST_DENSE = 1040  # largest compression factor of deflate
 MOST_PARTS = 1000
 
 
-def read(path: str, size: int) -> tuple[dict, list]:
+def read(path: str, size: int) -> tuple[dict[str, Any], list[Any]]:
     """Return the facts and the numbers of all parts."""
     import h5py
     import numpy as np
@@ -38,14 +43,14 @@ def read(path: str, size: int) -> tuple[dict, list]:
     return {"description": str(description), "parts": parts}, numbers
 
 
-def _numbers(dataset, size: int):
+def _numbers(dataset: "h5py.Dataset", size: int) -> Any:
     """Return all of a dataset's floats; ValueError for more than a file of `size` bytes can hold."""
     if dataset.dtype.kind != "f" or dataset.size * dataset.dtype.itemsize > MOST_DENSE * size:
         raise ValueError(f"{dataset.size} numbers of type {dataset.dtype} cannot be what it holds")
     return dataset[()].ravel()
 
 
-def _other(file) -> str:
+def _other(file: "h5py.File") -> str:
     """Describe an HDF5 file without an ITK transform."""
     if str(file.attrs.get("Format", "")) == "X5":
         return "it is X5, the format of nitransforms; write it as ITK's there: .to_filename(..., fmt='itk')"
