@@ -153,7 +153,8 @@ class TimedFields:
         return self._recorder.call("extremes", None, self._fields.extremes, image)
 
     def scorer(self, fixed: Array, similarity: str, count: float | None = None) -> "TimedScorer":
-        scorer = self._recorder.call("score set-up", None, self._fields.scorer, fixed, similarity, count)
+        counted = () if count is None else (count,)
+        scorer = self._recorder.call("score set-up", None, self._fields.scorer, fixed, similarity, *counted)
         return TimedScorer(scorer, self._recorder)
 
     def without(self, image: Array, hole: Array) -> Array:
