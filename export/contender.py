@@ -5,9 +5,10 @@ Importing this module is cheap: torch is imported only when the contender is ope
 
 import contextlib
 import importlib.util
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from runtime.backends.engine_set import load_engine_set
 from runtime.errors import InputError, NotAvailableError
@@ -17,6 +18,7 @@ from runtime.workflows.benchmark.contenders.contender import Others
 from runtime.workflows.benchmark.contenders.timing import HostClock, Recorder
 
 if TYPE_CHECKING:
+    from runtime.loop import iterstop
     from train.model.loop import TorchPair
 
 PACKAGES = ("torch", "onnx")
@@ -117,7 +119,7 @@ class TorchRunner:
         self._device = contender.device
         if self._device == "cuda":
             _prepare_cuda()
-        network = network_from_engines(load_engine_set(contender.engine_dir)).to(self._device)
+        network: Any = network_from_engines(load_engine_set(contender.engine_dir)).to(self._device)
         autocast = contender.mode == "autocast"
         if autocast:
             network = network.to(memory_format=torch.channels_last_3d)
@@ -134,7 +136,7 @@ class TorchRunner:
         }
 
     @contextlib.contextmanager
-    def running(self):
+    def running(self) -> Iterator[None]:
         import torch
 
         with torch.inference_mode():
@@ -148,13 +150,13 @@ class TorchRunner:
     def fixed_side(self, fixed: Any, similarity: str) -> tuple[Any, str, dict]:
         return fixed, similarity, self._network.encode(fixed)
 
-    def pair(self, side: tuple[Any, str, dict], moving: Any) -> tuple["TorchPair", None]:
+    def pair(self, side: tuple[Any, str, dict], moving: Any) -> tuple["iterstop.Pair", None]:
         from train.model.loop import TorchPair
 
         fixed, similarity, features = side
         self._moving = moving
         pair = TorchPair(self._network, self._moving, fixed, similarity, features, self._fields)
-        return _TimedPair(pair, self.recorder), None
+        return cast("iterstop.Pair", _TimedPair(pair, self.recorder)), None  # the other methods by `__getattr__`
 
     def finish(self, flow: Any) -> tuple[Any, float]:
         from train.model.fields import folded_share

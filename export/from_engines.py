@@ -5,11 +5,13 @@
 writes that network as a checkpoint for `train --start`.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, cast
 
 import click
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from export.graphs import FoldedEstimator
 from runtime.backends.engine_set import EXTRACTOR, EngineSet, estimator_name, load_engine_set
@@ -36,14 +38,15 @@ def network_from_engines(engine_set: EngineSet) -> RPNet:
     with torch.no_grad():
         _copy(network.extractor.convolutions, _convolutions(engine_set, EXTRACTOR))
         for level in LEVELS:
-            _unfold(network.estimators[str(level)], _convolutions(engine_set, estimator_name(level)), engine_set)
+            estimator = cast(FlowEstimator, network.estimators[str(level)])
+            _unfold(estimator, _convolutions(engine_set, estimator_name(level)), engine_set)
     return network
 
 
 def _unfold(estimator: FlowEstimator, convolutions: Convolutions, engine_set: EngineSet) -> None:
     """Set an estimator's weights from the convolutions of its folded form."""
     _copy([estimator.entry, *estimator.blocks, estimator.narrow, estimator.flow], convolutions)
-    for block in estimator.blocks:
+    for block in cast(Iterable[nn.Conv3d], estimator.blocks):
         channel = torch.arange(block.out_channels)
         block.weight[channel, channel, 1, 1, 1] -= 1
     folded = FoldedEstimator(estimator)
@@ -52,7 +55,7 @@ def _unfold(estimator: FlowEstimator, convolutions: Convolutions, engine_set: En
             raise _foreign(engine_set, "its residual blocks cannot be taken apart exactly")
 
 
-def _copy(modules: list, convolutions: Convolutions) -> None:
+def _copy(modules: Iterable[Any], convolutions: Convolutions) -> None:
     for module, (weight, bias) in zip(modules, convolutions, strict=True):
         if weight.shape != module.weight.shape or bias.shape != module.bias.shape:
             raise InputError(

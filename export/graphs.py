@@ -5,7 +5,9 @@ import copy
 import io
 import logging
 import warnings
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import onnx
 import torch
@@ -48,7 +50,8 @@ class FoldedEstimator(nn.Module):
 
     def __init__(self, estimator: FlowEstimator) -> None:
         super().__init__()
-        self.activated = nn.ModuleList([estimator.entry, *(_with_identity(block) for block in estimator.blocks)])
+        blocks = cast(Iterable[nn.Conv3d], estimator.blocks)
+        self.activated = nn.ModuleList([estimator.entry, *(_with_identity(block) for block in blocks)])
         self.linear = nn.Sequential(estimator.narrow, estimator.flow)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -86,8 +89,8 @@ def _half(module: nn.Module, name: str) -> nn.Module:
         InputError: fp16 cannot hold the weights.
     """
     half = copy.deepcopy(module).half()
-    for (place, exact), rounded in zip(module.named_parameters(), half.parameters(), strict=True):
-        exact, rounded = exact.detach().double(), rounded.detach().double()
+    for (place, before), after in zip(module.named_parameters(), half.parameters(), strict=True):
+        exact, rounded = before.detach().double(), after.detach().double()
         # A bias below the resolution of fp16, 6e-8, is negligible beside its convolution's products.
         lost = (rounded - exact).norm() > LARGEST_ROUNDING * exact.norm() and exact.ndim > 1
         if lost or not rounded.isfinite().all():
@@ -129,7 +132,7 @@ def export_graphs(network: RPNet, precision: str = "fp32") -> dict[str, bytes]:
         name, channels = estimator_name(level), 2 * network.config.feature_channels[level]
         features = torch.zeros(1, channels, 6, 7, 8, dtype=torch.float16 if half else torch.float32)
         sizes = [torch.export.Dim(axis, min=1) for axis in AXES]
-        estimator = FoldedEstimator(network.estimators[str(level)]).eval()
+        estimator = FoldedEstimator(cast(FlowEstimator, network.estimators[str(level)])).eval()
         ends = Ends((FEATURES, kind), ((RESIDUAL, TensorProto.FLOAT),), kind)
         graphs[name] = _export(HalfEstimator(estimator, name) if half else estimator, features, ends, sizes)
     return graphs
@@ -148,6 +151,7 @@ def _export(module: nn.Module, example: Tensor, ends: Ends, sizes: list) -> byte
             dynamic_shapes=({2: sizes[0], 3: sizes[1], 4: sizes[2]},),
             verbose=False,
         )
+    assert program is not None  # as always with dynamo=True
     model = program.model_proto
     _strip_build_traces(model)
     _name_axes(model.graph)
@@ -156,7 +160,7 @@ def _export(module: nn.Module, example: Tensor, ends: Ends, sizes: list) -> byte
 
 
 @contextlib.contextmanager
-def _quiet():
+def _quiet() -> Iterator[None]:
     """Silence the exporter's progress lines and deprecation notices, which do not concern our users."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -149,7 +149,7 @@ def _read_notes(path: Path) -> str:
 
 def _gate_pair(options: ExportOptions, engine_set: EngineSet) -> tuple[str, tuple[Array, Array]]:
     """Return a description of the gate's pair, and its fixed and moving image (I, J, K) in [0, 1]."""
-    if options.gate_fixed is None:
+    if options.gate_fixed is None or options.gate_moving is None:
         shape = options.gate_shape or GENERATED_SHAPE
         return f"a generated pair {shape}", example_pair(shape)
     prepared = prepare(
@@ -164,7 +164,7 @@ def _gate_pair(options: ExportOptions, engine_set: EngineSet) -> tuple[str, tupl
 
 
 @contextlib.contextmanager
-def _staging(engine_dir: Path):
+def _staging(engine_dir: Path) -> Iterator[Path]:
     """Make a temporary folder beside the files to replace, so that renames are atomic; remove it at the end."""
     stage = temporary_name(engine_dir / "set")
     stage.mkdir()

@@ -245,6 +245,7 @@ class _Loop:
     def _picture(self, pair: ImagePair, flow: Tensor) -> None:
         every = self.run.options.pictures
         if every and self.validations % every == 0:
+            assert self.log is not None  # the first process, which has a log, draws the pictures
             self.log.show(self.run.step, write_picture(self.run.options.output, self.run.step, pair, flow))
 
     def _save(self) -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from runtime.errors import InputError
 from runtime.geometry.grid import is_network_shape
@@ -225,7 +226,8 @@ class FitOptions:
         Options missing from `other`, from a checkpoint of an earlier version, had today's default values. `finish` may
         differ if `resume_from` begins it.
         """
-        mine, usual = self.as_dict(), {field.name: field.default for field in fields(self)}
+        mine = self.as_dict()
+        usual: dict[str, Any] = {field.name: field.default for field in fields(self)}
         usual["iterations"] = list(usual["iterations"])
         other = usual | other
         free = {*FREE_ON_RESUME}

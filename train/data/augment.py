@@ -13,7 +13,7 @@ from torch import Tensor
 
 from runtime.errors import InputError
 from train.data.image_pair import ImagePair
-from train.data.randomness import Randomness, identity
+from train.data.randomness import Randomness, identity, shape_of
 from train.model.fields import warp
 
 _STREAM = 0x617567  # part of the seed: separates these random numbers from others drawn by seed and index
@@ -94,7 +94,7 @@ def augment(pair: ImagePair, options: Augmentation, seed: int, index: int) -> Im
 def _changed(
     image: Tensor, labels: Tensor | None, options: Augmentation, draw: Randomness
 ) -> tuple[Tensor, Tensor | None]:
-    flow = displacement(tuple(image.shape), options, draw)[None]
+    flow = displacement(shape_of(image), options, draw)[None]
     image = intensities(warp(image[None, None], flow)[0, 0], options, draw)
     if labels is not None:
         labels = warp(labels[None, None].float(), flow, mode="nearest")[0, 0].to(labels.dtype)
@@ -135,9 +135,9 @@ def intensities(image: Tensor, options: Augmentation, draw: Randomness) -> Tenso
     image = mean + factor * (image - mean)
     bias, noise, width = draw.normal(options.bias), draw.between(0, options.noise), draw.between(30, 80)
     if bias:
-        image = image * torch.exp(bias * draw.smooth(tuple(image.shape), width))
+        image = image * torch.exp(bias * draw.smooth(shape_of(image), width))
     if noise:
-        image = image + noise * draw.grain(tuple(image.shape))
+        image = image + noise * draw.grain(shape_of(image))
     return torch.where(inside, image, 0).clamp(0, 1)
 
 

@@ -4,9 +4,10 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
-from runtime.types import Array, Shape
+from runtime.types import Shape
 from train.model import definition
 
 # Standard deviation of unit noise after cubic B-spline interpolation along three axes: per axis the variance is the
@@ -14,6 +15,12 @@ from train.model import definition
 _SPLINE_DEVIATION = 0.479**1.5
 
 identity = lru_cache(maxsize=64)(definition.identity)
+
+
+def shape_of(volume: Tensor) -> Shape:
+    """Return the sizes of a volume (I, J, K)."""
+    i, j, k = volume.shape
+    return i, j, k
 
 
 def _spline_matrix(size: int, spacing: float, phase: float, device: torch.device) -> Tensor:
@@ -51,7 +58,7 @@ class Randomness:
         """Return a tensor (3, 1, 1, 1) of random numbers between `low` and `high`."""
         return self.tensor(self.numbers.uniform(low, high, 3)).view(3, 1, 1, 1)
 
-    def tensor(self, array: Array) -> Tensor:
+    def tensor(self, array: ArrayLike) -> Tensor:
         return torch.from_numpy(np.asarray(array, np.float32)).to(self.device)
 
     def smooth(self, shape: Shape, spacing: float) -> Tensor:

@@ -80,9 +80,10 @@ def open_sources(options: FitOptions, device: torch.device | str = "cpu") -> Sou
     if options.half_size and any(size % 16 for size in sources.shape):
         raise InputError(f"half_size: {sources.shape} halved is not a multiple of 8; give a shape of multiples of 16")
     for number, pair in enumerate(sources.validation, start=1):
-        if pair.labelled:
-            held = (_held(labels) for labels in (pair.moving_labels, pair.fixed_labels))
-            _require_shared(*held, f"validation: the label maps of pair {number}, of {len(sources.validation)},")
+        if pair.moving_labels is not None and pair.fixed_labels is not None:
+            moving, fixed = _held(pair.moving_labels), _held(pair.fixed_labels)
+            whose = f"validation: the label maps of pair {number}, of {len(sources.validation)},"
+            _require_shared(moving, fixed, whose)
     return sources
 
 
@@ -90,17 +91,19 @@ def _generated(options: FitOptions, device: torch.device) -> Sources:
     template = None if options.template is None else load_template(options.template, device)
     population = POPULATIONS[options.generator]
     pairs = GeneratedPairs(options.shape or GENERATED_SHAPE, options.seed, template, device, population)
-    changes = "" if template is None else f" and random changes of the template {Path(options.template).name}"
+    name = "" if options.template is None else Path(options.template).name
+    changes = "" if template is None else f" and random changes of the template {name}"
     description = f"pairs generated on the fly, {options.generator}: random shapes{changes}"
+    groups: tuple[str, ...] = ()
     if options.validation is None:
         # Every second pair is the one before with its images exchanged.
         indices = range(FIRST_VALIDATION_PAIR, FIRST_VALIDATION_PAIR + 2 * options.validation_pairs, 2)
-        held, groups = tuple(pairs.pair(index).map(torch.Tensor.cpu) for index in indices), ()
+        held = tuple(pairs.pair(index).map(torch.Tensor.cpu) for index in indices)
     else:
         held, groups, words = _listed(options, VolumeCache(options.cache))
         description += f", validated on {words}"
     training = EverySecond(pairs) if options.both_directions else pairs
-    content = () if template is None else ((Path(options.template).name, template.digest),)
+    content = () if template is None else ((name, template.digest),)
     return Sources(training.pair, held, description, pairs.shape, device.type != "cpu", groups, content)
 
 
@@ -110,6 +113,7 @@ def _listed(options: FitOptions, cache: VolumeCache) -> tuple[tuple[ImagePair, .
     Returns:
         The pairs, their groups, and a description of them.
     """
+    assert options.validation is not None
     path, most = Path(options.validation), options.validation_pairs
     if lists_pairs(options.validation):
         listed = read_pair_list(path)[:most]
@@ -121,6 +125,7 @@ def _listed(options: FitOptions, cache: VolumeCache) -> tuple[tuple[ImagePair, .
 
 
 def _volumes(options: FitOptions) -> Sources:
+    assert options.data is not None
     apart = options.validation is not None and lists_pairs(options.validation)
     training, validation = (read_scan_list("data", options.data), ()) if apart else _split(options)
     _check_labelled(options, training)
@@ -142,6 +147,7 @@ def _volumes(options: FitOptions) -> Sources:
 
 def _split(options: FitOptions) -> tuple[tuple[Scan, ...], tuple[Scan, ...]]:
     """Return the volumes to train on and to validate on: two lists, or one list whose last volumes are held out."""
+    assert options.data is not None
     volumes = read_scan_list("data", options.data)
     if options.validation is not None:
         return volumes, read_scan_list("validation", options.validation)
@@ -167,7 +173,9 @@ def _check_labels_shared(scans: tuple[Scan, ...], shape: Shape, cache: VolumeCac
     """Check that any two label maps share a label, since any two may be drawn; equal sets are compared only once."""
     named: dict[frozenset[int], str] = {}
     for scan in scans:
-        named.setdefault(_held(cache.get(scan, shape).labels()), scan.labels.name)
+        labels = cache.get(scan, shape).labels()
+        assert labels is not None and scan.labels is not None  # as `_check_labelled` found
+        named.setdefault(_held(labels), scan.labels.name)
     if frozenset() in named:
         raise InputError(f"dice: {named[frozenset()]} holds no label above 0 at {shape}; correct the list")
     for one, other in itertools.combinations(named, 2):

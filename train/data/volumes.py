@@ -214,7 +214,8 @@ def _header(file: Path) -> Grid | None:
 
 
 def _own_size(shape: Shape, pad: bool) -> Shape:
-    padded = tuple(-(-size // SIZE_MULTIPLE) * SIZE_MULTIPLE for size in shape)
+    i, j, k = (-(-size // SIZE_MULTIPLE) * SIZE_MULTIPLE for size in shape)
+    padded = i, j, k
     if padded != shape and not pad:
         up = ",".join(map(str, padded))
         raise InputError(

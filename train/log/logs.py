@@ -110,8 +110,9 @@ class RunLog(contextlib.AbstractContextManager):
 
     def write(self, row: Row) -> None:
         self._table.writerow(row.cells())
-        for name, value in row.curves().items() if self._board else ():
-            self._board.add_scalar(name, value, row.step)
+        if self._board:
+            for name, value in row.curves().items():
+                self._board.add_scalar(name, value, row.step)
 
     def show(self, step: int, picture: Any) -> None:
         """Add a picture to the TensorBoard log, if there is one."""

@@ -28,7 +28,7 @@ def write_picture(folder: Path, step: int, pair: ImagePair, flow: Tensor) -> "Im
         The picture.
     """
     warped = warp(pair.moving[None, None], flow[None])[0, 0]
-    picture = draw_preview(*(tensor.numpy() for tensor in (pair.fixed, pair.moving, warped, flow)))
+    picture = draw_preview(pair.fixed.numpy(), pair.moving.numpy(), warped.numpy(), flow.numpy())
     path = folder / FOLDER / f"step_{step:07d}.png"
     path.parent.mkdir(exist_ok=True)
     with atomic_path(path) as partial:

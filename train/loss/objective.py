@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -81,8 +82,9 @@ class Objective:
         """Return the terms that are not in the paper, as functions of level 1's flow, by the name of their weight."""
 
         def overlap(flow: Tensor) -> Tensor:
-            maps = [[self._compared(labels)[None] for labels in (way.fixed_labels, way.moving_labels)] for way in ways]
-            return sum(dice_loss(*labels, found) for labels, found in zip(maps, flow.split(1), strict=True)) / len(maps)
+            maps = [(self._compared(way.fixed_labels), self._compared(way.moving_labels)) for way in ways]
+            terms = (dice_loss(f[None], m[None], found) for (f, m), found in zip(maps, flow.split(1), strict=True))
+            return cast(Tensor, sum(terms)) / len(maps)
 
         return {
             "dice": overlap,
@@ -91,18 +93,19 @@ class Objective:
             "inverse_consistency": inverse_consistency,
         }
 
-    def _compared(self, labels: Tensor) -> Tensor:
+    def _compared(self, labels: Tensor | None) -> Tensor:
         """Return a label map (I, J, K) with 0 instead of labels that the Dice loss ignores."""
+        assert labels is not None  # a run with a Dice loss has only pairs with label maps
         return labels if self.dice_labels == "all" else labels.where(is_deep(labels), 0)
 
     def _coarse(self, moving: Tensor, fixed: Tensor, flows: dict[int, Tensor]) -> Tensor:
         """Compute the loss of levels 2 to 4: smoothness and similarity of images averaged down to each level's size."""
-        total = 0.0
+        total: Tensor | float = 0.0
         for level in (2, 3, 4):
             moving, fixed = F.avg_pool3d(moving, 2), F.avg_pool3d(fixed, 2)
             similarity = local_ncc(fixed, warp(moving, flows[level]), self.form, COARSE_WINDOW)
             total = total + self.smooth * smoothness(flows[level]) - similarity
-        return total
+        return cast(Tensor, total)
 
 
 def halved(pair: ImagePair) -> ImagePair:

@@ -7,6 +7,7 @@ Everything here computes in float32, also under autocast.
 
 import math
 from functools import lru_cache
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -70,7 +71,7 @@ def smoothness(flow: Tensor) -> Tensor:
     """
     flow = flow.float()
     terms = [flow.diff(dim=axis).square() for axis in (2, 3, 4)]
-    return sum(term.mean() for term in terms if term.numel()) / 3
+    return cast(Tensor, sum(term.mean() for term in terms if term.numel())) / 3
 
 
 def bending(flow: Tensor) -> Tensor:
@@ -82,7 +83,7 @@ def bending(flow: Tensor) -> Tensor:
     slopes = [flow.float().diff(dim=axis) for axis in (2, 3, 4)]
     pairs = [(a, b) for a in range(3) for b in range(a, 3)]
     terms = [(1 if a == b else 2) * slopes[a].diff(dim=2 + b).square() for a, b in pairs]
-    return sum(term.mean() for term in terms if term.numel()) / 9
+    return cast(Tensor, sum(term.mean() for term in terms if term.numel())) / 9
 
 
 def log_jacobian(flow: Tensor) -> Tensor:

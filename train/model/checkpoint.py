@@ -163,7 +163,9 @@ def _ours(path: str | Path, content: dict) -> Checkpoint:
     missing = [key for key in ("config", "model", "provenance") if not isinstance(content.get(key), dict)]
     if missing:
         raise InputError(f"checkpoint: {path} has no {', '.join(missing)}; write it again with `train`")
-    found = {str(name): value if isinstance(value, int) else type(value) for name, value in content["config"].items()}
+    found: dict[str, Any] = {
+        str(name): value if isinstance(value, int) else type(value) for name, value in content["config"].items()
+    }
     if found.keys() != NetworkConfig().as_dict().keys() or not all(isinstance(value, int) for value in found.values()):
         raise InputError(f"checkpoint: {path} has config {first_line(found)}, expected one like {NetworkConfig()}")
     config = NetworkConfig(**found)

@@ -3,7 +3,7 @@
 It runs in the same loop as the engines (`runtime.loop.iterstop`) and is the reference for everything below the loop.
 """
 
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,6 +15,14 @@ from runtime.loop.schedules import Schedule
 from runtime.types import Array
 from train.model import definition
 from train.model.network import RPNet
+
+
+class Network(Protocol):
+    """What `TorchPair` needs of an `RPNet`; see its methods."""
+
+    def encode(self, image: Tensor) -> dict[int, Tensor]: ...
+
+    def estimate(self, level: int, warped_moving: Tensor, fixed: Tensor) -> Tensor: ...
 
 
 class TorchPair:
@@ -31,7 +39,7 @@ class TorchPair:
 
     def __init__(
         self,
-        network: RPNet,
+        network: Network,
         moving: Tensor,
         fixed: Tensor,
         similarity: str,

@@ -72,7 +72,7 @@ class FeatureExtractor(nn.Module):
         widths = [1, *(config.feature_channels[level] for level in (1, 2, 3, 4))]
         self.convolutions = nn.ModuleList(_conv(a, b) for a, b in itertools.pairwise(widths))
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         features = []
         x = image
         for n, convolution in enumerate(self.convolutions):
@@ -162,6 +162,7 @@ class RPNet(nn.Module):
             flow = upsample(flows[level + 1], 2) if flows else None
             for _ in range(count):
                 flow = self._refine(level, flow, moving_features[level], fixed_features[level])
+            assert flow is not None  # counts are 1 or more
             flows[level] = flow
         return flows
 

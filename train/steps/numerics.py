@@ -44,7 +44,9 @@ class Numerics:
 
     def place(self, network: RPNet) -> RPNet:
         network.to(self.device)
-        return network.to(memory_format=torch.channels_last_3d) if self.channels_last else network
+        if not self.channels_last:
+            return network
+        return network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # missing in its stub
 
     def compile(self, network: RPNet) -> None:
         """Compile extractor and estimators in place, if asked for; the names of weights do not change."""

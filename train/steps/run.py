@@ -5,6 +5,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -65,7 +66,8 @@ class Run:
             options.loss, options.smooth, options.dice, options.dice_labels, options.bending, options.log_jacobian,
             options.inverse_consistency,
         )  # fmt: skip
-        self.step, self.seconds, self.best, self.best_by = 0, 0.0, -math.inf, None
+        self.step, self.seconds, self.best = 0, 0.0, -math.inf
+        self.best_by: str | None = None
         self.validated = 0  # step of the last validation
         self.started_from: dict = {}
         device = choose_device(options, self.processes.local_rank)
@@ -113,6 +115,7 @@ class Run:
 
     def _require_same_numerics(self, saved: Checkpoint) -> None:
         """Check that `auto` chose as before; on another machine it may not, and the run would not continue exactly."""
+        assert saved.training is not None  # `_saved` refuses others
         for option, chosen in self.numerics.chosen().items():
             before = saved.training.get("chosen", saved.training["options"]).get(option, "auto")
             # Checkpoints of earlier versions contain only the requested option, not the choice.
@@ -124,6 +127,7 @@ class Run:
 
     def _require_same_content(self, saved: Checkpoint) -> None:
         """Check that the scans or the template are those of the checkpoint, in the same order."""
+        assert saved.training is not None  # `_saved` refuses others
         before = saved.training.get("content")
         if before is None:  # a checkpoint of an earlier version, which contains only their names
             names = saved.training["options"].get("data"), saved.training["options"].get("template")
@@ -147,6 +151,7 @@ class Run:
 
     def _restore(self, saved: Checkpoint) -> None:
         training = saved.training
+        assert training is not None  # `_saved` refuses others
         self.average.load_state_dict(saved.state)
         self.network.load_state_dict(training["weights"])
         self.optimizer.load_state_dict(training["optimizer"])
@@ -243,8 +248,9 @@ class Run:
         plan = self.plan()
         self.optimizer.zero_grad(set_to_none=True)
         each = [self._backward(pair, plan) for pair in pairs]
-        parts = {name: sum(one[name] for one in each) for name in each[0]}
-        self.processes.add_up([*parts.values(), *(weight.grad for weight in self.network.parameters())])
+        parts = {name: cast(Tensor, sum(one[name] for one in each)) for name in each[0]}
+        gradients = cast(list[Tensor], [weight.grad for weight in self.network.parameters()])
+        self.processes.add_up([*parts.values(), *gradients])
         losses = Losses(**dict(zip(parts, torch.stack([*parts.values()]).tolist(), strict=True)))
         if not losses.finite or losses.smoothness > EXPLODED:
             raise InputError(

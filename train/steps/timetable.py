@@ -77,7 +77,8 @@ class Timetable:
 
     def _counts(self, step: int) -> tuple[int, int, int, int]:
         rng = np.random.default_rng([self.options.seed, step, _ITERATIONS])
-        return tuple(int(rng.integers(1, most + 1)) for most in self.options.iterations)
+        a, b, c, d = (int(rng.integers(1, most + 1)) for most in self.options.iterations)
+        return a, b, c, d
 
 
 def _cosine(done: float) -> float:

@@ -41,7 +41,7 @@ class Quality:
     dice: float | None
     folded: float
     sd_log_jacobian: float
-    iterations: tuple[float, float, float, float]
+    iterations: tuple[float, ...]
 
     @property
     def value(self) -> float:
@@ -132,7 +132,7 @@ def _quality(pair: ImagePair, result: iterstop.Iterations) -> Quality:
 
 
 def _dice(pair: ImagePair, flow: Tensor) -> float | None:
-    if not pair.labelled:
+    if pair.moving_labels is None or pair.fixed_labels is None:
         return None
     warped = warp(pair.moving_labels[None, None].float(), flow, mode="nearest")[0, 0].round().int().cpu().numpy()
     fixed, moving = pair.fixed_labels.cpu().numpy(), pair.moving_labels.cpu().numpy()

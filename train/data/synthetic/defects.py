@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from train.data.randomness import Randomness, identity
+from train.data.randomness import Randomness, identity, shape_of
 from train.data.synthetic.levels import Painting, edge
 
 
@@ -17,7 +17,7 @@ def with_residue(random: Randomness, painting: Painting, depth: Tensor) -> Paint
         painting: the image to add them to.
         depth: depth below the brain's surface, voxels, negative outside, (I, J, K).
     """
-    shape = tuple(depth.shape)
+    shape = shape_of(depth)
     middle, half = random.between(1.5, 3.5), random.between(0.7, 1.6)
     patches = 3 * (random.smooth(shape, random.between(12, 35)) - random.between(-0.3, 1.2))
     shell = torch.minimum(half - (depth + middle).abs(), patches)
@@ -38,7 +38,7 @@ def _replaced(painting: Painting, shell: Tensor, value: Tensor) -> Painting:
 
 def with_lesions(random: Randomness, painting: Painting, depth: Tensor, count: int) -> Painting:
     """Add uneven balls of bright or dark values anywhere inside the brain; labels are not changed."""
-    coordinates, image, shape = identity(tuple(depth.shape), random.device), painting.image, tuple(depth.shape)
+    coordinates, image, shape = identity(shape_of(depth), random.device), painting.image, shape_of(depth)
     uneven = random.smooth(shape, random.between(4, 8))
     for _ in range(count):
         centre = random.tensor([random.between(0.15, 0.85) * size for size in shape]).view(3, 1, 1, 1)

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from train.data.randomness import Randomness, Shape, identity
+from train.data.randomness import Randomness, Shape, identity, shape_of
 from train.data.synthetic.levels import blur
 from train.data.synthetic.population import Side
 
@@ -49,7 +49,7 @@ def own_motion(random: Randomness, depth: Tensor, ventricle: Tensor | None, side
             and less over `FADING` voxels. None: no ventricle.
         side: the image that shows the motion.
     """
-    shape = tuple(depth.shape)
+    shape = shape_of(depth)
     spacing = random.between(*OWN_SPACING)
     inside = ((depth - SHALLOWEST) / SHALLOWEST).clamp(0, 1)
     flow = side.motion * inside * torch.stack([random.smooth(shape, spacing) for _ in range(3)])

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -40,7 +41,7 @@ def distance(level: Tensor, steepest: float) -> Tensor:
         level: level function (I, J, K).
         steepest: smallest slope per voxel to divide by.
     """
-    slope = sum(derivative.square() for derivative in torch.gradient(level)).sqrt()
+    slope = cast(Tensor, sum(derivative.square() for derivative in torch.gradient(level))).sqrt()
     return level / blur(slope, 2 / 3).clamp(min=steepest)
 
 

@@ -51,7 +51,8 @@ class GeneratedPairs:
             raise InputError(f"shape: got {self.shape}, expected three multiples of 8")
 
     def scene(self, random: Randomness) -> Sheets | Regions:
-        shape = tuple(size + 2 * MARGIN for size in self.shape)
+        i, j, k = self.shape
+        shape = (i + 2 * MARGIN, j + 2 * MARGIN, k + 2 * MARGIN)
         if self.template is not None and random.chance(TEMPLATE_SHARE):
             return brain(random, shape, self.template, self.population)
         return regions(random, shape) if random.chance(REGIONS_SHARE) else shapes(random, shape, self.population)

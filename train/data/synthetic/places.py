@@ -91,7 +91,7 @@ def _level(place: Place, grey: Array, white: Array, box: tuple) -> Array:
     for side in (-1, 1):
         balls = np.array(place.balls, float) * (side, 1, 1, 1)
         part = _around((balls[:, :3] - low) * scale + box[0], grey.shape)
-        voxels = np.stack(np.mgrid[part], -1)
+        voxels = np.stack([*np.mgrid[part]], -1)
         depth = _chain((voxels - box[0]) / scale + low, balls)
         inside = (depth + _PULL * (_belongs(tissue[part], place.share) - 0.5) > 0) & (depth > -_PULL / 2)
         level[part] = np.maximum(level[part], _signed(inside))

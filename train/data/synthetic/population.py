@@ -93,7 +93,7 @@ class Population:
         average, residue, lesions = (_one_side(random, share) for share in (self.average, self.residue, self.lesions))
         child = _one_side(random, self.child)
         widened, shrunk = (happens(random, share) for share in (self.ventricles, self.atrophy))
-        sides = tuple(
+        first, second = (
             Side(
                 average=average == number,
                 plain=average == 1 - number,
@@ -107,6 +107,7 @@ class Population:
             )
             for number in (0, 1)
         )
+        sides = first, second
         if child is None or sides[child].average:
             return sides
         young = sides[child].young(random)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from train.data.randomness import Randomness, Shape, identity
+from train.data.randomness import Randomness, Shape, identity, shape_of
 from train.data.synthetic.levels import Painting, blur, highest
 from train.data.synthetic.population import Side
 
@@ -25,7 +25,7 @@ class Regions:
 
     def paint(self, random: Randomness, side: Side) -> Painting:
         """Paint one image with small random differences of its own; nothing of `side` is used."""
-        shape = tuple(self.depth.shape)
+        shape = shape_of(self.depth)
         own = [random.smooth(shape, random.between(5, 10)) for _ in range(3)]
         mixing = random.numbers.normal(0, 0.15, (len(self.scores), 3))
         changes = (sum(float(w) * field for w, field in zip(row, own, strict=True)) for row in mixing)

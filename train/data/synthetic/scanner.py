@@ -1,12 +1,14 @@
 """Simulation of a scanner: resolution, contrast, shading and noise."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from train.data.randomness import Randomness
+from runtime.types import Array
+from train.data.randomness import Randomness, shape_of
 from train.data.synthetic.levels import blur
 
 THICK_SLICES_SHARE = 0.15  # of similar scanners
@@ -22,7 +24,7 @@ def scan(random: Randomness, image: Tensor, apart: bool) -> Tensor:
 
 def _usual(random: Randomness, image: Tensor) -> Tensor:
     """Simulate one of several similar scanners."""
-    shape = tuple(image.shape)
+    shape = shape_of(image)
     image = blur(image, random.between(0, 0.25))
     if random.chance(THICK_SLICES_SHARE):
         image = blur(image, random.between(0.3, 2 / 3), (random.count(0, 2),))
@@ -33,7 +35,7 @@ def _usual(random: Randomness, image: Tensor) -> Tensor:
 
 def _any(random: Randomness, image: Tensor) -> Tensor:
     """Simulate a scanner that differs from others as those of different hospitals do."""
-    shape = tuple(image.shape)
+    shape = shape_of(image)
     image = blur(image, random.between(0, 0.6))
     if random.chance(COARSE_SLICES_SHARE):
         image = coarsen(image, random.between(1.5, 4.5), (random.count(0, 2),))
@@ -52,7 +54,7 @@ def coarsen(image: Tensor, voxels: float, axes: tuple[int, ...]) -> Tensor:
     return F.interpolate(means, size=shape, mode="trilinear", align_corners=False)[0, 0]
 
 
-def contrast_curve(image: Tensor, slopes: Sequence[float]) -> Tensor:
+def contrast_curve(image: Tensor, slopes: Sequence[float] | Array) -> Tensor:
     """Apply a rising piecewise linear curve that maps 0 to 0 and 1 to 1.
 
     Args:
@@ -61,4 +63,4 @@ def contrast_curve(image: Tensor, slopes: Sequence[float]) -> Tensor:
     """
     rises = [float(rise) for rise in torch.as_tensor(slopes).exp()]
     whole = sum(rises[: round(1 / KNOT)])
-    return sum((image / KNOT - n).clamp(0, 1) * (rise / whole) for n, rise in enumerate(rises))
+    return cast(Tensor, sum((image / KNOT - n).clamp(0, 1) * (rise / whole) for n, rise in enumerate(rises)))

@@ -1,9 +1,11 @@
 """The scenes that both images of a generated pair show: made of noise alone, or from a template brain."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from train.data.randomness import Randomness, Shape, identity
+from train.data.randomness import Randomness, Shape, identity, shape_of
 from train.data.synthetic.deformation import deformation, linear
 from train.data.synthetic.levels import highest, sample, sample_smooth
 from train.data.synthetic.population import ALIKE, Population, happens
@@ -18,7 +20,8 @@ def _values(random: Randomness) -> tuple[float, float, float]:
     if random.chance(0.85):
         return random.between(0.05, 0.35), random.between(0.45, 0.72), random.between(0.78, 1.0)
     values = [random.between(0.05, 0.3), random.between(0.4, 0.6), random.between(0.75, 1.0)]
-    return tuple(float(value) for value in random.numbers.permutation(values))
+    fluid, grey, white = (float(value) for value in random.numbers.permutation(values))
+    return fluid, grey, white
 
 
 def _inclusions(random: Randomness, shape: Shape, count: int) -> tuple[tuple[Tensor, float], ...]:
@@ -48,9 +51,9 @@ def _contrast(random: Randomness, labels: int) -> Tensor:
 
 
 def _sheets(
-    random: Randomness, white: Tensor, steep: float, grey: Tensor, depth: Tensor, shade: Tensor, **more
+    random: Randomness, white: Tensor, steep: float, grey: Tensor, depth: Tensor, shade: Tensor, **more: Any
 ) -> Sheets:
-    shape = tuple(depth.shape)
+    shape = shape_of(depth)
     parcels, count = _parcels(random, shape)
     return Sheets(
         white=white,
@@ -87,7 +90,8 @@ def brain(random: Randomness, shape: Shape, template: Template, population: Popu
     """Return a scene from a random window of the template: rescaled, deformed, its white core folded anew by noise."""
     coordinates, voxel = _window(random, shape, template)
     image, grey, white, depth = sample(template.maps, coordinates)
-    depth, more = (DEEPEST * depth - 1) / voxel, {}
+    depth = (DEEPEST * depth - 1) / voxel
+    more: dict[str, Any] = {}
     if population != ALIKE:  # pairs of ALIKE stay bit for bit those that the shipped weights were trained on
         outside, levels = _surroundings(template, coordinates)
         depth = torch.where(depth > 0, depth, -outside / voxel)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from train.data.randomness import Randomness
+from train.data.randomness import Randomness, shape_of
 from train.data.synthetic.defects import with_lesions, with_residue
 from train.data.synthetic.deformation import own_motion
 from train.data.synthetic.levels import Painting, blur, distance, edge
@@ -95,7 +95,7 @@ class Sheets:
         """Paint one person's brain."""
         shares = self._shares(random, side, PLAIN_SPREAD if side.plain else 1.0)
         painting = self._filled(random, shares, side)
-        depth = self.depth + random.between(0, 0.6) * random.smooth(tuple(self.depth.shape), random.between(6, 16))
+        depth = self.depth + random.between(0, 0.6) * random.smooth(shape_of(self.depth), random.between(6, 16))
         return replace(painting, shown=self._shown(random, depth, shares.level))
 
     def _average(self, random: Randomness) -> Painting:
@@ -114,7 +114,7 @@ class Sheets:
 
     def _shares(self, random: Randomness, side: Side, spread: float = 1.0) -> Shares:
         """Draw the tissue shares of one person; `spread` scales how far the folds differ from those of the scene."""
-        shape = tuple(self.depth.shape)
+        shape = shape_of(self.depth)
         white = self.white + spread * random.between(0.15, 0.4) * random.smooth(shape, random.between(4, 10))
         core = distance(white, self.steep) - side.atrophy / 2
         uneven = random.normal(0.25) + 0.3 * random.smooth(shape, random.between(8, 20))
@@ -152,5 +152,5 @@ class Sheets:
         """Return a level function, positive where the image is not black: the brain with or without its fluid."""
         if not self.stripped:
             return depth
-        deep = depth - self.fluid_depth - 2 * random.smooth(tuple(depth.shape), 20)
+        deep = depth - self.fluid_depth - 2 * random.smooth(shape_of(depth), 20)
         return torch.minimum(depth, torch.maximum(matter + random.between(-0.4, 0.9), deep))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from train.data.image_pair import FIRST_DEEP_LABEL
-from train.data.randomness import Randomness, Shape
+from train.data.randomness import Randomness, shape_of
 from train.data.synthetic.levels import edge
 from train.data.synthetic.places import PLACES, REACH
 from train.data.synthetic.population import Side
@@ -59,7 +59,7 @@ class Structures:
                 `apart`, values differ more, jointly and one by one.
         """
         fluid, grey, white = values
-        uneven = 0.0 if side.average else 0.3 * random.smooth(tuple(image.shape), random.between(6, 12))
+        uneven = 0.0 if side.average else 0.3 * random.smooth(shape_of(image), random.between(6, 12))
         shift = random.normal(0.12) if side.apart else 0.0
         for number in (*range(1, len(self.levels)), 0):
             level = self.levels[number] + uneven + (0.0 if side.average else random.normal(0.4))
@@ -83,7 +83,7 @@ def blobs(random: Randomness, depth: Tensor) -> Structures:
         random: source of randomness.
         depth: depth below the surface, voxels, (I, J, K).
     """
-    shape: Shape = tuple(depth.shape)
+    shape = shape_of(depth)
     levels, count = [], random.count(2, 5)
     for _ in range(count):
         spacing = random.between(10, 22)

@@ -14,7 +14,7 @@ from runtime.geometry.grid import bounding_box, closest_ras, reorient_array
 from runtime.images.intensity import PercentileRule
 from runtime.images.mni152 import NAME, mni152_file
 from runtime.images.volume import read_volume
-from runtime.types import Array
+from runtime.types import Array, Shape
 from train.data.synthetic.places import deep_levels
 from train.data.volumes import content_digest
 
@@ -43,8 +43,9 @@ class Template:
         return content_digest([self.maps.cpu().numpy()])
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        return tuple(self.maps.shape[1:])
+    def shape(self) -> Shape:
+        _, i, j, k = self.maps.shape
+        return i, j, k
 
 
 def load_template(name: str | Path, device: torch.device | str = "cpu") -> Template:
