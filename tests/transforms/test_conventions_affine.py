@@ -37,6 +37,20 @@ def test_every_affine_file_keeps_sixteen_digits(tmp_path, convention, name):
     assert verify_transform(tmp_path / name, convention, transform, START, END) < 1e-12
 
 
+@pytest.mark.parametrize(
+    ("name", "convention", "start", "end", "line"),
+    [
+        ("a.mat", "fsl", START, None, r"^end: got None, expected a Space: a\.mat needs the moving"),
+        ("a.mat", "fsl", None, END, r"^start: got None, expected a Space: a\.mat needs the fixed"),
+        ("a.h5", "h5", None, END, "needs the fixed image's grid"),
+    ],
+)
+def test_a_side_that_a_file_needs_is_asked_for(tmp_path, name, convention, start, end, line):
+    with pytest.raises(InputError, match=line):
+        write_transform(tmp_path / name, AffineTransform(MATRIX), convention, start, end)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_composite_of_thousands_of_parts_is_their_product(tmp_path):
     """In bounded time: the parts are multiplied one after the other."""
     part = "Transform: TranslationTransform_double_3_3\nParameters: 0.01 0 0\nFixedParameters: \n"
