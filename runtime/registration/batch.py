@@ -185,7 +185,7 @@ def _each(
     for number, (task, scan, last) in enumerate(scans, start=1):
         if number > 1 or not last:
             progress(f"scan {number}: {task.moving.name}")
-        result = _registered(onto, scan, progress, last)
+        result = onto.try_register(scan, progress, last)
         if writing:
             yield writing.take()
         if last or not jobs.beside:
@@ -195,13 +195,6 @@ def _each(
         if last or not jobs.beside:
             yield writing.take()
             writing = None
-
-
-def _registered(onto: FixedScan, scan: ReadMoving, progress: Progress, last: bool) -> Registration | InputError:
-    try:
-        return onto.register_read(scan, progress, last)
-    except InputError as error:
-        return error
 
 
 def _written(

@@ -15,12 +15,9 @@ from ..images.volume import Volume
 from ..loop.iterstop import Iterations
 from ..types import Array
 from .arrays import register_arrays
-from .options import Options
+from .options import OF_SCANS, Options
 from .reading import Reading, ReadMoving, ReadScan, Scan
 from .scans import FixedScan, Registration, register
-
-# Options for bringing two scans onto one grid, in [0, 1]; arrays are already there.
-OF_SCANS = ("affine", "convention", "nan", "volume_factor", "window")
 
 
 @dataclass(frozen=True)
@@ -161,14 +158,15 @@ class Engines(OpenEngines):
     def _outcomes(self, pairs: Iterator[ScanPair], options: Options, progress: Progress) -> Iterator[PairOutcome]:
         with Jobs(self.threads) as jobs:
             reading = Reading(jobs, options.rule(self.engine_set), options.nan)
-            onto: FixedScan | InputError | None = None
+            onto: FixedScan | InputError = InputError("pairs: no fixed scan")  # the first pair brings one
             following = _begin(reading, next(pairs, None), None)
             while following:
                 here, following = following, _begin(reading, next(pairs, None), following.pair)
                 progress(here.pair.name or f"{_name(here.pair.fixed)} and {_name(here.pair.moving)}")
                 if here.fixed is not None:
                     onto = self._made_ready(here.fixed, options, progress)
-                result = _registered(onto, here.moving, progress, last=not following or following.fixed is not None)
+                last = not following or following.fixed is not None
+                result = onto.try_register(here.moving, progress, last) if isinstance(onto, FixedScan) else onto
                 if isinstance(result, InputError):
                     yield PairOutcome(here.pair, error=result)
                 else:
@@ -207,17 +205,6 @@ def _same(one: Scan | None, other: Scan | None) -> bool:
 def _name(scan: Scan) -> str:
     path = scan.path if isinstance(scan, Volume) else scan
     return "a volume" if path is None else Path(path).name
-
-
-def _registered(
-    onto: FixedScan | InputError | None, moving: ReadMoving, progress: Progress, last: bool
-) -> Registration | InputError:
-    if not isinstance(onto, FixedScan):
-        return onto if onto is not None else InputError("pairs: the fixed scan was not read")
-    try:
-        return onto.register_read(moving, progress, last)
-    except InputError as error:
-        return error
 
 
 def open_engines(

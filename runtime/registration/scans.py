@@ -15,7 +15,7 @@ from ..images.intensity import Rule
 from ..images.volume import Source, Volume
 from ..loop.iterstop import Pair
 from .arrays import check_shapes, holes_of, run_loop, to_device
-from .options import Options
+from .options import OF_SCANS, Options
 from .output.folder import Outputs
 from .preprocessing import Prepared, PreparedFixed
 from .reading import Reading, ReadMoving, ReadScan, Scan, check_scans_fit, read_scan
@@ -142,8 +142,7 @@ class ReadyPair:
     def _of_this_pair(self, options: Options | None) -> Options:
         if options is None:
             return self.options
-        shared = ("affine", "convention", "nan", "volume_factor", "window")
-        own = replace(options, **{name: getattr(self.options, name) for name in shared})
+        own = replace(options, **{name: getattr(self.options, name) for name in OF_SCANS})
         return own.resolved(self.engines.engine_set)
 
 
@@ -231,6 +230,15 @@ class FixedScan:
     def register_read(self, moving: ReadMoving, progress: Progress = silent, last: bool = False) -> Registration:
         """Register a scan that is being read, as `register`; after the `last` one the features are released."""
         return self._align(moving, progress, last).register(progress=progress, last=last)
+
+    def try_register(
+        self, moving: ReadMoving, progress: Progress = silent, last: bool = False
+    ) -> Registration | InputError:
+        """Return what `register_read` returns, or the InputError it raises."""
+        try:
+            return self.register_read(moving, progress, last)
+        except InputError as error:
+            return error
 
     def _align(self, moving: ReadMoving, progress: Progress, last: bool = False) -> ReadyPair:
         stage, self._stage = self._stage, Stages(progress)  # the first moving scan's times include the fixed scan's

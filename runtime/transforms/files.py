@@ -87,10 +87,6 @@ def write_transform(
     """
     path = Path(path)
     write = writer_of(path, convention)
-    if start is None and (displacement is not None or convention == "fsl"):
-        raise InputError(f"start: got None, expected a Space: {path.name} needs the fixed image's grid")
-    if end is None and convention == "fsl":
-        raise InputError(f"end: got None, expected a Space: {path.name} needs the moving image's grid")
     if start is not None and displacement is not None and displacement.shape != (*start.grid.shape, 3):
         raise InputError(f"displacement: got shape {displacement.shape}, expected {(*start.grid.shape, 3)}")
     metadata = TransformMetadata(convention, start, end) if start else None

@@ -210,8 +210,9 @@ def _write_matlab(writing: Writing) -> None:
 def _write_flirt(writing: Writing) -> None:
     start, end = writing.sides.start, writing.sides.end
     fsl.check_zooms(start, end)
-    assert end is not None  # `write_transform` requires it for FSL's files
-    write_text(writing.path, plain_affine.rows(fsl.flirt_matrix(writing.matrix, start.grid, end.grid)))
+    write_text(
+        writing.path, plain_affine.rows(fsl.flirt_matrix(writing.matrix, start.grid, None if end is None else end.grid))
+    )
 
 
 def _write_lta(writing: Writing) -> None:

@@ -254,8 +254,8 @@ class TestFiles:
             time.sleep(0.2)
             write(*arguments)
 
-        alive, results, register, write = [], [], batch._registered, saving.save
-        monkeypatch.setattr(batch, "_registered", registered)
+        alive, results, register, write = [], [], batch.FixedScan.try_register, saving.save
+        monkeypatch.setattr(batch.FixedScan, "try_register", registered)
         monkeypatch.setattr(saving, "save", save)
         tasks = [Task(moving_scans[0][0], None, tmp_path / f"out{n}") for n in range(4)]
         for outcome in register_files(fixed, tasks, EngineChoice(engine_dir, threads=2), QUICK):

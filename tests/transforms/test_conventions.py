@@ -292,7 +292,7 @@ class TestWriting:
         refused("a.txt", registration(), "ras", r"is a file for affine transforms, got one that is not affine")
         refused("a.nii", affine, "elastix", r"convention: got 'elastix'")
         refused("a.nii", affine, "itk", r"displacement: got shape \(2, 2, 2, 3\)", displacement=np.zeros((2, 2, 2, 3)))
-        refused("a.nii", affine, "fsl", r"end: got None, expected a Space", end=None)
+        refused("a.nii", affine, "fsl", r"end: is not known", end=None)
         assert list(tmp_path.iterdir()) == []
 
     def test_the_end_need_not_be_known(self, tmp_path):

@@ -40,8 +40,8 @@ def test_every_affine_file_keeps_sixteen_digits(tmp_path, convention, name):
 @pytest.mark.parametrize(
     ("name", "convention", "start", "end", "line"),
     [
-        ("a.mat", "fsl", START, None, r"^end: got None, expected a Space: a\.mat needs the moving"),
-        ("a.mat", "fsl", None, END, r"^start: got None, expected a Space: a\.mat needs the fixed"),
+        ("a.mat", "fsl", START, None, "^end: is not known, expected the moving image's grid"),
+        ("a.mat", "fsl", None, END, "needs the fixed image's grid"),
         ("a.h5", "h5", None, END, "needs the fixed image's grid"),
     ],
 )

@@ -41,10 +41,15 @@ def to_physical(grid: Grid) -> Array:
 
 def frame(start: Grid, end: Grid | None) -> Frame:
     """Return the constants of a warp on `start`: x + W F^-1 s(v), then from the start's frame into the end's."""
+    begin = to_physical(start)
+    return Frame(start, begin[:3, :3], _end_to_physical(end) @ np.linalg.inv(begin))
+
+
+def _end_to_physical(end: Grid | None) -> Array:
+    """Return `to_physical` of the moving image; InputError if its grid is not known."""
     if end is None:
         raise InputError("end: is not known, expected the moving image's grid, in whose frame FSL's warps end")
-    begin = to_physical(start)
-    return Frame(start, begin[:3, :3], to_physical(end) @ np.linalg.inv(begin))
+    return to_physical(end)
 
 
 def check_zooms(*spaces: Space | None) -> None:
@@ -62,9 +67,9 @@ def check_zooms(*spaces: Space | None) -> None:
             )
 
 
-def flirt_matrix(affine: Array, start: Grid, end: Grid) -> Array:
-    """Return FLIRT's (4, 4) matrix for an affine fixed -> moving, RAS mm."""
-    return np.linalg.inv(to_physical(start)) @ np.linalg.inv(affine) @ to_physical(end)
+def flirt_matrix(affine: Array, start: Grid, end: Grid | None) -> Array:
+    """Return FLIRT's (4, 4) matrix for an affine fixed -> moving, RAS mm; InputError if the end is not known."""
+    return np.linalg.inv(to_physical(start)) @ np.linalg.inv(affine) @ _end_to_physical(end)
 
 
 def flirt_affine(matrix: Array, start: Grid, end: Grid) -> Array:
