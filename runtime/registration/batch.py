@@ -159,11 +159,11 @@ def _register_files(
         progress("open engines")
         with engines.open(engine_set, progress) as opened:
             onto = FixedScan(scan, opened, options, progress)
-            write = functools.partial(_written, overwrite=overwrite, outputs=outputs, locked=len(tasks) == 1)
-            yield from _each(onto, _ahead(reading, first, tasks), jobs, write, progress)
+            write = functools.partial(_save, overwrite=overwrite, outputs=outputs, locked=len(tasks) == 1)
+            yield from _register_each(onto, _read_ahead(reading, first, tasks), jobs, write, progress)
 
 
-def _ahead(reading: Reading, first: ReadMoving, tasks: Sequence[Task]) -> Iterator[tuple[Task, ReadMoving, bool]]:
+def _read_ahead(reading: Reading, first: ReadMoving, tasks: Sequence[Task]) -> Iterator[tuple[Task, ReadMoving, bool]]:
     """Yield each task, its scan, and True for the last one; reading of the next scan starts before each is yielded."""
     scan = first
     for task, following in zip(tasks, (*tasks[1:], None), strict=True):
@@ -173,7 +173,7 @@ def _ahead(reading: Reading, first: ReadMoving, tasks: Sequence[Task]) -> Iterat
         yield task, here, following is None
 
 
-def _each(
+def _register_each(
     onto: FixedScan,
     scans: Iterable[tuple[Task, ReadMoving, bool]],
     jobs: Jobs,
@@ -197,7 +197,7 @@ def _each(
             writing = None
 
 
-def _written(
+def _save(
     task: Task, result: Registration | InputError, overwrite: bool, outputs: Outputs | None, locked: bool
 ) -> Outcome:
     if isinstance(result, InputError):

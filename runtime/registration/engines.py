@@ -15,7 +15,7 @@ from ..images.volume import Volume
 from ..loop.iterstop import Iterations
 from ..types import Array
 from .arrays import register_arrays
-from .options import OF_SCANS, Options
+from .options import SCAN_OPTIONS, Options
 from .reading import Reading, ReadMoving, ReadScan, Scan
 from .scans import FixedScan, Registration, register
 
@@ -121,7 +121,7 @@ class Engines(OpenEngines):
             InputError: invalid shapes, intensities or options, or a result that is not finite.
         """
         options = options or Options()
-        for name in OF_SCANS:
+        for name in SCAN_OPTIONS:
             if getattr(options, name) != getattr(Options(), name):
                 raise InputError(
                     f"{name}: got {getattr(options, name)!r}, but arrays are on one grid with intensities in [0, 1]; "
@@ -159,12 +159,12 @@ class Engines(OpenEngines):
         with Jobs(self.threads) as jobs:
             reading = Reading(jobs, options.rule(self.engine_set), options.nan)
             onto: FixedScan | InputError = InputError("pairs: no fixed scan")  # the first pair brings one
-            following = _begin(reading, next(pairs, None), None)
+            following = _start_reading(reading, next(pairs, None), None)
             while following:
-                here, following = following, _begin(reading, next(pairs, None), following.pair)
+                here, following = following, _start_reading(reading, next(pairs, None), following.pair)
                 progress(here.pair.name or f"{_name(here.pair.fixed)} and {_name(here.pair.moving)}")
                 if here.fixed is not None:
-                    onto = self._made_ready(here.fixed, options, progress)
+                    onto = self._prepare_fixed(here.fixed, options, progress)
                 last = not following or following.fixed is not None
                 result = onto.try_register(here.moving, progress, last) if isinstance(onto, FixedScan) else onto
                 if isinstance(result, InputError):
@@ -172,7 +172,7 @@ class Engines(OpenEngines):
                 else:
                     yield PairOutcome(here.pair, result)
 
-    def _made_ready(self, fixed: Job[ReadScan], options: Options, progress: Progress) -> FixedScan | InputError:
+    def _prepare_fixed(self, fixed: Job[ReadScan], options: Options, progress: Progress) -> FixedScan | InputError:
         try:
             return FixedScan(fixed, self, options, progress)
         except InputError as error:
@@ -180,7 +180,7 @@ class Engines(OpenEngines):
 
 
 @dataclass(frozen=True)
-class _Begun:
+class _PairBeingRead:
     """A pair that is being read; `fixed` is None if it is the same as in the previous pair."""
 
     pair: ScanPair
@@ -188,12 +188,12 @@ class _Begun:
     moving: ReadMoving
 
 
-def _begin(reading: Reading, pair: ScanPair | None, before: ScanPair | None) -> _Begun | None:
+def _start_reading(reading: Reading, pair: ScanPair | None, before: ScanPair | None) -> _PairBeingRead | None:
     if pair is None:
         return None
     same = before is not None and _same(pair.fixed, before.fixed) and _same(pair.fixed_mask, before.fixed_mask)
     fixed = None if same else reading.scan(pair.fixed, "--fixed", pair.fixed_mask)
-    return _Begun(pair, fixed, reading.moving(pair.moving, pair.labels, pair.moving_mask))
+    return _PairBeingRead(pair, fixed, reading.moving(pair.moving, pair.labels, pair.moving_mask))
 
 
 def _same(one: Scan | None, other: Scan | None) -> bool:

@@ -17,7 +17,7 @@ from .affine.limits import LIMITS, Limits
 STOP_OPTIONS = {"delta": "delta", "stability": "stability", "max_iterations": "limit", "on_stop": "on_stop"}
 
 # Options for bringing two scans onto one grid in [0, 1]: an aligned pair's own, and not for arrays.
-OF_SCANS = ("affine", "convention", "nan", "volume_factor", "window")
+SCAN_OPTIONS = ("affine", "convention", "nan", "volume_factor", "window")
 
 
 def ignored(field: str, value: Any, why: str) -> InputError:

@@ -31,7 +31,7 @@ class Prepared:
         fixed, moving: (I, J, K) float32 in [0, 1] on `grid`, moving after the affine.
         grid: the working grid.
         affine: (4, 4) RAS mm, fixed -> moving.
-        affine_start: facts on how the affine was found, plain types.
+        affine_initialisation: facts on how the affine was found, plain types.
         holes: (I, J, K) bool on `grid`, where fixed and moving are unknown; each None: nowhere. In a hole an image
             holds the other one's intensities, 0 where neither is known.
     """
@@ -40,7 +40,7 @@ class Prepared:
     moving: Array
     grid: Grid
     affine: Array
-    affine_start: dict[str, Any]
+    affine_initialisation: dict[str, Any]
     holes: tuple[Array | None, Array | None] = (None, None)
 
 
@@ -160,7 +160,7 @@ class PreparedFixed:
     def _affine_start(self, start: AffineChoice, moving: Normalised) -> tuple[Array, dict[str, Any]]:
         if not start.found:
             return start.given(self._source, moving.source, self._foreground_positions())
-        found = self.pyramid.facing(moving.image, moving.grid, moving.holes).align(start.kind, start.limits)
+        found = self.pyramid.pair_with(moving.image, moving.grid, moving.holes).align(start.kind, start.limits)
         return np.array(found.matrix), {"found": True, **asdict(found)}
 
     def _foreground_positions(self) -> Array:

@@ -8,7 +8,7 @@ from ..host.background import Job, Jobs
 from ..host.machine import check_fits
 from ..images.formats.image_file import read_header
 from ..images.intensity import Rule
-from ..images.label_place import label_place_doubts
+from ..images.label_position import label_position_warnings
 from ..images.masks import mask_of, read_mask
 from ..images.volume import Source, Volume, read_labels, read_volume
 from .preprocessing import Normalised, normalised
@@ -52,7 +52,7 @@ class ReadMoving:
         labels = None if self.labels is None else self.labels.take()
         if labels is not None:
             name = f"--moving-labels: {labels.path or 'the label map'}"
-            label_place_doubts(labels.grid, scan.volume.grid, name, "the moving scan")
+            label_position_warnings(labels.grid, scan.volume.grid, name, "the moving scan")
         return scan, labels
 
 
@@ -64,7 +64,7 @@ def read_scan(source: Scan, argument: str, rule: Rule, mask: Scan | None = None,
     name = f"{argument}-mask"
     read = read_mask(mask, name)
     path = read.path or "the mask"
-    label_place_doubts(read.grid, volume.grid, f"{name}: {path}", f"the {argument.strip('-')} scan", "mask")
+    label_position_warnings(read.grid, volume.grid, f"{name}: {path}", f"the {argument.strip('-')} scan", "mask")
     return ReadScan(volume, normalised(volume, rule, argument, mask_of(read, volume.grid, name)), read.source)
 
 

@@ -13,7 +13,7 @@ from ..geometry.inverse import Inversion, invert_displacement, spread
 from ..geometry.jacobian import folded_share, jacobian_of_displacement
 from ..geometry.transform import AffineTransform, SpatialTransform
 from ..images.intensity import FOREGROUND
-from ..images.label_place import label_place_doubts
+from ..images.label_position import label_position_warnings
 from ..images.volume import Source, Volume
 from ..loop import iterstop
 from ..loop.schedules import Schedule
@@ -22,9 +22,9 @@ from .options import Options
 
 DARK_SHARE = 0.05  # share of voxels below 0 above which a scan is probably CT
 SMALL, USUAL = 24, 160  # foreground extent in working voxels: too small for the network; usual for a head
-UNSEEN_SHARE = 0.05  # share of the fixed foreground beyond the moving scan's edges above which a warning is given
+OUTSIDE_VIEW_SHARE = 0.05  # share of the fixed foreground outside the moving scan, above which to warn
 SAMPLES = 20_000  # voxels at which the inverse is checked
-LOW_NCC = 0.6  # below it a warning is given; brains of one contrast reach 0.9 and more
+LOW_NCC = 0.6  # below which to warn; brains of one contrast reach 0.9 and more
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +47,7 @@ class RegistrationData:
         working: fixed, moving (affine only) and warped on the working grid, (I, J, K) in [0, 1], for pictures.
         similarity_before: similarity after the affine initialisation, before any flow.
         folded_share: share of working voxels whose Jacobian determinant is <= 0.
-        affine_start: facts on how the affine was found.
+        affine_initialisation: facts on how the affine was found.
         options, schedule: as used.
         engine: facts on the engines in use.
         seconds: seconds by stage; if a fixed scan serves several moving ones, its share is in the first result.
@@ -69,11 +69,16 @@ class RegistrationData:
     working: "WorkingImages"
     similarity_before: float
     folded_share: float
-    affine_start: dict[str, Any]
+    affine_initialisation: dict[str, Any]
     options: Options
     schedule: Schedule
     engine: dict[str, Any]
     seconds: dict[str, float]
+
+    @property
+    def affine_start(self) -> dict[str, Any]:
+        """Alias of `affine_initialisation`, its earlier name."""
+        return self.affine_initialisation
 
     @property
     def fixed(self) -> Source:
@@ -89,7 +94,7 @@ class RegistrationData:
     def warped_fixed(self) -> Array:
         """Fixed on the moving grid, (I, J, K) float32, through the inverse displacement, interpolated once."""
         displacement = self.inversion.displacement
-        return carried(self.fixed_volume, displacement, self.moving.grid, self.fixed_background)
+        return warp_volume(self.fixed_volume, displacement, self.moving.grid, self.fixed_background)
 
     @functools.cached_property
     def jacobian(self) -> Array:
@@ -117,8 +122,8 @@ class RegistrationData:
         points = points[self.jacobian[tuple(nearest.T)] > 0]
         mapped = self.transform.points(points)
         sampled = mapped + interpolated(self.inversion.displacement, self.moving.grid, mapped)
-        back = {"solved": self.transform.inverse().points(mapped), "sampled": sampled}
-        return {name: spread(np.linalg.norm(found - points, axis=1)) for name, found in back.items()}
+        returned = {"solved": self.transform.inverse().points(mapped), "sampled": sampled}
+        return {name: spread(np.linalg.norm(found - points, axis=1)) for name, found in returned.items()}
 
     @property
     def inverse_quality(self) -> dict[str, Any]:
@@ -147,16 +152,21 @@ class RegistrationData:
         return extent, voxels[:: 1 + len(voxels) // SAMPLES].copy()  # not a view, which would keep all of them
 
     @functools.cached_property
-    def unseen_share(self) -> float:
-        """Share of the fixed foreground that, after the affine, lies beyond the edges of the moving scan."""
+    def outside_view_share(self) -> float:
+        """Share of the fixed foreground that, after the affine, lies outside the moving scan's field of view."""
         _, foreground = self._foreground
         points = AffineTransform(self.transform.affine).points(self.transform.grid.to_physical(foreground))
         voxels = self.moving.grid.to_voxels(points)
         inside = (voxels > -0.5) & (voxels < np.array(self.moving.grid.shape) - 0.5)
         return float(1 - np.mean(inside.all(axis=1))) if len(foreground) else 0.0
 
+    @property
+    def unseen_share(self) -> float:
+        """Alias of `outside_view_share`, its earlier name."""
+        return self.outside_view_share
+
     def _size_warnings(self) -> Iterator[str]:
-        """Yield warnings if the fixed body is too small for the network, or extends beyond the moving scan."""
+        """Yield warnings on a body too small for the network, or cut off by the moving scan's field of view."""
         extent, _ = self._foreground
         if 0 < (longest := int(extent.max())) < SMALL:
             size, spacing = " x ".join(map(str, extent)), np.mean(self.transform.grid.spacing)
@@ -165,10 +175,10 @@ class RegistrationData:
                 f"about {USUAL}; multiply the voxel sizes in both headers by {round(USUAL / longest)}, or give an "
                 "engine set that was exported with a smaller --spacing"
             )
-        if self.unseen_share > UNSEEN_SHARE:
+        if self.outside_view_share > OUTSIDE_VIEW_SHARE:
             yield (
-                f"{self.unseen_share:.0%} of the fixed foreground lies outside the moving scan's view, where the "
-                "transform is a guess; give a --fixed-mask of what both scans show, or crop the fixed scan"
+                f"{self.outside_view_share:.0%} of the fixed foreground lies outside the moving scan's field of view, "
+                "where the transform is extrapolated; give a --fixed-mask of what both show, or crop the fixed scan"
             )
 
     @functools.cached_property
@@ -186,15 +196,15 @@ class RegistrationData:
                 f"the images are less similar than after the affine ({self.options.similarity} "
                 f"{self.iterations.similarity:.4f}, before {self.similarity_before:.4f}); were they aligned already?"
             )
-        if note := self.affine_start.get("note"):
+        if note := self.affine_initialisation.get("note"):
             lines.append(f"affine initialisation: {note}")
         if self.options.similarity == "ncc" and self.iterations.similarity < LOW_NCC:
             lines.append(f"the similarity is low ({self.iterations.similarity:.2f}); look at preview.png")
         if self.labels is not None:
-            lines += label_place_doubts(self.labels.grid, self.moving.grid, "--moving-labels", "the moving scan")
+            lines += label_position_warnings(self.labels.grid, self.moving.grid, "--moving-labels", "the moving scan")
         for name, mask, scan in zip(("fixed", "moving"), self.masks, (self.fixed, self.moving), strict=True):
             if mask is not None:
-                lines += label_place_doubts(mask.grid, scan.grid, f"--{name}-mask", f"the {name} scan", "mask")
+                lines += label_position_warnings(mask.grid, scan.grid, f"--{name}-mask", f"the {name} scan", "mask")
         if self.labels is not None and self.labels.data.any():
             assert self.warped_labels is not None  # as are the labels
             if not self.warped_labels.any():
@@ -208,7 +218,7 @@ def interpolated(displacement: Array, grid: Grid, points: Array) -> Array:
     return sample(np.moveaxis(displacement, -1, 0), voxels.T).T
 
 
-def carried(volume: Volume, displacement: Array, grid: Grid, outside: float, order: str = "linear") -> Array:
+def warp_volume(volume: Volume, displacement: Array, grid: Grid, outside: float, order: str = "linear") -> Array:
     """Resample a volume through a displacement (I, J, K, 3) on a grid, with `resample_through`."""
     from ..images.resampling.resample import resample_through
 

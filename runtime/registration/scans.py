@@ -15,11 +15,11 @@ from ..images.intensity import Rule
 from ..images.volume import Source, Volume
 from ..loop.iterstop import Pair
 from .arrays import check_shapes, holes_of, run_loop, to_device
-from .options import OF_SCANS, Options
+from .options import SCAN_OPTIONS, Options
 from .output.folder import Outputs
 from .preprocessing import Prepared, PreparedFixed
 from .reading import Reading, ReadMoving, ReadScan, Scan, check_scans_fit, read_scan
-from .result import RegistrationData, WorkingImages, carried
+from .result import RegistrationData, WorkingImages, warp_volume
 from .warmup import start_kernels
 
 
@@ -97,7 +97,7 @@ class ReadyPair:
         """
         if self.pair is None:
             raise InputError("pair: its features were released by register(last=True); call align() again")
-        options = self._of_this_pair(options)
+        options = self._with_scan_options(options)
         assert options.similarity is not None  # they are resolved
         schedule, stage = options.build_schedule(), Stages(progress)
         engines, ready = self.engines, self.ready
@@ -115,8 +115,8 @@ class ReadyPair:
                 grid, labels = self.fixed.grid, self.labels
                 displacement = transform.displacement(grid)
                 background = self.rule.background(self.moving.data)
-                warped = carried(self.moving, displacement, grid, background)
-                warped_labels = None if labels is None else carried(labels, displacement, grid, 0, "nearest")
+                warped = warp_volume(self.moving, displacement, grid, background)
+                warped_labels = None if labels is None else warp_volume(labels, displacement, grid, 0, "nearest")
         return Registration(
             fixed_volume=self.fixed,
             fixed_background=self.rule.background(self.fixed.data),
@@ -132,17 +132,17 @@ class ReadyPair:
             working=WorkingImages(ready.fixed, ready.moving, loop.warped),
             similarity_before=loop.before,
             folded_share=loop.folded_share,
-            affine_start=ready.affine_start,
+            affine_initialisation=ready.affine_initialisation,
             options=options,
             schedule=schedule,
             engine=engines.as_dict(),
-            seconds=_added(self.seconds, stage.seconds),
+            seconds=_sum_of_seconds(self.seconds, stage.seconds),
         )
 
-    def _of_this_pair(self, options: Options | None) -> Options:
+    def _with_scan_options(self, options: Options | None) -> Options:
         if options is None:
             return self.options
-        own = replace(options, **{name: getattr(self.options, name) for name in OF_SCANS})
+        own = replace(options, **{name: getattr(self.options, name) for name in SCAN_OPTIONS})
         return own.resolved(self.engines.engine_set)
 
 
@@ -310,6 +310,6 @@ def register(
         return FixedScan(scan, engines, options, progress).register_read(others, progress, last=True)
 
 
-def _added(one: dict[str, float], other: dict[str, float]) -> dict[str, float]:
+def _sum_of_seconds(one: dict[str, float], other: dict[str, float]) -> dict[str, float]:
     """Return the sum of two tables of seconds by stage."""
     return {name: one.get(name, 0.0) + other.get(name, 0.0) for name in {**one, **other}}

@@ -36,7 +36,7 @@ def start_kernels(stage: Stages, alone: bool = False) -> None:
             then hidden from numba, and the imported objects are kept from the garbage collector: each saves 0.1 s.
             Meanwhile no thread can import `scipy.linalg`; scans may be read, which needs no SciPy.
     """
-    with _only_what_is_needed() if alone else contextlib.nullcontext():
+    with _minimal_numba() if alone else contextlib.nullcontext():
         from .affine.kernels import block_means
 
         if is_cold():
@@ -47,7 +47,7 @@ def start_kernels(stage: Stages, alone: bool = False) -> None:
 
 
 @contextlib.contextmanager
-def _only_what_is_needed() -> Iterator[None]:
+def _minimal_numba() -> Iterator[None]:
     hidden, collecting = LINEAR_ALGEBRA not in sys.modules, gc.isenabled()
     gc.disable()
     try:
@@ -76,9 +76,9 @@ def warm_up() -> None:
 
     A second process takes half of the work, since numba compiles on one core only.
     """
-    names = _wanted()
+    names = _needed_steps()
     half = len(names) // 2 if cores() > 1 else len(names)
-    with _helper(names[half:]):
+    with _second_process(names[half:]):
         for name in names[:half]:
             STEPS[name]()
     for name in names[half:]:  # compiled by the second process, so they are only loaded here
@@ -92,10 +92,10 @@ def _stamp() -> Path:
     from ..host.compiled import code_folder
     from ..host.machine import processor_features, processor_name
 
-    return code_folder() / f"complete-{short_key(processor_name(), sorted(processor_features()), _wanted())}"
+    return code_folder() / f"complete-{short_key(processor_name(), sorted(processor_features()), _needed_steps())}"
 
 
-def _wanted() -> list[str]:
+def _needed_steps() -> list[str]:
     """Return the names of the steps whose kernels `register` uses here by default."""
     from ..backends.registry import BACKENDS
     from ..host.machine import processor_features
@@ -179,17 +179,17 @@ STEPS: dict[str, Callable[[], None]] = {
 
 
 @contextlib.contextmanager
-def _helper(names: list[str]) -> Iterator[None]:
+def _second_process(names: list[str]) -> Iterator[None]:
     """Run a second process that compiles for these steps; if it cannot start, the caller compiles everything later."""
     from ..host.cache_folder import VARIABLE, cache_folder
 
     quiet: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
-    surroundings = os.environ | {"PYTHONPATH": str(ROOT), VARIABLE: str(cache_folder())}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), VARIABLE: str(cache_folder())}
     process = None
     if sys.executable and names:
         command = [sys.executable, "-m", f"{__package__}.warmup", *names]
         with contextlib.suppress(OSError):
-            process = subprocess.Popen(command, env=surroundings, cwd=ROOT, **quiet)
+            process = subprocess.Popen(command, env=environment, cwd=ROOT, **quiet)
     try:
         yield
         if process is not None:

@@ -15,7 +15,7 @@ from ..host.machine import require_memory
 from ..host.progress import Progress, silent
 from ..images.formats.image_file import read_header
 from ..images.kinds import looks_like_directions, looks_like_labels
-from ..images.label_place import label_place_doubts
+from ..images.label_position import label_position_warnings
 from ..images.volume import Source, Volume, read_labels, read_series, read_source, write_volume
 from ..types import Array
 from .chain import ReadRoute, Route, read_route
@@ -181,7 +181,7 @@ def _input_warnings(volume: Volume, argument: str, read: ReadRoute, order: str) 
     """Yield warnings about the input; InputError for labels that lie apart from the grid on which the route ends."""
     name = f"{argument}: {volume.path}"
     if argument == "--labels" and read.end is not None:
-        yield from label_place_doubts(volume.grid, read.end.grid, name, "the transform's moving scan")
+        yield from label_position_warnings(volume.grid, read.end.grid, name, "the transform's moving scan")
     if argument == "--image" and order != "nearest" and looks_like_labels(volume.data):
         yield f"{name} looks like a label map, whose values {order} interpolation mixes; give it as --labels"
     if argument == "--image" and looks_like_directions(volume.data):

@@ -84,7 +84,7 @@ class TestRegistration:
         for other in others:
             assert np.array_equal(first.displacement, other.displacement)
             assert first.iterations.passes == other.iterations.passes
-            assert str(first.affine_start) == str(other.affine_start)
+            assert str(first.affine_initialisation) == str(other.affine_initialisation)
 
     def test_a_mask_of_everything_changes_nothing_to_the_bit(self, engines):
         everything = Volume(data=np.ones(GRID.shape, np.uint8), grid=GRID)

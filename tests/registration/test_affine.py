@@ -1,4 +1,4 @@
-"""The affine start: known maps are found again, whatever the headers say, the same to the bit on every run."""
+"""The affine initialisation: known maps are found again, whatever the headers say, the same to the bit on every run."""
 
 import functools
 import itertools
@@ -15,12 +15,12 @@ from runtime.images.mni152 import mni152_file
 from runtime.images.resampling.resample import resample
 from runtime.images.volume import read_volume
 from runtime.registration.affine.align import FixedPyramid, align
-from runtime.registration.affine.detail import agreeing, climb_detail, detail
-from runtime.registration.affine.gauss_newton import AFFINE, climb
+from runtime.registration.affine.detail import ascend_detail, detail, weighted_by_agreement
+from runtime.registration.affine.gauss_newton import AFFINE, ascend
 from runtime.registration.affine.kernels import MOMENTS, SUMS, block_means, correlation_moments, normal_equations
 from runtime.registration.affine.limits import LIMITS, Limits
-from runtime.registration.affine.pyramid import Level, LevelImage, half, longest_edge, prepared
-from runtime.registration.affine.turns import orientations, turn_of
+from runtime.registration.affine.pyramid import Level, LevelImage, build_levels, cropped_to_foreground, longest_edge
+from runtime.registration.affine.rotations import nearest_orientation, orientations
 
 COLUMNS = {"R": (1, 0, 0), "L": (-1, 0, 0), "A": (0, 1, 0), "P": (0, -1, 0), "S": (0, 0, 1), "I": (0, 0, -1)}
 
@@ -167,12 +167,13 @@ TALL = 75.0  # mm: the head as it looks when more was left above it than the 65 
 def test_an_outline_that_disagrees_with_the_inside_does_not_drive_it(truth):
     """One head has 10 mm more above it: whole images fit best when it is squeezed. Voxels are 4 mm wide."""
     fixed, moving = scan(FIXED, fine=2.5), scan(MOVING, truth, top=TALL, fine=2.5)
-    image = prepared(fixed, FIXED, "fixed")
-    whole = Level(*(half(one, longest_edge(image))[-1] for one in (image, prepared(moving, MOVING, "moving"))))
-    assert largest_error(climb(whole, truth, AFFINE)[0], truth) > 7
+    image = cropped_to_foreground(fixed, FIXED, "fixed")
+    both = image, cropped_to_foreground(moving, MOVING, "moving")
+    whole = Level(*(build_levels(one, longest_edge(image))[-1] for one in both))
+    assert largest_error(ascend(whole, truth, AFFINE)[0], truth) > 7
     found = align(fixed, FIXED, moving, MOVING)
     assert largest_error(found.matrix, truth) < 2.5
-    assert found.similarity_after < whole.similarity(climb(whole, truth, AFFINE)[0])
+    assert found.similarity_after < whole.similarity(ascend(whole, truth, AFFINE)[0])
 
 
 def volume(data: np.ndarray, cut=()) -> LevelImage:
@@ -189,7 +190,7 @@ def texture(seed: int = 2) -> np.ndarray:
 
 
 def test_detail_is_the_same_at_any_brightness_and_contrast():
-    """A scale, and a slope of brightness across the image, change it little; a shift of one half, hardly."""
+    """A scale, and a slope of brightness across the image, change it little; a shift of one build_levels, hardly."""
     expected = detail(volume(texture()), 1.0).data
     inside = texture() > 0
     slope = np.linspace(0.8, 1.2, 20)[:, None, None]
@@ -213,15 +214,15 @@ def test_details_that_are_not_alike_move_nothing():
     """Bright here is dark there: what detail says would lead away from where the outlines coincide."""
     fixed = volume(np.random.default_rng(3).standard_normal((16, 16, 16)))
     start = shifted(np.eye(4), (0.4, 0, 0))
-    assert climb_detail([Level(fixed, volume(-fixed.data))], start, AFFINE) is start
-    assert largest_error(climb_detail([Level(fixed, fixed)], start, AFFINE), np.eye(4)) < 0.1
+    assert ascend_detail([Level(fixed, volume(-fixed.data))], start, AFFINE) is start
+    assert largest_error(ascend_detail([Level(fixed, fixed)], start, AFFINE), np.eye(4)) < 0.1
 
 
 def test_places_that_disagree_get_no_weight():
-    """The moving detail is the fixed one, but negative in one half."""
+    """The moving detail is the fixed one, but negative in one build_levels."""
     fixed = volume(np.random.default_rng(3).standard_normal((30, 16, 16)))
     sign = np.where(np.arange(30) < 15, 1, -1)[:, None, None]
-    found = agreeing(Level(fixed, volume(fixed.data * sign)), np.eye(4)).fixed.data
+    found = weighted_by_agreement(Level(fixed, volume(fixed.data * sign)), np.eye(4)).fixed.data
     assert found[:6] == pytest.approx(fixed.data[:6], rel=0.06)
     assert not found[24:].any()
 
@@ -261,11 +262,11 @@ def brain() -> tuple[np.ndarray, Grid]:
     return PercentileRule().normalise(resample(volume.data, volume.grid, where), "template"), where
 
 
-class TestTurnedHeaders:
-    """A scan whose header names its axes wrongly shows the head turned by right angles."""
+class TestRotatedHeaders:
+    """A scan whose header names its axes wrongly shows the head rotated by right angles."""
 
     @pytest.mark.parametrize(
-        ("degrees", "told"),
+        ("degrees", "expected"),
         [
             ((180, 0, 0), "anterior is posterior, superior is inferior"),
             ((0, 180, 0), "right is left, superior is inferior"),
@@ -273,18 +274,18 @@ class TestTurnedHeaders:
             ((90, 0, 90), "is"),
         ],
     )
-    def test_the_same_map_is_found_and_said(self, degrees, told):
+    def test_the_same_map_is_found_and_reported(self, degrees, expected):
         wrong, (fixed, where) = rotation(degrees), brain()
         near = shifted(rotation((6, -5, 4)) @ np.diag([1.05, 0.95, 1.06, 1]), (9, -14, 6))
         lies = Grid((56, 60, 52), np.diag([3.5, 3.8, 3.9, 1]) + np.pad([[-95], [-130], [-85], [0]], ((0, 0), (3, 0))))
         moving = resample(fixed, where, lies, np.linalg.inv(near))
         found = align(fixed, where, moving, Grid(lies.shape, wrong @ lies.affine))
         assert largest_error(found.matrix, wrong @ near) < 2.5
-        assert "turned against its header" in found.note and told in found.note
+        assert "rotated relative to its header" in found.note and expected in found.note
 
-    def test_headers_that_are_right_are_not_doubted(self):
+    def test_correct_headers_give_no_warning(self):
         found = align(scan(FIXED), FIXED, scan(MOVING, TRUTH), MOVING)
-        assert found.note is None and not found.doubtful
+        assert found.note is None and not found.may_be_rotated
 
     def test_a_mirrored_scan_is_not_mirrored_back(self):
         """No image tells left from right: of 24 orientations none has a negative determinant."""
@@ -292,18 +293,19 @@ class TestTurnedHeaders:
         found = align(scan(FIXED), FIXED, scan(MOVING, TRUTH), mirrored)
         assert np.linalg.det(found.matrix[:3, :3]) > 0
 
-    def test_the_turns_are_the_rotations_of_a_cube(self):
+    def test_the_orientations_are_the_rotations_of_a_cube(self):
         turns = np.array(orientations())
         assert len({tuple(turn.ravel()) for turn in turns}) == 24 and np.array_equal(turns[0], np.eye(3))
         assert np.allclose(np.linalg.det(turns), 1)
-        assert all(np.array_equal(turn_of(rotation((9, -8, 7)) @ np.pad(turn, (0, 1))), turn) for turn in turns)
+        tilted = [rotation((9, -8, 7)) @ np.pad(turn, (0, 1)) for turn in turns]
+        assert np.array_equal([nearest_orientation(matrix) for matrix in tilted], turns)
 
 
 def test_every_level_has_the_object_in_the_same_place():
     """Blocks of an odd number of voxels, of an even one, and none: the centre of mass stays within rounding."""
     where = grid("PIR", (92, 210, 150), (2.2, 0.75, 1.1))
-    image = prepared(scan(where), where, "fixed")
-    levels = half(image, longest_edge(image))
+    image = cropped_to_foreground(scan(where), where, "fixed")
+    levels = build_levels(image, longest_edge(image))
     spacings = [np.mean(level.grid.spacing) for level in levels]
     assert spacings[0] > 1.5 * spacings[1] > 2.5 * spacings[2] and not image.cut.any()
     for level in levels:
@@ -369,7 +371,7 @@ class TestSteps:
     """`--affine rigid`, `affine`, and how much an affine may change a volume."""
 
     def aligned(self, truth, kind, limits=LIMITS):
-        return FixedPyramid(scan(FIXED), FIXED).facing(scan(MOVING, truth), MOVING).align(kind, limits)
+        return FixedPyramid(scan(FIXED), FIXED).pair_with(scan(MOVING, truth), MOVING).align(kind, limits)
 
     def test_rigid_is_a_rotation_and_a_shift_that_are_found(self):
         truth = shifted(rotation((6, -9, 12)), (9, -14, 6))

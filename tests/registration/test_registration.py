@@ -395,7 +395,7 @@ def test_what_the_moving_scan_does_not_show_is_told_with_its_share(engines, tmp_
     half = whole.crop((18, 0, 0), (18, 42, 34))
     moving = scans.write_scan(tmp_path / "m.nii.gz", half)
     result = runtime.register(fixed, moving, engines, QUICK)
-    assert result.unseen_share == pytest.approx(0.5, abs=0.03)
+    assert result.outside_view_share == pytest.approx(0.5, abs=0.03)
     assert any("of the fixed foreground lies outside the moving scan's view" in line for line in result.warnings)
 
 

@@ -1,7 +1,8 @@
-"""Affine initialisation: fixed -> moving in RAS mm by correlation, coarse to fine, without trust in any header.
+"""Affine initialisation: fixed -> moving in RAS mm by correlation, coarse to fine, even if a header is wrong.
 
-Centres of mass, a search over rotations, then rigid and affine steps on whole images, and last steps on the detail
-inside them (`runtime.registration.affine.detail`), by which the result is chosen. Deterministic to the bit.
+Start from the centres of mass and a grid of rotations, optimise rigid, then affine parameters on the whole images,
+then refine on the detail inside them (`runtime.registration.affine.detail`), whose correlation selects the result.
+Deterministic to the bit.
 """
 
 import itertools
@@ -15,19 +16,19 @@ import numpy as np
 from ...errors import InputError
 from ...geometry.grid import Grid
 from ...types import Array
-from .detail import ALIKE, alike, climb_detail, detail
-from .gauss_newton import AFFINE, RIGID, climb
+from .detail import MIN_DETAIL_CORRELATION, ascend_detail, detail, details_correlate
+from .gauss_newton import AFFINE, RIGID, ascend
 from .limits import LIMITS, Limits
-from .pyramid import Level, half, longest_edge, prepared
-from .turns import TILTS, TURNS, described, turn_of
+from .pyramid import Level, build_levels, cropped_to_foreground, longest_edge
+from .rotations import REORIENTATIONS, TILTS, describe_orientation, nearest_orientation
 
-# Correlations below which a header may be rotated: of details at the finest spacing, where pairs of brains reach 0.2 to
-# 0.37 and rotated ones 0.02 to 0.13, and of whole images at the coarsest, 0.985 to 0.993 and 0.90 to 0.974.
-DOUBTFUL = (0.16, 0.985)
-CLEARLY = 0.05  # by which the detail's correlation must be higher after a rotated start
+# Correlations below which the orientation in a header may be wrong: of details at the finest spacing (pairs of brains
+# reach 0.2 to 0.37, rotated ones 0.02 to 0.13), of whole images at the coarsest (0.985 to 0.993; 0.90 to 0.974).
+MIN_UNROTATED = (0.16, 0.985)
+ROTATION_GAIN = 0.05  # by which the detail's correlation must be higher after a rotated start
 SHIFTS = (-0.25, 0.0, 0.25)  # along S, in longest edges: necks move the centre of mass
-REFINED = 10  # number of best starts that get rigid steps
-EQUAL = 1e-5  # the headers are kept if no candidate is better by more than this correlation
+REFINED_STARTS = 10  # number of best starts that get rigid steps
+HEADER_TOLERANCE = 1e-5  # the headers are kept if no candidate is better by more than this correlation
 KINDS = {"rigid": RIGID, "affine": AFFINE}
 
 
@@ -41,7 +42,7 @@ class Stage:
 
 
 @dataclass(frozen=True, eq=False)
-class AffineStart:
+class AffineInitialisation:
     """The result of `align`.
 
     Attributes:
@@ -64,10 +65,10 @@ class AffineStart:
     note: str | None = None
 
     @property
-    def doubtful(self) -> bool:
+    def may_be_rotated(self) -> bool:
         """True if the images correlate as little as two that are rotated against each other."""
         coarse = next((stage.similarity for stage in self.stages if stage.name == "affine"), 1.0)
-        return self.detail_after < DOUBTFUL[0] or coarse < DOUBTFUL[1]
+        return self.detail_after < MIN_UNROTATED[0] or coarse < MIN_UNROTATED[1]
 
 
 class FixedPyramid:
@@ -83,18 +84,18 @@ class FixedPyramid:
     """
 
     def __init__(self, fixed: Array, grid: Grid, holes: Array | None = None) -> None:
-        image = prepared(fixed, grid, "fixed", holes)
+        image = cropped_to_foreground(fixed, grid, "fixed", holes)
         self._edge = longest_edge(image)
-        self._levels = half(image, self._edge)
+        self._levels = build_levels(image, self._edge)
         self._details = [detail(level, level.spacing) for level in self._levels[1:]]
 
-    def align(self, moving: Array, grid: Grid, holes: Array | None = None) -> AffineStart:
+    def align(self, moving: Array, grid: Grid, holes: Array | None = None) -> AffineInitialisation:
         """Align a moving image, as the function `align`."""
-        return self.facing(moving, grid, holes).align()
+        return self.pair_with(moving, grid, holes).align()
 
-    def facing(self, moving: Array, grid: Grid, holes: Array | None = None) -> "PairPyramid":
+    def pair_with(self, moving: Array, grid: Grid, holes: Array | None = None) -> "PairPyramid":
         """Return both images, level by level; InputError if the moving one is constant."""
-        images = half(prepared(moving, grid, "moving", holes), self._edge)
+        images = build_levels(cropped_to_foreground(moving, grid, "moving", holes), self._edge)
         levels = [Level(*both) for both in zip(self._levels, images, strict=True)]
         details = [
             Level(fixed, detail(level.moving, level.spacing))
@@ -115,7 +116,7 @@ class PairPyramid:
     levels: list[Level]
     details: list[Level]
 
-    def align(self, kind: str = "auto", limits: Limits = LIMITS) -> AffineStart:
+    def align(self, kind: str = "auto", limits: Limits = LIMITS) -> AffineInitialisation:
         """Align as the function `align`; for "rigid" or "affine", take the result of these steps whatever it is.
 
         If the details hardly correlate in the orientation of the headers, the other orientations are searched too.
@@ -127,38 +128,42 @@ class PairPyramid:
         Raises:
             InputError: the images do not correlate from any start, or a requested affine is beyond the limits.
         """
-        best, error = self._attempt(kind, limits, turned=False)
-        if best is None or best.doubtful:
-            other, _ = self._attempt(kind, limits, turned=True)
-            needed = ALIKE if best is None else max(best.detail_after + CLEARLY, ALIKE)
+        best, error = self._attempt(kind, limits, reoriented=False)
+        if best is None or best.may_be_rotated:
+            other, _ = self._attempt(kind, limits, reoriented=True)
+            needed = MIN_DETAIL_CORRELATION
+            if best is not None:
+                needed = max(best.detail_after + ROTATION_GAIN, needed)
             best = other if other is not None and other.detail_after > needed else best
         if best is None:
             assert error is not None  # of the first attempt
             raise error
         rigid = nearest_rigid(best.matrix, self.levels[-1].fixed.centre)
-        if turn := described(turn_of(rigid)):
-            note = f"by its content, the moving scan is turned against its header ({turn} in it); check it"
+        if rotation := describe_orientation(nearest_orientation(rigid)):
+            note = f"the moving scan's content is rotated relative to its header ({rotation}); check its orientation"
             return replace(best, note=note if best.note is None else f"{note}; {best.note}")
         return best
 
-    def _attempt(self, kind: str, limits: Limits, turned: bool) -> tuple[AffineStart | None, InputError | None]:
+    def _attempt(
+        self, kind: str, limits: Limits, reoriented: bool
+    ) -> tuple[AffineInitialisation | None, InputError | None]:
         try:
-            return self._aligned(kind, limits, turned), None
+            return self._aligned(kind, limits, reoriented), None
         except InputError as error:
             return None, error
 
-    def _aligned(self, kind: str, limits: Limits, turned: bool) -> AffineStart:
-        """Align from starts around the orientation of the headers or, if `turned`, around each of the others.
+    def _aligned(self, kind: str, limits: Limits, reoriented: bool) -> AffineInitialisation:
+        """Align from starts around the orientation of the headers or, if `reoriented`, around each of the others.
 
         Raises:
             InputError: see `align`.
         """
         whole, inside = self.levels[-1], self.details[-1]
         candidates = {"headers": np.eye(4), "centres of mass": _centres(whole)}
-        starts = _turns(self.levels[0], candidates["centres of mass"], TURNS if turned else TILTS)
-        if not turned:
+        starts = _rotated_starts(self.levels[0], candidates["centres of mass"], REORIENTATIONS if reoriented else TILTS)
+        if not reoriented:
             starts = [*candidates.values(), *starts]
-        rigid, affine, stages = _best_start(self.levels[0], limits, starts, 0 if turned else len(candidates))
+        rigid, affine, stages = _best_start(self.levels[0], limits, starts, 0 if reoriented else len(candidates))
         used, note, (matrix, steps) = "affine", None, self.refined(affine, "affine")
         if kind == "rigid":
             used, (matrix, steps) = kind, self.refined(nearest_rigid(matrix, whole.fixed.centre), kind)
@@ -173,14 +178,15 @@ class PairPyramid:
             note += " and is not used; for children and animals widen --volume-factor"
             used, (matrix, steps) = "rigid", self.refined(rigid, "rigid")
         candidates = {**candidates, used: matrix} if kind == "auto" else {"headers": np.eye(4), used: matrix}
-        best = _best(inside if alike(inside, matrix) else whole, candidates) if kind == "auto" else used
+        best = _best(inside if details_correlate(inside, matrix) else whole, candidates) if kind == "auto" else used
         before, after = (self._correlations(candidates[name]) for name in ("headers", best))
         if not after[0] > 0:
             raise InputError(
                 "affine initialisation: fixed and moving do not correlate anywhere, expected two images of one body "
                 "part and contrast; give --affine a matrix, or none to use the headers"
             )
-        return AffineStart(candidates[best], before[0], after[0], before[1], after[1], (*stages, *steps), best, note)
+        found = candidates[best]
+        return AffineInitialisation(found, before[0], after[0], before[1], after[1], (*stages, *steps), best, note)
 
     def _correlations(self, matrix: Array) -> tuple[float, float]:
         """Return the correlations of the whole images and of the details, at the finest spacing."""
@@ -190,14 +196,14 @@ class PairPyramid:
         """Refine a matrix by rigid or affine steps on each level, coarse to fine, then on the details."""
         stages = []
         for level in self.levels:
-            matrix, similarity = climb(level, matrix, KINDS[kind])
+            matrix, similarity = ascend(level, matrix, KINDS[kind])
             stages.append(Stage(kind, level.spacing, similarity))
-        matrix = climb_detail(self.details, matrix, KINDS[kind])
+        matrix = ascend_detail(self.details, matrix, KINDS[kind])
         finest = self.details[-1]
         return matrix, [*stages, Stage(f"{kind}, detail", finest.spacing, finest.similarity(matrix))]
 
 
-def align(fixed: Array, fixed_grid: Grid, moving: Array, moving_grid: Grid) -> AffineStart:
+def align(fixed: Array, fixed_grid: Grid, moving: Array, moving_grid: Grid) -> AffineInitialisation:
     """Find the affine that maps fixed to moving space.
 
     Args:
@@ -217,7 +223,7 @@ def align(fixed: Array, fixed_grid: Grid, moving: Array, moving_grid: Grid) -> A
 def _best(level: Level, candidates: dict[str, Array]) -> str:
     """Return the name of the matrix with the highest correlation; headers that are equally good win."""
     scores = {name: level.similarity(matrix) for name, matrix in candidates.items()}
-    return max(scores, key=lambda name: scores[name] + (EQUAL if name == "headers" else 0))
+    return max(scores, key=lambda name: scores[name] + (HEADER_TOLERANCE if name == "headers" else 0))
 
 
 def _centres(level: Level) -> Array:
@@ -246,9 +252,9 @@ def _best_start(level: Level, limits: Limits, starts: list[Array], kept: int) ->
     """
     with _one_thread_each() as pool:
         scores = list(pool.map(level.similarity, starts))
-        order = sorted(range(len(starts)), key=lambda index: -scores[index])[:REFINED]
-        rigids = list(pool.map(lambda index: climb(level, starts[index], RIGID), sorted({*range(kept), *order})))
-        affines = list(pool.map(lambda rigid: climb(level, rigid[0], AFFINE), rigids))
+        order = sorted(range(len(starts)), key=lambda index: -scores[index])[:REFINED_STARTS]
+        rigids = list(pool.map(lambda index: ascend(level, starts[index], RIGID), sorted({*range(kept), *order})))
+        affines = list(pool.map(lambda rigid: ascend(level, rigid[0], AFFINE), rigids))
     plausible = [affine if limits.allow(affine[0]) else rigid for rigid, affine in zip(rigids, affines, strict=True)]
     best = max(range(len(rigids)), key=lambda index: plausible[index][1])
     reached = dict(zip(("headers", "centres of mass")[:kept], scores, strict=False))
@@ -261,15 +267,15 @@ def _one_thread_each() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(numba.get_num_threads(), initializer=numba.set_num_threads, initargs=(1,))
 
 
-def _turns(level: Level, centres: Array, turns: Iterable[Array]) -> list[Array]:
+def _rotated_starts(level: Level, centres: Array, rotations: Iterable[Array]) -> list[Array]:
     """Return `centres` after each rotation (3, 3) of fixed space about its centre of mass, with three S shifts."""
     edge = float((np.array(level.fixed.grid.shape) * level.fixed.grid.spacing).max())
     starts = []
-    for turn, shift in itertools.product(turns, SHIFTS):
-        rotation = np.eye(4)
-        rotation[:3, :3] = turn
-        rotation[:3, 3] = level.fixed.centre - turn @ level.fixed.centre
-        start = centres @ rotation
+    for rotation, shift in itertools.product(rotations, SHIFTS):
+        about_centre = np.eye(4)
+        about_centre[:3, :3] = rotation
+        about_centre[:3, 3] = level.fixed.centre - rotation @ level.fixed.centre
+        start = centres @ about_centre
         start[2, 3] += shift * edge
         starts.append(start)
     return starts

@@ -26,7 +26,7 @@ from ...types import Array
 from .limits import LIMITS, Limits
 
 NONE, FOUND = "none", ("auto", "affine", "rigid")
-FITTED = 20_000  # positions to which an affine is fitted
+FIT_SAMPLES = 20_000  # positions to which an affine is fitted
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def best_fit(transform: Transform, positions: Array) -> tuple[Array, float]:
     Returns:
         (4, 4) RAS mm, and mm.
     """
-    positions = positions[:: max(1, math.ceil(len(positions) / FITTED))]
+    positions = positions[:: max(1, math.ceil(len(positions) / FIT_SAMPLES))]
     mapped, ones = transform.points(positions), np.ones((len(positions), 1))
     matrix = np.eye(4)
     matrix[:3] = np.linalg.lstsq(np.hstack([positions, ones]), mapped, rcond=None)[0].T

@@ -1,6 +1,6 @@
-"""Fine steps of the affine initialisation, on detail inside the surface, normalised by local mean and contrast.
+"""Last steps of the affine initialisation, on image detail normalised by its local mean and contrast.
 
-Correlation over a whole image is mostly that of its outline: background against object. The outlines of two brains
+The correlation of whole images is dominated by their outline: background against object. The outlines of two brains
 that were skull-stripped differently do not agree, so the last steps use detail instead, weighted by how well the two
 images agree locally: a step that would match one fold at the cost of everything around it gains little.
 """
@@ -12,7 +12,7 @@ import numpy as np
 from ...images.intensity import FOREGROUND
 from ...images.resampling.resample import resample, smooth
 from ...types import Array, Shape
-from .gauss_newton import climb
+from .gauss_newton import ascend
 from .pyramid import Level, LevelImage
 
 WINDOW = 1.0  # standard deviation of the local window, in spacings of the level
@@ -21,7 +21,7 @@ OUTLINE = 0.7  # weight of the outermost voxels; one to two spacings further in 
 MARGIN = 2.0  # standard deviations of WINDOW from a cut face within which too little of a window was scanned
 AGREEMENT = 3.0  # standard deviation of the window in which agreement is measured, in spacings
 ROUNDS = 3  # alternations of updating the weights and the map
-ALIKE = 0.05  # correlation of the details below which they are not used: another contrast, or another object
+MIN_DETAIL_CORRELATION = 0.05  # below it details are not used: another contrast, or another object
 
 
 def detail(image: LevelImage, spacing: float) -> LevelImage:
@@ -39,10 +39,10 @@ def detail(image: LevelImage, spacing: float) -> LevelImage:
     values = image.data - smooth(image.data * inside, widths) / near
     values *= inside / (np.sqrt(smooth(values * values * inside, widths) / near) + np.float32(FAINT))
     values *= np.float32(OUTLINE) + np.float32(1 - OUTLINE) * np.clip(2 * near - 1, 0, 1)
-    return _known_on_both_sides(LevelImage(values, image.grid, image.cut, image.share), widths)
+    return _crop_cut_margins(LevelImage(values, image.grid, image.cut, image.share), widths)
 
 
-def _known_on_both_sides(image: LevelImage, widths: tuple[float, float, float]) -> LevelImage:
+def _crop_cut_margins(image: LevelImage, widths: tuple[float, float, float]) -> LevelImage:
     """Crop voxels so close to a face that cuts the object off that half of their window was not scanned."""
     margin = np.minimum(np.ceil(MARGIN * np.array(widths)).astype(int), np.array(image.grid.shape) // 8)
     first, last = np.where(image.cut, margin[:, None], 0).T
@@ -52,35 +52,35 @@ def _known_on_both_sides(image: LevelImage, widths: tuple[float, float, float]) 
     return LevelImage(np.ascontiguousarray(image.data[box]), image.grid.crop(first, shape), image.cut, share)
 
 
-def climb_detail(levels: list[Level], matrix: Array, generators: list[Array]) -> Array:
-    """Climb on the detail of each level, coarse to fine, then at the finest with weights by agreement.
+def ascend_detail(levels: list[Level], matrix: Array, generators: list[Array]) -> Array:
+    """Maximise the correlation of the details level by level, then at the finest level weighted by local agreement.
 
     Args:
         levels: images from `detail`.
         matrix: start, (4, 4) RAS mm, within a few spacings of the coarsest level.
-        generators: as in `climb`.
+        generators: as in `ascend`.
 
     Returns:
         (4, 4) RAS mm; `matrix` itself if the details are not similar.
     """
-    if not alike(levels[-1], matrix):
+    if not details_correlate(levels[-1], matrix):
         return matrix
     for level in levels:
-        matrix, _ = climb(level, matrix, generators)
+        matrix, _ = ascend(level, matrix, generators)
     for _ in range(ROUNDS):
-        matrix, _ = climb(agreeing(levels[-1], matrix), matrix, generators)
+        matrix, _ = ascend(weighted_by_agreement(levels[-1], matrix), matrix, generators)
     return matrix
 
 
-def alike(level: Level, matrix: Array) -> bool:
+def details_correlate(level: Level, matrix: Array) -> bool:
     """Return True if the details are similar enough under `matrix` to be used."""
-    return level.similarity(matrix) >= ALIKE
+    return level.similarity(matrix) >= MIN_DETAIL_CORRELATION
 
 
-def agreeing(level: Level, matrix: Array) -> Level:
+def weighted_by_agreement(level: Level, matrix: Array) -> Level:
     """Return the level with the fixed detail weighted by its local correlation with the moving one under `matrix`.
 
-    The weight is the local correlation r, 0 where it is negative. Climbing with weights that are updated with the map
+    The weight is the local correlation r, 0 where it is negative. Updating the weights along with the map
     maximises the sum of r^2 instead of that of r, as squared local correlation does.
     """
     fixed = level.fixed

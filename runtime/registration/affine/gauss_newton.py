@@ -28,8 +28,8 @@ RIGID = [_elementary(b, a) - _elementary(a, b) for a, b in ((0, 1), (1, 2), (2, 
 AFFINE = [_elementary(row, column) for row in range(3) for column in range(3)] + _SHIFTS
 
 
-def climb(level: Level, matrix: Array, generators: list[Array]) -> tuple[Array, float]:
-    """Run damped Gauss-Newton steps until one moves no corner by more than a hundredth of a voxel.
+def ascend(level: Level, matrix: Array, generators: list[Array]) -> tuple[Array, float]:
+    """Maximise the correlation by damped Gauss-Newton steps, until a step moves every corner by less than 0.01 voxel.
 
     Args:
         level: both images.
@@ -47,10 +47,10 @@ def climb(level: Level, matrix: Array, generators: list[Array]) -> tuple[Array, 
         if step is None:
             break
         candidate = _moved(matrix, pivot, generators, step)
-        trial = equations.at(candidate)
-        if trial.correlation > current.correlation:
+        proposed = equations.at(candidate)
+        if proposed.correlation > current.correlation:
             size = equations.largest_move(matrix, candidate)
-            matrix, current, damping = candidate, trial, damping / 10
+            matrix, current, damping = candidate, proposed, damping / 10
             if size < 0.01 * level.spacing:
                 break
         else:
@@ -106,7 +106,7 @@ class _Equations:
         self.centre, self.scale = (shape - 1) / 2, np.maximum(shape / 2, 1)
         unit = np.eye(4)
         unit[:3, :3], unit[:3, 3] = np.diag(self.scale), self.centre
-        self.place = level.fixed.grid.affine @ unit  # normalised fixed coordinates -> RAS
+        self.to_ras = level.fixed.grid.affine @ unit  # normalised fixed coordinates -> RAS
         self.to_moving = np.linalg.inv(level.moving.grid.affine)
         self.corners = np.array([(*corner, 1.0) for corner in itertools.product((-1, 1), repeat=3)]).T
 
@@ -123,19 +123,19 @@ class _Equations:
     def pivot(self, matrix: Array) -> Array:
         """Return the frame of the motions: origin at the image's centre, unit its radius."""
         pivot = np.eye(4)
-        pivot[:3, :3] *= np.linalg.norm(self.place[:3, :3], axis=0).mean()
-        pivot[:3, 3] = (matrix @ self.place)[:3, 3]
+        pivot[:3, :3] *= np.linalg.norm(self.to_ras[:3, :3], axis=0).mean()
+        pivot[:3, 3] = (matrix @ self.to_ras)[:3, 3]
         return pivot
 
     def jacobian(self, matrix: Array, pivot: Array, generators: list[Array]) -> Array:
         """Return the derivative of the fixed-to-moving voxel map (12 entries) by the generators, (12, parameters)."""
-        behind = np.linalg.inv(pivot) @ matrix @ self.place
+        behind = np.linalg.inv(pivot) @ matrix @ self.to_ras
         ahead = (self.to_moving @ pivot)[:3]
         return np.stack([(ahead @ generator @ behind).ravel() for generator in generators], axis=1)
 
     def largest_move(self, before: Array, after: Array) -> float:
         """Return the largest motion of a corner of the fixed image, mm."""
-        return float(np.linalg.norm(((after - before) @ self.place @ self.corners)[:3], axis=0).max())
+        return float(np.linalg.norm(((after - before) @ self.to_ras @ self.corners)[:3], axis=0).max())
 
 
 def _normal(sums: Array, correlation: Callable[[Array], float]) -> _Normal:

@@ -114,7 +114,7 @@ class Level:
         return min(1.0, float((fm - f * m / n) / np.sqrt(norm))) if norm > 0 else -1.0
 
 
-def prepared(data: Array, grid: Grid, argument: str, holes: Array | None = None) -> LevelImage:
+def cropped_to_foreground(data: Array, grid: Grid, argument: str, holes: Array | None = None) -> LevelImage:
     """Return the image in closest RAS+ order, cropped to its foreground; the same for any orientation of its voxels.
 
     Args:
@@ -139,11 +139,11 @@ def prepared(data: Array, grid: Grid, argument: str, holes: Array | None = None)
     axes, signs = closest_ras(grid.affine)
     cut = _cut_faces(reorient_array(mask, axes, signs))
     grid = reorient(grid.crop(first, data.shape), axes, signs)
-    share = None if holes is None else _laid_out(~holes[box], axes, signs)
-    return LevelImage(_laid_out(data, axes, signs), grid, cut, share)
+    share = None if holes is None else _ras_ordered(~holes[box], axes, signs)
+    return LevelImage(_ras_ordered(data, axes, signs), grid, cut, share)
 
 
-def _laid_out(array: Array, axes: tuple[int, int, int], signs: tuple[int, int, int]) -> Array:
+def _ras_ordered(array: Array, axes: tuple[int, int, int], signs: tuple[int, int, int]) -> Array:
     return np.ascontiguousarray(reorient_array(array, axes, signs), dtype=np.float32)
 
 
@@ -162,7 +162,7 @@ def longest_edge(image: LevelImage) -> float:
     return float((np.array(image.grid.shape) * image.grid.spacing).max())
 
 
-def half(image: LevelImage, edge: float) -> list[LevelImage]:
+def build_levels(image: LevelImage, edge: float) -> list[LevelImage]:
     """Return one image's levels, coarse to fine, for the longest edge of the fixed foreground (mm).
 
     The margin lets moving tissue count where fixed has none, and values fade out in the moving image.
@@ -206,7 +206,7 @@ def _coarser(image: LevelImage, spacing: float) -> LevelImage:
         block_means(voxels, blocks, result)
         return result
 
-    data, share = _of_the_known(image, means)
+    data, share = _average_known(image, means)
     step = np.eye(4)
     step[:3, :3] = np.diag(factors)
     step[:3, 3] = (factors - 1) / 2  # centre of the first block, in old voxels
@@ -214,11 +214,11 @@ def _coarser(image: LevelImage, spacing: float) -> LevelImage:
 
 
 def _blurred(image: LevelImage) -> LevelImage:
-    data, share = _of_the_known(image, lambda voxels: smooth(voxels, (BLUR,) * 3))
+    data, share = _average_known(image, lambda voxels: smooth(voxels, (BLUR,) * 3))
     return LevelImage(data, image.grid, image.cut, share)
 
 
-def _of_the_known(image: LevelImage, averaged: Callable[[Array], Array]) -> tuple[Array, Array | None]:
+def _average_known(image: LevelImage, averaged: Callable[[Array], Array]) -> tuple[Array, Array | None]:
     """Average the known parts of an image alone (normalised convolution), else 0, and return their share too."""
     if image.share is None:
         return averaged(image.data), None

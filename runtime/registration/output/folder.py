@@ -90,7 +90,7 @@ def check_output(
     for path in (fixed, moving, *inputs):
         if path is not None and Path(path).resolve() in replaced:
             raise InputError(f"--output: would replace the input {path}; choose another folder")
-    there = [name for name in names if _is_there(folder / name)]
+    there = [name for name in names if _exists(folder / name)]
     if odd := [name for name in there if not (folder / name).is_file()]:
         raise InputError(f"--output: {folder / odd[0]} is not a file and cannot be replaced; choose another folder")
     if there and not overwrite:
@@ -110,7 +110,7 @@ def _reported(report: Path) -> tuple[str, ...]:
     return tuple(name for name in names if isinstance(name, str) and Path(name).name == name)
 
 
-def _is_there(path: Path) -> bool:
+def _exists(path: Path) -> bool:
     """Return True if a path exists; False for a name too long for the system, which raises an error elsewhere."""
     try:
         return path.exists()

@@ -65,7 +65,7 @@ def report(
         "options_sha256": sha256_of_facts(vars(result.options)),
         "schedule": result.schedule.as_dict(),
         "engine": result.engine,
-        "affine": {"convention": "RAS mm, fixed to moving", **result.affine_start},
+        "affine": {"convention": "RAS mm, fixed to moving", **result.affine_initialisation},
         "working_grid": {"shape": result.transform.grid.shape, "affine": result.transform.grid.affine},
         "iterations": {
             "counts": result.iterations.counts,

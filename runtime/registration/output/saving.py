@@ -66,12 +66,12 @@ def save(
         start = time.perf_counter()
         names = outputs.names(scan_name(paths[0]), scan_name(paths[1]), labels=result.labels is not None)
         with writing(f"to {folder}"), whole_result(folder, earlier_names(folder, *paths), last=REPORT) as stage:
-            written = _write_side_by_side(result, stage, outputs)
+            written = _write_in_parallel(result, stage, outputs)
             seconds = {**result.seconds, "write": time.perf_counter() - start}
             write_text(stage / REPORT, as_json(report(result, seconds, names, written, outputs.both)))
 
 
-def _write_side_by_side(result: RegistrationData, folder: Path, outputs: Outputs) -> list[WrittenTransform]:
+def _write_in_parallel(result: RegistrationData, folder: Path, outputs: Outputs) -> list[WrittenTransform]:
     """Write every file but the report, in background threads.
 
     Threads of `files` and `fields` check, hash and wait; those of `pool` compress and draw. Files on the fixed grid are
@@ -83,7 +83,7 @@ def _write_side_by_side(result: RegistrationData, folder: Path, outputs: Outputs
     threads, images = result.engine["threads"], result.working
     ncc = (result.similarity_before, result.iterations.similarity) if result.options.similarity == "ncc" else None
     with ExitStack() as stack:
-        pool, files, fields = (stack.enter_context(_dropping(ThreadPoolExecutor(count))) for count in (threads, 3, 1))
+        pool, files, fields = (stack.enter_context(_cancelling(ThreadPoolExecutor(count))) for count in (threads, 3, 1))
         stack.enter_context(on_threads(threads))
         writer = _Writer(result, folder, outputs, pool, files, fields)
         jobs: list[Future[Any]] = [
@@ -106,7 +106,7 @@ def _write_side_by_side(result: RegistrationData, folder: Path, outputs: Outputs
 
 
 @contextmanager
-def _dropping(pool: ThreadPoolExecutor) -> Iterator[Executor]:
+def _cancelling(pool: ThreadPoolExecutor) -> Iterator[Executor]:
     """Yield a pool that starts no further job after an error or Ctrl-C."""
     try:
         yield pool

@@ -10,7 +10,7 @@ from ....errors import InputError
 from ....host.files.csv_lines import read_csv
 from ....host.machine import available_bytes
 from ....host.progress import Progress, silent
-from ....images.label_place import label_place_doubts
+from ....images.label_position import label_position_warnings
 from ....images.masks import mask_of, read_mask
 from ....images.volume import Volume, read_labels, read_volume
 from ....loop import iterstop
@@ -76,7 +76,7 @@ class PairScorer:
             "labels_scored": list(labels.chosen) if labels else [],
             "labels_absent": list(labels.absent) if labels else [],
             "working_grid": {"shape": list(grid.shape), "affine": grid.affine.tolist()},
-            "affine": self._before.affine_start,
+            "affine": self._before.affine_initialisation,
             "engine": self._engines.as_dict(),
             "warnings": [*self._before.warnings, *self._warnings],
         }
@@ -147,7 +147,7 @@ def _read_labels(
     maps, warnings = [], []
     for side, path, scan in zip(("fixed", "moving"), (pair.fixed_labels, pair.moving_labels), scans, strict=True):
         labels = read_labels(path, f"--{side}-labels", lowest=0)
-        place = label_place_doubts(labels.grid, scan.grid, f"--{side}-labels: {path}", f"the {side} scan")
+        place = label_position_warnings(labels.grid, scan.grid, f"--{side}-labels: {path}", f"the {side} scan")
         warnings += [*labels.warnings, *(f"{path.name}: {line}" for line in place)]
         maps.append(labels)
     fixed, moving = maps

@@ -6,8 +6,8 @@ import numpy as np
 
 from ....errors import InputError
 from ....geometry.grid import Grid
-from ....registration.affine.align import AffineStart, FixedPyramid, nearest_rigid
-from ....registration.affine.pyramid import prepared
+from ....registration.affine.align import AffineInitialisation, FixedPyramid, nearest_rigid
+from ....registration.affine.pyramid import cropped_to_foreground
 from ....types import Array
 
 
@@ -43,7 +43,7 @@ class Aligner:
         if kind in ("auto", "rigid"):
             self._pyramid = FixedPyramid(image, grid)
         if kind in ("rigid", "centre"):
-            self._centre_of_mass = prepared(image, grid, "reference").centre
+            self._centre_of_mass = cropped_to_foreground(image, grid, "reference").centre
 
     def align(self, image: Array, grid: Grid) -> Alignment:
         """Return the map from the reference to a scan.
@@ -58,7 +58,7 @@ class Aligner:
 
     def _centre(self, image: Array, grid: Grid) -> Alignment:
         matrix = np.eye(4)
-        matrix[:3, 3] = prepared(image, grid, "image").centre - self._centre_of_mass
+        matrix[:3, 3] = cropped_to_foreground(image, grid, "image").centre - self._centre_of_mass
         return Alignment(matrix, "centres of mass")
 
     def _auto(self, image: Array, grid: Grid) -> Alignment:
@@ -68,14 +68,14 @@ class Aligner:
     def _rigid(self, image: Array, grid: Grid) -> Alignment:
         """Return the rigid map nearest to the affine one, refined by rigid steps on every level."""
         nearest = nearest_rigid(self._start(image, grid).matrix, self._centre_of_mass)
-        matrix, _ = self._pyramid.facing(image, grid).refined(nearest, "rigid")
+        matrix, _ = self._pyramid.pair_with(image, grid).refined(nearest, "rigid")
         return Alignment(matrix, "rigid")
 
-    def _start(self, image: Array, grid: Grid) -> AffineStart:
+    def _start(self, image: Array, grid: Grid) -> AffineInitialisation:
         try:
             return self._pyramid.align(image, grid)
         except InputError:
-            prepared(image, grid, "image")  # raises if the image is empty or constant
+            cropped_to_foreground(image, grid, "image")  # raises if the image is empty or constant
             raise InputError(
                 "image: correlates nowhere with the reference; leave it out of the list if it shows something else, or "
                 "give --affine centre or none"

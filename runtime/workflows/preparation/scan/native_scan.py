@@ -8,7 +8,7 @@ import numpy as np
 from ....errors import InputError
 from ....geometry.grid import Grid
 from ....images.intensity import PercentileRule, Rule
-from ....images.label_place import label_place_doubts
+from ....images.label_position import label_position_warnings
 from ....images.resampling.resample import resample
 from ....images.scan_list import Scan
 from ....images.volume import Volume, read_labels, read_volume
@@ -69,7 +69,7 @@ def read_native(scan: Scan, rule: Rule, argument: str = "image", nan: float | No
         warnings.append(f"{dark:.0%} of the voxels are below 0 and count as 0; is it CT? give --window")
     for it, column, what in ((labels, "labels", "label map"), (mask, "mask", "mask")):
         if it is not None:
-            warnings += label_place_doubts(it.grid, volume.grid, f"{column}: {it.path}", "the image", what)
+            warnings += label_position_warnings(it.grid, volume.grid, f"{column}: {it.path}", "the image", what)
     assert volume.sha256 is not None
     return NativeScan(image, volume.grid, labels, mask, volume.sha256, tuple(warnings))
 

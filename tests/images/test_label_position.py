@@ -6,7 +6,7 @@ import pytest
 from runtime.errors import InputError
 from runtime.images.intensity import PercentileRule
 from runtime.images.kinds import looks_like_directions, looks_like_labels
-from runtime.images.label_place import label_place_doubts
+from runtime.images.label_position import label_position_warnings
 from runtime.images.scan_list import Scan
 from runtime.images.volume import read_volume
 from runtime.workflows.preparation.scan.native_scan import read_native
@@ -24,16 +24,16 @@ def shifted(mm: float):
 
 class TestPlace:
     def test_on_the_grid_there_is_nothing_to_say(self):
-        assert label_place_doubts(GRID, GRID, "labels", "the image") == ()
+        assert label_position_warnings(GRID, GRID, "labels", "the image") == ()
 
     def test_on_another_grid_it_is_told(self):
-        (line,) = label_place_doubts(shifted(3), GRID, "labels", "the image")
+        (line,) = label_position_warnings(shifted(3), GRID, "labels", "the image")
         assert line == "the label map is not on the image's grid; it is used where its header says"
 
     @pytest.mark.parametrize("mm", [18, 500])
     def test_apart_it_is_refused(self, mm):
         with pytest.raises(InputError, match=r"mask: a\.nii does not overlap the image .* give the mask of that scan"):
-            label_place_doubts(shifted(mm), GRID, "mask: a.nii", "the image", "mask")
+            label_position_warnings(shifted(mm), GRID, "mask: a.nii", "the image", "mask")
 
 
 @pytest.fixture(scope="module")

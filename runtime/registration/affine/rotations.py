@@ -1,4 +1,4 @@
-"""Rotations searched by the affine initialisation: tilts of a head, and the right-angled turns of wrong headers.
+"""Rotations searched by the affine initialisation: tilts of a head, and right-angle rotations for wrong headers.
 
 A header with axes in a wrong order or direction rotates a scan by right angles: one of 24 proper rotations. Mirrored
 orientations are not among them, since left and right cannot be told apart by the image.
@@ -18,10 +18,10 @@ def rotation(angles: tuple[float, ...]) -> Array:
     result = np.eye(3)
     for axis, angle in enumerate(np.radians(angles)):
         a, b = (axis + 1) % 3, (axis + 2) % 3
-        turn = np.eye(3)
-        turn[a, a] = turn[b, b] = np.cos(angle)
-        turn[b, a], turn[a, b] = np.sin(angle), -np.sin(angle)
-        result = turn @ result
+        plane = np.eye(3)
+        plane[a, a] = plane[b, b] = np.cos(angle)
+        plane[b, a], plane[a, b] = np.sin(angle), -np.sin(angle)
+        result = plane @ result
     return result
 
 
@@ -38,16 +38,16 @@ def orientations() -> list[Array]:
 TILTS = [rotation(angles) for angles in itertools.product((-ANGLE, 0.0, ANGLE), repeat=3)]
 SINGLE_TILTS = [rotation(tuple(angle * np.eye(3)[axis])) for axis in range(3) for angle in (-ANGLE, ANGLE)]
 # Every orientation but that of the headers, upright and tilted about one axis.
-TURNS = [turn @ tilt for turn in orientations()[1:] for tilt in (np.eye(3), *SINGLE_TILTS)]
+REORIENTATIONS = [rotated @ tilt for rotated in orientations()[1:] for tilt in (np.eye(3), *SINGLE_TILTS)]
 
 
-def turn_of(rigid: Array) -> Array:
+def nearest_orientation(rigid: Array) -> Array:
     """Return the orientation, of the 24, nearest to the rotation of a rigid map (4, 4)."""
-    return max(orientations(), key=lambda turn: float(np.trace(turn.T @ rigid[:3, :3])))
+    return max(orientations(), key=lambda matrix: float(np.trace(matrix.T @ rigid[:3, :3])))
 
 
-def described(turn: Array) -> str:
+def describe_orientation(orientation: Array) -> str:
     """Describe an orientation: the moving scan's direction for the fixed scan's right, anterior and superior."""
     names = (("left", "right"), ("posterior", "anterior"), ("inferior", "superior"))
-    ends = [names[int(np.abs(column).argmax())][int(column.sum() > 0)] for column in turn.T]
+    ends = [names[int(np.abs(column).argmax())][int(column.sum() > 0)] for column in orientation.T]
     return ", ".join(f"{name[1]} is {end}" for name, end in zip(names, ends, strict=True) if name[1] != end)

@@ -1,6 +1,6 @@
 """Score the affine initialisation alone on real brains: labels warped by it against the fixed labels.
 
-    python -m measurements.affine_start --data DIR --output table.md
+    python -m measurements.affine_initialisation --data DIR --output table.md
 
 `--data` as in real_pairs_list.py. Groups: Mindboggle's subjects in a chain; the two brains of `pair`, both ways;
 subjects against either of those two, both ways, their cortex joined to one label per side; and subjects registered to
@@ -129,7 +129,7 @@ class Scorer:
 def ours(scans: Scans, case: Case, whole: bool) -> tuple[Array, float]:
     """Return our matrix (4, 4) RAS mm and CPU seconds; `whole` skips the steps on the detail."""
     images = *scans.image(case.fixed), *scans.image(case.moving)
-    with mock.patch.object(detail, "ALIKE", 2.0 if whole else detail.ALIKE):
+    with mock.patch.object(detail, "MIN_DETAIL_CORRELATION", 2.0 if whole else detail.MIN_DETAIL_CORRELATION):
         begin = time.process_time()
         matrix = align(*images).matrix
     return matrix, time.process_time() - begin

@@ -6,7 +6,7 @@ from ..errors import InputError
 from ..geometry.grid import Grid
 
 
-def label_place_doubts(labels: Grid, scan: Grid, name: str, of: str, what: str = "label map") -> tuple[str, ...]:
+def label_position_warnings(labels: Grid, scan: Grid, name: str, of: str, what: str = "label map") -> tuple[str, ...]:
     """Return warnings about the position of a map, one line each; none if it is on the scan's grid.
 
     Args:
