@@ -67,7 +67,7 @@ class TorchContender:
                 f"--against: torch needs {' and '.join(self.missing)}, not installed; pip install -r requirements.txt"
             )
 
-    def open(self, tell: Progress = silent) -> "TorchRunner":
+    def open(self, progress: Progress = silent) -> "TorchRunner":
         """Load the network and return the runner that times it.
 
         Raises:
@@ -245,8 +245,8 @@ class _TimedFields:
 
         self._fields, self._recorder = fields, recorder
 
-    def _call(self, verb: str, size: int, *arguments: Any) -> Any:
-        return self._recorder.call(verb, self._recorder.level(size), getattr(self._fields, verb), *arguments)
+    def _call(self, operation: str, size: int, *arguments: Any) -> Any:
+        return self._recorder.call(operation, self._recorder.level(size), getattr(self._fields, operation), *arguments)
 
     def warp(self, image: Any, flow: Any) -> Any:
         return self._call("warp", flow.shape[2], image, flow)

@@ -17,12 +17,12 @@ from pathlib import Path
 import click
 
 from measurements.gpu.agreement import Agreement, Scans
-from measurements.gpu.flight import flights
 from measurements.gpu.kernel_tests import kernel_tests
 from measurements.gpu.kernel_times import kernel_times
 from measurements.gpu.latency import arguments, clean, latency, stages, torch_sees_gpu
+from measurements.gpu.machine import machine
 from measurements.gpu.part import DATA, TEXT, Part, guarded, verdict, write
-from measurements.gpu.place import place
+from measurements.gpu.throughput import throughput
 from runtime.backends.cuda.gpu import find_gpu
 from runtime.backends.engines import SHIPPED
 from runtime.errors import InputError
@@ -47,24 +47,24 @@ class Check:
     passed: list[EngineContender] = field(default_factory=list)
 
     def parts(self) -> Iterator[Part]:
-        yield guarded("Machine", place)
-        tell("the kernels' tests")
+        yield guarded("Machine", machine)
+        report_progress("the kernels' tests")
         yield guarded("Kernels against the reference", lambda: kernel_tests(sanitize=not self.quick))
         yield guarded("GPU against CPU", self._agreement)
-        tell("the kernels' times")
+        report_progress("the kernels' times")
         runs = KERNEL_RUNS_QUICK if self.quick else KERNEL_RUNS
         yield guarded("Kernels and the memory's bandwidth", lambda: kernel_times(self.shape, runs))
         if self.passed:
             yield from self._latency()
 
     def _agreement(self) -> Part:
-        agreement = Agreement(self.engine_dir, self.shape, self.scans, progress=tell)
+        agreement = Agreement(self.engine_dir, self.shape, self.scans, progress=report_progress)
         part = agreement.part()
         self.passed = clean(agreement.passed, agreement.failed)
         return part
 
     def _latency(self) -> Iterator[Part]:
-        tell("the command benchmark, which takes some minutes")
+        report_progress("the command benchmark, which takes some minutes")
         torch, records = torch_sees_gpu(), []
 
         def measured() -> Part:
@@ -76,12 +76,12 @@ class Check:
         yield guarded("Latency", measured)
         if records and records[0]:
             yield guarded("Where time goes on the GPU", lambda: stages(records[0]))
-        tell("several pairs in flight")
+        report_progress("several pairs in flight")
         with tempfile.TemporaryDirectory() as folder:
-            yield guarded("Throughput", lambda: flights(self.passed, self.shape, Path(folder)))
+            yield guarded("Throughput", lambda: throughput(self.passed, self.shape, Path(folder)))
 
 
-def tell(text: str) -> None:
+def report_progress(text: str) -> None:
     click.echo(f"... {text}", err=True)
 
 

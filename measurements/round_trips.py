@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from measurements.round_trip_judges import add_installed
+from measurements.round_trip_tools import add_installed
 from runtime.host.files.whole_files import write_text
 from tests.transforms.round_trip_cases import FIXED, IMAGE_SHARE, MAPS, POINTS_MM, Case, write_images
 from tests.transforms.round_trip_tools import APPLY, WRITE, Key, holds, read_back, written

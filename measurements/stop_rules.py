@@ -24,7 +24,7 @@ from runtime.images.resampling.resample import resample
 from runtime.images.volume import read_labels
 from runtime.loop import iterstop
 from runtime.loop.schedules import WORK
-from runtime.workflows.evaluation.scoring.memoised_pair import Bill, Memory, RememberingPair
+from runtime.workflows.evaluation.scoring.memoised_pair import MemoisedPair, Memory, TimeAccount
 
 Array = np.ndarray
 KINDS = {"similarity": str, "delta": float, "stability": float, "max_iterations": int, "on_stop": str, "smooth": float}
@@ -78,9 +78,9 @@ def working(engines, data: Path, pair: str) -> tuple[Array, Array, Array, Array]
 
 def carried(labels: Array, flow: Array) -> Array:
     """Warp labels (I, J, K) by a flow (I, J, K, 3), nearest neighbour, 0 outside."""
-    places = np.rint(flow + np.stack(np.indices(labels.shape), -1)).astype(np.intp)
-    inside = ((places >= 0) & (places < labels.shape)).all(axis=-1)
-    i, j, k = np.moveaxis(np.where(inside[..., None], places, 0), -1, 0)
+    positions = np.rint(flow + np.stack(np.indices(labels.shape), -1)).astype(np.intp)
+    inside = ((positions >= 0) & (positions < labels.shape)).all(axis=-1)
+    i, j, k = np.moveaxis(np.where(inside[..., None], positions, 0), -1, 0)
     return np.where(inside, labels[i, j, k], 0)
 
 
@@ -107,8 +107,8 @@ def compare(engines, images: tuple, rules: tuple[str, ...], labels) -> list[dict
     pair = engines.fixed_side(there[0], "ncc").pair(there[1])
     for rule in rules:
         options = options_of(rule).resolved(engines.engine_set)
-        asked = pair.watching(options.similarity).smoothing(options.smooth)
-        memoised = RememberingPair(asked, memory, options.similarity, options.smooth, Bill())
+        asked = pair.with_similarity(options.similarity).with_smoothing(options.smooth)
+        memoised = MemoisedPair(asked, memory, options.similarity, options.smooth, TimeAccount())
         found = iterstop.run(memoised, options.build_schedule())
         host = np.moveaxis(engines.fields.to_host(found.flow), 0, -1)
         ran = {trace.level: len(trace.decisions) for trace in found.passes[0]}

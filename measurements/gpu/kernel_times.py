@@ -96,7 +96,7 @@ def _feature_cases(device: Any, fields: Any, images: Images, level: int) -> Iter
     size, channels, flow = images.size(level), CHANNELS[level], images.flow(level)
     for dtype in (np.float16, np.float32):
         features, bits = images.features(level, dtype), 8 * np.dtype(dtype).itemsize
-        least = [traffic(verb, size, channels, dtype) for verb in ("warp_into", "carry")]
+        least = [traffic(operation, size, channels, dtype) for operation in ("warp_into", "carry")]
         last = device.empty((*size, 2 * channels), dtype)
         planar = device.empty((2 * channels, *size), dtype).moveaxis(0, -1)
         for words, buffer in (("", last), (", planar", planar)):
@@ -123,8 +123,8 @@ def _score_cases(fields: Any, images: Images, level: int) -> Iterator[Case]:
     flow = images.flow(level)
     for similarity in ("ncc", "mse", "lncc"):
         scorer = fields.scorer(images.fixed, similarity)
-        verb = "score lncc" if similarity == "lncc" else "score"
-        least = traffic(verb, images.shape, scale=2 ** (level - 1))
+        operation = "score lncc" if similarity == "lncc" else "score"
+        least = traffic(operation, images.shape, scale=2 ** (level - 1))
         yield Case(f"score {similarity}", level, least, _bound(scorer, images.moving, flow))
 
 

@@ -55,14 +55,14 @@ def with_greedy(couples: list[Couple], each: int) -> list[Couple]:
 @click.option("--threads", type=click.IntRange(min=1))
 @one_line_errors
 def main(data, output, engine_dirs, schedules, groups, half, affine, greedy, backend, threads) -> None:
-    folder, tell = Folder(output), partial(click.echo, err=True)
+    folder, progress = Folder(output), partial(click.echo, err=True)
     couples = Catalogue(data, output / "scans").couples(groups or GROUPS, half)
     sets = {path.name: load_engine_set(path) for path in engine_dirs}
     jobs = _jobs(sets, schedules, couples, greedy)
     for name, (methods, chosen) in jobs.items():
         with open_set(sets[name], backend, threads) as engines:
             for part, of in zip(methods, chosen, strict=True):
-                run(of, part, engines, affine, folder, tell)
+                run(of, part, engines, affine, folder, progress)
     found = {}
     for name, (methods, chosen) in jobs.items():
         for part, of in zip(methods, chosen, strict=True):

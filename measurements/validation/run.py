@@ -21,7 +21,7 @@ from runtime.host.files.whole_files import write_text
 from runtime.registration.options import Options
 from runtime.registration.scans import FixedScan, ReadyPair
 from runtime.transforms.conventions.plain_affine import write_affine
-from runtime.workflows.evaluation.scoring.memoised_pair import Bill, Memory, RememberingPair
+from runtime.workflows.evaluation.scoring.memoised_pair import MemoisedPair, Memory, TimeAccount
 
 DIRECTIONS = ("forward", "backward")
 
@@ -86,10 +86,10 @@ class ReadyCouple:
 
     def register(self, direction: str, options: Options) -> tuple[Transform, dict[str, Any]]:
         """Return the transform that a method finds, and the iterations and seconds of its loop."""
-        bill, memory = Bill(), self._memories[direction]
+        account, memory = TimeAccount(), self._memories[direction]
         key = options.resolved(self._engines.engine_set).similarity, options.smooth
-        result = self.pairs[direction].register(options, through=lambda pair: RememberingPair(pair, memory, *key, bill))
-        return result.transform, {"iterations": list(result.iterations.counts[0]), "seconds": bill.seconds}
+        result = self.pairs[direction].register(options, through=lambda pair: MemoisedPair(pair, memory, *key, account))
+        return result.transform, {"iterations": list(result.iterations.counts[0]), "seconds": account.seconds}
 
 
 def run(
@@ -98,7 +98,7 @@ def run(
     engines: OpenEngines,
     affine: str,
     folder: Folder,
-    tell: Callable[[str], None],
+    progress: Callable[[str], None],
 ) -> None:
     """Run and record the missing results of some methods, all of one engine set (greedy's belong to any set)."""
     hashes = dict(engines.engine_set.hashes)
@@ -111,10 +111,10 @@ def run(
             try:
                 record = _run_one(ready, couple, method, folder, key)
             except InputError as error:  # a failure of one couple must not stop the others
-                tell(f"{couple.name}, {method.title}: failed: {error}")
+                progress(f"{couple.name}, {method.title}: failed: {error}")
                 continue
             write_record(folder.record(couple, key), record)
-            tell(f"{number} of {len(couples)}, {couple.name}, {method.title}: {_dice_text(record)}")
+            progress(f"{number} of {len(couples)}, {couple.name}, {method.title}: {_dice_text(record)}")
 
 
 def _run_one(ready: ReadyCouple, couple: Couple, method: Method, folder: Folder, key: str) -> dict[str, Any]:

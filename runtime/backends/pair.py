@@ -20,8 +20,8 @@ FINEST = 1  # the level of the image's own grid
 class Networks(Protocol):
     """The networks of an engine set, ready to run. Arrays are of the type that the field operations beside them use.
 
-    Constructed from (engine_set, threads, precision); on a GPU from (engine_set, device, precision, tell), after the
-    class method ``check_gpu(gpu, precision)`` has passed without an error (`runtime.backends.registry.Backend.open`).
+    Constructed from (engine_set, threads, precision); on a GPU from (engine_set, device, precision, progress), after
+    the class method ``check_gpu(gpu, precision)`` has raised no error (`runtime.backends.registry.Backend.open`).
 
     Attributes:
         library, version: name and version of the library that runs the engines.
@@ -110,7 +110,7 @@ class FixedSide:
             return self.scorer(moving, flow)
         return holes.score(self._fixed, moving, self.similarity, flow)
 
-    def watching(self, similarity: str) -> "FixedSide":
+    def with_similarity(self, similarity: str) -> "FixedSide":
         """Return this fixed side with another scorer; features and buffers are shared."""
         if similarity == self.similarity:
             return self
@@ -118,7 +118,7 @@ class FixedSide:
         other.similarity, other.scorer = similarity, self.fields.scorer(self._fixed, similarity)
         return other
 
-    def smoothing(self, sigma: float) -> "FixedSide":
+    def with_smoothing(self, sigma: float) -> "FixedSide":
         """Return this fixed side with another smoothing of residuals; everything else, smoothers included, is shared.
 
         Raises:
@@ -185,14 +185,14 @@ class EnginePair:
         holes = self._holes and self._holes.warped(flow)
         return EnginePair(self._fixed_side, self._fields.warp(self.moving, flow), holes)
 
-    def watching(self, similarity: str) -> "EnginePair":
+    def with_similarity(self, similarity: str) -> "EnginePair":
         """Return this pair with another similarity, sharing its features."""
         other = copy.copy(self)
-        other._fixed_side = self._fixed_side.watching(similarity)
+        other._fixed_side = self._fixed_side.with_similarity(similarity)
         return other
 
-    def smoothing(self, sigma: float) -> "EnginePair":
-        """Return this pair with another smoothing of residuals, sharing its features; see `FixedSide.smoothing`."""
+    def with_smoothing(self, sigma: float) -> "EnginePair":
+        """Return this pair with another smoothing of residuals, sharing its features, as `FixedSide.with_smoothing`."""
         other = copy.copy(self)
-        other._fixed_side = self._fixed_side.smoothing(sigma)
+        other._fixed_side = self._fixed_side.with_smoothing(sigma)
         return other

@@ -64,7 +64,7 @@ class Backend:
         return self.distribution or self.library
 
     @property
-    def here(self) -> bool:
+    def usable(self) -> bool:
         """True if it is available on this machine: its package is installed, and there is a GPU if it needs one."""
         return self.available and not (self.gpu and isinstance(find_gpu(), str))
 
@@ -84,7 +84,7 @@ class Backend:
             ) from None
 
     def open(
-        self, engine_set: EngineSet, threads: int, precision: str, tell: Callable[[str], None], alone: bool = True
+        self, engine_set: EngineSet, threads: int, precision: str, progress: Callable[[str], None], alone: bool = True
     ) -> tuple[Any, Any]:
         """Open the networks and the field operations.
 
@@ -92,7 +92,7 @@ class Backend:
             engine_set: a checked set.
             threads: CPU threads; on a GPU they are used only by the self-test.
             precision: one of `precisions`.
-            tell: function that prints a line before anything that takes a while.
+            progress: function that prints a line before anything that takes a while.
             alone: whether no other thread of this process works on the GPU meanwhile.
 
         Raises:
@@ -102,21 +102,21 @@ class Backend:
         if not self.gpu:
             return networks(engine_set, threads, precision), fields(threads)
         from .cuda.open_device import open_device
-        from .self_test import try_out
+        from .self_test import self_test
 
         networks.check_gpu(find_gpu(), precision)
         device = open_device(alone)
         with device.current():
             try:
-                halves = networks(engine_set, device, precision, tell), fields(device)
-                try_out(*halves, engine_set, threads, tell)
+                halves = networks(engine_set, device, precision, progress), fields(device)
+                self_test(*halves, engine_set, threads, progress)
                 return halves
             except InputError as error:
                 device.close()
                 # The same set runs on other backends, so any error here counts as one of this GPU.
                 raise NotAvailableError(str(error)) from None
 
-    def unfit(self, engine_set: EngineSet) -> str | None:
+    def incompatibility(self, engine_set: EngineSet) -> str | None:
         """Return the reason why it cannot run this set; None if it can."""
         if self.channels not in (None, engine_set.channels[1]):
             return f"runs networks with {self.channels} channels at level 1, this one has {engine_set.channels[1]}"
@@ -128,13 +128,13 @@ class Backend:
         """Return the precisions in which it can run this set."""
         return [precision for precision in self.precisions if GRAPHS[precision] in engine_set.precisions]
 
-    def passed_by(self, engine_set: EngineSet, precision: str) -> str | None:
+    def skip_reason(self, engine_set: EngineSet, precision: str) -> str | None:
         """Return the reason why `auto` does not choose it although it is available; None if it does."""
         if precision not in ("auto", *self.computed):
             return f"{'only emulates' if precision in self.emulated else 'has no'} {precision}"
         if self.auto_with and self.auto_with not in processor_features():
             return f"this processor has no {self.auto_with}"
-        return self.unfit(engine_set)
+        return self.incompatibility(engine_set)
 
 
 # In the order in which `auto` prefers them (docs/decisions/0006-cpu-backends.md, 0007-the-loop-on-a-gpu.md).
@@ -196,14 +196,14 @@ def open_backend(
     engine_set: EngineSet,
     threads: int,
     precision: str,
-    tell: Callable[[str], None],
+    progress: Callable[[str], None],
     alone: bool = True,
 ) -> tuple[str, str, str, tuple[Any, Any]]:
     """Open the requested backend, or for `auto` the first one that opens.
 
     Args:
         name: "auto" or one of `BACKENDS`.
-        engine_set, threads, tell, alone: as for `Backend.open`.
+        engine_set, threads, progress, alone: as for `Backend.open`.
         precision: "auto" or one of `PRECISIONS`.
 
     Returns:
@@ -217,7 +217,7 @@ def open_backend(
         chosen, reason = choose_backend(name, engine_set, precision, broken)
         found = choose_precision(chosen, precision, engine_set)
         try:
-            return chosen, reason, found, BACKENDS[chosen].open(engine_set, threads, found, tell, alone)
+            return chosen, reason, found, BACKENDS[chosen].open(engine_set, threads, found, progress, alone)
         except NotAvailableError as error:
             if name != "auto":
                 raise
@@ -247,7 +247,7 @@ def choose_backend(
         raise NotAvailableError(f"--backend: {name} needs an NVIDIA GPU, but {reason}; use --backend auto")
     if not backend.available:
         raise NotAvailableError(f"--backend: {name} needs the package {backend.package}; {backend.install}")
-    if lack := backend.unfit(engine_set):
+    if lack := backend.incompatibility(engine_set):
         raise InputError(f"--backend: {name} {lack}; use --backend auto")
     return name, "asked for"
 
@@ -260,7 +260,7 @@ def _first_fit(engine_set: EngineSet, precision: str, broken: Mapping[str, str])
             reasons[no_gpu] = []
         elif not backend.available:
             reasons.setdefault(f"{backend.package} is not installed", []).append(f"no {name}")
-        elif reason := broken.get(name) or backend.passed_by(engine_set, precision):
+        elif reason := broken.get(name) or backend.skip_reason(engine_set, precision):
             reasons.setdefault(reason, []).append(f"not {name}")
         else:
             return name, f"auto: {_reasons_text(reasons) or 'the fastest here'}"

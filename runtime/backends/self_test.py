@@ -27,14 +27,14 @@ SCHEDULE = "1,1,1,1"
 GPUS, KEPT = "rpnet-cards", 50  # subfolder of the cache folder; number of records kept
 
 
-def try_out(networks: Any, fields: Any, engine_set: EngineSet, threads: int, tell: Callable[[str], None]) -> None:
+def self_test(networks: Any, fields: Any, engine_set: EngineSet, threads: int, progress: Callable[[str], None]) -> None:
     """Compare networks and field operations on a GPU with ONNX Runtime in fp32 and numba, unless they passed before.
 
     Args:
         networks, fields: open on a GPU whose context is current.
         engine_set: the set that they run.
         threads: CPU threads for the reference run.
-        tell: function that prints a line before the self-test starts.
+        progress: function that prints a line before the self-test starts.
 
     Raises:
         NotAvailableError: their flow differs from the CPU's by more than the tolerance.
@@ -44,7 +44,7 @@ def try_out(networks: Any, fields: Any, engine_set: EngineSet, threads: int, tel
         with contextlib.suppress(OSError):
             passed.touch()  # the oldest records are removed first
         return
-    tell(f"test {networks.library} {networks.precision} on {networks.device} (only this once)")
+    progress(f"test {networks.library} {networks.precision} on {networks.device} (only this once)")
     from .fields.cpu import NumbaFields
     from .networks.onnxruntime import OnnxRuntimeNetworks
 

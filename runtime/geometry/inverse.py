@@ -38,9 +38,9 @@ def invert_displacement(transform: Transform, target: Grid) -> Inversion:
         target: a grid in its target space, such as the moving image's.
     """
     result, residuals = np.empty((3, *target.shape[::-1]), np.float32), np.empty(target.shape[::-1], np.float32)
-    for planes, places in slabs(target.shape, target.affine):
-        found, residual = _solved(transform, places)
-        found -= places
+    for planes, positions in slabs(target.shape, target.affine):
+        found, residual = _solved(transform, positions)
+        found -= positions
         result[:, planes] = found.T.reshape(3, *residuals[planes].shape)
         residuals[planes] = residual.reshape(residuals[planes].shape)
     return Inversion(result.T, spread(residuals), float(np.mean(~(residuals <= TOLERANCE_MM))), TOLERANCE_MM)
@@ -54,8 +54,8 @@ def spread(distances: Array) -> dict[str, float]:
     return {"mean": float(distances.mean()), "percentile_95": percentile, "max": float(distances.max())}
 
 
-def _solved(transform: Transform, places: Array) -> tuple[Array, Array]:
+def _solved(transform: Transform, positions: Array) -> tuple[Array, Array]:
     if isinstance(transform, SpatialTransform):
-        return NumericalInverse(transform).solve(places)
-    found = transform.inverse().points(places)
-    return found, np.linalg.norm(transform.points(found) - places, axis=1)
+        return NumericalInverse(transform).solve(positions)
+    found = transform.inverse().points(positions)
+    return found, np.linalg.norm(transform.points(found) - positions, axis=1)

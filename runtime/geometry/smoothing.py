@@ -40,8 +40,8 @@ def gaussian(array: Array, sigma: float) -> Array:
     radius = len(weights) // 2
     for axis in (-3, -2, -1):
         size = array.shape[axis]
-        places = np.arange(size)[:, None] + np.arange(-radius, radius + 1)
-        array = np.moveaxis(np.moveaxis(array, axis, -1)[..., np.clip(places, 0, size - 1)] @ weights, -1, axis)
+        positions = np.arange(size)[:, None] + np.arange(-radius, radius + 1)
+        array = np.moveaxis(np.moveaxis(array, axis, -1)[..., np.clip(positions, 0, size - 1)] @ weights, -1, axis)
     return array
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .lattice import Lattice
 
 TOLERANCE_MM = 1e-3  # largest |T(x) - y| at which x counts as the inverse of y
-AIM_MM = TOLERANCE_MM / 10  # residual at which the search ends: in a chain the links' residuals add up
+SOLVER_TOLERANCE_MM = TOLERANCE_MM / 10  # residual at which the search ends: in a chain the links' residuals add up
 LARGEST_STRETCH = 5.0  # of a plausible affine
 SLAB = 1 << 19  # points that are mapped through a chain at a time
 
@@ -73,8 +73,8 @@ class Transform(ABC):
     def displacement(self, target: Grid) -> Array:
         """Compute ``points(x) - x`` at every voxel of a grid, (I, J, K, 3) float32, RAS mm, first axis fastest."""
         result = np.empty((3, *target.shape[::-1]), np.float32)
-        for planes, places in slabs(target.shape, target.affine):
-            moved = self.points(places) - places
+        for planes, positions in slabs(target.shape, target.affine):
+            moved = self.points(positions) - positions
             result[:, planes] = moved.T.reshape(3, -1, *result.shape[2:])
         return result.T
 
@@ -252,7 +252,7 @@ class NumericalInverse(Transform):
         """
         from .lattice import solve_points
 
-        return solve_points(self.forward.lattice, _checked(points), AIM_MM)
+        return solve_points(self.forward.lattice, _checked(points), SOLVER_TOLERANCE_MM)
 
 
 Link = AffineTransform | SpatialTransform | NumericalInverse  # the transforms that are no chain
@@ -264,7 +264,7 @@ def from_displacement(displacement: Array, grid: Grid) -> SpatialTransform:
     Raises:
         InputError: the displacement is not finite, not of the grid's shape, or has an axis of one voxel.
     """
-    from .lattice import memory_order, turned
+    from .lattice import memory_order, transform_vectors
 
     if displacement.shape != (*grid.shape, 3):
         raise InputError(f"displacement: got shape {displacement.shape}, expected {(*grid.shape, 3)}")
@@ -273,7 +273,7 @@ def from_displacement(displacement: Array, grid: Grid) -> SpatialTransform:
     if not finite:
         raise InputError("displacement: has NaN or Inf, expected mm; repair the file first")
     axes = memory_order(displacement)
-    flow = turned(displacement.transpose(*axes, 3), np.linalg.inv(grid.affine[:3, :3]))
+    flow = transform_vectors(displacement.transpose(*axes, 3), np.linalg.inv(grid.affine[:3, :3]))
     return SpatialTransform(np.eye(4), np.moveaxis(flow.transpose(*np.argsort(axes), 3), -1, 0), grid)
 
 
@@ -281,17 +281,17 @@ def slabs(shape: tuple[int, int, int], matrix: Array) -> Iterator[tuple[slice, A
     """Yield the positions ``matrix [v, 1]`` of a grid's voxels v, in slabs of planes along K.
 
     Yields:
-        (planes, places): the slice of planes, and their voxels' positions (N, 3) float64, first axis fastest.
+        (planes, positions): the slice of planes, and their voxels' positions (N, 3) float64, first axis fastest.
     """
     i, j, k = (np.arange(size, dtype=np.float64) for size in shape)
     thickness = max(1, SLAB // (len(i) * len(j)))
     for start in range(0, len(k), thickness):
         planes = slice(start, min(start + thickness, len(k)))
-        places = np.empty((planes.stop - start, len(j), len(i), 3))
+        positions = np.empty((planes.stop - start, len(j), len(i), 3))
         for axis, row in enumerate(matrix[:3]):
             plane = row[0] * i + row[1] * j[:, None]
-            np.add(plane, (row[2] * k[planes] + row[3])[:, None, None], out=places[..., axis])
-        yield planes, places.reshape(-1, 3)
+            np.add(plane, (row[2] * k[planes] + row[3])[:, None, None], out=positions[..., axis])
+        yield planes, positions.reshape(-1, 3)
 
 
 def _checked(points: Array) -> Array:

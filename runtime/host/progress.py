@@ -20,9 +20,9 @@ class Stages:
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextlib.contextmanager
-    def __call__(self, name: str, tell: bool = True) -> Iterator[None]:
-        """Time a stage; with `tell` off it is timed but not reported."""
-        if tell:
+    def __call__(self, name: str, announce: bool = True) -> Iterator[None]:
+        """Time a stage; with `announce` off it is timed but not reported."""
+        if announce:
             self.progress(name)
         start = time.perf_counter()
         yield

@@ -5,7 +5,7 @@ import numpy as np
 from ..types import Array
 
 PLANES = 24  # approximate number of planes along K that are inspected
-ALIKE = 0.6  # share of equal neighbours above which an image counts as labels; 8-bit scans have 0.2
+EQUAL_NEIGHBOURS = 0.6  # share of equal neighbours above which an image counts as labels; 8-bit scans have 0.2
 FEWEST = 100  # voxels above the lowest value that are needed for a decision
 UNIT, MOSTLY = 1e-2, 0.98  # tolerance of a direction's length of 1, and the share of voxels that must meet it
 
@@ -18,8 +18,8 @@ def looks_like_labels(data: Array) -> bool:
     pairs = inside[1:] & inside[:-1]
     if np.count_nonzero(pairs) < FEWEST:
         return False
-    alike = np.count_nonzero(pairs & (planes[1:] == planes[:-1])) / np.count_nonzero(pairs)
-    return bool(alike > ALIKE) and bool(np.all(planes == np.rint(planes)))
+    equal = np.count_nonzero(pairs & (planes[1:] == planes[:-1])) / np.count_nonzero(pairs)
+    return bool(equal > EQUAL_NEIGHBOURS) and bool(np.all(planes == np.rint(planes)))
 
 
 def looks_like_directions(data: Array) -> bool:

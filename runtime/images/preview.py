@@ -84,7 +84,7 @@ def write_preview(
     moving: Array,
     warped: Array,
     flow: Array,
-    likeness: tuple[float, float] | None = None,
+    correlations: tuple[float, float] | None = None,
 ) -> None:
     """Write the picture of a registration (PNG), atomically.
 
@@ -97,19 +97,19 @@ def write_preview(
         fixed, moving, warped: (I, J, K) in [0, 1] on one isotropic grid in the order closest to RAS+; moving after
             the affine initialisation, warped after the flow.
         flow: (3, I, J, K), voxels.
-        likeness: NCC of fixed with moving and of fixed with warped, if already known.
+        correlations: NCC of fixed with moving and of fixed with warped, if already known.
     """
-    picture = draw_preview(fixed, moving, warped, flow, likeness)
+    picture = draw_preview(fixed, moving, warped, flow, correlations)
     with atomic_path(path) as partial:
         picture.save(partial, format="PNG", compress_level=PNG_LEVEL)
 
 
 def draw_preview(
-    fixed: Array, moving: Array, warped: Array, flow: Array, likeness: tuple[float, float] | None = None
+    fixed: Array, moving: Array, warped: Array, flow: Array, correlations: tuple[float, float] | None = None
 ) -> "PIL.Image.Image":
     """Draw the picture of `write_preview` and return it as a Pillow image."""
     target, result = foreground_mask(fixed), foreground_mask(warped)
-    likeness = likeness or (ncc(fixed, moving), ncc(fixed, warped))
+    correlations = correlations or (ncc(fixed, moving), ncc(fixed, warped))
     box: tuple[EllipsisType | slice, ...] = (..., *_box(target | result))
     fixed, moving, warped, flow, target, result = (a[box] for a in (fixed, moving, warped, flow, target, result))
     before, after = _differences(fixed, moving, warped, target & result)
@@ -118,8 +118,8 @@ def draw_preview(
         ("fixed", "the target"),
         ("moving", "after affine initialisation"),
         ("warped", "moving, after the flow"),
-        ("moving - fixed", _numbers(likeness[0], before, target | result)),
-        ("warped - fixed", _numbers(likeness[1], after, target | result)),
+        ("moving - fixed", _numbers(correlations[0], before, target | result)),
+        ("warped - fixed", _numbers(correlations[1], after, target | result)),
         ("warped grid", f"one line every {GRID_STEP} voxels"),
     ]
     planes = _planes(fixed.shape)
@@ -180,9 +180,9 @@ def _limit(difference: Array) -> float:
     return max(float(np.ceil(largest / 0.05) * 0.05), 0.05)
 
 
-def _numbers(likeness: float, difference: Array, foreground: Array) -> str:
+def _numbers(correlations: float, difference: Array, foreground: Array) -> str:
     mean = np.abs(difference[foreground]).mean() if foreground.any() else 0
-    return f"NCC {likeness:.3f}   mean |difference| {mean:.3f}"
+    return f"NCC {correlations:.3f}   mean |difference| {mean:.3f}"
 
 
 def _enlarge(picture: Array, scale: float) -> Array:

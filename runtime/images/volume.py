@@ -108,8 +108,8 @@ def read_volume(path: str | PathLike[str], argument: str = "image", nan: float |
         value = volume.data.flat[0]
         raise InputError(f"{argument}: every voxel of {path} is {value:g}, expected an image with contrast")
     if looks_like_labels(volume.data):
-        doubt = f"{Path(path).name}: looks like a label map; expected a scan's intensities"
-        return replace(volume, warnings=(*volume.warnings, doubt))
+        warning = f"{Path(path).name}: looks like a label map; expected a scan's intensities"
+        return replace(volume, warnings=(*volume.warnings, warning))
     return volume
 
 
@@ -268,7 +268,7 @@ def rescaled(header: Header, stored: Array, dtype: type) -> Array:
 
 def _facts(header: Header, path: Path) -> Record:
     """Return the facts of a header besides shape and affine, as arguments of `Source`."""
-    warnings = tuple(f"{path.name}: {line}" for line in header.doubts)
+    warnings = tuple(f"{path.name}: {line}" for line in header.warnings)
     return {"codes": header.codes, "warnings": warnings, "zooms": header.other_zooms}
 
 

@@ -57,7 +57,7 @@ def register_arrays(
     with engines.running():
         both_on_gpu = on_gpu(fixed) and on_gpu(moving)
         fixed, moving = to_device(engines, fixed, "fixed"), to_device(engines, moving, "moving")
-        side = engines.fixed_side(fixed, similarity).smoothing(smooth)
+        side = engines.fixed_side(fixed, similarity).with_smoothing(smooth)
         if not both_on_gpu:
             pair = side.pair(moving, holes_of(engines, *holes))
             return run_loop(engines, pair, moving, schedule, Stages()).found

@@ -102,7 +102,7 @@ class ReadyPair:
         schedule, stage = options.build_schedule(), Stages(progress)
         engines, ready = self.engines, self.ready
         with engines.running():
-            pair = self.pair.watching(options.similarity).smoothing(options.smooth)
+            pair = self.pair.with_similarity(options.similarity).with_smoothing(options.smooth)
             loop = run_loop(engines, through(pair), pair.moving, schedule, stage)
             del pair
             if last:
@@ -196,10 +196,10 @@ class FixedScan:
         with engines.running():
             with self._stage("normalise"):
                 self._fixed = PreparedFixed(scan.normalised, engines.engine_set, self._rule)
-            with self._stage("affine", tell=False):
+            with self._stage("affine", announce=False):
                 if self._start.found:
                     _ = self._fixed.pyramid  # a cached property, computed here
-            with self._stage("resample", tell=False):
+            with self._stage("resample", announce=False):
                 self._fixed.condense()
 
     def register(
@@ -253,7 +253,7 @@ class FixedScan:
             masks = (self._mask, scan.mask)
             del scan  # and with it the normalised image
             return_freed_memory()  # before the loop, which needs the most memory
-            with stage("encode", tell=False):
+            with stage("encode", announce=False):
                 fixed = ready.fixed
                 side = self._side or engines.fixed_side(to_device(engines, fixed, "fixed"), self._similarity)
                 image = to_device(engines, ready.moving, "moving")

@@ -136,14 +136,14 @@ def apply_points(
     target = read.require_target().grid if table.frame == "voxels" else None
     positions = table.physical(_voxel_grid(source, read) if table.frame == "voxels" else None)
     progress("solve")
-    moved, residuals = read.pulled(positions)
+    moved, residuals = read.map_back(positions)
     found = residuals <= INVERTED_MM
     progress("write")
     with writing(output):
         table.moved(np.where(found[:, None], moved, np.nan), target).write(output)
     outside = int(np.count_nonzero(read.outside(moved[found])))
     summary, failed = _points_summary(output, table.frame, residuals, found, outside)
-    return Applied(with_warnings(summary, read.doubts), failed)
+    return Applied(with_warnings(summary, read.warnings), failed)
 
 
 def _apply_volume(
@@ -160,7 +160,7 @@ def _apply_volume(
     scan = volume.source if argument == "--image" else Source(grid=volume.grid)
     read = read_route(route, scan)
     target = read.require_target()
-    warnings = [*volume.warnings, *read.doubts, *_input_warnings(volume, argument, read, order)]
+    warnings = [*volume.warnings, *read.warnings, *_input_warnings(volume, argument, read, order)]
     _check_memory(target.grid, 1 if volume.step is None else volume.data.shape[3])
     progress("resample")
     data = _resample(volume, read, target.grid, order, outside, motion)

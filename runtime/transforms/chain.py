@@ -46,9 +46,14 @@ class Route:
     reference: Path | None = None
 
     @property
-    def turned(self) -> bool:
+    def is_inverted(self) -> bool:
         """True if the route leads from the moving image to the fixed one."""
         return bool(self.links) and self.links[0].inverse and self.links[-1].inverse
+
+    @property
+    def turned(self) -> bool:
+        """Alias of `is_inverted`, its earlier name."""
+        return self.is_inverted
 
     @property
     def inputs(self) -> tuple[Path | None, ...]:
@@ -85,9 +90,9 @@ class ReadRoute:
         return self.links[-1].end if self.links else None
 
     @property
-    def doubts(self) -> tuple[str, ...]:
+    def warnings(self) -> tuple[str, ...]:
         """Warnings about the headers of the files, one line each, without repetitions."""
-        return tuple(dict.fromkeys(doubt for link in self.links for doubt in link.file.doubts))
+        return tuple(dict.fromkeys(warning for link in self.links for warning in link.file.warnings))
 
     def require_target(self) -> Source:
         """Return the reference, or the grid on which the first file starts; InputError if neither is known."""
@@ -107,7 +112,7 @@ class ReadRoute:
         return self._required(self.end, ("--moving", "--fixed"), f"{self.links[-1]} does not say where it ends")
 
     def _required(self, side: Space | None, options: tuple[str, str], why: str) -> Space:
-        """Return a side that is known; `options` are its names for a chain that is not turned and for one that is."""
+        """Return a side that is known; `options` are its names for a chain that is not inverted and for one that is."""
         if side is None:
             option = options[self.links[0].inverse and self.links[-1].inverse]
             raise InputError(f"{option}: is needed, since {why}; give an image on it")
@@ -140,7 +145,7 @@ class ReadRoute:
             points = moved
         return found
 
-    def pulled(self, points: Array) -> tuple[Array, Array]:
+    def map_back(self, points: Array) -> tuple[Array, Array]:
         """Map points of the scan's space into the reference's, through the inverse of each part, solved per point.
 
         Args:
@@ -176,7 +181,7 @@ def read_route(route: Route, scan: Source | None = None) -> ReadRoute:
         None if path is None else read_source(path, f"--{name}")
         for name, path in (("fixed", route.fixed), ("moving", route.moving), ("reference", route.reference))
     )
-    begin, end = map(space_of, (moving, fixed) if route.turned else (fixed, moving))
+    begin, end = map(space_of, (moving, fixed) if route.is_inverted else (fixed, moving))
     links, last = [], len(route.links) - 1
     for number, link in enumerate(route.links):
         given = begin if number == 0 else None, end if number == last else None

@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 
 from ..errors import InputError
 from .link import ReadLink
-from .spaces import Space, likeness
+from .spaces import Space, match_level
 
-SURER = 0.5  # extra weight of the scan's hash: the scan must lie in the chain's end, a reference may be any grid
+HASH_WEIGHT = 0.5  # extra weight of the scan's hash: the scan must lie in the chain's end, a reference may be any grid
 
 
 class DirectionError(InputError):
@@ -59,7 +59,7 @@ def _likely(other: Sequence[ReadLink], links: Sequence[ReadLink], scan: Space | 
     The scan has to fit the other arrangement's end at least as well. If it fits the given end, and the links fit each
     other, only an arrangement with another end may have been meant: the reference may be any grid.
     """
-    now, then = likeness(links[-1].end, scan), likeness(other[-1].end, scan)
+    now, then = match_level(links[-1].end, scan), match_level(other[-1].end, scan)
     inner = [(one.end, two.start) for one, two in itertools.pairwise(links)]
     joined = all(_fits(*pair) for pair in inner if None not in pair)
     return then >= now and not (now > 0 and joined and other[-1].end is links[-1].end)
@@ -68,35 +68,35 @@ def _likely(other: Sequence[ReadLink], links: Sequence[ReadLink], scan: Space | 
 def _score(links: Sequence[ReadLink], scan: Space | None, reference: Space | None) -> tuple[float, bool]:
     """Return the score of the sides that meet, and True if all known ones fit."""
     first, last = links[0].start, links[-1].end
-    meetings = [(reference, first), *((one.end, two.start) for one, two in itertools.pairwise(links)), (last, scan)]
-    known = [pair for pair in meetings if None not in pair]
-    counted = meetings if reference or _fits(last, scan) else meetings[:-1]
-    certain = likeness(last, scan) == 2
-    return sum(likeness(*pair) for pair in counted) + SURER * certain, all(_fits(*pair) for pair in known)
+    junctions = [(reference, first), *((one.end, two.start) for one, two in itertools.pairwise(links)), (last, scan)]
+    known = [pair for pair in junctions if None not in pair]
+    counted = junctions if reference or _fits(last, scan) else junctions[:-1]
+    certain = match_level(last, scan) == 2
+    return sum(match_level(*pair) for pair in counted) + HASH_WEIGHT * certain, all(_fits(*pair) for pair in known)
 
 
 def _fits(one: Space | None, other: Space | None) -> bool:
     """Return True if two sides are the same as far as is known: the grids agree, and no two known hashes differ."""
     if one is None or other is None:
         return False
-    level = likeness(one, other)
+    level = match_level(one, other)
     return level == 2 or (level == 1 and None in (one.sha256, other.sha256))
 
 
 def _arrangements(links: Sequence[ReadLink]) -> Iterator[list[ReadLink]]:
     """Yield the arrangements that may have been meant: each single link inverted, then the whole chain."""
     for wrong in range(len(links)):
-        yield [link.turned if index == wrong else link for index, link in enumerate(links)]
-    yield [link.turned for link in reversed(links)]
+        yield [link.inverted if index == wrong else link for index, link in enumerate(links)]
+    yield [link.inverted for link in reversed(links)]
 
 
 def _reason(links: Sequence[ReadLink], better: Sequence[ReadLink]) -> str:
-    turned = [
+    inverted = [
         link
         for link, other in zip(links, better, strict=True)
         if link.file is other.file and link.inverse != other.inverse
     ]
-    wrong = turned if len(turned) == 1 else links
+    wrong = inverted if len(inverted) == 1 else links
     return (
         f"{_options(wrong)} leads from {_name(wrong[0].start)} to {_name(wrong[-1].end)}, the wrong way round for this "
         "reference and scan"

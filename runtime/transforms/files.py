@@ -51,7 +51,7 @@ def read_transform(
     found = _read(Reading(Path(path), argument, convention, start, end))
     if isinstance(found, TransformFile):
         return found
-    return TransformFile(found.transform, found.convention, Path(path), found.start, found.end, found.doubts)
+    return TransformFile(found.transform, found.convention, Path(path), found.start, found.end, found.warnings)
 
 
 def write_transform(

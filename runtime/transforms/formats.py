@@ -153,7 +153,7 @@ class Format:
         what: its name in messages.
         conventions: the conventions that use it.
         read: its reader.
-        certain: True if its first bytes identify it beyond doubt.
+        certain: True if its first bytes identify it beyond warning.
         largest: largest size of a file, bytes; None: any.
     """
 

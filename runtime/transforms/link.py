@@ -51,7 +51,7 @@ class ReadLink:
         return self.file.transform.inverse() if self.inverse else self.file.transform
 
     @property
-    def turned(self) -> "ReadLink":
+    def inverted(self) -> "ReadLink":
         """The same file, the other way round."""
         return ReadLink(self.file, not self.inverse)
 

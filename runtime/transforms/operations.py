@@ -49,7 +49,7 @@ def compose(route: Route, output: Path, convention: str = "itk", progress: Progr
     progress("write")
     with writing(output):
         error = write_verified(output, read.transform, convention, *sides, codes, displacement=displacement)
-    return with_warnings(_summary(output, convention, error), read.doubts)
+    return with_warnings(_summary(output, convention, error), read.warnings)
 
 
 def invert(route: Route, output: Path, convention: str = "itk", progress: Progress = silent) -> str:
@@ -76,7 +76,7 @@ def invert(route: Route, output: Path, convention: str = "itk", progress: Progre
     back = read.transform.inverse()
     with writing(output):
         error = write_verified(output, back, convention, start, back_to, codes, displacement=displacement)
-    return with_warnings(misses + _summary(output, convention, error), read.doubts)
+    return with_warnings(misses + _summary(output, convention, error), read.warnings)
 
 
 def jacobian(route: Route, output: Path, log: bool = False, progress: Progress = silent) -> str:
@@ -99,12 +99,12 @@ def jacobian(route: Route, output: Path, log: bool = False, progress: Progress =
         f"SDlogJ      {sd_log_jacobian(determinant):.4f}\n"
         f"wrote {output}: {'logarithm of the ' if log else ''}Jacobian determinant"
     )
-    return with_warnings(summary, read.doubts)
+    return with_warnings(summary, read.warnings)
 
 
-def with_warnings(summary: str, doubts: Iterable[str]) -> str:
+def with_warnings(summary: str, warnings: Iterable[str]) -> str:
     """Return a summary followed by one line for each warning."""
-    return "\n".join([summary, *(f"warning: {doubt}" for doubt in doubts)])
+    return "\n".join([summary, *(f"warning: {warning}" for warning in warnings)])
 
 
 def _summary(output: Path, convention: str, error: float) -> str:

@@ -69,7 +69,7 @@ class TransformFile:
         convention: the file's convention, one of `CONVENTIONS` or "ras".
         path: the file.
         start, end: the sides; None: not stored in the file.
-        doubts: warnings about its header, one line each.
+        warnings: warnings about its header, one line each.
     """
 
     transform: Transform
@@ -77,7 +77,12 @@ class TransformFile:
     path: Path
     start: Space | None
     end: Space | None
-    doubts: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """Alias of `warnings`, its earlier name."""
+        return self.warnings
 
 
 @dataclass(frozen=True)
@@ -127,8 +132,8 @@ def sides(metadata: TransformMetadata | None, grid: Grid) -> tuple[Space, Space 
     return replace(metadata.start, grid=grid), metadata.end
 
 
-def likeness(one: Space | None, other: Space | None) -> int:
-    """Return the similarity of two sides: 2 the same file, 1 the same grid, 0 different grids or not known."""
+def match_level(one: Space | None, other: Space | None) -> int:
+    """Compare two sides: 2 the same file, 1 the same grid, 0 different grids or not known."""
     if one is None or other is None or not one.grid.close(other.grid):
         return 0
     return 2 if one.sha256 and one.sha256 == other.sha256 else 1

@@ -210,17 +210,16 @@ class TestTensorRtRtx:
 
     def test_gpus(self, library):
         assert set(CAPABILITIES) <= set(library.sms)
-        assert library.unfit(89, "fp32") is None and library.unfit(75, "fp16") is None
-        assert "no fp32 3-D convolution for compute capability 7.5 (Turing); use --precision fp16" in library.unfit(
-            75, "fp32"
-        )
-        assert "supports compute capabilities 7.5, 8.0, 8.6, 8.9" in library.unfit(90, "fp16")
+        assert library.incompatibility(89, "fp32") is None and library.incompatibility(75, "fp16") is None
+        reason = library.incompatibility(75, "fp32")
+        assert "no fp32 3-D convolution for compute capability 7.5 (Turing); use --precision fp16" in reason
+        assert "supports compute capabilities 7.5, 8.0, 8.6, 8.9" in library.incompatibility(90, "fp16")
 
     @pytest.mark.parametrize("precision", ["fp16", "fp32"])
     @pytest.mark.parametrize("sm", CAPABILITIES)
     def test_every_graph_for_every_gpu(self, shipped, library, precision, sm):
         for spec in self.specs(shipped, library, precision, (sm,)).values():
-            if library.unfit(sm, precision):
+            if library.incompatibility(sm, precision):
                 with pytest.raises(
                     InputError, match=r"cannot build it for SM 75: .*Turing.*FP32 3D convolution is not"
                 ):

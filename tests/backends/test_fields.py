@@ -31,9 +31,9 @@ class GpuFields:
 
         self._fields = CudaFields(self._device)
 
-    def __getattr__(self, verb):
+    def __getattr__(self, operation):
         def call(*arguments):
-            return self.host(getattr(self._fields, verb)(*map(self.gpu, arguments)))
+            return self.host(getattr(self._fields, operation)(*map(self.gpu, arguments)))
 
         return call
 

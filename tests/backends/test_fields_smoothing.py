@@ -44,7 +44,9 @@ def averaged(image, level):
 @pytest.mark.parametrize("level", LEVELS)
 def test_a_level_trusts_the_edges_of_the_fixed_image_on_its_own_grid(pair, images, level):
     """The first step from the zero flow gives the residual itself."""
-    plain, found = (np.moveaxis(each.step(level, each.zero(level)), -1, 0) for each in (pair, pair.smoothing(SIGMA)))
+    plain, found = (
+        np.moveaxis(each.step(level, each.zero(level)), -1, 0) for each in (pair, pair.with_smoothing(SIGMA))
+    )
     expected = smooth_residual(plain, confidence(averaged(images[0], level)), SIGMA)
     assert np.abs(expected - plain).max() > 1e-4
     np.testing.assert_allclose(found, expected, atol=2e-6)
@@ -56,37 +58,39 @@ def test_a_smoothed_residual_is_composed_with_the_flow(pair, engines, images):
     features = engines.fields.warp_into(pair._fixed_side.inputs[2], pair._features[2], flow)
     residual = np.moveaxis(engines.networks.residual(2, features), -1, 0).copy()
     smoothed = smooth_residual(residual, confidence(halve(images[0])), SIGMA)
-    found = np.moveaxis(pair.smoothing(SIGMA).step(2, flow), -1, 0)
+    found = np.moveaxis(pair.with_smoothing(SIGMA).step(2, flow), -1, 0)
     np.testing.assert_allclose(found, compose(np.moveaxis(flow, -1, 0), smoothed), atol=1e-5)
 
 
 def test_without_smoothing_nothing_changes(pair):
     plain = flow_of(pair)
-    smoothed = pair.smoothing(SIGMA)
+    smoothed = pair.with_smoothing(SIGMA)
     assert np.abs(flow_of(smoothed) - plain).max() > 0.01
     np.testing.assert_array_equal(flow_of(pair), plain)
-    np.testing.assert_array_equal(flow_of(smoothed.smoothing(0)), plain)
+    np.testing.assert_array_equal(flow_of(smoothed.with_smoothing(0)), plain)
 
 
 def test_similarity_and_smoothing_are_chosen_in_any_order(pair):
-    one, other = pair.watching("mse").smoothing(SIGMA), pair.smoothing(SIGMA).watching("mse")
+    one, other = pair.with_similarity("mse").with_smoothing(SIGMA), pair.with_smoothing(SIGMA).with_similarity("mse")
     assert one.score(1, one.zero(1)) == other.score(1, other.zero(1)) < 0
     np.testing.assert_array_equal(flow_of(one), flow_of(other))
 
 
 def test_a_cascade_smooths_in_every_pass(pair):
-    smoothed = pair.smoothing(SIGMA)
+    smoothed = pair.with_smoothing(SIGMA)
     first = flow_of(smoothed, "1,1,1,1")
     again = smoothed.compose(first, flow_of(smoothed.warped(first), "1,1,1,1"))
     np.testing.assert_array_equal(flow_of(smoothed, "cascade:2"), again)
-    assert np.abs(flow_of(smoothed.warped(first).smoothing(0), "1,1,1,1") - flow_of(smoothed.warped(first))).max() > 0
+    assert (
+        np.abs(flow_of(smoothed.warped(first).with_smoothing(0), "1,1,1,1") - flow_of(smoothed.warped(first))).max() > 0
+    )
 
 
 def test_what_depends_on_the_fixed_image_alone_is_made_once_a_level(pair, engines, monkeypatch):
     made, make = [], type(engines.fields).smoother
     monkeypatch.setattr(type(engines.fields), "smoother", lambda *given: made.append(given[1].shape) or make(*given))
     for moving in (pair.moving, pair.moving[::-1].copy()):
-        flow_of(pair._fixed_side.pair(moving).watching("mse").smoothing(SIGMA), "2,2,2,2")
+        flow_of(pair._fixed_side.pair(moving).with_similarity("mse").with_smoothing(SIGMA), "2,2,2,2")
     assert made == [tuple(size // 2 ** (level - 1) for size in SHAPE) for level in LEVELS]
 
 

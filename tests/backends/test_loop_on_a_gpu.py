@@ -235,7 +235,7 @@ class TestChoice:
         def refuse(*arguments):
             raise InputError("--backend: cannot build it")
 
-        monkeypatch.setattr(self_test, "try_out", refuse)
+        monkeypatch.setattr(self_test, "self_test", refuse)
         with runtime.open_engines(on_gpu.engine_set.folder) as engines:
             assert not registry.BACKENDS[engines.backend].gpu and "cannot build it" in engines.reason
 

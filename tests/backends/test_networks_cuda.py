@@ -1,6 +1,6 @@
 """ONNX Runtime on a GPU's buffers and stream: on the stand-in GPU, where the CPU provider takes the CUDA one's place.
 
-What this shows is the binding of buffers, layouts, sizes and what is said when something is missing; what only a GPU
+What this shows is the binding of buffers, layouts, sizes and the errors when something is missing; what only a GPU
 shows is that the CUDA provider does the same: RPNET_TEST_GPU=1 runs these tests on one.
 """
 
@@ -214,7 +214,7 @@ class TestWhatCannotBeHad:
 
     def test_a_provider_that_opens_and_cannot_run(self, opened, module, monkeypatch):
         """For example without cuDNN: a first small run reveals it, while `auto` can still go on."""
-        said = (
+        message = (
             "Non-zero status code ... Status Message: cuDNN is unavailable: dlopen failed for libcudnn.so" + 999 * "x"
         )
 
@@ -228,7 +228,7 @@ class TestWhatCannotBeHad:
             )
 
         def fail(*_):
-            raise RuntimeError(said)
+            raise RuntimeError(message)
 
         monkeypatch.setattr(module, "open_session", session)
         with pytest.raises(
@@ -251,7 +251,7 @@ class TestWhatCannotBeHad:
             opened(provider="CUDAExecutionProvider")
 
     @pytest.mark.parametrize(
-        "said",
+        "message",
         [
             "CUDA failure 2: out of memory ; GPU=0",
             "BFCArena: Failed to allocate memory for requested buffer of size 629145600",
@@ -259,13 +259,13 @@ class TestWhatCannotBeHad:
             "CUDNN_STATUS_ALLOC_FAILED",
         ],
     )
-    def test_out_of_memory(self, opened, monkeypatch, device, said):
+    def test_out_of_memory(self, opened, monkeypatch, device, message):
         """The run is repeated once after our pool's unused memory was freed, then the error is reported."""
         networks, held = opened(), []
 
         def run(*_):
             held.append(device._pool.held)
-            raise RuntimeError(f"[ONNXRuntimeError] : 6 : {said}\nand more")
+            raise RuntimeError(f"[ONNXRuntimeError] : 6 : {message}\nand more")
 
         buffer = networks.estimator_input(1, (4, 4, 4))
         spoil(monkeypatch, networks._graphs.estimators[1], run)

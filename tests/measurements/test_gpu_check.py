@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from measurements import gpu_check
-from measurements.gpu import flight, kernel_tests, kernel_times, latency, part, place
+from measurements.gpu import kernel_tests, kernel_times, latency, machine, part, throughput
 from measurements.gpu.agreement import Agreement, Candidate, Scans, compare, of_the_gpu
 from runtime.backends.fields.cuda import CudaFields, traffic
 from runtime.errors import InputError, NotAvailableError
@@ -79,7 +79,7 @@ class TestPart:
         assert not json.loads((tmp_path / part.DATA).read_text())["finished"]
 
     def test_the_machine_is_told_with_and_without_a_gpu(self):
-        found = place.place()
+        found = machine.machine()
         assert found.lines[0].startswith("- GPU: ") and json.dumps(found.record)
         assert "numpy" in found.record["libraries"]
 
@@ -200,7 +200,7 @@ class TestAgreement:
 
     def test_what_is_not_here_is_told_apart_from_what_is_broken(self):
         def opening(error):
-            def open(tell):
+            def open(progress):
                 raise error
 
             return Candidate(SimpleNamespace(open=open))
@@ -260,7 +260,7 @@ class TestLatency:
 
 def test_throughput_is_relative_to_one_in_flight():
     record = [{"name": "a", "in_flight": n, "seconds": s} for n, s in ((1, 0.02), (2, 0.0125))]
-    assert "".join(flight.table(record)[-1].split()) == "|a|2|12.5|288000|1.60|"
+    assert "".join(throughput.table(record)[-1].split()) == "|a|2|12.5|288000|1.60|"
 
 
 KERNEL_SHAPE = (16, 24, 32)

@@ -12,10 +12,10 @@ from runtime.images.overlap import mean_dice
 from train.data.image_pair import is_deep
 from train.data.randomness import Randomness, identity
 from train.data.synthetic import ALIKE, VARIED, Population, load_template
+from train.data.synthetic.deep_structures import DEEP_STRUCTURES
 from train.data.synthetic.defects import with_lesions, with_residue
 from train.data.synthetic.deformation import own_motion
 from train.data.synthetic.levels import distance, sample
-from train.data.synthetic.places import PLACES
 from train.data.synthetic.population import Side
 from train.data.synthetic.scanner import coarsen, contrast_curve
 from train.data.synthetic.scenes import brain, shapes
@@ -90,18 +90,18 @@ class TestPlaces:
         """Both sides in cubic centimetres, from textbooks of anatomy, give or take half."""
         expected = {"ventricle": 16, "thalamus": 15, "putamen": 10, "pallidum": 3.5, "caudate": 8, "hippocampus": 8,
                     "amygdala": 5}  # fmt: skip
-        for place, level in zip(PLACES, template.levels[1:], strict=True):
+        for place, level in zip(DEEP_STRUCTURES, template.levels[1:], strict=True):
             assert float((level > 0).sum()) / 1000 == pytest.approx(expected[place.name], rel=0.6), place.name
 
     def test_they_lie_in_both_halves_alike(self, template):
         half = template.shape[0] // 2
-        for place, level in zip(PLACES, template.levels[1:], strict=True):
+        for place, level in zip(DEEP_STRUCTURES, template.levels[1:], strict=True):
             left, right = (level[:half] > 0).sum(), (level[-half:] > 0).sum()
             assert left / right == pytest.approx(1, rel=0.3), place.name
 
     def test_their_tissue_is_what_they_are_made_of(self, template):
         _, grey, white, _ = template.maps
-        inside = {place.name: level > 0.5 for place, level in zip(PLACES, template.levels[1:], strict=True)}
+        inside = {place.name: level > 0.5 for place, level in zip(DEEP_STRUCTURES, template.levels[1:], strict=True)}
         assert (grey + white)[inside["ventricle"]].mean() < 0.3
         for name in ("caudate", "putamen", "hippocampus", "amygdala"):
             assert grey[inside[name]].mean() > 0.6, name

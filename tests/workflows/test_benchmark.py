@@ -212,10 +212,10 @@ class Target:
     def variable(self, name):
         return os.environ.get(name)
 
-    tell: Callable[[str], None] = print
+    progress: Callable[[str], None] = print
 
     def speak(self, words):
-        self.tell(words)
+        self.progress(words)
         return len(words)
 
 
@@ -259,7 +259,7 @@ class Scripted:
     name: str = "scripted"
     words: str = "nothing"
 
-    def open(self, tell):
+    def open(self, progress):
         return self
 
     facts = {"backend": "none"}  # noqa: RUF012

@@ -17,7 +17,7 @@ from runtime.backends.tolerance import TOLERANCES, flow_difference
 from runtime.errors import InputError, NotAvailableError
 from runtime.loop.schedules import parse_schedule
 from runtime.workflows.benchmark.contenders.contender import EngineContender, EngineRunner, Others, Task, solve
-from runtime.workflows.benchmark.contenders.line_up import Field
+from runtime.workflows.benchmark.contenders.line_up import LineUp
 from runtime.workflows.benchmark.contenders.session import Session
 from runtime.workflows.benchmark.measuring.accuracy_gate import GateError, check_all
 from runtime.workflows.benchmark.options import BenchmarkOptions
@@ -208,7 +208,7 @@ class NotToBeHad:
     name: str = "elsewhere"
     words: str = "somebody else"
 
-    def open(self, tell):
+    def open(self, progress):
         raise NotAvailableError("nowhere to be found")
 
 
@@ -222,7 +222,7 @@ class TestField:
             asked.append(on_gpu)
             return Others(**others)
 
-        return Field(dataclasses.replace(self.options, engine_dir=engine_dir), ask), asked
+        return LineUp(dataclasses.replace(self.options, engine_dir=engine_dir), ask), asked
 
     def test_others_are_asked_for_once_the_engines_are_open(self, engine_dir):
         field, asked = self.field(engine_dir)

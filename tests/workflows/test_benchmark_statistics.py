@@ -9,7 +9,7 @@ import pytest
 from runtime.backends.engine_set import load_engine_set
 from runtime.workflows.benchmark.contenders.arithmetic import MatrixProduct, NetworkWork
 from runtime.workflows.benchmark.machine import gpu as facts
-from runtime.workflows.benchmark.measuring.rounds import account, doubts, stage_rows
+from runtime.workflows.benchmark.measuring.rounds import account, run_warnings, stage_rows
 from runtime.workflows.benchmark.measuring.statistics import line_fit, percentile, ratios, spread, summary
 from runtime.workflows.benchmark.options import BenchmarkOptions
 from runtime.workflows.benchmark.report.cells import ms
@@ -177,14 +177,14 @@ class TestGpuFacts:
         assert "2520 of 3105 MHz, at most 450 W" in words
 
     def test_a_busy_gpu_is_doubted(self):
-        assert facts.gpu_doubts({"used_percent": 37.0}) == [
+        assert facts.gpu_warnings({"used_percent": 37.0}) == [
             "the GPU was 37% busy before the start; other processes use it"
         ]
-        assert facts.gpu_doubts({"used_percent": 0.0}) == facts.gpu_doubts(None) == []
+        assert facts.gpu_warnings({"used_percent": 0.0}) == facts.gpu_warnings(None) == []
 
 
 def test_doubts_are_told():
-    assert doubts("a", SAMPLES[:1] * 3) == []
-    assert "a: runs spread by 33%" in doubts("a", SAMPLES)[0]
-    assert "other processes used 50% of the machine" in doubts("a", [sample(1.0, [], others=0.5)])[0]
-    assert "exceeds the measured peak" in doubts("a", SAMPLES[:1], {"share_of_peak_fastest": 1.1})[0]
+    assert run_warnings("a", SAMPLES[:1] * 3) == []
+    assert "a: runs spread by 33%" in run_warnings("a", SAMPLES)[0]
+    assert "other processes used 50% of the machine" in run_warnings("a", [sample(1.0, [], others=0.5)])[0]
+    assert "exceeds the measured peak" in run_warnings("a", SAMPLES[:1], {"share_of_peak_fastest": 1.1})[0]

@@ -102,7 +102,7 @@ def test_smoothing_is_timed_level_by_level(engines, pair):
     timed_engines, recorder = timed(engines)
     recorder.begin(SHAPE)
     with engines.running():
-        side = timed_engines.fixed_side(pair[0], "ncc").smoothing(1.5)
+        side = timed_engines.fixed_side(pair[0], "ncc").with_smoothing(1.5)
         found = iterstop.run(side.pair(pair[1]), parse_schedule("1,2,1,1"))
     expected = register_arrays(engines, *pair, parse_schedule("1,2,1,1"), smooth=1.5)
     np.testing.assert_array_equal(engines.fields.to_host(found.flow), expected.flow)

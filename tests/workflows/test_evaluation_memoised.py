@@ -8,7 +8,7 @@ import pytest
 from runtime.loop import iterstop
 from runtime.loop.schedules import parse_schedule
 from runtime.workflows.evaluation.scoring import memoised_pair
-from runtime.workflows.evaluation.scoring.memoised_pair import Bill, Memory, RememberingPair
+from runtime.workflows.evaluation.scoring.memoised_pair import MemoisedPair, Memory, TimeAccount
 
 SCHEDULES = ("1,1,1,1", "1,2,1,1", "1,2,2,2", "0,0,0,0", "cascade:2", "cascade:3", "iterstop", "1,1,1,1")
 
@@ -56,8 +56,8 @@ def run(pair, schedule):
 
 
 def through(pair, memory, schedule, similarity="ncc", smooth=0.0):
-    bill = Bill()
-    return run(RememberingPair(pair, memory, similarity, smooth, bill), schedule), bill.seconds
+    account = TimeAccount()
+    return run(MemoisedPair(pair, memory, similarity, smooth, account), schedule), account.seconds
 
 
 @pytest.mark.parametrize("limit", [1, 400, 1 << 20], ids=["keeps one flow", "keeps a few", "keeps all"])
@@ -132,7 +132,7 @@ def test_smoothed_and_plain_steps_are_told_apart():
 def test_flows_are_kept_up_to_the_limit():
     flow_bytes = 2 * 2 * 2 * 3 * 4
     memory, pair = Memory(3 * flow_bytes), CountingPair()
-    seen = RememberingPair(pair, memory, "ncc", 0.0, Bill())
+    seen = MemoisedPair(pair, memory, "ncc", 0.0, TimeAccount())
     flows = [seen.zero(level) for level in (4, 3, 2, 1)]
     pair.log.clear()
     assert [seen.zero(level) is flow for level, flow in zip((3, 2, 1), flows[1:], strict=True)] == [True] * 3
@@ -143,7 +143,7 @@ def test_flows_are_kept_up_to_the_limit():
 
 def test_a_device_is_waited_for():
     waited = []
-    RememberingPair(CountingPair(), Memory(settle=waited.append), "ncc", 0.0, Bill()).zero(4)
+    MemoisedPair(CountingPair(), Memory(synchronise=waited.append), "ncc", 0.0, TimeAccount()).zero(4)
     assert len(waited) == 1
 
 
@@ -156,7 +156,7 @@ def test_on_real_engines_bit_for_bit(engines):
     memory, ways = Memory(), list(itertools.product(SCHEDULES, (0.0, 1.5, 0.7)))
     with engines.running():
         pair = engines.fixed_side(engines.fields.to_device(fixed), "ncc").pair(engines.fields.to_device(moving))
-        found = [through(pair.smoothing(smooth), memory, schedule, smooth=smooth)[0] for schedule, smooth in ways]
+        found = [through(pair.with_smoothing(smooth), memory, schedule, smooth=smooth)[0] for schedule, smooth in ways]
     for (schedule, smooth), result in zip(ways, found, strict=True):
         alone = register_arrays(engines, fixed, moving, parse_schedule(schedule), smooth=smooth)
         np.testing.assert_array_equal(engines.fields.to_host(result.flow), alone.flow)

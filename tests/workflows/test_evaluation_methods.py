@@ -43,7 +43,7 @@ class TestMethods:
     def test_a_smoothed_family_is_a_family_of_its_own(self, engine_set):
         found = methods(Choices(schedules=("t,1,1,1",), times=(1, 3), smooths=(0.0, 2.0)), engine_set)[1:]
         assert [method.options.smooth for method in found] == [0, 2, 0, 2]
-        assert [method.places for method in found[1::2]] == [(("t,1,1,1 smooth 2", 1),), (("t,1,1,1 smooth 2", 3),)]
+        assert [method.families for method in found[1::2]] == [(("t,1,1,1 smooth 2", 1),), (("t,1,1,1 smooth 2", 3),)]
 
     @pytest.mark.parametrize(
         "family, expected",
@@ -56,17 +56,17 @@ class TestMethods:
     def test_t_stands_for_times(self, engine_set, family, expected):
         found = methods(Choices(schedules=(family,), times=(1, 3)), engine_set)[1:]
         assert [method.name for method in found] == expected
-        assert [method.places for method in found] == [((family, 1),), ((family, 3),)]
+        assert [method.families for method in found] == [((family, 1),), ((family, 3),)]
 
     def test_a_schedule_of_several_families_is_run_once(self, engine_set):
         (method,) = methods(Choices(schedules=("t,1,1,1", "1,t,1,1", "1,1,1,1"), times=(1,)), engine_set)[1:]
-        assert method.places == (("t,1,1,1", 1), ("1,t,1,1", 1))
+        assert method.families == (("t,1,1,1", 1), ("1,t,1,1", 1))
 
     def test_the_paper(self, engine_set):
         found = methods(Choices(paper=True), engine_set)
         swept = {(m.options.on_stop, m.options.delta) for m in found if m.options.schedule == "iterstop"}
         assert swept == {(way, delta) for way in ("keep", "revert") for delta in PAPER_DELTAS}
-        places = [place for method in found for place in method.places]
+        places = [place for method in found for place in method.families]
         assert sorted(places) == sorted((family, t) for family in FAMILIES for t in range(1, 11))
         assert {method.options.schedule for method in found if method.stops} == set(STOP_RULES)
         assert len({method.title for method in found}) == len(found)

@@ -21,7 +21,7 @@ from runtime.workflows.preparation import Preparation, prepare_scans
 from runtime.workflows.preparation.output.folder import ONE, write_unit_image
 from runtime.workflows.preparation.scan.alignment import Aligner
 from runtime.workflows.preparation.scan.native_scan import read_native
-from runtime.workflows.preparation.scan.quality import cropped_share, doubts, label_facts
+from runtime.workflows.preparation.scan.quality import cropped_share, label_facts, record_warnings
 from runtime.workflows.preparation.scan.reference import target_grid
 from tests import scans
 from tests.workflows.preparation import SHAPE, TURNED, affine_map, image_of, moved, options, write_list
@@ -225,7 +225,7 @@ class TestFindings:
 
     def test_lost_labels_and_a_doubtful_alignment_are_warnings(self):
         facts = {"similarity": {"after": None}, "cropped_share": 0.0, "labels": [5], "labels_lost": [3, 7]}
-        lines = doubts(facts | {"affine": {"note": "odd"}})
+        lines = record_warnings(facts | {"affine": {"note": "odd"}})
         assert lines[0] == "the similarity with the reference is low (none)"
         assert lines[1:] == ["2 of 3 labels are not on the grid: 3, 7", "alignment: odd"]
 

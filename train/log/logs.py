@@ -104,25 +104,25 @@ class RunLog(contextlib.AbstractContextManager):
         _rewrite(self.path, step)
         self._file = self.path.open("a", newline="", buffering=1)
         self._table = csv.DictWriter(self._file, LOG_COLUMNS, restval="")
-        self._board = None
+        self._tensorboard = None
         if tensorboard:
-            self._board = tensorboard_writer()(str(folder / TENSORBOARD), purge_step=step + 1)
+            self._tensorboard = tensorboard_writer()(str(folder / TENSORBOARD), purge_step=step + 1)
 
     def write(self, row: Row) -> None:
         self._table.writerow(row.cells())
-        if self._board:
+        if self._tensorboard:
             for name, value in row.curves().items():
-                self._board.add_scalar(name, value, row.step)
+                self._tensorboard.add_scalar(name, value, row.step)
 
     def show(self, step: int, picture: Any) -> None:
         """Add a picture to the TensorBoard log, if there is one."""
-        if self._board:
-            self._board.add_image("validation", np.asarray(picture), step, dataformats="HWC")
+        if self._tensorboard:
+            self._tensorboard.add_image("validation", np.asarray(picture), step, dataformats="HWC")
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
-        if self._board:
-            self._board.close()
+        if self._tensorboard:
+            self._tensorboard.close()
 
 
 def _rewrite(path: Path, step: int) -> None:

@@ -37,13 +37,13 @@ class Batch:
         first = step * self.size
         return range(first + self.processes.rank, first + self.size, self.processes.count)
 
-    def twins(self, steps: range) -> Iterator[list[int]]:
+    def direction_groups(self, steps: range) -> Iterator[list[int]]:
         """Return the indices of this process, grouped so that the two directions of a pair (equal n // 2) are together.
 
         A group goes to one worker, so a generated scene is made only once, not by two workers at the same time.
         """
         indices = (index for step in steps for index in self.mine(step))
-        return (list(twins) for _, twins in itertools.groupby(indices, lambda index: index // 2))
+        return (list(direction_groups) for _, direction_groups in itertools.groupby(indices, lambda index: index // 2))
 
 
 def feed(sources: Sources, steps: range, batch: Batch, workers: int) -> Iterator[list[ImagePair]]:
@@ -56,14 +56,14 @@ def feed(sources: Sources, steps: range, batch: Batch, workers: int) -> Iterator
     if workers:
         groups = _made_by_workers(sources, steps, batch, workers)
     else:
-        groups = ([sources.pair(index) for index in indices] for indices in batch.twins(steps))
+        groups = ([sources.pair(index) for index in indices] for indices in batch.direction_groups(steps))
     pairs = itertools.chain.from_iterable(groups)
     for _ in steps:
         yield list(itertools.islice(pairs, batch.accumulate))
 
 
 def _made_by_workers(sources: Sources, steps: range, batch: Batch, workers: int) -> Iterator[list[ImagePair]]:
-    """Yield the pairs of the groups of `Batch.twins`; each worker makes every `workers`-th group, one ahead.
+    """Yield the pairs of the groups of `Batch.direction_groups`; each worker makes every `workers`-th group, one ahead.
 
     Each worker sends arrays through its own pipe. If it is killed, the pipe ends, which is noticed even in the middle
     of an array. PyTorch's DataLoader would wait forever, also where shared memory is small, as in containers.
@@ -72,7 +72,7 @@ def _made_by_workers(sources: Sources, steps: range, batch: Batch, workers: int)
     try:
         for number in range(workers):
             started.append(_start(sources.pair, steps, batch, number, workers))
-        for _, (arriving, process) in zip(batch.twins(steps), itertools.cycle(started), strict=False):
+        for _, (arriving, process) in zip(batch.direction_groups(steps), itertools.cycle(started), strict=False):
             yield _received(arriving, process)
     finally:
         for arriving, process in started:
@@ -105,7 +105,7 @@ def _make(
         signal.signal(name, signal.SIG_IGN)
     torch.set_num_threads(1)
     with contextlib.suppress(BrokenPipeError, ConnectionError):
-        for indices in itertools.islice(batch.twins(steps), number, None, workers):
+        for indices in itertools.islice(batch.direction_groups(steps), number, None, workers):
             try:
                 pairs = [pair(index) for index in indices]
             except InputError as error:

@@ -35,7 +35,7 @@ EXPLODED = 1000.0
 
 
 @contextlib.contextmanager
-def sound_state(path: Path | None) -> Iterator[None]:
+def finite_state(path: Path | None) -> Iterator[None]:
     """Turn the errors raised by an invalid training state of a checkpoint into a one-line InputError."""
     try:
         yield
@@ -71,7 +71,7 @@ class Run:
         self.validated = 0  # step of the last validation
         self.started_from: dict = {}
         device = choose_device(options, self.processes.local_rank)
-        with sound_state(options.continues):
+        with finite_state(options.continues):
             saved = self._saved(options.continues) if options.continues else None
         self.sources = open_sources(options, device)
         smallest = min(self.sources.shape) // (2 if options.half_size else 1)
@@ -85,7 +85,7 @@ class Run:
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=options.learning_rate)
         self.scaler = self.numerics.scaler()
         if saved is not None:
-            with sound_state(options.continues):
+            with finite_state(options.continues):
                 self._require_same_numerics(saved)
                 self._require_same_content(saved)
                 self._restore(saved)

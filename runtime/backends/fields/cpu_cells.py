@@ -75,10 +75,10 @@ class _Lanes:
 
 def _corners(builder, start, steps) -> dict[tuple[int, ...], Any]:
     """Return the flat index of each corner of the cell, by its position 0 or 1 along the axes."""
-    places: dict[tuple[int, ...], Any] = {(): start}
+    corners: dict[tuple[int, ...], Any] = {(): start}
     for step in steps:
-        places = {(*corner, n): builder.add(at, step) if n else at for corner, at in places.items() for n in (0, 1)}
-    return places
+        corners = {(*corner, n): builder.add(at, step) if n else at for corner, at in corners.items() for n in (0, 1)}
+    return corners
 
 
 def _interpolated(lanes, data, corners, fractions):
@@ -217,22 +217,22 @@ def between_3(typing, row, start, w, out, at):
 
 
 @njit(error_model="numpy")
-def locate(row, i, j, sizes, places, fractions):
+def locate(row, i, j, sizes, first_voxels, fractions):
     """Compute the target cells of a row of voxels from their row of a flow (3 K numbers): first voxels and fractions.
 
-    places (K,) int64, written: flat index of the cell's first voxel, or -1 if a corner lies outside the image or a
-    coordinate is NaN. fractions (3, K), written: position within the cell along each axis. No voxels are read here, so
-    that the loop compiles to vector instructions.
+    first_voxels (K,) int64, written: flat index of the cell's first voxel, or -1 if a corner lies outside the image
+    or a coordinate is NaN. fractions (3, K), written: position within the cell along each axis. No voxels are read
+    here, so that the loop compiles to vector instructions.
     """
     size_i, size_j, size_k = sizes
     last_i, last_j, last_k = F(size_i - 1), F(size_j - 1), F(size_k - 1)
     u, v, w = fractions[0], fractions[1], fractions[2]
-    for k in range(len(places)):
+    for k in range(len(first_voxels)):
         x, y, z = F(i) + row[3 * k], F(j) + row[3 * k + 1], F(k) + row[3 * k + 2]
         inside = (x >= 0) & (y >= 0) & (z >= 0) & (x < last_i) & (y < last_j) & (z < last_k)
         fi, fj, fk = np.floor(x), np.floor(y), np.floor(z)
         place = (np.int64(np.int32(fi)) * size_j + np.int64(np.int32(fj))) * size_k + np.int64(np.int32(fk))
-        places[k] = place if inside else -1
+        first_voxels[k] = place if inside else -1
         u[k], v[k], w[k] = x - fi, y - fj, z - fk
 
 

@@ -72,18 +72,18 @@ def slopes(begin, end, image, flow, gradient, out):
     """Compute the gradient with respect to the flow: ``out(x) = sum_c gradient(x, c) (grad image)(x + flow(x), c)``."""
     _, size_j, size_k, channels = image.shape
     step_i, step_j, step_k = U(size_j * size_k * channels), U(size_k * channels), U(channels)
-    places, fractions = np.empty(size_k, np.int64), np.empty((3, size_k), np.float32)
+    first_voxels, fractions = np.empty(size_k, np.int64), np.empty((3, size_k), np.float32)
     for i in range(begin, end):
         for j in range(size_j):
             row = flow[i, j].reshape(3 * size_k)
-            locate(row, i, j, image.shape[:3], places, fractions)
+            locate(row, i, j, image.shape[:3], first_voxels, fractions)
             for k in range(size_k):
                 du, dv, dw = F(0), F(0), F(0)
-                if places[k] < 0:
+                if first_voxels[k] < 0:
                     x, y, z = target(row, i, j, k)
                     du, dv, dw = _slopes_at_border(image, x, y, z, gradient[i, j, k])
                 else:
-                    start, at = U(places[k]) * step_k, U((i * size_j + j) * size_k + k) * step_k
+                    start, at = U(first_voxels[k]) * step_k, U((i * size_j + j) * size_k + k) * step_k
                     u, v, w = fractions[0, k], fractions[1, k], fractions[2, k]
                     last = at + step_k
                     if channels == 3:
@@ -123,15 +123,15 @@ def scatter(begin, end, flow, gradient, reach, out):
     _, size_j, size_k, channels = out.shape
     step_i, step_j, step_k = U(size_j * size_k * channels), U(size_k * channels), U(channels)
     slice_size = size_j * size_k
-    places, fractions = np.empty(size_k, np.int64), np.empty((3, size_k), np.float32)
+    first_voxels, fractions = np.empty(size_k, np.int64), np.empty((3, size_k), np.float32)
     for i in range(len(flow)):
         if not (reach[i, 0] < end and reach[i, 1] > begin - 1):
             continue
         for j in range(size_j):
             row = flow[i, j].reshape(3 * size_k)
-            locate(row, i, j, out.shape[:3], places, fractions)
+            locate(row, i, j, out.shape[:3], first_voxels, fractions)
             for k in range(size_k):
-                place = places[k]
+                place = first_voxels[k]
                 if place < 0:
                     x, y, z = target(row, i, j, k)
                     _scatter_at_border(out, x, y, z, begin, end, gradient[i, j, k])

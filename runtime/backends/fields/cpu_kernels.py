@@ -70,17 +70,17 @@ def warp_features(begin, end, image, flow, out, out_i, out_j, out_k, out_c):
     _, size_j, size_k, channels = image.shape
     step_i, step_j = U(size_j * size_k * channels), U(size_k * channels)
     for i in range(begin, end):
-        places, fractions = np.empty(size_k, np.int64), np.empty((3, size_k), np.float32)
+        first_voxels, fractions = np.empty(size_k, np.int64), np.empty((3, size_k), np.float32)
         beside = np.empty(0 if out_c == 1 else size_k * channels, np.float32)
         line, step = (out, U(out_k)) if out_c == 1 else (beside, U(channels))
         for j in range(size_j):
             row = flow[i, j].reshape(3 * size_k)
-            locate(row, i, j, image.shape[:3], places, fractions)
+            locate(row, i, j, image.shape[:3], first_voxels, fractions)
             first = U(i) * U(out_i) + U(j) * U(out_j)
             at = first if out_c == 1 else U(0)
             for k in range(size_k):
-                if places[k] >= 0:
-                    start = U(places[k]) * U(channels)
+                if first_voxels[k] >= 0:
+                    start = U(first_voxels[k]) * U(channels)
                     u, v, w = fractions[0, k], fractions[1, k], fractions[2, k]
                     _blend(image, start, step_i, step_j, u, v, w, line, at)
                 else:
@@ -116,17 +116,17 @@ def compose(begin, end, flow, residual, res_i, res_j, res_k, res_c, out):
     _, size_j, size_k, _ = flow.shape
     step_i, step_j = U(3 * size_j * size_k), U(3 * size_k)
     for i in range(begin, end):
-        places, fractions = np.empty(size_k, np.int64), np.empty((3, size_k), np.float32)
+        first_voxels, fractions = np.empty(size_k, np.int64), np.empty((3, size_k), np.float32)
         row = np.empty(3 * size_k, np.float32)
         for j in range(size_j):
             first = U(i) * U(res_i) + U(j) * U(res_j)
             for c in range(3):
                 for k in range(size_k):
                     row[3 * k + c] = residual[first + U(c) * U(res_c) + U(k) * U(res_k)]
-            locate(row, i, j, flow.shape[:3], places, fractions)
+            locate(row, i, j, flow.shape[:3], first_voxels, fractions)
             for k in range(size_k):
-                if places[k] >= 0:
-                    start = U(3) * U(places[k])
+                if first_voxels[k] >= 0:
+                    start = U(3) * U(first_voxels[k])
                     u, v, w = fractions[0, k], fractions[1, k], fractions[2, k]
                     di, dj, dk = sample_3(flow, start, step_i, step_j, u, v, w)
                 else:
@@ -202,15 +202,15 @@ def _row_memory(flow, size_k):
 
 
 @_apart
-def _warp_row(image, row, i, j, places, fractions, values):
+def _warp_row(image, row, i, j, first_voxels, fractions, values):
     """Warp one row of a one-channel image into values (K,)."""
     _, size_j, size_k, _ = image.shape
     step_i, step_j = U(size_j * size_k), U(size_k)
-    locate(row, i, j, image.shape[:3], places, fractions)
+    locate(row, i, j, image.shape[:3], first_voxels, fractions)
     for k in range(size_k):
-        if places[k] >= 0:
+        if first_voxels[k] >= 0:
             u, v, w = fractions[0, k], fractions[1, k], fractions[2, k]
-            values[k] = sample_1(image, U(places[k]), step_i, step_j, u, v, w)
+            values[k] = sample_1(image, U(first_voxels[k]), step_i, step_j, u, v, w)
         else:
             values[k] = _outside(image, row, i, j, k, 0)
 
@@ -232,10 +232,10 @@ def warp_image(begin, end, image, flow, out):
     """Compute ``out(x) = image(x + s flow(x / s))``; image, out (I, J, K, 1), flow (I / s, J / s, K / s, 3)."""
     size_i, size_j, size_k, _ = image.shape
     for i in range(begin, end):
-        coarse, fine, places, fractions = _row_memory(flow, size_k)
+        coarse, fine, first_voxels, fractions = _row_memory(flow, size_k)
         for j in range(size_j):
             row = _flow_row(flow, i, j, size_i, size_j, size_k, coarse, fine)
-            _warp_row(image, row, i, j, places, fractions, out[i, j].reshape(size_k))
+            _warp_row(image, row, i, j, first_voxels, fractions, out[i, j].reshape(size_k))
 
 
 @in_slices(over="partial")
@@ -247,12 +247,12 @@ def similarity_sums(begin, end, fixed, moving, flow, partial):
     """
     size_i, size_j, size_k, _ = fixed.shape
     for i in range(begin, end):
-        coarse, fine, places, fractions = _row_memory(flow, size_k)
+        coarse, fine, first_voxels, fractions = _row_memory(flow, size_k)
         values = np.empty(size_k, np.float32)
         sum_m, sum_mm, sum_mf = 0.0, 0.0, 0.0
         for j in range(size_j):
             row = _flow_row(flow, i, j, size_i, size_j, size_k, coarse, fine)
-            _warp_row(moving, row, i, j, places, fractions, values)
+            _warp_row(moving, row, i, j, first_voxels, fractions, values)
             m, mm, mf = _sums(values, fixed[i, j].reshape(size_k))
             sum_m, sum_mm, sum_mf = sum_m + m, sum_mm + mm, sum_mf + mf
         partial[i, 0], partial[i, 1], partial[i, 2] = sum_m, sum_mm, sum_mf

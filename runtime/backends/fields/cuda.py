@@ -40,16 +40,16 @@ TRAFFIC: dict[str, Callable[[int, int, int], float]] = {
 }
 
 
-def traffic(verb: str, shape: Shape, channels: int = 1, dtype: Any = np.float32, scale: int = 1) -> int:
+def traffic(operation: str, shape: Shape, channels: int = 1, dtype: Any = np.float32, scale: int = 1) -> int:
     """Return the minimum number of bytes that an operation reads and writes in device memory, each voxel once.
 
     Args:
-        verb: a method of `CudaFields`; "score" is the call of a scorer, "smooth" that of a smoother.
+        operation: a method of `CudaFields`; "score" is the call of a scorer, "smooth" that of a smoother.
         shape: (I, J, K) of the grid that is written, or the image's for scores.
         channels, dtype: channels and type of the features that are warped or copied.
         scale: factor by which the flow is coarser ("upsample", "score").
     """
-    return round(TRAFFIC[verb](channels, np.dtype(dtype).itemsize, scale) * math.prod(shape))
+    return round(TRAFFIC[operation](channels, np.dtype(dtype).itemsize, scale) * math.prod(shape))
 
 
 class CudaFields:

@@ -42,7 +42,7 @@ class CudaOnnxRuntimeNetworks:
         engine_set: a checked set.
         device: a GPU; must be current in the calling thread, here and in every call.
         precision: "fp32" (without TF32) or "fp16"; also the type of feature maps and estimator inputs.
-        tell: not used, because nothing is built.
+        progress: not used, because nothing is built.
         provider, memory: ONNX Runtime's names of the provider that runs the graphs and of the memory that holds arrays.
 
     Raises:
@@ -57,7 +57,7 @@ class CudaOnnxRuntimeNetworks:
         engine_set: EngineSet,
         device: Device,
         precision: str = "fp32",
-        tell: Callable[[str], None] = lambda line: None,
+        progress: Callable[[str], None] = lambda line: None,
         provider: str = PROVIDER,
         memory: str = MEMORY,
     ) -> None:

@@ -1,7 +1,7 @@
 """Compiled spatial maps: points and grids mapped through a flow, and the inverse problem for given points.
 
-A flow is (A, B, C, 3) float32, sampled trilinearly and extrapolated with its nearest border value. A place is a
-position on the flow's lattice, in voxels; a miss is the residual distance between a mapped place and its goal.
+A flow is (A, B, C, 3) float32, sampled trilinearly and extrapolated with its nearest border value. A position is a
+position on the flow's lattice, in voxels; a miss is the residual distance between a mapped position and its target.
 """
 
 import numpy as np
@@ -59,19 +59,19 @@ def displacement(begin, end, flow, to_flow, base, linear, result):
     _, depth, height, width = result.shape
     across = -(-height // TILE)
     for tile in range(begin, end):
-        places, vectors = np.empty((3, width)), np.empty((3, width), np.float32)
+        positions, vectors = np.empty((3, width)), np.empty((3, width), np.float32)
         top, left = tile // across * TILE, tile % across * TILE
         for k in range(top, min(top + TILE, depth)):
             for j in range(left, min(left + TILE, height)):
                 for row in range(3):
-                    linear_row(to_flow, row, j, k, places[row])
+                    linear_row(to_flow, row, j, k, positions[row])
                 for i in range(width):
-                    f0, f1, f2 = _flow_at(flow, places[0, i], places[1, i], places[2, i])
+                    f0, f1, f2 = _flow_at(flow, positions[0, i], positions[1, i], positions[2, i])
                     vectors[0, i], vectors[1, i], vectors[2, i] = f0, f1, f2
                 for row in range(3):
-                    linear_row(base, row, j, k, places[row])
-                    add_row(linear, row, vectors, places[row])
-                    result[row, k, j] = places[row]
+                    linear_row(base, row, j, k, positions[row])
+                    add_row(linear, row, vectors, positions[row])
+                    result[row, k, j] = positions[row]
 
 
 def _blocks(*arguments):
@@ -80,16 +80,16 @@ def _blocks(*arguments):
 
 
 @_inlined
-def _turn(matrix, vector, result):
+def _apply_linear(matrix, vector, result):
     """Write ``matrix vector``, with the matrix's first three rows and columns."""
     for row in range(3):
         result[row] = matrix[row, 0] * vector[0] + matrix[row, 1] * vector[1] + matrix[row, 2] * vector[2]
 
 
 @_inlined
-def _move(matrix, point, result):
+def _apply_affine(matrix, point, result):
     """Write ``matrix [point, 1]`` for a matrix (4, 4)."""
-    _turn(matrix, point, result)
+    _apply_linear(matrix, point, result)
     for row in range(3):
         result[row] += matrix[row, 3]
 
@@ -97,18 +97,18 @@ def _move(matrix, point, result):
 @in_slices(over=_blocks)
 def move_points(begin, end, flow, to_flow, base, linear, points, moved):
     """Compute ``moved = base [x, 1] + linear flow(to_flow [x, 1])`` for points x; points and moved (N, 3) float64."""
-    place, vector, bend = np.empty(3), np.empty(3), np.empty(3)
+    position, vector, bend = np.empty(3), np.empty(3), np.empty(3)
     for n in range(begin * BLOCK, min(end * BLOCK, len(points))):
-        _move(to_flow, points[n], place)
-        vector[0], vector[1], vector[2] = _flow_at(flow, place[0], place[1], place[2])
-        _move(base, points[n], moved[n])
-        _turn(linear, vector, bend)
+        _apply_affine(to_flow, points[n], position)
+        vector[0], vector[1], vector[2] = _flow_at(flow, position[0], position[1], position[2])
+        _apply_affine(base, points[n], moved[n])
+        _apply_linear(linear, vector, bend)
         for row in range(3):
             moved[n, row] += bend[row]
 
 
 @in_slices(over=_blocks)
-def turn_vectors(begin, end, memory, step, across, matrix, turned):
+def transform_vectors(begin, end, memory, step, across, matrix, turned):
     """Compute ``turned[n] = matrix v[n]`` for vectors in flat `memory`, `step` apart, components `across` apart."""
     for n in range(begin * BLOCK, min(end * BLOCK, len(turned))):
         x, y, z = memory[n * step], memory[n * step + across], memory[n * step + 2 * across]
@@ -117,13 +117,13 @@ def turn_vectors(begin, end, memory, step, across, matrix, turned):
 
 
 @_inlined
-def _flow_and_slopes(flow, place, vector, slopes):
-    """Write the flow at a place and its derivatives, slopes[component, axis]; 0 along axes where it is clamped."""
+def _flow_and_slopes(flow, position, vector, slopes):
+    """Write the flow at a position and its derivatives, slopes[component, axis]; 0 along axes where it is clamped."""
     size_i, size_j, size_k, _ = flow.shape
-    x, y, z = _clamped(place[0], size_i), _clamped(place[1], size_j), _clamped(place[2], size_k)
+    x, y, z = _clamped(position[0], size_i), _clamped(position[1], size_j), _clamped(position[2], size_k)
     i, j, k = min(int(x), size_i - 2), min(int(y), size_j - 2), min(int(z), size_k - 2)
     fx, fy, fz = np.float32(x - i), np.float32(y - j), np.float32(z - k)
-    along_i, along_j, along_k = np.float32(x == place[0]), np.float32(y == place[1]), np.float32(z == place[2])
+    along_i, along_j, along_k = np.float32(x == position[0]), np.float32(y == position[1]), np.float32(z == position[2])
     i, j, k = U(i), U(j), U(k)
     p, q, r = i + U(1), j + U(1), k + U(1)
     for n in range(3):
@@ -140,12 +140,12 @@ def _flow_and_slopes(flow, place, vector, slopes):
 
 
 @_inlined
-def _miss(flow, steps, linear, goal, place, slopes, rest):
-    """Return the squared distance in mm from a mapped place to the goal; fill slopes and rest = goal - mapped place."""
-    _flow_and_slopes(flow, place, rest, slopes)
+def _miss(flow, steps, linear, target, position, slopes, rest):
+    """Return the squared distance in mm from a mapped position to the target; fill slopes and rest, the difference."""
+    _flow_and_slopes(flow, position, rest, slopes)
     for n in range(3):
-        there = steps[n, 0] * place[0] + steps[n, 1] * place[1] + steps[n, 2] * place[2] + rest[n]
-        rest[n] = goal[n] - there
+        there = steps[n, 0] * position[0] + steps[n, 1] * position[1] + steps[n, 2] * position[2] + rest[n]
+        rest[n] = target[n] - there
         for axis in range(3):
             slopes[n, axis] += steps[n, axis]
     x = linear[0, 0] * rest[0] + linear[0, 1] * rest[1] + linear[0, 2] * rest[2]
@@ -175,111 +175,111 @@ def _longest(vector):
 
 
 @_apart
-def _newton(flow, steps, linear, trend, goal, place, enough, work):
-    """Run Newton's method with step halving from `place`, updated in place; return (squared miss, final determinant).
+def _newton(flow, steps, linear, trend, target, position, enough, work):
+    """Run Newton's method with step halving from `position`, updated in place; return (squared miss, determinant).
 
     Where the Jacobian is nearly singular, a step along the trend replaces Newton's. The determinant is relative to the
     trend's; its sign is the orientation.
     """
     slopes, rest, step, trial = work[:3], work[3], work[4], work[5]
-    miss = _miss(flow, steps, linear, goal, place, slopes, rest)
+    miss = _miss(flow, steps, linear, target, position, slopes, rest)
     determinant = np.nan
     for _ in range(NEWTON_STEPS):
         determinant = trend[3, 3] * _newton_step(slopes, rest, step)
         if miss <= enough:
             break
         if not abs(determinant) > FLAT:
-            _turn(trend, rest, step)
+            _apply_linear(trend, rest, step)
         scale = min(1.0, STRIDE / _longest(step))
         shorter = np.inf
         for _ in range(HALVINGS):
             for axis in range(3):
-                trial[axis] = place[axis] + scale * step[axis]
-            shorter = _miss(flow, steps, linear, goal, trial, slopes, rest)
+                trial[axis] = position[axis] + scale * step[axis]
+            shorter = _miss(flow, steps, linear, target, trial, slopes, rest)
             if shorter < miss:
                 break
             scale *= 0.5
         if not shorter < miss:
             break
         miss = shorter
-        place[:] = trial
+        position[:] = trial
     return miss, determinant
 
 
 @_apart
-def _damped(flow, steps, linear, trend, goal, damping, place, enough, work):
-    """Iterate with damped steps along the trend from `place`, improving or not; leave the best place found in it."""
+def _damped(flow, steps, linear, trend, target, damping, position, enough, work):
+    """Iterate damped steps along the trend from `position`, improving or not; leave the best one found in it."""
     slopes, rest, step, walker = work[:3], work[3], work[4], work[5]
-    walker[:] = place
-    best = first = _miss(flow, steps, linear, goal, walker, slopes, rest)
+    walker[:] = position
+    best = first = _miss(flow, steps, linear, target, walker, slopes, rest)
     for _ in range(int(DAMPED_STEPS / damping)):
-        miss = _miss(flow, steps, linear, goal, walker, slopes, rest)
+        miss = _miss(flow, steps, linear, target, walker, slopes, rest)
         if miss < best:
             best = miss
-            place[:] = walker
+            position[:] = walker
         if miss <= enough or not miss <= DIVERGED * first:
             break
-        _turn(trend, rest, step)
+        _apply_linear(trend, rest, step)
         for axis in range(3):
             walker[axis] += damping * step[axis]
 
 
 @_apart
-def _try_again(flow, steps, linear, trend, goal, place, enough, miss, work):
+def _solve_damped(flow, steps, linear, trend, target, position, enough, miss, work):
     """Solve with damped iteration, then Newton's method, where that alone missed or ended on a fold's reverse side.
 
-    Small damped steps converge only where the map preserves orientation. `place` is the best found; returns its squared
-    miss.
+    Small damped steps converge only where the map preserves orientation. `position` is the best found; returns its
+    squared miss.
     """
     other = work[6]
     for damping in DAMPINGS:
-        _move(trend, goal, other)
-        _damped(flow, steps, linear, trend, goal, damping, other, enough, work)
-        found, orientation = _newton(flow, steps, linear, trend, goal, other, enough, work)
+        _apply_affine(trend, target, other)
+        _damped(flow, steps, linear, trend, target, damping, other, enough, work)
+        found, orientation = _newton(flow, steps, linear, trend, target, other, enough, work)
         upright = found <= enough and orientation > 0
         if upright or not miss <= found:
             miss = found
-            place[:] = other
+            position[:] = other
         if upright:
             break
     return miss
 
 
 @in_slices(over=_blocks)
-def solve_points(begin, end, flow, steps, linear, trend, to_goal, from_place, tolerance, points, found, misses):
-    """Solve ``steps w + flow(w) = to_goal [y, 1]`` for places w of points y; ``found = from_place [w, 1]``.
+def solve_points(begin, end, flow, steps, linear, trend, to_target, from_lattice, tolerance, points, found, misses):
+    """Solve ``steps w + flow(w) = to_target [y, 1]`` for positions w of points y; ``found = from_lattice [w, 1]``.
 
     1. a start: the previous solution and a step along the trend, or the trend alone; 2. Newton's method; 3. where that
-    fails, or ends on the reverse side of a fold, `_try_again`.
+    fails, or ends on the reverse side of a fold, `_solve_damped`.
 
     Args:
         flow: (A, B, C, 3).
-        steps, linear: (3, 3); `linear` converts differences of goals to mm.
-        trend: (4, 4), goal -> place by the flow's best affine fit; entry [3, 3] is its determinant.
-        to_goal, from_place: (4, 4), from and to mm.
+        steps, linear: (3, 3); `linear` converts differences of targets to mm.
+        trend: (4, 4), target -> position by the flow's best affine fit; entry [3, 3] is its determinant.
+        to_target, from_lattice: (4, 4), from and to mm.
         tolerance: mm.
         points, found: (N, 3) float64, mm.
         misses: (N,) float64, mm.
     """
-    goal, last, place, step, work = np.empty(3), np.empty(3), np.empty(3), np.empty(3), np.empty((7, 3))
+    target, last, position, step, work = np.empty(3), np.empty(3), np.empty(3), np.empty(3), np.empty((7, 3))
     enough = tolerance * tolerance
     for block in range(begin, end):
         near = False
         for n in range(block * BLOCK, min((block + 1) * BLOCK, len(points))):
-            _move(to_goal, points[n], goal)
+            _apply_affine(to_target, points[n], target)
             for axis in range(3):
-                step[axis] = goal[axis] - last[axis]
+                step[axis] = target[axis] - last[axis]
             if near and _longest(step) < NEAR:
-                _turn(trend, step, last)
+                _apply_linear(trend, step, last)
                 for axis in range(3):
-                    place[axis] += last[axis]
+                    position[axis] += last[axis]
             else:
-                _move(trend, goal, place)
-            miss, orientation = _newton(flow, steps, linear, trend, goal, place, enough, work)
+                _apply_affine(trend, target, position)
+            miss, orientation = _newton(flow, steps, linear, trend, target, position, enough, work)
             near = miss <= enough and orientation > 0
             if not near:
-                miss = _try_again(flow, steps, linear, trend, goal, place, enough, miss, work)
+                miss = _solve_damped(flow, steps, linear, trend, target, position, enough, miss, work)
                 near = miss <= enough
-            _move(from_place, place, found[n])
+            _apply_affine(from_lattice, position, found[n])
             misses[n] = np.sqrt(miss)
-            last[:] = goal
+            last[:] = target

@@ -48,7 +48,7 @@ class Header:
         step: from one volume of a series to the next, and its unit.
         intent, intent_name, intent_value: NIfTI's code, name and first parameter.
         version: of MGH, whose higher bytes give the kind of the values of a warp.
-        doubts: warnings, one line each, about faults that were repaired or assumptions that were made.
+        warnings: warnings, one line each, about faults that were repaired or assumptions that were made.
         remarks: further fields about the values.
     """
 
@@ -66,7 +66,7 @@ class Header:
     intent_name: str = ""
     intent_value: float = 0.0
     version: int = MGH_VERSION
-    doubts: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     remarks: Remarks | None = None
 
     def with_footer(self, tail: bytes) -> "Header":
@@ -124,19 +124,19 @@ def _nifti(kind: type, size: int, beginning: bytes, name: str) -> Header:
     if not orders:
         _refuse(name, "the number of axes in its header is not 1 to 7")
     fields = kind(beginning[:size], orders[0], check=False)
-    doubts: list[str] = []
+    warnings: list[str] = []
     shape = tuple(int(number) for number in fields["dim"][1 : 1 + int(fields["dim"][0])])
     dtype = _dtype(fields, name)
-    offset = _offset(fields, size + 4, doubts)
-    slope, inter = _scale(fields, doubts)
+    offset = _offset(fields, size + 4, warnings)
+    slope, inter = _scale(fields, warnings)
     time = TIME_UNITS.get(int(fields["xyzt_units"]) & TIME_BITS)
-    unit, millimetres = _unit(fields, time, doubts)
-    zooms = _mended_zooms(fields, name, doubts)
-    codes = _form_code(fields, "sform_code", doubts), _form_code(fields, "qform_code", doubts)
-    affine = _affine(fields, codes, shape, name, doubts)
+    unit, millimetres = _unit(fields, time, warnings)
+    zooms = _mended_zooms(fields, name, warnings)
+    codes = _form_code(fields, "sform_code", warnings), _form_code(fields, "qform_code", warnings)
+    affine = _affine(fields, codes, shape, name, warnings)
     affine[:3] *= millimetres
     if unit:
-        doubts.append(f"the header's unit is {unit}; its numbers are converted to mm")
+        warnings.append(f"the header's unit is {unit}; its numbers are converted to mm")
     return Header(
         kind="NIfTI",
         shape=_checked_shape(shape, name),
@@ -147,12 +147,12 @@ def _nifti(kind: type, size: int, beginning: bytes, name: str) -> Header:
         affine=affine,
         codes=codes,
         zooms=cast(Sizes, tuple(float(zoom) * millimetres for zoom in zooms)),
-        step=_step(fields, shape, time or "unknown", doubts),
+        step=_step(fields, shape, time or "unknown", warnings),
         intent=int(fields["intent_code"]),
         intent_name=bytes(fields["intent_name"]).split(b"\0")[0].decode("latin-1").strip(),
         intent_value=float(fields["intent_p1"]),
         remarks=Remarks.of(fields, _integers(dtype, slope, inter)),
-        doubts=tuple(doubts),
+        warnings=tuple(warnings),
     )
 
 
@@ -160,9 +160,9 @@ def _mgh(beginning: bytes, name: str) -> Header:
     fields = MGHHeader(beginning[:DATA_OFFSET].ljust(MGHHeader.template_dtype.itemsize, b"\0"), check=False)
     stored = np.frombuffer(beginning, MGHHeader._hdrdtype, 1)[0]
     shape = tuple(int(number) for number in stored["dims"])
-    doubts = []
+    warnings = []
     if int(stored["goodRASFlag"]) != 1:
-        doubts.append("the header says nothing about orientation; FreeSurfer's default is assumed")
+        warnings.append("the header says nothing about orientation; FreeSurfer's default is assumed")
     if np.any(np.array(fields["delta"]) < 0):
         _refuse(name, "a voxel size in its header is below 0")
     return Header(
@@ -174,7 +174,7 @@ def _mgh(beginning: bytes, name: str) -> Header:
         zooms=cast(Sizes, tuple(float(zoom) for zoom in fields["delta"])),
         step=(0.0, "msec"),
         version=int(stored["version"]),
-        doubts=tuple(doubts),
+        warnings=tuple(warnings),
     )
 
 
@@ -199,74 +199,74 @@ def _dtype(fields: nib.Nifti1Header | MGHHeader, name: str) -> np.dtype:
     return dtype
 
 
-def _offset(fields: nib.Nifti1Header, lowest: int, doubts: list[str]) -> int:
+def _offset(fields: nib.Nifti1Header, lowest: int, warnings: list[str]) -> int:
     """Return the byte at which the voxels begin: after the header and the 4 bytes that announce extensions.
 
     For an invalid offset, ITK begins right after the header, and so takes these 4 bytes for voxels.
     """
-    said = float(fields["vox_offset"])
-    if math.isfinite(said) and said >= lowest:
+    stated = float(fields["vox_offset"])
+    if math.isfinite(stated) and stated >= lowest:
         return int(fields["vox_offset"])
-    doubts.append(f"the header says that voxels begin at byte {said:g}, within it; they are read from byte {lowest}")
+    warnings.append(f"the header's voxel offset is {stated:g}, inside the header; voxels are read from byte {lowest}")
     return lowest
 
 
-def _scale(fields: nib.Nifti1Header, doubts: list[str]) -> tuple[float, float]:
+def _scale(fields: nib.Nifti1Header, warnings: list[str]) -> tuple[float, float]:
     slope, inter = float(fields["scl_slope"]), float(fields["scl_inter"])
     if not (math.isfinite(slope) and math.isfinite(inter)):
         if slope and not math.isnan(slope):  # some writers use NaN for "no scaling"
-            doubts.append(f"slope {slope:g} and intercept {inter:g} are not both finite; stored values are unscaled")
+            warnings.append(f"slope {slope:g} and intercept {inter:g} are not both finite; stored values are unscaled")
         return 1.0, 0.0
     return (slope, inter) if slope else (1.0, 0.0)
 
 
-def _unit(fields: nib.Nifti1Header, time: str | None, doubts: list[str]) -> tuple[str | None, float]:
+def _unit(fields: nib.Nifti1Header, time: str | None, warnings: list[str]) -> tuple[str | None, float]:
     """Return the name of a unit other than mm, None for mm, and its size in mm."""
     code = int(fields["xyzt_units"])
     if code & SPACE_BITS in MILLIMETRES:
         return MILLIMETRES[code & SPACE_BITS]
     if code & SPACE_BITS not in (0, 2) or time is None or code & ~(SPACE_BITS | TIME_BITS):
-        doubts.append(f"the header's unit code is {code}, which NIfTI does not define; mm is assumed")
+        warnings.append(f"the header's unit code is {code}, which NIfTI does not define; mm is assumed")
     return None, 1.0
 
 
-def _mended_zooms(fields: nib.Nifti1Header, name: str, doubts: list[str]) -> Array:
+def _mended_zooms(fields: nib.Nifti1Header, name: str, warnings: list[str]) -> Array:
     """Return the voxel sizes, (3,), in the header's unit, 0 where invalid; also set them in `fields`, with 1 for 0."""
-    said = np.array(fields["pixdim"][1:4], dtype=np.float64)
-    zooms = np.where(np.isfinite(said), np.abs(said), 0)
-    if np.any(zooms != said) or not np.all(zooms):
+    stated = np.array(fields["pixdim"][1:4], dtype=np.float64)
+    zooms = np.where(np.isfinite(stated), np.abs(stated), 0)
+    if np.any(zooms != stated) or not np.all(zooms):
         placed = int(fields["sform_code"]) in FORM_CODES[1:]
-        if not placed and not np.all(np.isfinite(said)):
+        if not placed and not np.all(np.isfinite(stated)):
             _refuse(name, "a voxel size in its header is not a number, and there is no sform")
         by = "those of the sform are used" if placed else "their absolute values, or 1 mm for 0, are used"
-        doubts.append(f"the header's voxel sizes are {' x '.join(f'{size:g}' for size in said)}; {by}")
+        warnings.append(f"the header's voxel sizes are {' x '.join(f'{size:g}' for size in stated)}; {by}")
     fields["pixdim"][1:4] = np.where(zooms > 0, zooms, 1)
     return zooms
 
 
-def _form_code(fields: nib.Nifti1Header, form: str, doubts: list[str]) -> int:
+def _form_code(fields: nib.Nifti1Header, form: str, warnings: list[str]) -> int:
     code = int(fields[form])
     if code in FORM_CODES:
         return code
-    doubts.append(f"{form} is {code}, which NIfTI does not define; that form is not used")
+    warnings.append(f"{form} is {code}, which NIfTI does not define; that form is not used")
     return 0
 
 
 def _affine(
-    fields: nib.Nifti1Header, codes: tuple[int, int], shape: tuple[int, ...], name: str, doubts: list[str]
+    fields: nib.Nifti1Header, codes: tuple[int, int], shape: tuple[int, ...], name: str, warnings: list[str]
 ) -> Array:
     """Return the affine (4, 4) in the header's unit: the sform, else the qform, else one from the voxel sizes alone."""
     quaternion = _quaternion(fields) if codes[1] else None
     if codes[0]:
         sform = np.array(fields.get_sform(), dtype=np.float64)
         if codes[1]:
-            doubts.extend(_disagreement(sform, quaternion, shape))
+            warnings.extend(_disagreement(sform, quaternion, shape))
         return sform
     if codes[1]:
         if quaternion is None:
             _refuse(name, "the quaternion of its qform is longer than 1 or not a number, and there is no sform")
         return quaternion
-    doubts.append("neither sform nor qform is set; orientation and origin are guessed from the voxel sizes")
+    warnings.append("neither sform nor qform is set; orientation and origin are guessed from the voxel sizes")
     return np.array(fields.get_base_affine(), dtype=np.float64) if len(shape) >= 3 else np.eye(4)
 
 
@@ -294,10 +294,12 @@ def _disagreement(sform: Array, quaternion: Array | None, shape: tuple[int, ...]
         yield f"sform and qform differ by up to {distance:.2f} mm; the sform is used, other tools may use the qform"
 
 
-def _step(fields: nib.Nifti1Header, shape: tuple[int, ...], unit: str, doubts: list[str]) -> tuple[float, str]:
-    said = float(fields["pixdim"][4])
-    if math.isfinite(said) and said >= 0:
-        return said, unit
+def _step(fields: nib.Nifti1Header, shape: tuple[int, ...], unit: str, warnings: list[str]) -> tuple[float, str]:
+    stated = float(fields["pixdim"][4])
+    if math.isfinite(stated) and stated >= 0:
+        return stated, unit
     if len(shape) > 3 and shape[3] > 1:
-        doubts.append(f"the header's time step is {said:g}; {abs(said) if math.isfinite(said) else 'none'} is used")
-    return (abs(said), unit) if math.isfinite(said) else (0.0, "unknown")
+        warnings.append(
+            f"the header's time step is {stated:g}; {abs(stated) if math.isfinite(stated) else 'none'} is used"
+        )
+    return (abs(stated), unit) if math.isfinite(stated) else (0.0, "unknown")

@@ -28,8 +28,8 @@ def spline(image: Array, outside: float) -> Sampler:
             kernels.spline_coefficients(coefficients.reshape(int(np.prod(image.shape[:axis])), size, -1))
     coefficients = np.pad(coefficients, (1, 2), mode="reflect")
 
-    def sample(places: Array, values: Array) -> None:
-        kernels.sample_spline(coefficients, places, np.float32(outside), values)
+    def sample(positions: Array, values: Array) -> None:
+        kernels.sample_spline(coefficients, positions, np.float32(outside), values)
 
     return sample
 
@@ -49,20 +49,20 @@ def votes(labels: Array, coarser: Array, outside: int) -> Sampler:
     sigma = SIGMA * np.maximum(coarser, 1.0)
     radius = np.minimum(np.ceil(REACH * sigma), labels.shape).astype(np.int64)
 
-    def sample(places: Array, values: Array) -> None:
-        kernels.vote(labels, places, sigma, radius, np.int32(outside), values)
+    def sample(positions: Array, values: Array) -> None:
+        kernels.vote(labels, positions, sigma, radius, np.int32(outside), values)
 
     return sample
 
 
-def move(places: Array, linear: Array, planes: Array, start: int) -> None:
+def move(positions: Array, linear: Array, planes: Array, start: int) -> None:
     """Add ``linear`` (3, 3) times a displacement to the positions of some of its planes, in place.
 
     Args:
-        places: positions, (N, 3) float64.
-        linear: (3, 3) map from displacements to the space of `places`.
+        positions: positions, (N, 3) float64.
+        linear: (3, 3) map from displacements to the space of `positions`.
         planes: displacement, (3, K, J, I) float32.
-        start: the plane that `places` begin with.
+        start: the plane that `positions` begin with.
     """
     first = start * planes.shape[2] * planes.shape[3]
-    kernels.move_places(np.ascontiguousarray(linear), planes.reshape(3, -1), first, places)
+    kernels.move_positions(np.ascontiguousarray(linear), planes.reshape(3, -1), first, positions)

@@ -1,4 +1,4 @@
-"""Compiled loops of `runtime.images.resampling.interpolation`. Places are positions in voxels of the image."""
+"""Compiled loops of `runtime.images.resampling.interpolation`. Positions are in voxels of the image."""
 
 import numpy as np
 from numba import njit
@@ -55,17 +55,17 @@ def spline_coefficients(begin, end, lines):
 
 
 def _blocks(*arguments):
-    """Return the number of blocks of a kernel's places, one for each entry of its last argument."""
+    """Return the number of blocks of a kernel's positions, one for each entry of its last argument."""
     return -(-len(arguments[-1]) // BLOCK)
 
 
 @in_slices(over=_blocks)
-def move_places(begin, end, linear, vectors, first, places):
-    """Add ``linear vectors[:, first + n]`` to places (N, 3) float64; vectors (3, M) float32."""
-    for n in range(begin * BLOCK, min(end * BLOCK, len(places))):
+def move_positions(begin, end, linear, vectors, first, positions):
+    """Add ``linear vectors[:, first + n]`` to positions (N, 3) float64; vectors (3, M) float32."""
+    for n in range(begin * BLOCK, min(end * BLOCK, len(positions))):
         x, y, z = vectors[0, first + n], vectors[1, first + n], vectors[2, first + n]
         for axis in range(3):
-            places[n, axis] += linear[axis, 0] * x + linear[axis, 1] * y + linear[axis, 2] * z
+            positions[n, axis] += linear[axis, 0] * x + linear[axis, 1] * y + linear[axis, 2] * z
 
 
 @_inlined
@@ -83,15 +83,15 @@ def _spline_weights(x, size, weights):
 
 
 @in_slices(over=_blocks)
-def sample_spline(begin, end, coefficients, places, outside, result):
-    """Sample a cubic B-spline at places (N, 3); beyond the image it fades to `outside` over one voxel.
+def sample_spline(begin, end, coefficients, positions, outside, result):
+    """Sample a cubic B-spline at positions (N, 3); beyond the image it fades to `outside` over one voxel.
 
     `coefficients` are padded along each axis with one mirrored layer before the first and two after the last.
     """
     size_i, size_j, size_k = coefficients.shape[0] - 3, coefficients.shape[1] - 3, coefficients.shape[2] - 3
     along_i, along_j, along_k = np.empty(4, np.float32), np.empty(4, np.float32), np.empty(4, np.float32)
-    for n in range(begin * BLOCK, min(end * BLOCK, len(places))):
-        x, y, z = places[n, 0], places[n, 1], places[n, 2]
+    for n in range(begin * BLOCK, min(end * BLOCK, len(positions))):
+        x, y, z = positions[n, 0], positions[n, 1], positions[n, 2]
         if not (x > -1 and y > -1 and z > -1 and x < size_i and y < size_j and z < size_k):
             result[n] = outside
             continue
@@ -163,10 +163,10 @@ def _elected(labels, i, j, k, weights_i, weights_j, weights_k, names, votes):
 
 
 @in_slices(over=_blocks)
-def vote(begin, end, labels, places, sigma, radius, outside, result):
+def vote(begin, end, labels, positions, sigma, radius, outside, result):
     """Find the label with the largest sum of Gaussian weights among the voxels around each place (N, 3).
 
-    Places that no voxel contains get `outside`.
+    Positions that no voxel contains get `outside`.
 
     Args:
         sigma, radius: (3,) float64 and int64, voxels.
@@ -176,8 +176,8 @@ def vote(begin, end, labels, places, sigma, radius, outside, result):
     along_i, along_j, along_k = np.empty(2 * ri + 1), np.empty(2 * rj + 1), np.empty(2 * rk + 1)
     most = len(along_i) * len(along_j) * len(along_k)
     names, votes = np.empty(most, labels.dtype), np.empty(most)
-    for n in range(begin * BLOCK, min(end * BLOCK, len(places))):
-        x, y, z = places[n, 0], places[n, 1], places[n, 2]
+    for n in range(begin * BLOCK, min(end * BLOCK, len(positions))):
+        x, y, z = positions[n, 0], positions[n, 1], positions[n, 2]
         if not (x >= -0.5 and y >= -0.5 and z >= -0.5 and x < size_i - 0.5 and y < size_j - 0.5 and z < size_k - 0.5):
             result[n] = outside
             continue

@@ -77,14 +77,14 @@ def _nearest(image, x, y, z, outside):
 
 
 @njit(forceinline=True, error_model="numpy")
-def _sample_row(image, places, outside, nearest, line):
-    """Sample the image at a row of positions `places` (3, N), nearest or trilinear."""
+def _sample_row(image, positions, outside, nearest, line):
+    """Sample the image at a row of `positions` (3, N), nearest or trilinear."""
     if nearest:
         for n in range(len(line)):
-            line[n] = _nearest(image, places[0, n], places[1, n], places[2, n], outside)
+            line[n] = _nearest(image, positions[0, n], positions[1, n], positions[2, n], outside)
     else:
         for n in range(len(line)):
-            line[n] = _trilinear(image, places[0, n], places[1, n], places[2, n], outside)
+            line[n] = _trilinear(image, positions[0, n], positions[1, n], positions[2, n], outside)
 
 
 @in_slices(over=tiles)
@@ -93,15 +93,15 @@ def sample_affine(begin, end, image, matrix, outside, nearest, result):
     size_i, size_j, size_k = result.shape
     across = -(-size_j // TILE)
     for tile in range(begin, end):
-        places = np.empty((3, size_k))
+        positions = np.empty((3, size_k))
         top, left = tile // across * TILE, tile % across * TILE
         for i in range(top, min(top + TILE, size_i)):
             for j in range(left, min(left + TILE, size_j)):
                 for row in range(3):
                     start = matrix[row, 0] * i + matrix[row, 1] * j + matrix[row, 3]
                     for k in range(size_k):
-                        places[row, k] = start + matrix[row, 2] * k
-                _sample_row(image, places, outside, nearest, result[i, j])
+                        positions[row, k] = start + matrix[row, 2] * k
+                _sample_row(image, positions, outside, nearest, result[i, j])
 
 
 @in_slices(over=tiles)
@@ -113,11 +113,11 @@ def sample_field(begin, end, image, matrix, linear, displacement, outside, neare
     depth, height, width = result.shape
     across = -(-height // TILE)
     for tile in range(begin, end):
-        places = np.empty((3, width))
+        positions = np.empty((3, width))
         top, left = tile // across * TILE, tile % across * TILE
         for k in range(top, min(top + TILE, depth)):
             for j in range(left, min(left + TILE, height)):
                 for row in range(3):
-                    linear_row(matrix, row, j, k, places[row])
-                    add_row(linear, row, displacement[:, k, j], places[row])
-                _sample_row(image, places, outside, nearest, result[k, j])
+                    linear_row(matrix, row, j, k, positions[row])
+                    add_row(linear, row, displacement[:, k, j], positions[row])
+                _sample_row(image, positions, outside, nearest, result[k, j])

@@ -213,10 +213,10 @@ def _wide(
     else:
         sampler = interpolation.votes(image, _coarser(matrix), int(outside))
     result = np.empty(shape[::-1], np.float32 if order == "cubic" else np.int32)
-    for some, places in slabs(shape, matrix):
+    for some, positions in slabs(shape, matrix):
         if planes is not None and linear is not None:
-            interpolation.move(places, linear, planes, some.start)
-        sampler(places, result[some].reshape(-1))
+            interpolation.move(positions, linear, planes, some.start)
+        sampler(positions, result[some].reshape(-1))
     return result.T.astype(_type(image, order), copy=False)
 
 

@@ -65,7 +65,7 @@ class AffineChoice:
             matrix = np.eye(4)
         else:
             link = self._read(self.link, fixed, moving)
-            known, notes = link.transform.matrix, [*link.file.doubts]
+            known, notes = link.transform.matrix, [*link.file.warnings]
             if known is None:
                 known, left = best_fit(link.transform, positions)
                 notes.append(f"the affine that fits {self.link} best, from which it deviates by up to {left:.1f} mm")

@@ -56,7 +56,7 @@ class StoredField:
         numbers: (I, J, K, 3) as stored.
         frame: their meaning.
         start, end: the sides.
-        doubts: warnings about the header, one line each.
+        warnings: warnings about the header, one line each.
     """
 
     convention: str
@@ -64,7 +64,7 @@ class StoredField:
     frame: Frame
     start: Space
     end: Space | None
-    doubts: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def transform(self) -> SpatialTransform:
@@ -139,8 +139,8 @@ def read_field(path: Path, argument: str, convention: str, end: Grid | None) -> 
     if other is not None and other.absolute:
         numbers = displacements(numbers, grid)
     frame = LAYOUTS[convention].frame(grid, known_end.grid if known_end else None)
-    doubts = tuple(f"{path.name}: {line}" for line in header.doubts)
-    field = StoredField(convention, numbers, frame, start, known_end, doubts)
+    warnings = tuple(f"{path.name}: {line}" for line in header.warnings)
+    field = StoredField(convention, numbers, frame, start, known_end, warnings)
     check_field(field, name)
     # Where a map changes sizes by half or more, displacements look like coordinates; ours are known not to be.
     if convention == "fsl" and not ours and fsl.looks_absolute(field.numbers, field.frame):
@@ -182,13 +182,13 @@ def _convention(
     possible = ["freesurfer"] if header.kind == "MGH" else possible
     what = f"{name} has shape {header.shape} and intent {intent}"
     by_intent = next((key for key in possible if intent and LAYOUTS[key].intent == intent), None)
-    said = metadata.convention if metadata else other.convention if other else by_intent
-    choice = said if wanted == "auto" else wanted
+    stated = metadata.convention if metadata else other.convention if other else by_intent
+    choice = stated if wanted == "auto" else wanted
     if choice is None:
         hint = " (AFNI's fields are as ITK's)" if "itk" in possible else ""
         raise InputError(f"{what}, which does not tell its convention; name it: {' or '.join(possible)}{hint}")
-    if choice not in possible or ((metadata or other) and choice != said):
-        of = f"which is {other.tool if other else said}'s" if said else f"as {' and '.join(possible)} have"
+    if choice not in possible or ((metadata or other) and choice != stated):
+        of = f"which is {other.tool if other else stated}'s" if stated else f"as {' and '.join(possible)} have"
         raise ConventionError(f"{what}, {of}, not {choice}'s; name another convention, or none")
     return choice
 

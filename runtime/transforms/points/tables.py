@@ -148,15 +148,15 @@ def _read_fcsv(path: Path, frame: str | None, argument: str) -> PointsFile:
     text = read_bytes(path, argument, LARGEST).decode(errors="replace")
     lines = [(number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
     preamble = tuple(line for _, line in lines if line.startswith("#"))
-    said = dict(line.lstrip("# ").split("=", 1) for line in preamble if "=" in line)
-    said = {key.strip().casefold(): value.strip() for key, value in said.items()}
-    stated = FCSV_SYSTEMS.get(said.get("coordinatesystem", "").upper())
+    comments = dict(line.lstrip("# ").split("=", 1) for line in preamble if "=" in line)
+    comments = {key.strip().casefold(): value.strip() for key, value in comments.items()}
+    stated = FCSV_SYSTEMS.get(comments.get("coordinatesystem", "").upper())
     name = f"{argument}: {path}"
     if stated is None:
         raise InputError(f"{name} has no line '# CoordinateSystem = LPS' or RAS; save it again in Slicer")
     if frame not in (None, stated):
         raise InputError(f"{name} says that its points are {stated}, but --points-in says {frame}")
-    header = tuple(said.get("columns", FCSV_COLUMNS).split(","))
+    header = tuple(comments.get("columns", FCSV_COLUMNS).split(","))
     try:
         numbered = [(number, next(csv.reader([line]))) for number, line in lines if not line.startswith("#")]
     except csv.Error as error:

@@ -15,13 +15,13 @@ from ...registration.options import Options
 from ...types import Record
 from .contenders.arithmetic import NetworkWork
 from .contenders.contender import EngineContender, Others, Task
-from .contenders.line_up import Field, Peaks
+from .contenders.line_up import LineUp, Peaks
 from .contenders.process import call_once
-from .machine.gpu import gpu_doubts
+from .machine.gpu import gpu_warnings
 from .machine.host import machine_facts
 from .measuring.accuracy_gate import check_all
 from .measuring.end_to_end import end_to_end, start_up
-from .measuring.rounds import Progress, account, against, doubts, seconds, speed, take_turns
+from .measuring.rounds import Progress, account, against, run_warnings, seconds, speed, take_turns
 from .measuring.statistics import BUSY_LOAD, line_fit, summary
 from .options import SHAPE, BenchmarkOptions, Shape
 from .pairs import GeneratedPair, ScanPair
@@ -59,8 +59,8 @@ def run_benchmark(
     """
     engine_set = load_engine_set(options.engine_dir)
     record = _head(options, engine_set)
-    with Field(options, others, progress) as field, tempfile.TemporaryDirectory() as folder:
-        bench = Bench(options, engine_set, field, command, Path(folder), record, echo, progress)
+    with LineUp(options, others, progress) as line_up, tempfile.TemporaryDirectory() as folder:
+        bench = Bench(options, engine_set, line_up, command, Path(folder), record, echo, progress)
         try:
             bench.sweep() if options.shapes else bench.one_pair()
         finally:  # measurements so far are kept if a later part fails
@@ -87,20 +87,20 @@ class Bench:
         self,
         options: BenchmarkOptions,
         engine_set: EngineSet,
-        field: Field,
+        line_up: LineUp,
         command: Sequence[str] | None,
         folder: Path,
         record: Record,
         echo: Callable[[str], None],
         progress: Progress,
     ) -> None:
-        self._options, self._set, self._field, self._command = options, engine_set, field, command
+        self._options, self._set, self._field, self._command = options, engine_set, line_up, command
         self._folder, self._record, self._echo, self._progress = folder, record, echo, progress
         self._task = Task(_schedule(options, engine_set), engine_set.stop["similarity"])
         self._images = folder / "pair.npz"
-        self._rounds = record["runs"], record["warmup"] = options.rounds(all(entry.on_gpu for entry in field.entries))
-        record["contenders"] = [{"name": entry.name, **entry.facts} for entry in field.entries]
-        record["left_out"] = field.left_out
+        self._rounds = record["runs"], record["warmup"] = options.rounds(all(entry.on_gpu for entry in line_up.entries))
+        record["contenders"] = [{"name": entry.name, **entry.facts} for entry in line_up.entries]
+        record["left_out"] = line_up.left_out
 
     def _echo_part(self, part: str) -> None:
         if text := table.section(part, self._record):
@@ -146,20 +146,20 @@ class Bench:
         self._echo_part("doubts")
 
     def _speed(self, shape: Shape) -> None:
-        field, options = self._field, self._options
-        with Peaks(field, options.threads or cores()) as peaks:
-            samples = take_turns(field.workers, "run", self._task, *self._rounds, self._progress, peaks.measure)
+        line_up, options = self._field, self._options
+        with Peaks(line_up, options.threads or cores()) as peaks:
+            samples = take_turns(line_up.workers, "run", self._task, *self._rounds, self._progress, peaks.measure)
         work = NetworkWork.of(self._set)
-        for entry, row in zip(field.entries, self._record["contenders"], strict=True):
+        for entry, row in zip(line_up.entries, self._record["contenders"], strict=True):
             own = samples[entry.name]
             gflop = work.registration(shape, own[0]["executed"])
             row |= speed(own)
             row["account"] = account(own, gflop, peaks.best(entry.facts))
             row["peak_bytes"] = entry.worker.call("peak_bytes")
             row["card_memory"] = entry.worker.call("gpu_memory")
-            row["doubts"] = doubts(entry.name, own, row["account"])
+            row["doubts"] = run_warnings(entry.name, own, row["account"])
         self._record["peaks"] = peaks.values
-        self._record["against"] = {rival: against(samples, rival) for rival in field.rivals}
+        self._record["against"] = {rival: against(samples, rival) for rival in line_up.rivals}
         for part in ("speed", "stages", "account", "against"):
             self._echo_part(part)
 
@@ -206,7 +206,7 @@ class Bench:
             "gate": gate,
             "loops": {name: summary(seconds(own, "loop")) for name, own in samples.items()},
             "samples": samples,
-            "doubts": [f"{shape}: {line}" for name, own in samples.items() for line in doubts(name, own)],
+            "doubts": [f"{shape}: {line}" for name, own in samples.items() for line in run_warnings(name, own)],
         }
 
     def _warnings(self) -> list[str]:
@@ -215,7 +215,7 @@ class Bench:
         if (load := machine["load_average"]) is not None and load > BUSY_LOAD * machine["cores"]:
             lines.append(f"the load average was {load:.1f} before the start; other processes are busy on this machine")
         if self._field.on_gpu:
-            lines += gpu_doubts(machine["card"])
+            lines += gpu_warnings(machine["card"])
         for row in self._record.get("gate", {}).get("rows", ()):
             if not row.get("counts_equal", True):
                 lines.append(f"{row['name']}: iterations {row['counts']}, the reference's {row['expected_counts']}")

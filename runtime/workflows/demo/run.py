@@ -80,7 +80,7 @@ def run_demo(
         progress: receives the name of each stage as it begins.
 
     Returns:
-        Outcome of "headers only", "affine start" (the affine initialisation) and "registered".
+        Outcome of "headers only", "affine initialisation" and "registered".
 
     Raises:
         InputError: nilearn is missing, or the engine set is missing or damaged.
@@ -213,7 +213,7 @@ def _outcomes(pair: DemoPair, result) -> dict[str, Outcome]:
 
     fixed, moving = read_labels(pair.fixed_labels, "fixed labels"), result.labels
     outcomes = {}
-    for stage, affine in (("headers only", np.eye(4)), ("affine start", result.transform.affine)):
+    for stage, affine in (("headers only", np.eye(4)), ("affine initialisation", result.transform.affine)):
         labels = resample(moving.data, moving.grid, fixed.grid, affine, "nearest")
         error = error_mm(partial(move, affine), pair)
         outcomes[stage] = Outcome(*error, mean_dice(fixed.data, labels))
@@ -224,11 +224,11 @@ def _outcomes(pair: DemoPair, result) -> dict[str, Outcome]:
 def _table(outcomes: Mapping[str, Outcome]) -> list[str]:
     lines = [
         "",
-        f"{'':<16}distance from the known warp      overlap of",
-        f"{'':<16}mean          95th percentile     {len(LABELS)} structures (Dice)",
+        f"{'':<24}distance from the known warp      overlap of",
+        f"{'':<24}mean          95th percentile     {len(LABELS)} structures (Dice)",
     ]
     for stage, it in outcomes.items():
-        lines.append(f"  {stage:<14}{it.mean_mm:5.2f} mm      {it.percentile_95_mm:5.2f} mm            {it.dice:.3f}")
+        lines.append(f"  {stage:<22}{it.mean_mm:5.2f} mm      {it.percentile_95_mm:5.2f} mm            {it.dice:.3f}")
     return lines
 
 

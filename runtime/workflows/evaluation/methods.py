@@ -16,7 +16,7 @@ SWEPT = {"on_stop": "on_stops", "stability": "stabilities", "delta": "deltas"}  
 FAMILIES = ("t,1,1,1", "1,t,1,1", "1,1,t,1", "1,1,1,t", "t,t,t,t", "cascade:t")
 PAPER_DELTAS = (0.01, 0.005, 0.001, 0.0005)
 PAPER_TIMES = tuple(range(1, 11))
-Place = tuple[str, int]
+FamilyMember = tuple[str, int]
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,13 @@ class Method:
     Attributes:
         name: name in tables, unique on an engine set.
         options: resolved options; None for another tool's transform.
-        places: families of iteration counts it belongs to, and its t in each.
+        families: families of iteration counts it belongs to, and its t in each.
         engines: name of the engine set; empty if only one is used.
     """
 
     name: str
     options: Options | None = None
-    places: tuple[Place, ...] = ()
+    families: tuple[FamilyMember, ...] = ()
     engines: str = ""
 
     @property
@@ -96,21 +96,21 @@ def methods(choices: Choices, engine_set: EngineSet, engines: str = "") -> tuple
         InputError: options that are invalid or that no schedule uses.
     """
     found: dict[Options, Method] = {}
-    for options, place in ((Options(schedule=NO_ITERATION), None), *_requested(choices)):
+    for options, member in ((Options(schedule=NO_ITERATION), None), *_requested(choices)):
         options = options.resolved(engine_set)
         options.build_schedule()
         method = found.setdefault(options, Method(_name(options, engine_set), options, engines=engines))
-        if place is not None and place not in method.places:
-            found[options] = replace(method, places=(*method.places, place))
+        if member is not None and member not in method.families:
+            found[options] = replace(method, families=(*method.families, member))
     return tuple(found.values())
 
 
-def _requested(choices: Choices) -> Iterator[tuple[Options, Place | None]]:
-    """Yield every schedule with every smoothing, and the place of those that belong to a family."""
-    for options, place in _scheduled(choices):
+def _requested(choices: Choices) -> Iterator[tuple[Options, FamilyMember | None]]:
+    """Yield every schedule with every smoothing, and the family and t of those that belong to one."""
+    for options, member in _scheduled(choices):
         for sigma in choices.smooths or (0.0,):
             smooth = 0.0 if options.schedule == NO_ITERATION else sigma
-            yield replace(options, smooth=smooth), place and (_smoothed(place[0], sigma), place[1])
+            yield replace(options, smooth=smooth), member and (_smoothed(member[0], sigma), member[1])
 
 
 def _smoothed(name: str, sigma: float) -> str:
@@ -118,7 +118,7 @@ def _smoothed(name: str, sigma: float) -> str:
     return f"{name} smooth {sigma:g}" if sigma else name
 
 
-def _scheduled(choices: Choices) -> Iterator[tuple[Options, Place | None]]:
+def _scheduled(choices: Choices) -> Iterator[tuple[Options, FamilyMember | None]]:
     schedules = [_tidy(schedule) for schedule in choices.schedules]
     if not schedules and not choices.paper:
         schedules = [RP_NET, ITERSTOP]
@@ -154,7 +154,7 @@ def is_family(schedule: str) -> bool:
     return PLACEHOLDER in schedule.removeprefix("cascade:").split(",")
 
 
-def _family(schedule: str, times: Iterable[int]) -> Iterator[tuple[Options, Place]]:
+def _family(schedule: str, times: Iterable[int]) -> Iterator[tuple[Options, FamilyMember]]:
     head, colon, tail = schedule.rpartition(":")
     for t in times:
         counts = ",".join(str(t) if part == PLACEHOLDER else part for part in tail.split(","))
@@ -181,7 +181,7 @@ def _ruled(schedule: str, choices: Choices) -> Iterator[Options]:
         )
 
 
-def _paper(choices: Choices) -> Iterator[tuple[Options, Place | None]]:
+def _paper(choices: Choices) -> Iterator[tuple[Options, FamilyMember | None]]:
     yield from ((Options(schedule=schedule), None) for schedule in (RP_NET, ITERSTOP))
     for rule in STOP_RULES:
         swept = choices

@@ -99,17 +99,17 @@ def _figures(records: Sequence[Record]) -> list[str]:
 
 def _warnings(records: Sequence[Record]) -> list[str]:
     """Return the number of scans with warnings and advice, then a line for each of the least similar ones."""
-    doubtful = sorted((record for record in records if record["warnings"]), key=_similarity)
-    if not doubtful:
+    warned = sorted((record for record in records if record["warnings"]), key=_similarity)
+    if not warned:
         return []
     if 2 * sum(_similarity(record) < LOW_NCC for record in records) > len(records):
         advice = "most differ strongly from the reference: is it a typical scan? if not, give another --reference"
     else:
         advice = f"they are in {TABLE} too; remove from the list what does not belong and run again"
-    lines = [f"            {record['name']}: {'; '.join(record['warnings'])}" for record in doubtful[:SHOWN]]
-    more = len(doubtful) - SHOWN
+    lines = [f"            {record['name']}: {'; '.join(record['warnings'])}" for record in warned[:SHOWN]]
+    more = len(warned) - SHOWN
     rest = [f"            and {more} more, see records/"] if more > 0 else []
-    return [f"warnings    for {len(doubtful)} of {len(records)} scans; {advice}", *lines, *rest]
+    return [f"warnings    for {len(warned)} of {len(records)} scans; {advice}", *lines, *rest]
 
 
 def _similarity(record: Record) -> float:

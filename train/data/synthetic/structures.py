@@ -8,8 +8,8 @@ from torch import Tensor
 
 from train.data.image_pair import FIRST_DEEP_LABEL
 from train.data.randomness import Randomness, shape_of
+from train.data.synthetic.deep_structures import DEEP_STRUCTURES, REACH
 from train.data.synthetic.levels import edge
-from train.data.synthetic.places import PLACES, REACH
 from train.data.synthetic.population import Side
 
 CAPSULE = 2.0  # thickness of the white matter around an enclosed structure, voxels
@@ -71,9 +71,9 @@ class Structures:
 
 
 def structures_of(random: Randomness, levels: Tensor) -> Structures:
-    """Return the structures of a template with random values; `levels` are those of `PLACES`, (N, I, J, K), voxels."""
-    mixes = tuple(random.between(*place.mix) for place in PLACES)
-    return Structures(levels, mixes, tuple(place.enclosed for place in PLACES))
+    """Return a template's structures with random values; `levels`, (N, I, J, K) voxels, are of `DEEP_STRUCTURES`."""
+    mixes = tuple(random.between(*place.mix) for place in DEEP_STRUCTURES)
+    return Structures(levels, mixes, tuple(place.enclosed for place in DEEP_STRUCTURES))
 
 
 def blobs(random: Randomness, depth: Tensor) -> Structures:

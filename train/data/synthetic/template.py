@@ -15,7 +15,7 @@ from runtime.images.intensity import PercentileRule
 from runtime.images.mni152 import NAME, mni152_file
 from runtime.images.volume import read_volume
 from runtime.types import Array, Shape
-from train.data.synthetic.places import deep_levels
+from train.data.synthetic.deep_structures import deep_levels
 from train.data.volumes import content_digest
 
 FULL = 255.0
@@ -31,7 +31,7 @@ class Template:
         maps: (4, I, J, K) float32: the image in [0, 1], the shares of grey and of white matter, and the depth below the
             surface, 1 at `DEEPEST` voxels and more.
         levels: (1 + N, I, J, K) float32, voxels: the distance from the brain, 0 inside, and the level functions of the
-            structures of `PLACES`.
+            structures of `DEEP_STRUCTURES`.
     """
 
     maps: Tensor

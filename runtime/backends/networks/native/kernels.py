@@ -39,7 +39,7 @@ def _block(kind, rows, offset, weights, out):
 
 
 @_inlined
-def place_like(index, size, like):
+def border_index(index, size, like):
     """Map an index to an axis of `like` voxels: at the same distance from the nearer border, or to the middle."""
     middle = like // 2
     if index < middle:
@@ -54,12 +54,12 @@ def mark(begin, end, source, background, active):
     like = background.shape[0]
     for i in range(begin, end):
         for j in range(size_j):
-            near = background[place_like(i, size_i, like), place_like(j, size_j, like)]
+            near = background[border_index(i, size_i, like), border_index(j, size_j, like)]
             for b in range(active.shape[2]):
                 byte = 0
                 for v in range(min(VOXELS, size_k - b * VOXELS)):
                     k = b * VOXELS + v
-                    here = place_like(k, size_k, like)
+                    here = border_index(k, size_k, like)
                     differs = False
                     for c in range(channels):
                         differs |= source[i, j, k, c] != near[here, c]
@@ -153,9 +153,9 @@ def _copy_quiet(quiet, i, j, shape, b, out, at):
     """Copy block b of a row, which begins at out[at], from the matching voxels of the background (n, n, n, C)."""
     size_i, size_j, size_k = shape
     like = quiet.shape[0]
-    near = quiet[place_like(i, size_i, like), place_like(j, size_j, like)]
+    near = quiet[border_index(i, size_i, like), border_index(j, size_j, like)]
     for k in range(b * VOXELS, min((b + 1) * VOXELS, size_k)):
-        here = place_like(k, size_k, like)
+        here = border_index(k, size_k, like)
         for c in range(quiet.shape[3]):
             out[at + k * quiet.shape[3] + c] = near[here, c]
 
@@ -287,10 +287,10 @@ def repeat_block(begin, end, rows, kind, weights, times):
     rows: (workers, at least 4 (VOXELS + 2) C): memory that each worker reads and, in the last quarter, writes.
     """
     for worker in range(begin, end):
-        places = np.empty(ROWS, np.int64)
+        pointers = np.empty(ROWS, np.int64)
         quarter = rows.shape[1] // 4
         first = rows.ctypes.data + worker * rows.shape[1] * BYTE
         for a in range(ROWS):
-            places[a] = first + a * quarter * BYTE
+            pointers[a] = first + a * quarter * BYTE
         for _ in range(times):
-            _block(kind, places.ctypes.data, 0, weights.ctypes.data, first + ROWS * quarter * BYTE)
+            _block(kind, pointers.ctypes.data, 0, weights.ctypes.data, first + ROWS * quarter * BYTE)

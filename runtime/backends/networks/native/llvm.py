@@ -38,14 +38,14 @@ def block_kernel(kinds: Sequence[tuple[int, int]]):
         signature = types.void(*[types.int64] * 5)
 
         def generate(context, builder, signature, arguments):
-            kind, *places = arguments
+            kind, *operands = arguments
             end = builder.append_basic_block("kind_end")
             switch = builder.switch(kind, end)
             for number, channels in enumerate(kinds):
                 case = builder.append_basic_block(f"kind{number}")
                 switch.add_case(_INT(number), case)
                 builder.position_at_end(case)
-                _write_block(builder, *channels, *places)
+                _write_block(builder, *channels, *operands)
                 builder.branch(end)
             builder.position_at_end(end)
             return context.get_dummy_value()

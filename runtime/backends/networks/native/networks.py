@@ -246,7 +246,7 @@ def _pooled_background(background: Array) -> Array:
 
 def _like(background: Array, size: int) -> Array:
     """Resize a cube of background: each voxel is copied from the one at the same distance from the borders."""
-    place = [kernels.place_like.py_func(index, size, len(background)) for index in range(size)]
+    place = [kernels.border_index.py_func(index, size, len(background)) for index in range(size)]
     return np.ascontiguousarray(background[np.ix_(place, place, place)])
 
 

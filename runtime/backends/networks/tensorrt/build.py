@@ -151,7 +151,7 @@ def _jobs(
     jobs, refusals = [], []
     for precision in precisions or engine_set.precisions:
         engine_set.require(precision)
-        lacking = {sm: reason for sm in sms if (reason := library.unfit(sm, precision))}
+        lacking = {sm: reason for sm in sms if (reason := library.incompatibility(sm, precision))}
         refusals += [f"SM {sm} in {precision}: {reason}" for sm, reason in lacking.items()]
         if left := tuple(sm for sm in sms if sm not in lacking):
             jobs.append((precision, left))

@@ -93,7 +93,7 @@ class Library:
         names = self._trt.ComputeCapability.__members__ if self.portable else ()
         return tuple(sorted(int(name[2:]) for name in names if name.startswith("SM")))
 
-    def unfit(self, sm: int, precision: str) -> str | None:
+    def incompatibility(self, sm: int, precision: str) -> str | None:
         """Return the reason why it does not support a compute capability in a precision; None if it does."""
         if self.portable and sm not in self.sms:
             return f"{self.title} supports compute capabilities {_capabilities(self.sms)}, not {sm / 10:.1f}"
@@ -118,12 +118,14 @@ class Library:
             network = builder.create_network(self._creation_flags())
             parser = trt.OnnxParser(network, self._log)
             if not parser.parse(graph):
-                raise LibraryRefusedError(f"cannot read the graph, {self.said()}; export the set again")
+                raise LibraryRefusedError(f"cannot read the graph, {self.last_error()}; export the set again")
             self._set_formats(network, spec)
             config = self._config(builder, network, spec)
             plan = builder.build_serialized_network(network, config)
             if plan is None:
-                raise LibraryRefusedError(f"cannot build it for SM {', '.join(map(str, spec.sms))}: {self.said()}")
+                raise LibraryRefusedError(
+                    f"cannot build it for SM {', '.join(map(str, spec.sms))}: {self.last_error()}"
+                )
             self._keep_timings(config, spec)
             return bytes(plan)
 
@@ -187,10 +189,10 @@ class Library:
             raise error.kind(f"{place}: {error}") from None
         except (TypeError, RuntimeError) as error:
             raise NotAvailableError(
-                f"{place}: {self.said(first_line(error))}; check that there is a GPU with its driver"
+                f"{place}: {self.last_error(first_line(error))}; check that there is a GPU with its driver"
             ) from None
 
-    def said(self, otherwise: str = "it gives no reason") -> str:
+    def last_error(self, otherwise: str = "it gives no reason") -> str:
         """Return the most informative logged error: a vague first line may precede it, and consequences follow it."""
         errors = [text for text in self._log.errors if "catchCudaError" not in text]
         telling = [text for text in errors if "Error Code" in text or "cuda" in text.lower()]
@@ -215,13 +217,14 @@ class Library:
             engine = self._runtime.deserialize_cuda_engine(content)
             if engine is None:
                 raise LibraryRefusedError(
-                    f"cannot be opened on {device.name}: {self.said()}; update the GPU's driver", NotAvailableError
+                    f"cannot be opened on {device.name}: {self.last_error()}; update the GPU's driver",
+                    NotAvailableError,
                 )
             self._check_tensors(engine, spec)
             config = self._runtime_config(engine, spec, device, jit)
             context = engine.create_execution_context(config)
             if context is None:
-                raise LibraryRefusedError(f"cannot be run on {device.name}: {self.said()}", NotAvailableError)
+                raise LibraryRefusedError(f"cannot be run on {device.name}: {self.last_error()}", NotAvailableError)
         return OpenPlan(self, context, spec, device, config, engine, jit)
 
     def _check_tensors(self, engine: Any, spec: PlanSpec) -> None:

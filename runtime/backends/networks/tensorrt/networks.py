@@ -33,7 +33,7 @@ class _Networks:
         engine_set: a checked set.
         device: a GPU; must be current in the calling thread, here and in every call.
         precision: "fp16" or "fp32" (without TF32); also the type of feature maps and estimator inputs.
-        tell: function that prints a line before engines are built.
+        progress: function that prints a line before engines are built.
 
     Raises:
         NotAvailableError: the library is not installed, or cannot open its plans here.
@@ -42,11 +42,11 @@ class _Networks:
 
     target: str
 
-    def __init__(self, engine_set: EngineSet, device: Device, precision: str, tell: Callable[[str], None]) -> None:
+    def __init__(self, engine_set: EngineSet, device: Device, precision: str, progress: Callable[[str], None]) -> None:
         self._library = open_library(self.target)
         self.library, self.version = self.target, self._library.version
         self.precision, self.device, self.closed = precision, device.name, False
-        self._engine_set, self._gpu, self._tell, self._channels = engine_set, device, tell, engine_set.channels
+        self._engine_set, self._gpu, self._progress, self._channels = engine_set, device, progress, engine_set.channels
         self._dtype = np.dtype(DTYPES[precision])
         self._sm = 10 * device.capability[0] + device.capability[1]
         self._check()
@@ -64,7 +64,7 @@ class _Networks:
             NotAvailableError: it does not, or the library is not installed.
         """
         sm = 10 * gpu.capability[0] + gpu.capability[1]
-        if reason := open_library(cls.target).unfit(sm, precision):
+        if reason := open_library(cls.target).incompatibility(sm, precision):
             raise NotAvailableError(f"--backend: {reason} ({gpu.name})")
 
     def _check(self) -> None:
@@ -169,7 +169,7 @@ class _Networks:
 
     def _build(self, missing: dict[str, tuple[PlanSpec, str]]) -> None:
         specs, reasons = [spec for spec, _ in missing.values()], {reason for _, reason in missing.values()}
-        self._tell(
+        self._progress(
             f"build {len(specs)} of {len(ENGINES)} engines for {self._library.title} in {self.precision} "
             f"({'; '.join(sorted(reasons))}; {specs[0].profile})"
         )

@@ -97,7 +97,7 @@ class OpenPlan:
             self.forget()
             with self._library.explained(f"{self._library.title}, {self.spec.engine}", self._device):
                 if not self._context.set_input_shape(self._input, shape):
-                    raise LibraryRefusedError(f"takes no input of {size}: {self._library.said()}")
+                    raise LibraryRefusedError(f"takes no input of {size}: {self._library.last_error()}")
                 self._scratch_bytes = max(1, int(self._context.update_device_memory_size_for_shapes()))
             self._shape = shape
         return self._scratch_bytes
@@ -135,7 +135,7 @@ class OpenPlan:
             self._context.set_device_memory(*scratch)
             for name, address in addresses.items():
                 if not self._context.set_tensor_address(name, address):
-                    raise LibraryRefusedError(f"does not take the memory of {name}: {self._library.said()}")
+                    raise LibraryRefusedError(f"does not take the memory of {name}: {self._library.last_error()}")
             self._bound = key
 
     def _remember(self, key: tuple, graph: Callable[[], None] | None) -> None:
@@ -146,7 +146,7 @@ class OpenPlan:
 
     def _enqueue(self) -> None:
         if not self._context.execute_async_v3(self._device.driver.stream):
-            raise LibraryRefusedError(self._library.said())
+            raise LibraryRefusedError(self._library.last_error())
 
     def _capture(self, key: tuple) -> bool:
         """Capture a run as a graph and launch it; return False, and never try again, if capturing fails."""

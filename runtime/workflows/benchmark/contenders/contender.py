@@ -94,8 +94,8 @@ class Contender(Protocol):
     @property
     def words(self) -> str: ...
 
-    def open(self, tell: Progress = silent) -> Runner:
-        """Open it; InputError if it cannot run here. `tell` receives a line before slow steps, now and later."""
+    def open(self, progress: Progress = silent) -> Runner:
+        """Open it; InputError if it cannot run here. `progress` receives a line before slow steps, now and later."""
 
 
 @dataclass(frozen=True)
@@ -157,8 +157,8 @@ class EngineContender:
     def words(self) -> str:
         return f"the same engine set on {self.name}"
 
-    def open(self, tell: Progress = silent) -> "EngineRunner":
-        return EngineRunner(open_engines(self.engine_dir, self.backend, self.threads, self.precision, tell))
+    def open(self, progress: Progress = silent) -> "EngineRunner":
+        return EngineRunner(open_engines(self.engine_dir, self.backend, self.threads, self.precision, progress))
 
 
 class EngineRunner:

@@ -46,7 +46,7 @@ class Entry:
         return self.facts["device"] != HOST
 
 
-class Field:
+class LineUp:
     """All contenders, open as long as the context lasts.
 
     Args:
@@ -75,7 +75,7 @@ class Field:
         self.left_out: Refused = []
         self._no_references: Refused = []
 
-    def __enter__(self) -> "Field":
+    def __enter__(self) -> "LineUp":
         with contextlib.ExitStack() as stack:
             for contender in self._requested():
                 self._open(contender, stack)
@@ -126,7 +126,7 @@ class Field:
 
     def _requested(self) -> list[EngineContender]:
         options = self._options
-        available = [name for name, backend in BACKENDS.items() if backend.here]
+        available = [name for name, backend in BACKENDS.items() if backend.usable]
         backends = [name for asked in options.backends for name in _all_if(asked, available)]
         return [
             EngineContender(options.engine_dir, backend, precision, options.threads)
@@ -188,9 +188,9 @@ class Peaks:
     A context manager; measured again between runs, under the same conditions as they are.
     """
 
-    def __init__(self, field: Field, threads: int) -> None:
-        self._entries = [entry for entry in field.entries if entry.ours]
-        self._product = MatrixProduct(threads) if not all(entry.on_gpu for entry in field.entries) else None
+    def __init__(self, line_up: LineUp, threads: int) -> None:
+        self._entries = [entry for entry in line_up.entries if entry.ours]
+        self._product = MatrixProduct(threads) if not all(entry.on_gpu for entry in line_up.entries) else None
         self.values: dict[str, list[float]] = {}
 
     def __enter__(self) -> "Peaks":

@@ -20,7 +20,7 @@ class Worker:
         target: a picklable object; it is sent to the process, and its methods are called there.
         name: name in messages.
         environment: variables set for the process in addition to this one's, before anything is imported.
-        progress: receives what the object passes, during a call, to its attribute `tell`, if it has one.
+        progress: receives what the object passes, during a call, to its attribute `progress`, if it has one.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Worker:
         try:
             self._connection.send((method, arguments))
             kind, value = self._connection.recv()
-            while kind == "told":
+            while kind == "progress":
                 self._progress(f"{self.name}: {value}")
                 kind, value = self._connection.recv()
         except (EOFError, OSError):
@@ -104,8 +104,8 @@ def _serve(connection: Any, target: bytes) -> None:
             try:
                 if held is None:
                     held = pickle.loads(target)
-                    if hasattr(held, "tell"):
-                        held.tell = lambda text: connection.send(("told", text))
+                    if hasattr(held, "progress"):
+                        held.progress = lambda text: connection.send(("progress", text))
                 answer = "result", getattr(held, method)(*arguments)
             except InputError as error:
                 answer = "input error", str(error)

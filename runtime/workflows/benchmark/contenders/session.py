@@ -23,11 +23,11 @@ class Session:
 
     Attributes:
         contender: contender to open.
-        tell: receives a line before slow steps; set by the worker, which passes it on.
+        progress: receives a line before slow steps; set by the worker, which passes it on.
     """
 
     contender: Contender
-    tell: Progress = silent
+    progress: Progress = silent
     runner: Runner | None = field(default=None, init=False)
     images: dict[str, Array] = field(default_factory=dict, init=False)
     side: Any = field(default=None, init=False)
@@ -36,7 +36,7 @@ class Session:
     def open(self) -> dict[str, Any]:
         """Open the contender; return its facts, and the seconds taken with all imports."""
         start = time.perf_counter()
-        self.runner = self.contender.open(self.tell)
+        self.runner = self.contender.open(self.progress)
         return {**self.runner.facts, "open_seconds": time.perf_counter() - start}
 
     def load(self, path: Path) -> None:

@@ -122,8 +122,8 @@ class TimedFields:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._fields, name)
 
-    def _call(self, stage: str, size: int, verb: str, *arguments: Any) -> Any:
-        return self._recorder.call(stage, self._recorder.level(size), getattr(self._fields, verb), *arguments)
+    def _call(self, stage: str, size: int, operation: str, *arguments: Any) -> Any:
+        return self._recorder.call(stage, self._recorder.level(size), getattr(self._fields, operation), *arguments)
 
     def threads(self) -> Any:
         return self._fields.threads()

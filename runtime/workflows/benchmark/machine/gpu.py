@@ -62,7 +62,7 @@ def gpu_words(gpu: dict[str, Any]) -> str:
     return f"{gpu['name']}: {', '.join(filter(None, facts))}"
 
 
-def gpu_doubts(gpu: dict[str, Any] | None) -> list[str]:
+def gpu_warnings(gpu: dict[str, Any] | None) -> list[str]:
     """Return warnings about figures from this GPU."""
     used = (gpu or {}).get("used_percent")
     if isinstance(used, float) and used > BUSY_PERCENT:

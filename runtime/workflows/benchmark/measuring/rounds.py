@@ -139,7 +139,7 @@ def against(samples: Samples, rival: str) -> dict[str, dict[str, float]]:
     return {name: ratios(slow, seconds(own, "loop")) for name, own in samples.items() if name != rival}
 
 
-def doubts(name: str, samples: list[dict[str, Any]], found: dict[str, Any] | None = None) -> list[str]:
+def run_warnings(name: str, samples: list[dict[str, Any]], found: dict[str, Any] | None = None) -> list[str]:
     """Return warnings, one line each, about the runs of a contender and their account."""
     lines, wide = [], spread(seconds(samples, "loop"))
     if wide > TRUSTED_SPREAD:

@@ -123,8 +123,8 @@ def _pairs(count: int) -> str:
 
 def draw_curves(evaluation: Evaluation) -> Any:
     """Draw Dice, folds and time against t: a line per family, a row of panels per engine set; None without families."""
-    families = list(dict.fromkeys(family for method in evaluation.methods for family, _ in method.places))
-    sets = list(dict.fromkeys(method.engines for method in evaluation.methods if method.places))
+    families = list(dict.fromkeys(family for method in evaluation.methods for family, _ in method.families))
+    sets = list(dict.fromkeys(method.engines for method in evaluation.methods if method.families))
     if not families:
         return None
     figure = new_figure(13, 4.2 * len(sets) + 0.5)
@@ -135,7 +135,7 @@ def draw_curves(evaluation: Evaluation) -> Any:
                 line = [
                     (t, found)
                     for method in evaluation.methods
-                    for place, t in method.places
+                    for place, t in method.families
                     if place == family and method.engines == engines
                     if (found := evaluation.spread(method, figure_name)) is not None
                 ]

@@ -201,7 +201,7 @@ def _summary(evaluation: Evaluation, method: Method) -> dict[str, Any]:
         "name": method.name,
         "engines": method.engines,
         "options": method.options and vars(method.options),
-        "places": method.places,
+        "places": method.families,
         "scores": {figure: vars(value) for figure, value in found.items() if value is not None},
         "iterations": evaluation.iterations(method),
     }

@@ -120,5 +120,5 @@ def count_of_each(found: Array, labels: Sequence[int]) -> Array:
         return np.bincount(found, minlength=COUNTED_BY_ID)[wanted]
     ids, order = np.unique(wanted, return_inverse=True)
     found = found[found > 0]
-    places = np.minimum(np.searchsorted(ids, found), ids.size - 1)  # of a larger id: the last, dropped below
-    return np.bincount(places[ids[places] == found], minlength=ids.size)[order]
+    positions = np.minimum(np.searchsorted(ids, found), ids.size - 1)  # of a larger id: the last, dropped below
+    return np.bincount(positions[ids[positions] == found], minlength=ids.size)[order]

@@ -1,7 +1,7 @@
 """Memoised results of a pair: steps that several schedules share are computed once, keyed by their history.
 
 Schedules of one pair share their beginnings: (1, 2, 1, 1) and (1, 2, 2, 2) have five steps in common, and IterStop with
-a smaller delta continues where a larger one ended. `RememberingPair` stands between the loop and a pair and returns
+a smaller delta continues where a larger one ended. `MemoisedPair` stands between the loop and a pair and returns
 known results from memory. Each result keeps the seconds it took when it was first computed, and a schedule is charged
 for all results it uses, so that its time is that of a run alone.
 """
@@ -40,26 +40,26 @@ class Memory:
 
     Args:
         limit: bytes of flows kept.
-        settle: waits until a device has finished a flow; None if calls return only when the work is done.
+        synchronise: waits until a device has finished a flow; None if calls return only when the work is done.
     """
 
-    def __init__(self, limit: int = LIMIT, settle: Callable[[Flow], object] | None = None) -> None:
-        self._limit, self._settle = limit, settle
+    def __init__(self, limit: int = LIMIT, synchronise: Callable[[Flow], object] | None = None) -> None:
+        self._limit, self._synchronise = limit, synchronise
         self._results: dict[Key, Result] = {}
         self._flows: OrderedDict[int, Flow] = OrderedDict()
         self._bytes = self._last = 0
         # By id(flow). An id may be reused once its flow is gone, so the weak reference says whether an entry holds.
         self._numbers: dict[int, tuple[weakref.ref, int]] = {}
 
-    def flow(self, key: Key, pair: OpenPair, verb: str, *arguments: Any) -> tuple[Flow, float]:
-        """Return the flow that a verb of the pair computes and the seconds it took, from memory if known."""
+    def flow(self, key: Key, pair: OpenPair, operation: str, *arguments: Any) -> tuple[Flow, float]:
+        """Return the flow that an operation of the pair computes and the seconds it took, from memory if known."""
         known = self._results.get(key)
         if known is not None and (kept := self._flows.get(cast(int, known.value))) is not None:
             self._flows.move_to_end(cast(int, known.value))
             return kept, known.seconds
-        flow, seconds = _timed(getattr(pair(), verb), *arguments)
-        if self._settle is not None:
-            seconds += _timed(self._settle, flow)[1]
+        flow, seconds = _timed(getattr(pair(), operation), *arguments)
+        if self._synchronise is not None:
+            seconds += _timed(self._synchronise, flow)[1]
         if known is None:
             known = self._results[key] = Result(self._new_number(), seconds)
         self._keep(flow, cast(int, known.value))
@@ -86,18 +86,18 @@ class Memory:
         reference, number = self._numbers.get(id(flow), (None, 0))
         if reference is None or reference() is not flow:
             number = self._new_number()
-            self._call(flow, number)
+            self._register(flow, number)
         return number
 
     def _new_number(self) -> int:
         self._last += 1
         return self._last
 
-    def _call(self, flow: Flow, number: int) -> None:
+    def _register(self, flow: Flow, number: int) -> None:
         self._numbers[id(flow)] = (weakref.ref(flow), number)
 
     def _keep(self, flow: Flow, number: int) -> None:
-        self._call(flow, number)
+        self._register(flow, number)
         self._flows[number] = flow
         self._bytes += _bytes(flow)
         while self._bytes > self._limit and len(self._flows) > 1:
@@ -114,13 +114,13 @@ def _bytes(flow: Flow) -> int:
 
 
 @dataclass
-class Bill:
+class TimeAccount:
     """Seconds of all results that one schedule used."""
 
     seconds: float = 0.0
 
 
-class RememberingPair:
+class MemoisedPair:
     """A memoised pair of `runtime.loop.iterstop`.
 
     Args:
@@ -128,12 +128,14 @@ class RememberingPair:
         memory: memory of this pair, shared by all memoised pairs in front of it.
         similarity: the similarity that `score` returns; None: the engine set's.
         smooth: sigma with which `step` smooths residuals; part of the key of its results.
-        bill: is charged for all results used here and in the pairs that `warped` returns.
+        account: accumulates the seconds of all results used here and in the pairs that `warped` returns.
     """
 
-    def __init__(self, pair: iterstop.Pair, memory: Memory, similarity: str | None, smooth: float, bill: Bill) -> None:
+    def __init__(
+        self, pair: iterstop.Pair, memory: Memory, similarity: str | None, smooth: float, account: TimeAccount
+    ) -> None:
         self._pair: OpenPair = lambda: pair
-        self._memory, self._similarity, self._smooth, self._bill = memory, similarity, smooth, bill
+        self._memory, self._similarity, self._smooth, self._account = memory, similarity, smooth, account
         self._origin: tuple[int, ...] = ()
 
     def zero(self, level: int) -> Flow:
@@ -150,26 +152,26 @@ class RememberingPair:
 
     def score(self, level: int, flow: Flow) -> float:
         key = ("score", self._similarity, self._origin, self._memory.number(flow))
-        return self._charged(self._memory.similarity(key, self._pair, level, flow))
+        return self._account_for(self._memory.similarity(key, self._pair, level, flow))
 
-    def warped(self, flow: Flow) -> "RememberingPair":
+    def warped(self, flow: Flow) -> "MemoisedPair":
         """Return the pair of the warped image; it is warped and encoded only when a result is not in memory."""
-        other = RememberingPair(self, self._memory, self._similarity, self._smooth, self._bill)
+        other = MemoisedPair(self, self._memory, self._similarity, self._smooth, self._account)
         other._origin = (*self._origin, self._memory.number(flow))
         known = self._memory.seconds(("warped", other._origin))
         other._pair = functools.cache(lambda: self._encoded(flow, other._origin, known is None))
-        return self._charged((other, known or 0.0))
+        return self._account_for((other, known or 0.0))
 
     def _encoded(self, flow: Flow, origin: tuple[int, ...], charge: bool) -> iterstop.Pair:
         pair, seconds = _timed(self._pair().warped, flow)
         stored = self._memory.seconds(("warped", origin), seconds)
         assert stored is not None
-        return self._charged((pair, stored if charge else 0.0))
+        return self._account_for((pair, stored if charge else 0.0))
 
-    def _flow(self, place: Key, verb: str, *arguments: Any) -> Flow:
-        return self._charged(self._memory.flow((verb, *place), self._pair, verb, *arguments))
+    def _flow(self, place: Key, operation: str, *arguments: Any) -> Flow:
+        return self._account_for(self._memory.flow((operation, *place), self._pair, operation, *arguments))
 
-    def _charged(self, result: tuple[Any, float]) -> Any:
-        """Charge the seconds of a result to the bill, and return its value."""
-        self._bill.seconds += result[1]
+    def _account_for(self, result: tuple[Any, float]) -> Any:
+        """Add the seconds of a result to the account, and return its value."""
+        self._account.seconds += result[1]
         return result[0]

@@ -23,8 +23,8 @@ from ....transforms.points.tables import COLUMNS, PointsFile, read_points
 from ....types import Array
 from ..methods import BEFORE, NO_ITERATION, Method
 from ..pair_list import Pair
-from .memoised_pair import LIMIT, Bill, Memory, RememberingPair
-from .scores import Judge, LabelPair, pair_labels
+from .memoised_pair import LIMIT, MemoisedPair, Memory, TimeAccount
+from .scores import LabelPair, TransformScorer, pair_labels
 
 MEMORY_SHARE = 4  # flows kept take at most 1 / MEMORY_SHARE of the free memory
 LOOP_STAGES = ("encode", "iterate")
@@ -112,25 +112,27 @@ class PairScorer:
             if "convention" not in str(error):
                 raise
             raise InputError(f"{error} (--convention, or the column convention of --pairs)") from None
-        return {**self._scorer.score(read.transform).as_dict(), "warnings": list(read.doubts)}
+        return {**self._scorer.score(read.transform).as_dict(), "warnings": list(read.warnings)}
 
     def _register(self, options: Options) -> tuple[Registration, dict[str, float]]:
         """Register, and return the result and the seconds by stage that it would have taken alone."""
-        bill = Bill()
+        account = TimeAccount()
 
-        def memoised(pair: iterstop.Pair) -> RememberingPair:
-            return RememberingPair(pair, self._memory, options.similarity, options.smooth, bill)
+        def memoised(pair: iterstop.Pair) -> MemoisedPair:
+            return MemoisedPair(pair, self._memory, options.similarity, options.smooth, account)
 
         result = self._ready.register(options, through=memoised)
-        return result, {**result.seconds, "iterate": bill.seconds}
+        return result, {**result.seconds, "iterate": account.seconds}
 
-    def _make_scorer(self, start: Options, landmarks: tuple[Array, Array] | None) -> Judge:
+    def _make_scorer(self, start: Options, landmarks: tuple[Array, Array] | None) -> TransformScorer:
         rule = start.rule(self._engines.engine_set)
         image = self._before.working.fixed
         mask = None if self._pair.moving_mask is None else read_mask(self._pair.moving_mask, "--moving-mask")
         counts = None if mask is None else mask_of(mask, self._moving.grid, "--moving-mask")
         moving = normalised(self._moving, rule, "--moving", counts)
-        return Judge(moving, image, rule.foreground(image), self._before.transform.grid, self._labels, landmarks)
+        return TransformScorer(
+            moving, image, rule.foreground(image), self._before.transform.grid, self._labels, landmarks
+        )
 
 
 def _limit() -> int:

@@ -82,7 +82,7 @@ def pair_labels(fixed: Volume, moving: Volume, ids: Sequence[int] | None = None)
     return LabelPair(fixed, moving, chosen, () if ids is None else tuple(label for label in ids if label not in wanted))
 
 
-class Judge:
+class TransformScorer:
     """Scorer of transforms of one pair; whatever does not depend on the transform is prepared once.
 
     Args:

@@ -64,11 +64,11 @@ def surfaces(labels: Array, grid: Grid, chosen: Iterable[int]) -> dict[int, Surf
         return {}
     box, first = _around(labels)
     labels = np.ascontiguousarray(labels[box])
-    places = np.flatnonzero(boundary(labels))
-    found = labels.ravel()[places]
+    positions = np.flatnonzero(boundary(labels))
+    found = labels.ravel()[positions]
     order = np.argsort(found, kind="stable")  # sorted by label: the voxels of each label are contiguous
-    places, found = places[order], found[order]
-    points = grid.to_physical(np.stack(np.unravel_index(places, labels.shape), axis=-1) + first.astype(np.float64))
+    positions, found = positions[order], found[order]
+    points = grid.to_physical(np.stack(np.unravel_index(positions, labels.shape), axis=-1) + first.astype(np.float64))
     result = {}
     for label in chosen:
         begin, end = np.searchsorted(found, label, "left"), np.searchsorted(found, label, "right")

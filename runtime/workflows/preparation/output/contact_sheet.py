@@ -27,7 +27,7 @@ EDGE = 128  # pixels of a panel's longest side
 SPACE = 4  # pixels between the panels of a scan
 MOST = 240  # scans shown at most
 LINE_SHARE = 0.8  # opacity of the outline
-ERROR, DOUBT = FOLD, (255, 158, 44)
+ERROR, WARNING_COLOUR = FOLD, (255, 158, 44)
 LETTERS = 58  # characters per line in the tile of a failed scan
 
 
@@ -39,7 +39,7 @@ class Tile:
         name: name of the scan.
         similarity: similarity with the reference; None if there is none.
         note: second line of the caption.
-        doubtful: whether the record holds warnings.
+        has_warnings: whether the record holds warnings.
         panels: three planes, each (rows, columns, 3) uint8; empty for a failed scan.
         error: error message of a failed scan, else None.
     """
@@ -47,7 +47,7 @@ class Tile:
     name: str
     similarity: float | None = None
     note: str = ""
-    doubtful: bool = False
+    has_warnings: bool = False
     panels: tuple[Array, ...] = field(default=(), repr=False)
     error: str | None = None
 
@@ -163,7 +163,7 @@ def _place(canvas: "Picture", draw: "ImageDraw", tile: Tile, place: tuple[int, i
     for panel in tile.panels:
         canvas.paste(Image.fromarray(panel), (left, y + (height - panel.shape[0]) // 2))
         left += panel.shape[1] + SPACE
-    colour = DOUBT if tile.doubtful else INK
+    colour = WARNING_COLOUR if tile.has_warnings else INK
     if tile.error:
         colour = ERROR
         draw.rectangle((x, y, x + width - 1, y + height - 1), outline=ERROR)

@@ -20,7 +20,7 @@ from ..output.contact_sheet import Tile, draw_tile
 from ..output.folder import FORMAT, VERSION, OutputFolder, write_unit_image
 from .alignment import Alignment
 from .native_scan import NativeScan, on_target, read_native
-from .quality import cropped_share, doubts, label_facts, likeness
+from .quality import correlation, cropped_share, label_facts, record_warnings
 from .reference import Reference
 
 PACKAGES = ("numpy", "nibabel", "numba", "llvmlite", "nilearn")
@@ -122,7 +122,7 @@ class ScanPreparer:
     def _findings(self, native: NativeScan, found: Alignment, arrays: dict[str, Array]) -> Record:
         reference, target = self._reference, self._reference.target
         by_headers = resample(native.image, native.grid, target)
-        before, after = (likeness(reference.image, image) for image in (by_headers, arrays["image"]))
+        before, after = (correlation(reference.image, image) for image in (by_headers, arrays["image"]))
         foreground = self._options.rule.foreground(native.image)
         facts = {
             "reference": {"name": reference.name, "sha256": reference.hashes},
@@ -133,7 +133,7 @@ class ScanPreparer:
             "cropped_share": cropped_share(foreground, native.grid, target, found.matrix),
             **label_facts(None if native.labels is None else native.labels.data, arrays.get("labels")),
         }
-        return facts | {"warnings": [*native.warnings, *doubts(facts)]}
+        return facts | {"warnings": [*native.warnings, *record_warnings(facts)]}
 
     def _write(self, name: str, arrays: dict[str, Array]) -> None:
         target, code = self._reference.target, self._reference.code

@@ -14,7 +14,7 @@ MUCH_CROPPED = 0.01  # share of the foreground outside the grid above which ther
 FEW_POINTS = 200_000  # approximate number of foreground voxels used to estimate the share
 
 
-def likeness(reference: Array, image: Array) -> float | None:
+def correlation(reference: Array, image: Array) -> float | None:
     """Return the correlation of two images (I, J, K) over the whole grid; None if one is constant."""
     value = ncc(reference, image)
     return None if math.isnan(value) else round(value, 6)
@@ -34,8 +34,8 @@ def cropped_share(foreground: Array, grid: Grid, target: Grid, matrix: Array) ->
     if not len(some):
         return 0.0
     to_target = grid.voxel_map(target, np.linalg.inv(matrix))
-    places = some @ to_target[:3, :3].T + to_target[:3, 3]
-    inside = np.all((places > -0.5) & (places < np.array(target.shape) - 0.5), axis=1)
+    positions = some @ to_target[:3, :3].T + to_target[:3, 3]
+    inside = np.all((positions > -0.5) & (positions < np.array(target.shape) - 0.5), axis=1)
     return round(1 - float(inside.mean()), 6)
 
 
@@ -48,7 +48,7 @@ def label_facts(native: Array | None, prepared: Array | None) -> dict[str, list[
     return {"labels": left, "labels_lost": sorted(set(there) - set(left))}
 
 
-def doubts(facts: dict[str, Any]) -> list[str]:
+def record_warnings(facts: dict[str, Any]) -> list[str]:
     """Return warnings, one line each, derived from the entries of a record."""
     lines = []
     after, cropped, lost = facts["similarity"]["after"], facts["cropped_share"], facts.get("labels_lost")

@@ -18,7 +18,7 @@ _MARGIN = 12  # voxels around the balls
 
 
 @dataclass(frozen=True)
-class Place:
+class DeepStructure:
     """The location of one structure in the right hemisphere; the left one has its mirror image.
 
     Attributes:
@@ -39,8 +39,8 @@ class Place:
 
 
 # The first is fluid and is painted last; where the others overlap, the later one is visible.
-PLACES = (
-    Place(
+DEEP_STRUCTURES = (
+    DeepStructure(
         "ventricle",
         (
             *((6, 24, 3, 3), (7, 17, 10, 5), (8, 5, 17, 5), (11, -12, 22, 5)),
@@ -51,25 +51,27 @@ PLACES = (
         mix=(0, 0),
         enclosed=False,
     ),
-    Place(
+    DeepStructure(
         "thalamus", ((7, -8, 6, 6), (10, -15, 7, 8), (14, -22, 7, 9), (17, -27, 6, 6)), share=(0.2, 2), mix=(0.25, 0.85)
     ),
-    Place("putamen", ((21, 13, -3, 6), (24, 7, 1, 7), (27, -1, 2, 6), (29, -11, 2, 4)), share=(0.42, 2), mix=(0, 0.5)),
-    Place("pallidum", ((15, 1, -2, 4), (19, -4, -1, 5), (23, -10, 1, 4)), share=(0.1, 0.42), mix=(0.5, 0.97)),
-    Place(
+    DeepStructure(
+        "putamen", ((21, 13, -3, 6), (24, 7, 1, 7), (27, -1, 2, 6), (29, -11, 2, 4)), share=(0.42, 2), mix=(0, 0.5)
+    ),
+    DeepStructure("pallidum", ((15, 1, -2, 4), (19, -4, -1, 5), (23, -10, 1, 4)), share=(0.1, 0.42), mix=(0.5, 0.97)),
+    DeepStructure(
         "caudate",
         ((9, 14, 0, 7), (13, 14, 8, 6), (15, 4, 15, 6), (17, -8, 19, 4), (20, -18, 21, 4)),
         share=(0.5, 2),
         mix=(0, 0.4),
     ),
-    Place(
+    DeepStructure(
         "hippocampus",
         ((25, -13, -20, 5), (28, -20, -15, 5), (31, -27, -9, 5), (27, -36, -3, 5)),
         share=(0.5, 2),
         mix=(0, 0.35),
         enclosed=False,
     ),
-    Place("amygdala", ((23, -3, -20, 7),), share=(0.55, 2), mix=(0, 0.35), enclosed=False),
+    DeepStructure("amygdala", ((23, -3, -20, 7),), share=(0.55, 2), mix=(0, 0.35), enclosed=False),
 )
 
 
@@ -80,20 +82,20 @@ def deep_levels(grey: Array, white: Array, box: tuple[Array, Array]) -> Array:
         grey, white: shares of tissue (I, J, K), in closest RAS order.
         box: first and last voxel of the brain, which are taken to be the corners of `BOX`.
     """
-    return np.stack([_level(place, grey, white, box) for place in PLACES])
+    return np.stack([_level(structure, grey, white, box) for structure in DEEP_STRUCTURES])
 
 
-def _level(place: Place, grey: Array, white: Array, box: tuple) -> Array:
-    tissue = grey if place.tissue == "grey" else grey + white
+def _level(structure: DeepStructure, grey: Array, white: Array, box: tuple) -> Array:
+    tissue = grey if structure.tissue == "grey" else grey + white
     level = np.full(grey.shape, -REACH, np.float32)
     low, high = np.array(BOX)
     scale = (box[1] - box[0]) / (high - low)  # voxels per mm
     for side in (-1, 1):
-        balls = np.array(place.balls, float) * (side, 1, 1, 1)
+        balls = np.array(structure.balls, float) * (side, 1, 1, 1)
         part = _around((balls[:, :3] - low) * scale + box[0], grey.shape)
         voxels = np.stack([*np.mgrid[part]], -1)
         depth = _chain((voxels - box[0]) / scale + low, balls)
-        inside = (depth + _PULL * (_belongs(tissue[part], place.share) - 0.5) > 0) & (depth > -_PULL / 2)
+        inside = (depth + _PULL * (_belongs(tissue[part], structure.share) - 0.5) > 0) & (depth > -_PULL / 2)
         level[part] = np.maximum(level[part], _signed(inside))
     return level
 

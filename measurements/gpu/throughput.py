@@ -20,7 +20,7 @@ ROUNDS, FILLING = 8, 2  # timed results per lane, and untimed ones before them, 
 
 
 @dataclass(frozen=True)
-class Flights:
+class RepeatedRegistration:
     """Repeated registration of one generated pair, in a process of its own."""
 
     contender: EngineContender
@@ -40,14 +40,14 @@ class Flights:
         return {"in_flight": in_flight, "seconds": (times[-1] - times[filling - 1]) / (count - filling)}
 
 
-def flights(contenders: Sequence[EngineContender], shape: Shape, folder: Path) -> Part:
+def throughput(contenders: Sequence[EngineContender], shape: Shape, folder: Path) -> Part:
     """Measure all contenders and return the table; a number in flight that needs too much memory is noted."""
     GeneratedPair(shape).make(folder / "pair.npz")
     part = Part("Throughput", record=[])
     for contender in contenders:
         for in_flight in IN_FLIGHT:
             try:
-                found = call_once(Flights(contender, shape), contender.name, "measure", in_flight, folder)
+                found = call_once(RepeatedRegistration(contender, shape), contender.name, "measure", in_flight, folder)
             except InputError as error:
                 part.notes.append(f"{contender.name}, {in_flight} in flight: {error}")
                 break

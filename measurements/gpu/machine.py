@@ -2,7 +2,7 @@
 
 from measurements.gpu.part import Part
 from runtime.host.machine import installed_versions
-from runtime.workflows.benchmark.machine.gpu import gpu_doubts, gpu_words
+from runtime.workflows.benchmark.machine.gpu import gpu_warnings, gpu_words
 from runtime.workflows.benchmark.machine.host import machine_facts
 
 # Distributions beyond those in a registration's report; the engine libraries have several names.
@@ -10,7 +10,7 @@ PACKAGES = ("numpy", "numba", "onnx", "onnxruntime", "onnxruntime-gpu", "torch",
 PACKAGES += ("cuda-core", "nvidia-cuda-nvrtc", "pycuda", "tensorrt", "tensorrt-rtx")
 
 
-def place() -> Part:
+def machine() -> Part:
     """Describe the machine, as a part, with warnings about its figures in the notes."""
     facts, libraries = machine_facts(), installed_versions(PACKAGES)
     gpu = facts["card"]
@@ -21,7 +21,7 @@ def place() -> Part:
         f"- system: {facts['system']}",
         f"- libraries: {', '.join(f'{name} {version}' for name, version in libraries.items())}",
     ]
-    return Part("Machine", lines, {"machine": facts, "libraries": libraries}, notes=gpu_doubts(gpu))
+    return Part("Machine", lines, {"machine": facts, "libraries": libraries}, notes=gpu_warnings(gpu))
 
 
 def _now(gpu: dict) -> str:
