@@ -6,12 +6,12 @@ RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --quiet --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 JUDGES := $(VENV)/.judges
-# A long training run, `long` or `accurate`: its latest checkpoint, and the one that is kept with the project.
+# A long training run, `long` or `accurate`: its latest checkpoint, and the copy that is committed to the project.
 RECIPE ?= long
 LAST := runs/$(RECIPE)/last.pt
 KEPT := train/recipes/$(RECIPE).pt
 START := runs/shipped.pt
-# Pairs to validate it on, where measurements/validation/training_list.py has written them; else generated ones.
+# Validation pairs, if measurements/validation/training_list.py has written them; otherwise generated ones.
 LIST := runs/validation/pairs.csv
 VALIDATED = $(if $(wildcard $(LIST)), --validation $(LIST) --validation-pairs 10)
 THREADS ?= 1
@@ -23,14 +23,14 @@ TORCH_FOR_CPU := https://download.pytorch.org/whl/cpu
 .PHONY: help demo test quick check warm train-on train-keep clean
 
 help:
-	@echo "make demo    make a sample pair with a known answer, register it, say how well it went"
+	@echo "make demo    register a sample pair with a known transform, print the error"
 	@echo "make test    run all tests, on two cores at once (WORKERS=0: one after the other)"
-	@echo "make quick   run those that matter after a change, in about a minute"
+	@echo "make quick   run the most important tests, in about a minute"
 	@echo "make check   run ruff and mypy"
-	@echo "make train-on    start the long training run, or go on with it; Ctrl-C saves (THREADS=1 RECIPE=long)"
-	@echo "make train-keep  keep where it stands in $(KEPT), to be committed"
+	@echo "make train-on    start or continue the long training run; Ctrl-C saves (THREADS=1 RECIPE=long)"
+	@echo "make train-keep  copy its state to $(KEPT), to be committed"
 	@echo "make clean   remove $(VENV)/, demo/ and caches"
-	@echo "All install what they need into $(VENV)/ first. Another interpreter: make demo PYTHON=python3.12"
+	@echo "All install their requirements into $(VENV)/ first. Another interpreter: make demo PYTHON=python3.12"
 
 demo: warm
 	@$(RUN) cli.py demo
@@ -58,26 +58,26 @@ $(INSTALLED): requirements.txt requirements-runtime.txt
 	@if [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null; then \
 	    echo "Installing PyTorch's CPU build"; \
 	    $(PIP) install --retries 0 --index-url $(TORCH_FOR_CPU) "$$(grep '^torch==' requirements.txt)" 2>/dev/null || \
-	        echo "  not to be had from $(TORCH_FOR_CPU); taking the default one"; fi
+	        echo "  not available from $(TORCH_FOR_CPU); installing the default build"; fi
 	@echo "Installing requirements.txt (a few minutes the first time)"
 	@$(PIP) install -r requirements.txt
 	@touch $@
 
-# Other tools that the tests let judge, of no use for anything else.
+# Other tools that tests use as references.
 $(JUDGES): requirements-tests.txt $(INSTALLED)
 	@echo "Installing requirements-tests.txt"
 	@$(PIP) install -r requirements-tests.txt
 	@touch $@
 
-# Says what it does; compiled code outlives $(VENV), in the user's cache folder.
+# Prints its progress; compiled code is kept in the user's cache folder, not in $(VENV).
 warm: $(INSTALLED)
 	@$(RUN) cli.py warm-up
 
-# From its own last checkpoint, else from the one that is kept, else from the start. `exec`: signals to make reach it.
+# Continues from its last checkpoint, else from the committed one, else starts. `exec` lets signals reach the process.
 train-on: $(INSTALLED) $(FROM_NOTHING)
 	@exec nice -n 19 $(RUN) cli.py train --recipe train/recipes/$(RECIPE).toml --threads $(THREADS)$(VALIDATED)$(GOES_ON)
 
-# What the long run starts from: the weights that ship.
+# The start of the long run: the weights that ship.
 $(START): $(INSTALLED)
 	@$(RUN) -m export.from_engines --output $@
 

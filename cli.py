@@ -56,7 +56,9 @@ main = program(COMMANDS, CloneTools(_export_quietly, _torch_contenders, THIS_PRO
 
 
 @main.command()
-@click.option("--checkpoint", type=PATH, required=True, help="best.pt of `train`, or an authors' checkpoint.")
+@click.option(
+    "--checkpoint", type=PATH, required=True, help="best.pt of `train`, or a checkpoint of the paper's authors."
+)
 @ENGINE_DIR
 @click.option("--gate-shape", type=Numbers(int, 3), help="Size of the gate's pair.  [default: 64,80,72, or the scans']")
 @click.option("--gate-fixed", type=PATH, help="Run the parity gate on two real scans instead of generated ones.")
@@ -68,7 +70,7 @@ main = program(COMMANDS, CloneTools(_export_quietly, _torch_contenders, THIS_PRO
 @QUIET
 @one_line_errors
 def export(checkpoint, engine_dir, gate_shape, gate_fixed, gate_moving, spacing, window, notes, no_fp16, quiet) -> None:
-    """Turn a checkpoint into an engine set.
+    """Convert a checkpoint to an engine set.
 
     The feature extractor and the four flow estimators become ONNX graphs, in fp32 and in fp16 (for NVIDIA GPUs). They
     are published, in one atomic step, only after whole registrations with them match those of the PyTorch network: in
@@ -99,9 +101,9 @@ def _take_recipe(context: click.Context, _: click.Parameter, path: Path | None) 
     help="TOML file of these options, such as train/recipes/long.toml; the command line takes precedence.",
 )
 @DATA("--data", help="Folder, glob or CSV (column image, optionally labels and mask) of prepared volumes.")
-@DATA("--generated", is_flag=True, help="Train on pairs generated on the fly instead: no data needed.")
-@DATA("--validation", help="A list to validate on, of volumes or pairs.  [default: the last of --data, or generated]")
-@DATA("--validation-volumes", type=int, help="Held out from --data without such a list.  [default: 4]")
+@DATA("--generated", is_flag=True, help="Train on pairs generated on the fly; no data needed.")
+@DATA("--validation", help="List of volumes or pairs for validation.  [default: the last of --data, or generated]")
+@DATA("--validation-volumes", type=int, help="Volumes held out from --data if there is no --validation.  [default: 4]")
 @DATA("--validation-pairs", type=int, default=8, show_default=True, help="Largest number of validation pairs.")
 @DATA("--template", help="Base of some generated pairs: mni152 (from nilearn) or a skull-stripped scan.")
 @DATA(
@@ -109,9 +111,11 @@ def _take_recipe(context: click.Context, _: click.Parameter, path: Path | None) 
     type=click.Choice(["alike", "varied"]),
     default="alike",
     show_default=True,
-    help="Generated pairs as in papers, of one data set, or as users have them: averages, other scanners.",
+    help="alike: pairs of one data set, as in papers. varied: also averages, other scanners, ages, lesions.",
 )
-@DATA("--shape", type=Numbers(int, 3), help="Of generated pairs [default: 80,96,80], or to crop and pad --data to.")
+@DATA(
+    "--shape", type=Numbers(int, 3), help="Size of generated pairs [default: 80,96,80], or to crop and pad --data to."
+)
 @DATA("--augment", type=float, default=0.0, show_default=True, help="Strength of random changes of --data; 0: none.")
 @DATA("--cache", type=int, default=4096, show_default=True, help="MB of memory for volumes read from --data.")
 @DATA(
@@ -119,7 +123,7 @@ def _take_recipe(context: click.Context, _: click.Parameter, path: Path | None) 
     type=int,
     default=0,
     show_default=True,
-    help="Processes that make pairs in parallel; not for generated pairs on a GPU, which are made there.",
+    help="Processes that make pairs in parallel; not for pairs generated on a GPU.",
 )
 @DATA("--seed", type=int, default=0, show_default=True, help="Seed of the initial weights and all random numbers.")
 @LOSS("--res-blocks", type=int, default=2, show_default=True, help="Residual blocks per estimator, 0 to 4.")
@@ -133,7 +137,7 @@ def _take_recipe(context: click.Context, _: click.Parameter, path: Path | None) 
     show_default=True,
     help="Labels in the Dice loss; deep: ventricles and deep structures, of generated pairs.",
 )
-@SHARE("--coarse", help="Weight of an extra loss on coarse flows (deep supervision), fading to 0 over the run.")
+@SHARE("--coarse", help="Weight of an extra loss on coarse flows (deep supervision), decreasing to 0 over the run.")
 @SHARE("--bending", help="Weight of the flow's bending energy.")
 @SHARE("--log-jacobian", help="Weight of the squared logarithm of the flow's Jacobian determinant.")
 @LOSS("--both-directions", is_flag=True, help="Each step uses its pairs in both directions, features computed once.")
@@ -142,7 +146,7 @@ def _take_recipe(context: click.Context, _: click.Parameter, path: Path | None) 
     "--iterations",
     type=Numbers(int, 4),
     default=(1, 1, 1, 1),
-    help="Most iterations at levels 4,3,2,1; each step draws counts from 1 to these.  [default: 1,1,1,1]",
+    help="Largest iteration counts at levels 4,3,2,1; each step draws counts from 1 to these.  [default: 1,1,1,1]",
 )
 @SHARE("--half-size", help="Share of the run, from its start, at half the image size.")
 @STEPS("--steps", type=int, default=100_000, show_default=True, help="Training steps.")
@@ -153,10 +157,12 @@ def _take_recipe(context: click.Context, _: click.Parameter, path: Path | None) 
     default=0,
     help="With --resume-from: end after this many steps, with a cosine learning rate; later --resume continues.",
 )
-@STEPS("--accumulate", type=int, default=1, show_default=True, help="Pairs a step and process (gradient accumulation).")
+@STEPS(
+    "--accumulate", type=int, default=1, show_default=True, help="Pairs per step and process (gradient accumulation)."
+)
 @STEPS("--learning-rate", type=float, default=1e-4, show_default=True, help="Adam's step size.")
 @STEPS("--schedule", type=click.Choice(["constant", "cosine"]), default="constant", show_default=True)
-@STEPS("--warmup", type=int, default=0, show_default=True, help="Steps over which the learning rate rises.")
+@STEPS("--warmup", type=int, default=0, show_default=True, help="Steps of linear learning rate warm-up.")
 @STEPS("--clip", type=float, default=0.0, show_default=True, help="Largest gradient norm; 0: none.")
 @STEPS(
     "--average",
@@ -170,7 +176,7 @@ def _take_recipe(context: click.Context, _: click.Parameter, path: Path | None) 
     type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
     default="auto",
     show_default=True,
-    help="auto: bf16 where the processor or GPU computes in it, else fp32. fp16: on GPUs, gradients scaled.",
+    help="auto: bf16 if the processor or GPU supports it, else fp32. fp16: on GPUs, with gradient scaling.",
 )
 @COMPUTING(
     "--channels-last",
@@ -181,14 +187,14 @@ def _take_recipe(context: click.Context, _: click.Parameter, path: Path | None) 
 )
 @COMPUTING("--compile", is_flag=True, help="Compile the convolutions (torch.compile); the first steps take longer.")
 @COMPUTING("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@COMPUTING("--threads", type=int, help="CPU threads.  [default: all cores; under torchrun what it sets]")
+@COMPUTING("--threads", type=int, help="CPU threads.  [default: all cores; under torchrun its setting]")
 @FILES("--output", type=PATH, required=True, help="Folder for best.pt, last.pt, log.csv and the files below.")
 @FILES("--validate-every", type=int, default=200, show_default=True, help="Steps between validations.")
 @FILES("--pictures", type=int, default=0, show_default=True, help="Validations between pictures of a pair; 0: none.")
 @FILES("--tensorboard", is_flag=True, help="Log curves (and pictures) for TensorBoard too, into tensorboard/.")
-@FILES("--save-minutes", type=float, default=5.0, show_default=True, help="Time from one last.pt to the next.")
+@FILES("--save-minutes", type=float, default=5.0, show_default=True, help="Minutes between two saves of last.pt.")
 @FILES("--resume", is_flag=True, help="Continue last.pt of --output exactly; give the same options again.")
-@FILES("--resume-from", type=PATH, help="Continue the last.pt of another folder exactly, in --output, which is new.")
+@FILES("--resume-from", type=PATH, help="Continue the last.pt of another folder exactly, in a new --output.")
 @FILES("--start", type=PATH, help="Checkpoint whose weights a new run starts from; it may have fewer --res-blocks.")
 @FILES("--licence", default="not stated", show_default=True, help="Licence of the weights.")
 @QUIET
@@ -196,16 +202,16 @@ def _take_recipe(context: click.Context, _: click.Parameter, path: Path | None) 
 def train(data, generated, quiet, **options) -> None:
     """Train RP-Net on scans (--data) or on generated pairs (--generated).
 
-    Defaults are the paper's: Adam, 1e-4, one pair per step, local NCC plus smoothness, one iteration per level; except
-    precision: bf16 where the processor supports it.
+    Defaults are those of the paper: Adam, learning rate 1e-4, one pair per step, local NCC plus smoothness, one
+    iteration per level. Except the precision: bf16 if the processor supports it.
 
-    Validation registers pairs that are not trained on, with RP-Net and with IterStop. best.pt is chosen by the Dice of
-    IterStop where validation volumes have label maps, else by its NCC.
+    Validation registers pairs that are not used for training, with RP-Net and with IterStop. best.pt is chosen by the
+    Dice of IterStop if validation volumes have label maps, else by its NCC.
 
-    A recipe (--recipe) holds these options in a file. --finish ends a run of constant learning rate at any time, in a
-    folder of its own, so that the run itself can continue.
+    A recipe (--recipe) is a file with these options. --finish ends a run of constant learning rate in another folder,
+    so that the run itself can still be continued.
 
-    Ctrl-C saves and ends after the step (exit code 130, of SIGTERM 143). Several processes or GPUs: torchrun
+    Ctrl-C saves and ends after the current step (exit code 130; SIGTERM: 143). Several processes or GPUs: torchrun
     --nproc-per-node N cli.py train ...; a step then takes N times --accumulate pairs.
     """
     if bool(data) == generated:

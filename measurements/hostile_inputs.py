@@ -1,6 +1,6 @@
 """Register inputs that break naive readers: each file against itself, and one brain in three orientations.
 
-    python -m measurements.hostile_inputs --engine-dir engines/ --data ../shared/data
+    python -m measurements.hostile_inputs --engine-dir engines/ --data DIR
 
 `--data` holds `hostile/*` and `pair/fixed_t1.nii.gz`; none of it is part of this project.
 """
@@ -39,7 +39,7 @@ def orientation_differences(engines, data: Path) -> list[str]:
 
 @click.command(help=__doc__.split("\n\n")[0])
 @click.option("--engine-dir", type=click.Path(path_type=Path), default="engines")
-@click.option("--data", type=click.Path(path_type=Path), default="../shared/data", show_default=True)
+@click.option("--data", type=click.Path(path_type=Path), required=True, help="Folder of the scans.")
 def main(engine_dir, data) -> None:
     folder = data / "hostile"
     if not folder.is_dir():

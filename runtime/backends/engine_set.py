@@ -120,7 +120,7 @@ class EngineSet:
             if channels != (stated := images * self.channels[level]):
                 raise InputError(
                     f"--engine-dir: a graph in {self.folder} {what} {channels} channels at level {level}, "
-                    f"the manifest says {stated}; export the set again"
+                    f"the manifest states {stated}; export the set again"
                 )
 
     def graph(self, engine: str, precision: str = "fp32") -> bytes:

@@ -249,7 +249,7 @@ def choose_backend(
         raise NotAvailableError(f"--backend: {name} needs the package {backend.package}; {backend.install}")
     if lack := backend.incompatibility(engine_set):
         raise InputError(f"--backend: {name} {lack}; use --backend auto")
-    return name, "asked for"
+    return name, "requested"
 
 
 def _first_fit(engine_set: EngineSet, precision: str, broken: Mapping[str, str]) -> tuple[str, str]:
@@ -263,7 +263,7 @@ def _first_fit(engine_set: EngineSet, precision: str, broken: Mapping[str, str])
         elif reason := broken.get(name) or backend.skip_reason(engine_set, precision):
             reasons.setdefault(reason, []).append(f"not {name}")
         else:
-            return name, f"auto: {_reasons_text(reasons) or 'the fastest here'}"
+            return name, f"auto: {_reasons_text(reasons) or 'the fastest available'}"
     remedy = next(backend.install for backend in BACKENDS.values() if not backend.gpu)
     if precision != "auto" and any(backend.available and not backend.gpu for backend in BACKENDS.values()):
         remedy = "use --precision auto"

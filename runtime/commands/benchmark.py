@@ -11,10 +11,10 @@ INSTALLED = (sys.executable, "-m", __package__.partition(".")[0])  # command tha
 
 @click.command()
 @ENGINE_DIR
-@click.option("--fixed", type=PATH, help="Two scans instead of a generated pair, prepared as `register` does.")
+@click.option("--fixed", type=PATH, help="Two scans instead of a generated pair, preprocessed as by `register`.")
 @click.option("--moving", type=PATH, help="See --fixed.")
 @click.option("--shape", type=Numbers(int, 3), help="I,J,K of the generated pair.  [default: 160,192,160]")
-@click.option("--crop-to", type=Numbers(int, 3), help="I,J,K to bring prepared scans to, about their centre.")
+@click.option("--crop-to", type=Numbers(int, 3), help="I,J,K to which the scans are then cropped or padded.")
 @click.option("--shapes", help="Time against volume instead: shapes such as '64,64,64 96,96,96', or default.")
 @click.option("--backend", "backends", multiple=True, default=("auto",), show_default=True, help="One, several or all.")
 @click.option("--precision", "precisions", multiple=True, default=("auto",), show_default=True, help="As --backend.")
@@ -24,21 +24,21 @@ INSTALLED = (sys.executable, "-m", __package__.partition(".")[0])  # command tha
 @click.option("--warmup", type=click.IntRange(min=0), help="Untimed rounds first.  [default: 1; all on a GPU 3]")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads of engines and kernels.  [default: all cores]")
 @click.option("--no-files", is_flag=True, help="Skip the whole registrations from file to file.")
-@click.option("--no-start-up", is_flag=True, help="Skip opening with nothing cached (half a minute of compiling).")
+@click.option("--no-start-up", is_flag=True, help="Skip the start with an empty cache (half a minute of compilation).")
 @click.option("--json", type=PATH, help="Write everything printed and all raw samples to this file.")
 @click.option("--plot", type=PATH, help="Plot the results: .png, .svg or .pdf (needs matplotlib).")
 @QUIET
 @click.pass_obj
 @one_line_errors
 def benchmark(tools, against, shapes, backends, precisions, no_files, no_start_up, quiet, threads, **options) -> None:
-    """Check that the engines are right, then measure latency and memory on this machine.
+    """Check that the engines are correct, then measure latency and memory on this machine.
 
-    Nothing is timed before each contender's flow equals that of the PyTorch reference (of ONNX Runtime where torch is
-    not installed). Contenders run in processes of their own, in turn. --backend and --precision take several names,
+    Nothing is timed before each contender's flow agrees with that of the PyTorch reference (ONNX Runtime's if torch is
+    not installed). Contenders run in separate processes and take turns. --backend and --precision take several names,
     comma-separated or repeated.
 
     With an engine on a GPU, --against torch is PyTorch on that GPU: in fp32 without TF32, and with autocast to fp16
-    and channels-last memory; a PyTorch without CUDA is refused then. GPU times are measured with CUDA events.
+    and channels-last memory; this requires PyTorch with CUDA. GPU times are measured with CUDA events.
     """
     from ..workflows.benchmark import BenchmarkOptions, parse_names, parse_shapes, run_benchmark
 

@@ -21,10 +21,10 @@ from .terminal import ENGINE_DIR, QUIET, Numbers, one_line_errors
 @QUIET
 @one_line_errors
 def build(engine_dir, target, sms, precisions, shape, shapes, quiet) -> None:
-    """Build an engine set's plans for NVIDIA GPUs, beside it in plans/.
+    """Build an engine set's plans for NVIDIA GPUs, in its folder plans/.
 
-    For tensorrt-rtx no GPU is needed, and a plan serves all of --sm (default: all that exist); tensorrt builds for the
-    GPU in this machine, which may take minutes. `register` and `benchmark` build missing plans themselves.
+    tensorrt-rtx needs no GPU, and one plan serves all of --sm (default: all known ones); tensorrt builds for the GPU in
+    this machine, which may take minutes. `register` and `benchmark` build missing plans themselves.
     """
     if shape and shapes:
         raise click.UsageError("give either --shape or --shapes")

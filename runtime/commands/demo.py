@@ -1,4 +1,4 @@
-"""`demo`: a sample pair with a known answer."""
+"""`demo`: a sample pair with a known transform."""
 
 import click
 
@@ -11,10 +11,10 @@ from .terminal import ENGINE_DIR, PATH, QUIET, StageLine, one_line_errors
 @QUIET
 @one_line_errors
 def demo(output, engine_dir, quiet) -> None:
-    """Register a sample pair whose true warp is known.
+    """Register a sample pair with a known warp.
 
     The pair is made from the MNI152 brain in nilearn: the moving scan is deformed and rotated, and gets another
-    contrast, noise and a tilted header. Prints the distance from the truth before and after, and the files to open.
+    contrast, noise and a tilted header. Prints the error before and after registration, and the files to open.
     """
     from ..workflows.demo.run import run_demo
 

@@ -23,7 +23,7 @@ def _section(name: str):
 
 
 NUMBERS = Numbers(float)
-PAIRS, METHODS, ENGINES, OTHER = map(_section, ("Pairs", "What is compared", "Engines", "Output"))
+PAIRS, METHODS, ENGINES, OTHER = map(_section, ("Pairs", "Methods", "Engines", "Output"))
 
 
 class Times(click.ParamType):
@@ -60,7 +60,7 @@ class Times(click.ParamType):
     "links",
     multiple=True,
     metavar="FILE[,inverse]",
-    help="Another tool's transform, scored beside ours; a chain from fixed to moving, as for `apply`.",
+    help="Another tool's transform, scored as well; a chain from fixed to moving, as for `apply`.",
 )
 @PAIRS(
     "--convention",
@@ -86,7 +86,7 @@ class Times(click.ParamType):
     "similarities",
     multiple=True,
     type=click.Choice(["ncc", "lncc", "mse"]),
-    help="Similarity that stop rules watch; may be repeated.",
+    help="Similarity used by stop rules; may be repeated.",
 )
 @METHODS("--max-iterations", type=Numbers(int, 1, 4), metavar="N[,N,N,N]", help="Stop rules' limit per level.")
 @METHODS(
@@ -113,7 +113,7 @@ def evaluate(tools, pairs, output, links, label_ids, engine_dirs, checkpoints, q
     """Score registrations by labels, landmarks, folds and similarity, before and after.
 
     Every pair is read, aligned and encoded once for all schedules, and iterations that schedules share are computed
-    once; the seconds are those that a schedule would take alone. Writes scores.json, scores.csv, labels.csv, table.md,
+    once; the reported seconds are those of each schedule alone. Writes scores.json, scores.csv, labels.csv, table.md,
     boxes.png, curves.png, deltas.png and pairs/ (a record each). Earlier results are kept if files, options and engines
     have not changed; failures are reported, and the other pairs are still scored.
     """

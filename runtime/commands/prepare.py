@@ -1,4 +1,4 @@
-"""`prepare`: native scans made ready for training."""
+"""`prepare`: preparation of native scans for training."""
 
 import click
 
@@ -17,7 +17,7 @@ from .terminal import NAN, PATH, QUIET, Numbers, StageLine, exit_code_of_failure
 )
 @click.option(
     "--reference",
-    help="Image that scans are aligned with: mni152 (a skull-stripped brain), first (of the list: put a typical scan "
+    help="Image to which scans are aligned: mni152 (a skull-stripped brain), first (of the list: put a typical scan "
     "of the whole region there) or a file; skull-stripped if, and only if, the scans are.",
 )
 @click.option("--shape", type=Numbers(int, 3), help="Voxels of the results along R, A, S: multiples of 8.")
@@ -29,8 +29,8 @@ from .terminal import NAN, PATH, QUIET, Numbers, StageLine, exit_code_of_failure
 @click.option(
     "--affine",
     type=click.Choice(["auto", "rigid", "centre", "none"]),
-    help="auto: centres of mass, rigid, affine, as `register`. rigid: sizes stay. centre: centres of mass alone, where "
-    "an affine goes wrong, such as CT of different parts. none: trust the headers.  [default: auto]",
+    help="auto: centres of mass, rigid, affine, as `register`. rigid: preserves sizes. centre: centres of mass only, "
+    "where an affine fails, such as CT of different extents. none: trust the headers.  [default: auto]",
 )
 @click.option("--jobs", type=click.IntRange(min=1), help="Scans at a time.  [default: as cores and memory allow]")
 @NAN
@@ -41,7 +41,7 @@ def prepare(quiet, preset, **choices) -> None:
 
     Each scan is aligned with the reference, resampled once (labels and masks: nearest neighbour) and, if it has a mask,
     set to 0 outside it. Writes images/, labels/, masks/, records/ (JSON, one for each scan, failures too), prepared.csv
-    for `train --data`, and contact_sheet.png, failures first, then the least similar: look at it. Earlier results are
+    for `train --data`, and contact_sheet.png (check it: failures first, then by increasing similarity). Results are
     kept if files and options have not changed; failures are reported, and the other scans are still prepared.
     """
     from ..workflows.preparation import prepare_options, prepare_scans

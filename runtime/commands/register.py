@@ -18,16 +18,18 @@ from .terminal import (
 @click.command()
 @ENGINE_DIR
 @click.option("--fixed", type=PATH, required=True, help="Target scan (.nii, .nii.gz, .mgh, .mgz).")
-@click.option("--moving", type=PATH, required=True, multiple=True, help="Scan to be aligned with it; may be repeated.")
-@click.option("--output", type=PATH, required=True, help="Folder for the results; several scans get folders in it.")
+@click.option("--moving", type=PATH, required=True, multiple=True, help="Scan to register to it; may be repeated.")
+@click.option("--output", type=PATH, required=True, help="Folder for the results; several scans get subfolders.")
 @click.option(
     "--moving-labels",
     type=PATH,
     multiple=True,
     help="Label map of the moving scan, warped by nearest neighbour. With several scans: one for each, in order.",
 )
-@click.option("--fixed-mask", type=PATH, help="Mask of the fixed scan: 0 where it does not count; holes are lesions.")
-@click.option("--moving-mask", type=PATH, multiple=True, help="The same for the moving scan, or for each, in order.")
+@click.option("--fixed-mask", type=PATH, help="Mask of the fixed scan: voxels to use; enclosed holes are lesions.")
+@click.option(
+    "--moving-mask", type=PATH, multiple=True, help="Mask of the moving scan; with several, one for each, in order."
+)
 @click.option(
     "--affine",
     default="auto",
@@ -36,7 +38,9 @@ from .terminal import (
     help="auto: the best of headers, centres of mass, rigid and affine. affine, rigid: the result of these steps. "
     "none: trust the headers. Or a transform, fixed to moving, that `apply` reads (for a field, its best affine fit).",
 )
-@click.option("--convention", default="auto", show_default=True, help="Of a FILE that does not state its own, as fsl.")
+@click.option(
+    "--convention", default="auto", show_default=True, help="Convention of a FILE that states none, such as fsl."
+)
 @click.option(
     "--volume-factor",
     type=Numbers(float, 2),
@@ -76,12 +80,12 @@ from .terminal import (
     "--stability",
     type=Numbers(float, 1, 4),
     metavar="S[,S,S,S]",
-    help="For tci: largest change of a stable iteration.  [default: 0.02 for ncc]",
+    help="For tci: largest change of the similarity that counts as stable.  [default: 0.02 for ncc]",
 )
 @click.option(
     "--on-stop",
     type=click.Choice(["keep", "revert"]),
-    help="For iterstop: keep (released code) or undo the failing step.  [default: keep]",
+    help="For iterstop: keep a candidate that fails the test (released code), or undo it.  [default: keep]",
 )
 @click.option("--similarity", type=click.Choice(["ncc", "lncc", "mse"]), help="Watched by stop rules.  [default: ncc]")
 @click.option("--max-iterations", type=Numbers(int, 1, 4), metavar="N[,N,N,N]", help="Limit per level.  [default: 10]")
@@ -125,7 +129,7 @@ def register(
     overwrite,
     **options,
 ) -> None:
-    """Align one or several moving scans with a fixed one, both ways.
+    """Register one or several moving scans to a fixed one, in both directions.
 
     Writes warped.nii.gz (moving on the fixed grid), warped_fixed.nii.gz (fixed on the moving grid), warp.nii.gz and
     inverse_warp.nii.gz (the whole displacements, for ANTs and ITK; see --write), affine.txt, jacobian.nii.gz,

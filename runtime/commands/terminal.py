@@ -31,7 +31,9 @@ ENGINE_DIR = click.option(
     help="Folder of an engine set.",
 )
 OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace an earlier result.")
-NAN = click.option("--nan", type=float, metavar="VALUE", help="Replace NaN by this intensity.  [default: refuse NaN]")
+NAN = click.option(
+    "--nan", type=float, metavar="VALUE", help="Replace NaN by this intensity.  [default: NaN is an error]"
+)
 QUIET = click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 
 

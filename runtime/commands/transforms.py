@@ -1,4 +1,4 @@
-"""`apply`, `compose`, `invert`, `jacobian`, `convert`: commands on transforms, ours and other tools'."""
+"""`apply`, `compose`, `invert`, `jacobian`, `convert`: commands on transforms, in any tool's format."""
 
 import contextlib
 import functools
@@ -85,17 +85,18 @@ TO = click.option(
 @click.option("--scan", type=PATH, help="Image of voxel coordinates, if no -t holds its grid.")
 @chain_options()
 def apply(image, labels, points, interpolation, motion, nan, outside, points_in, scan, quiet, **choices) -> None:
-    """Map an image, a label map or points from a scan's space into a reference's.
+    """Map an image, a label map or points from a scan's space to a reference's.
 
-    -t A -t B: a point of the reference is mapped by A, then B, into the scan. The same -t are used for images, labels
-    and points; points go through the inverse, solved for each. Voxels are interpolated once, however many -t there are.
-    A transform applied the wrong way round is refused, if its file names its images, with the right command.
+    -t A -t B: a point of the reference is mapped by A, then by B, to the scan. Use the same -t for images, labels and
+    points; points are mapped by the inverse, which is solved for each of them. Voxels are interpolated once, for any
+    number of -t. A transform in the wrong direction is rejected, if its file names its images, and the correct command
+    is printed.
 
-    Images are written as float32 (integers stay integers where none was interpolated), label maps as integers, 4-D
-    ones, which hold probabilities, as float32, points in the format and columns of their file. Points without an
-    inverse are left empty, and the exit code is 1.
+    Images are written as float32 (integers keep their type if nothing was interpolated), label maps as integers, 4-D
+    label maps, which hold probabilities, as float32, and points in the format and columns of their file. Points without
+    an inverse are left empty, and the exit code is 1.
     """
-    from ..transforms import apply as carry
+    from ..transforms import apply as application
     from ..transforms.points.tables import point_suffixes
 
     given = {"--image": image, "--labels": labels, "--points": points}
@@ -111,11 +112,13 @@ def apply(image, labels, points, interpolation, motion, nan, outside, points_in,
     output = choices["output"]
     with _working(quiet) as stages:
         if image is not None:
-            done = carry.apply_image(image, route, output, interpolation or "linear", outside or 0, stages, nan, motion)
+            done = application.apply_image(
+                image, route, output, interpolation or "linear", outside or 0, stages, nan, motion
+            )
         elif labels is not None:
-            done = carry.apply_labels(labels, route, output, interpolation, stages)
+            done = application.apply_labels(labels, route, output, interpolation, stages)
         else:
-            done = carry.apply_points(points, route, output, points_in, scan, stages)
+            done = application.apply_points(points, route, output, points_in, scan, stages)
     if not quiet:
         click.echo(done.summary)
     if done.failed:
@@ -129,7 +132,7 @@ def compose(to, quiet, **choices) -> None:
     """Compose a chain of transforms into one file.
 
     -t A -t B: a point of the reference is mapped by A, then B, as for `apply`. The result is a field on the reference's
-    grid, or an affine if all parts are. It is read back and compared before the file gets its name.
+    grid, or an affine if all parts are affine. The file is read back and compared before it is put in place.
     """
     from ..transforms.operations import compose
 
@@ -142,8 +145,8 @@ def compose(to, quiet, **choices) -> None:
 def invert(to, quiet, **choices) -> None:
     """Write the inverse of a transform to a file.
 
-    Its grid is that on which the transform ends, or that of --reference. Prints its error, and the share of voxels
-    without an inverse because the transform folds. Several -t are inverted as one.
+    The inverse is sampled on the grid where the transform ends, or on that of --reference. Prints its error, and the
+    share of voxels without an inverse because the transform folds. Several -t are inverted as one chain.
     """
     from ..transforms.operations import invert
 
@@ -156,8 +159,8 @@ def invert(to, quiet, **choices) -> None:
 def convert(to, quiet, **choices) -> None:
     """Write a transform in another tool's convention.
 
-    The map stays the same, on the same grid unless there is a --reference. The file is read back and compared before it
-    gets its name.
+    The map is unchanged, and so is its grid, unless there is a --reference. The file is read back and compared before
+    it is put in place.
     """
     if len(choices["transforms"]) > 1:
         raise click.UsageError("give one -t; to join several into one file, use compose")
@@ -167,13 +170,16 @@ def convert(to, quiet, **choices) -> None:
 
 
 @click.command()
-@click.option("--log", is_flag=True, help="Write the natural logarithm: 0 where volumes stay, below where they shrink.")
+@click.option(
+    "--log", is_flag=True, help="Write the natural logarithm: 0 where volume is preserved, below 0 where it shrinks."
+)
 @chain_options()
 def jacobian(log, quiet, **choices) -> None:
-    """Write a map of a chain's volume changes: its Jacobian determinant.
+    """Write the Jacobian determinant of a chain: its local volume change.
 
-    1 where volumes stay, 2 where 1 mm3 of the reference is 2 mm3 of the scan, 0 and below where the chain folds. Prints
-    the extremes, the share of folded voxels, and SDlogJ, the standard deviation of the logarithm over the other voxels.
+    1 where volume is preserved, 2 where 1 mm3 of the reference is 2 mm3 of the scan, 0 and below where the chain folds.
+    Prints the extremes, the share of folded voxels, and SDlogJ, the standard deviation of the logarithm over the other
+    voxels.
     """
     from ..transforms.operations import jacobian
 
@@ -209,7 +215,7 @@ def _only_for(kind: str, given: object, option: str, value: object) -> None:
 
 @contextlib.contextmanager
 def _working(quiet: bool):
-    """Show stages, compile kernels first if needed, and name the right command for a chain the wrong way round."""
+    """Show stages, compile kernels if needed, and print the correct command for a chain in the wrong direction."""
     from ..errors import InputError
     from ..host.progress import Stages
     from ..registration.warmup import start_kernels

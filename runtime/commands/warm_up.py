@@ -10,8 +10,8 @@ from .terminal import one_line_errors
 def warm_up() -> None:
     """Compile the CPU kernels for this machine, once (half a minute).
 
-    Otherwise the first command that needs them compiles them. They are kept in the cache folder; for a container image,
-    set it with RPNET_CACHE=/opt/cache, for instance.
+    Otherwise the first command that needs the kernels compiles them. They are kept in the cache folder, which
+    RPNET_CACHE sets, for example to /opt/cache in a container image.
     """
     from ..registration.warmup import main
 

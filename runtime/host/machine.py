@@ -140,7 +140,10 @@ def require_memory(needed: int, subject: str, remedy: str) -> None:
         InputError: more memory is needed than this machine has or allows.
         ScarceError: more memory is needed than is available at the moment.
     """
-    never, now = (most_bytes(), "is all there is", InputError), (available_bytes(), "is available", ScarceError)
+    never, now = (
+        (most_bytes(), "is available in total", InputError),
+        (available_bytes(), "is available", ScarceError),
+    )
     for there, words, kind in (never, now):
         if there is not None and needed > there:
             remedy += ", or close other programs" if kind is ScarceError else ", or use a machine with more"

@@ -27,4 +27,4 @@ def label_position_warnings(labels: Grid, scan: Grid, name: str, of: str, what: 
         raise InputError(
             f"{name} does not overlap {of} in physical space; give the {what} of that scan, with its header"
         )
-    return (f"the {what} is not on {of}'s grid; it is used where its header says",)
+    return (f"the {what} is not on {of}'s grid; its position is taken from its header",)

@@ -58,8 +58,8 @@ def mask_of(volume: Volume, grid: Grid, argument: str) -> Mask:
     counts = resample((volume.data != 0).astype(np.uint8), volume.grid, grid, order="nearest").astype(bool)
     if not counts.any():
         raise InputError(
-            f"{argument}: {volume.path or 'the mask'} keeps no voxel of its scan; give that scan's mask, 0 where "
-            "voxels must not count"
+            f"{argument}: {volume.path or 'the mask'} contains no voxel of its scan; give that scan's mask, 0 at "
+            "voxels to ignore"
         )
     return Mask(counts)
 

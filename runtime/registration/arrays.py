@@ -112,7 +112,7 @@ def to_device(engines: OpenEngines, image: Array, name: str) -> Array:
         raise InputError(f"{name} image: has NaN or Inf, expected intensities in [0, 1]; repair it first")
     if low == high:
         raise InputError(
-            f"{name} image: is constant ({low:g}) where it meets the fixed image's foreground; "
+            f"{name} image: is constant ({low:g}) in the fixed image's foreground; "
             "check that the two scans overlap (--affine auto aligns their centres)"
         )
     if low < 0 or high > 1:

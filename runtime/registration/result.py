@@ -199,7 +199,7 @@ class RegistrationData:
         if note := self.affine_initialisation.get("note"):
             lines.append(f"affine initialisation: {note}")
         if self.options.similarity == "ncc" and self.iterations.similarity < LOW_NCC:
-            lines.append(f"the similarity is low ({self.iterations.similarity:.2f}); look at preview.png")
+            lines.append(f"the similarity is low ({self.iterations.similarity:.2f}); check preview.png")
         if self.labels is not None:
             lines += label_position_warnings(self.labels.grid, self.moving.grid, "--moving-labels", "the moving scan")
         for name, mask, scan in zip(("fixed", "moving"), self.masks, (self.fixed, self.moving), strict=True):

@@ -185,7 +185,7 @@ def _input_warnings(volume: Volume, argument: str, read: ReadRoute, order: str) 
     if argument == "--image" and order != "nearest" and looks_like_labels(volume.data):
         yield f"{name} looks like a label map, whose values {order} interpolation mixes; give it as --labels"
     if argument == "--image" and looks_like_directions(volume.data):
-        yield f"{name} looks like a map of directions, which should be rotated with the head but are not"
+        yield f"{name} looks like a map of directions, which must be reoriented with the anatomy but are not"
     stored = volume.remarks.stored if volume.remarks else None
     if argument == "--image" and stored is not None and max(volume.data.max(), -volume.data.min()) >= EXACT:
         yield f"{name} holds integers beyond {EXACT}, which single precision rounds; give label maps as --labels"
@@ -242,7 +242,7 @@ def _voxel_grid(source: Source | None, read: ReadRoute) -> Grid:
     if source is not None:
         return source.grid
     if read.end is None:
-        raise InputError("--scan: is needed for voxels, since no -t says on which grid they are; give the points' scan")
+        raise InputError("--scan: is needed for voxels, since no -t states their grid; give the points' scan")
     return read.end.grid
 
 
@@ -263,10 +263,10 @@ def _check_order(order: str, allowed: tuple[str, ...], argument: str) -> None:
 def _points_summary(output: Path, frame: str, residuals: Array, found: Array, outside: int) -> tuple[str, str | None]:
     count = f"{len(residuals)} point{'s' if len(residuals) != 1 else ''}"
     worst = residuals[found].max(initial=0)
-    missed = f"; the chain leads back to them within {worst:.1g} mm" if worst else ""
+    missed = f"; mapped back, they agree within {worst:.1g} mm" if worst else ""
     summary = f"wrote {output}: {count}, {frame}{missed}"
     if outside:
-        summary += f"\nwarning: {outside} of them lie outside the field and were moved as at its border"
+        summary += f"\nwarning: {outside} of them lie outside the field and were moved by its border value"
     if found.all():
         return summary, None
     lines = ", ".join(str(number) for number in np.flatnonzero(~found)[:10] + 1)

@@ -100,16 +100,16 @@ class ReadRoute:
             return self.reference
         if self.start:
             return Source(grid=self.start.grid, codes=_codes(self.links[0]))
-        why = f"{self.links[0]} does not say on which grid it starts" if self.links else "there is no -t"
-        raise InputError(f"--reference: is needed, since {why}; give an image on the grid that the result shall have")
+        why = f"{self.links[0]} does not state the grid on which it starts" if self.links else "there is no -t"
+        raise InputError(f"--reference: is needed, since {why}; give an image on the grid of the result")
 
     def require_start(self) -> Space:
         """Return `start`; InputError if it is unknown."""
-        return self._required(self.start, ("--fixed", "--moving"), f"{self.links[0]} does not say where it starts")
+        return self._required(self.start, ("--fixed", "--moving"), f"{self.links[0]} does not state where it starts")
 
     def require_end(self) -> Space:
         """Return `end`; InputError if it is unknown."""
-        return self._required(self.end, ("--moving", "--fixed"), f"{self.links[-1]} does not say where it ends")
+        return self._required(self.end, ("--moving", "--fixed"), f"{self.links[-1]} does not state where it ends")
 
     def _required(self, side: Space | None, options: tuple[str, str], why: str) -> Space:
         """Return a side that is known; `options` are its names for a chain that is not inverted and for one that is."""
@@ -167,7 +167,7 @@ class ReadRoute:
 
 
 def read_route(route: Route, scan: Source | None = None) -> ReadRoute:
-    """Read every file of a route and refuse a chain, or a link of it, that is the wrong way round.
+    """Read every file of a route and refuse a chain, or a link of it, in the wrong direction.
 
     Args:
         route: the route to read.
@@ -175,7 +175,7 @@ def read_route(route: Route, scan: Source | None = None) -> ReadRoute:
 
     Raises:
         InputError: a file that is missing, damaged, of another kind, or needs a grid that is not given.
-        DirectionError: a link that is the wrong way round, judged by the grids and hashes in the files.
+        DirectionError: a link in the wrong direction, judged by the grids and hashes in the files.
     """
     fixed, moving, reference = (
         None if path is None else read_source(path, f"--{name}")

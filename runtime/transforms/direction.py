@@ -1,4 +1,4 @@
-"""Direction check: refuse a chain of transforms, or one link of it, that is the wrong way round by the files' metadata.
+"""Direction check: reject a chain of transforms, or a link of it, whose direction contradicts the files' metadata.
 
 A chain is listed from the reference to the scan: the first link starts in the reference's space, each further link
 starts where the one before it ends, and the last ends in the scan's space. Sides that meet are compared: same file,
@@ -18,7 +18,7 @@ HASH_WEIGHT = 0.5  # extra weight of the scan's hash: the scan must lie in the c
 
 
 class DirectionError(InputError):
-    """A chain that is the wrong way round.
+    """A chain in the wrong direction.
 
     Attributes:
         reason: the message without the remedy.
@@ -98,7 +98,7 @@ def _reason(links: Sequence[ReadLink], better: Sequence[ReadLink]) -> str:
     ]
     wrong = inverted if len(inverted) == 1 else links
     return (
-        f"{_options(wrong)} leads from {_name(wrong[0].start)} to {_name(wrong[-1].end)}, the wrong way round for this "
+        f"{_options(wrong)} maps {_name(wrong[0].start)} to {_name(wrong[-1].end)}, the wrong direction for this "
         "reference and scan"
     )
 

@@ -122,7 +122,7 @@ def _read_matrix(reading: Reading) -> Read:
     metadata = metadata_in(text, reading.name)
     if reading.convention == "fsl" and metadata:
         raise ConventionError(
-            f"{reading.name}: is in RAS mm, as its first lines say, not FLIRT's; name no convention, or ras"
+            f"{reading.name}: is in RAS mm according to its first lines, not a FLIRT matrix; name no convention, or ras"
         )
     if reading.convention == "fsl":
         if reading.start is None or reading.end is None:
@@ -134,7 +134,7 @@ def _read_matrix(reading: Reading) -> Read:
     plain = reading.path.suffix.lower() == ".txt" and not fsl.looks_like_flirt(text)
     if reading.convention == AUTO and not metadata and not plain:
         raise InputError(
-            f"{reading.name}: may be a FLIRT matrix or in RAS mm, which look alike; name its convention: fsl or ras"
+            f"{reading.name}: may be a FLIRT matrix or a matrix in RAS mm; name its convention: fsl or ras"
         )
     return _affine(reading, RAS, matrix, *((metadata.start, metadata.end) if metadata else (None, None)))
 

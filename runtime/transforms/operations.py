@@ -114,7 +114,7 @@ def _summary(output: Path, convention: str, error: float) -> str:
 def _inverse_summary(found: "Inversion") -> str:
     residual = found.residual_mm
     return (
-        f"inverse     misses by {residual['mean']:.2g} mm on average, 95th percentile {residual['percentile_95']:.2g}, "
+        f"inverse     residual {residual['mean']:.2g} mm on average, 95th percentile {residual['percentile_95']:.2g}, "
         f"at most {residual['max']:.2g}\n"
-        f"unresolved  {100 * found.unresolved_share:.4f} % of the voxels, missed by more than {found.tolerance:g} mm\n"
+        f"unresolved  {100 * found.unresolved_share:.4f} % of the voxels, residual above {found.tolerance:g} mm\n"
     )

@@ -424,13 +424,16 @@ class TestTensorRt:
         assert facts == {("RTX 4090", 89, "fp16", "11.0")} and len(listing(folder)) == len(ENGINES)
 
     def test_another_gpu_is_refused(self, shipped, gpu):
-        with pytest.raises(InputError, match=r"--sm: got 86, TensorRT 11.0 builds only for the GPU at hand, RTX 4090"):
+        with pytest.raises(
+            InputError, match=r"--sm: got 86, TensorRT 11.0 builds only for the GPU of this computer, RTX 4090"
+        ):
             build_plans(shipped, BuildOptions("tensorrt", (86,)))
 
     def test_without_a_gpu(self, shipped, gpu, monkeypatch):
         monkeypatch.setattr(gpu, "find_gpu", lambda: "no NVIDIA driver is installed")
         with pytest.raises(
-            NotAvailableError, match="builds for the GPU at hand, but no NVIDIA driver is installed; use --target"
+            NotAvailableError,
+            match="builds for the GPU of this computer, but no NVIDIA driver is installed; use --target",
         ):
             build_plans(shipped, BuildOptions("tensorrt"))
 

@@ -171,7 +171,7 @@ def test_the_address_space_is_a_limit(monkeypatch, tmp_path):
 
 class TestMemoryThatIsNotThere:
     @pytest.mark.parametrize("most, free, kind, message", [
-        (1, 1, InputError, "1.0 GiB is all there is; crop the fixed image"),
+        (1, 1, InputError, "1.0 GiB is available in total; crop the fixed image"),
         (64, 1, ScarceError, "1.0 GiB is available; crop the fixed image"),
     ])  # fmt: skip
     def test_what_never_fits_is_bad_input_what_does_not_now_is_scarce(self, monkeypatch, most, free, kind, message):

@@ -28,7 +28,7 @@ class TestPlace:
 
     def test_on_another_grid_it_is_told(self):
         (line,) = label_position_warnings(shifted(3), GRID, "labels", "the image")
-        assert line == "the label map is not on the image's grid; it is used where its header says"
+        assert line == "the label map is not on the image's grid; its position is taken from its header"
 
     @pytest.mark.parametrize("mm", [18, 500])
     def test_apart_it_is_refused(self, mm):
@@ -67,7 +67,7 @@ class TestPrepare:
 
     def test_as_elsewhere(self, tmp_path):
         warnings = read_native(self.scan(tmp_path, 3), PercentileRule()).warnings
-        assert "the label map is not on the image's grid; it is used where its header says" in warnings
+        assert "the label map is not on the image's grid; its position is taken from its header" in warnings
         with pytest.raises(InputError, match=r"labels: .*l\.nii\.gz does not overlap the image"):
             read_native(self.scan(tmp_path, 500), PercentileRule())
 
@@ -90,7 +90,7 @@ class TestEvaluate:
 
     def test_on_another_grid(self, evaluated, tmp_path):
         output = evaluated(2).output
-        told = "fl.nii.gz: the label map is not on the fixed scan's grid; it is used where its header says"
+        told = "fl.nii.gz: the label map is not on the fixed scan's grid; its position is taken from its header"
         assert f"warning: f-m: {told}" in output and told in (tmp_path / "scores" / "scores.json").read_text()
 
 

@@ -156,7 +156,7 @@ class TestRefusals:
 
     def test_a_mask_that_keeps_nothing(self, engines):
         mask = Volume(data=np.zeros(GRID.shape, np.uint8), grid=GRID)
-        with pytest.raises(InputError, match=r"--fixed-mask: the mask keeps no voxel of its scan"):
+        with pytest.raises(InputError, match=r"--fixed-mask: the mask contains no voxel of its scan"):
             runtime.register(scan(), scan(), engines, QUICK, fixed_mask=mask)
 
 

@@ -190,7 +190,7 @@ def texture(seed: int = 2) -> np.ndarray:
 
 
 def test_detail_is_the_same_at_any_brightness_and_contrast():
-    """A scale, and a slope of brightness across the image, change it little; a shift of one build_levels, hardly."""
+    """A scale, and a slope of brightness across the image, change it little; a shift of one half, hardly."""
     expected = detail(volume(texture()), 1.0).data
     inside = texture() > 0
     slope = np.linspace(0.8, 1.2, 20)[:, None, None]
@@ -219,7 +219,7 @@ def test_details_that_are_not_alike_move_nothing():
 
 
 def test_places_that_disagree_get_no_weight():
-    """The moving detail is the fixed one, but negative in one build_levels."""
+    """The moving detail is the fixed one, but negative in one half."""
     fixed = volume(np.random.default_rng(3).standard_normal((30, 16, 16)))
     sign = np.where(np.arange(30) < 15, 1, -1)[:, None, None]
     found = weighted_by_agreement(Level(fixed, volume(fixed.data * sign)), np.eye(4)).fixed.data

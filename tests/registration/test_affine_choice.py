@@ -61,7 +61,7 @@ def test_the_best_fit_of_an_affine_is_itself():
 def test_one_that_leads_the_other_way_is_refused_with_the_one_that_is_right(tmp_path):
     path = tmp_path / "warp.nii.gz"
     write_transform(path, AffineTransform(MATRIX), "itk", *SIDES)
-    with pytest.raises(InputError, match=r"--affine .*warp\.nii\.gz leads from .* use --affine .*\.nii\.gz,inverse"):
+    with pytest.raises(InputError, match=r"--affine .*warp\.nii\.gz maps .* use --affine .*\.nii\.gz,inverse"):
         taken(path, fixed=MOVING, moving=FIXED)
 
 

@@ -388,15 +388,17 @@ def test_a_mouse_is_told_that_the_network_sees_few_voxels_of_it(engines, tmp_pat
     assert any("spans only" in line and "voxel sizes in both headers by" in line for line in warnings)
 
 
-def test_what_the_moving_scan_does_not_show_is_told_with_its_share(engines, tmp_path):
-    """Half of the body: the fixed scan's other half is where the transform is guessed."""
+def test_a_fixed_foreground_outside_the_field_of_view_gives_a_warning_with_its_share(engines, tmp_path):
+    """Half of the body: the fixed scan's other half is where the transform is extrapolated."""
     whole = scans.grid()
     fixed = scans.write_scan(tmp_path / "f.nii.gz", whole)
     half = whole.crop((18, 0, 0), (18, 42, 34))
     moving = scans.write_scan(tmp_path / "m.nii.gz", half)
     result = runtime.register(fixed, moving, engines, QUICK)
     assert result.outside_view_share == pytest.approx(0.5, abs=0.03)
-    assert any("of the fixed foreground lies outside the moving scan's view" in line for line in result.warnings)
+    assert any(
+        "of the fixed foreground lies outside the moving scan's field of view" in line for line in result.warnings
+    )
 
 
 def test_nan_is_background_where_zero_is_named_for_it(engines, tmp_path):

@@ -68,7 +68,7 @@ def test_the_report_says_how_exact_the_inverse_is(result, written):
     assert 0 <= inverse["unresolved_share"] < 1e-3 and inverse["residual_mm"]["mean"] < inverse["tolerance"]
     solved, sampled = inverse["consistency_mm"]["solved"], inverse["consistency_mm"]["sampled"]
     assert solved["percentile_95"] < 0.002 and solved["percentile_95"] <= sampled["percentile_95"] < 0.1
-    assert "there and back within" in result.summary(inverse=True)
+    assert "inverse(forward(x)) within" in result.summary(inverse=True)
 
 
 def test_every_transform_is_read_back(written):

@@ -1,4 +1,4 @@
-"""A transform applied the wrong way round is refused, and the command in the message does what was meant."""
+"""A transform in the wrong direction is rejected, and the command in the message is the intended one."""
 
 import shlex
 

@@ -139,7 +139,7 @@ def test_an_affine_is_inverted_on_the_reference_that_is_given(bent, tmp_path):
 def test_invert_gives_the_inverse_and_says_how_exact_it_is(wide, tmp_path):
     out = tmp_path / "inverse.nii.gz"
     told = done("invert", "-t", wide.warp, "--output", out)
-    assert "inverse     misses by" in told and "unresolved  0.0000 % of the voxels" in told
+    assert "inverse     residual " in told and "unresolved  0.0000 % of the voxels" in told
     written = read_transform(out)
     assert written.start.grid.close(wide.scan_grid) and written.end.grid.close(wide.grid)
     assert bend(written.transform.points(INSIDE)) == pytest.approx(INSIDE, abs=0.05)

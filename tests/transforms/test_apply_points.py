@@ -155,7 +155,7 @@ def test_a_file_that_is_no_text(shifted, tmp_path):
 def test_x_y_z_do_not_say_what_they_are(shifted, tmp_path):
     points = write(tmp_path / "points.csv", HERE)
     arguments = ("--points", points, "-t", shifted.warp, "--output", tmp_path / "out.csv")
-    assert "say what they are: --points-in ras, lps or voxels" in refused("apply", *arguments)
+    assert "name their frame: --points-in ras, lps or voxels" in refused("apply", *arguments)
 
 
 MARKUPS = {
@@ -249,5 +249,5 @@ def test_spreadsheets_of_other_countries(shifted, tmp_path, divider, decimal):
 def test_points_beyond_the_field_are_counted(shifted, tmp_path):
     points, out = write(tmp_path / "points.csv", [*HERE, (500, 0, 0), (0, -500, 0)]), tmp_path / "out.csv"
     told = done("apply", "--points", points, "-t", shifted.warp, "--output", out, "--points-in", "ras")
-    assert "warning: 2 of them lie outside the field and were moved as at its border" in told
+    assert "warning: 2 of them lie outside the field and were moved by its border value" in told
     assert read(out)[3] == pytest.approx(np.array((500, 0, 0)) - SHIFT, abs=0.01)

@@ -95,7 +95,7 @@ IMAGE, WARP, OUT = ("--image", "SCAN"), ("-t", "WARP"), ("--output", "out.nii.gz
         ((*IMAGE, "-t", "nan.txt", *OUT), "-t: nan.txt: has entries that are not finite"),
         ((*IMAGE, "-t", "SCAN", *OUT), "expected a displacement field"),
         ((*IMAGE, "-t", "infinite.nii.gz", *OUT), "-t: infinite.nii.gz: holds numbers that are NaN or infinite"),
-        ((*IMAGE, "-t", "bare.nii.gz", *OUT), "does not tell its convention; name it: fsl or learn2reg"),
+        ((*IMAGE, "-t", "bare.nii.gz", *OUT), "does not state its convention; name it: fsl or learn2reg"),
         (
             (*IMAGE, "-t", "identity.txt", *OUT, "--convention", "fsl"),
             "is a FLIRT matrix, which needs the grids of both",
@@ -120,18 +120,22 @@ def test_apply(pair, here, arguments, message):
         ("convert", (*WARP, "--to", "h5", *OUT), "--output: got out.nii.gz, expected a name that ends in"),
         ("convert", (*WARP, "--to", "nifti", *OUT), "'nifti' is not one of"),
         ("jacobian", (*WARP, "--output", "out.h5"), "--output: got out.h5, expected a name that ends in"),
-        ("invert", ("-t", "identity.txt", *OUT), "--moving: is needed, since identity.txt does not say where it ends"),
+        (
+            "invert",
+            ("-t", "identity.txt", *OUT),
+            "--moving: is needed, since identity.txt does not state where it ends",
+        ),
         ("invert", ("-t", "identity.txt", "--to", "freesurfer", "--output", "out.lta"), "--moving: is needed"),
         ("convert", ("-t", "identity.txt", "--to", "freesurfer", "--output", "out.lta"), "--reference: is needed"),
         (
             "convert",
             ("-t", "identity.txt", "--reference", "SCAN", "--to", "fsl", "--output", "out.mat"),
-            "--moving: is needed, since identity.txt does not say where it ends",
+            "--moving: is needed, since identity.txt does not state where it ends",
         ),
         (
             "invert",
             ("-t", "identity.txt", "--moving", "SCAN", "--to", "fsl", "--output", "out.mat"),
-            "--fixed: is needed, since identity.txt does not say where it starts",
+            "--fixed: is needed, since identity.txt does not state where it starts",
         ),
     ],
 )

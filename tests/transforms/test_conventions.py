@@ -121,7 +121,7 @@ class TestReading:
 
     def test_three_numbers_on_the_fourth_axis_may_be_anybodys(self, written):
         path = without_metadata(written("learn2reg"))
-        with pytest.raises(InputError, match=r"does not tell its convention; name it: fsl or learn2reg"):
+        with pytest.raises(InputError, match=r"does not state its convention; name it: fsl or learn2reg"):
             read_transform(path)
         found = read_transform(path, convention="learn2reg").transform.points(POINTS)
         assert found == pytest.approx(registration().points(POINTS), abs=1e-4)

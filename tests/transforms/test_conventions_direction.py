@@ -1,4 +1,4 @@
-"""Which chains of transforms are refused as the wrong way round, and what is said to be right."""
+"""Chains of transforms in the wrong direction are rejected, and the message states the correct chain."""
 
 from pathlib import Path
 
@@ -76,7 +76,7 @@ def test_what_fits_or_may_fit_passes(chain, scan, reference):
     ],
 )
 def test_the_wrong_way_round_is_refused_with_what_is_right(chain, scan, reference, right):
-    with pytest.raises(DirectionError, match=rf"the wrong way round .*; use {right}$") as refusal:
+    with pytest.raises(DirectionError, match=rf"the wrong direction .*; use {right}$") as refusal:
         check_direction(chain_of(*chain), scan, reference)
     assert "\n" not in str(refusal.value)
     check_direction(refusal.value.better, scan, reference)

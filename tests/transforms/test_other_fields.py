@@ -64,7 +64,7 @@ def test_a_field_of_freesurfer_in_its_own_format(tmp_path, name):
     nib.save(nib.MGHImage(MOVE.astype(np.float32), AFFINE), tmp_path / name)
     found = read_transform(tmp_path / name, convention="freesurfer")
     assert found.transform.points(PLACES.reshape(-1, 3)) == pytest.approx(MOVED.reshape(-1, 3), abs=2e-5)
-    with pytest.raises(InputError, match=r"does not tell its convention; name it: freesurfer$"):
+    with pytest.raises(InputError, match=r"does not state its convention; name it: freesurfer$"):
         read_transform(tmp_path / name)
 
 

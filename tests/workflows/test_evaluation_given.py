@@ -122,7 +122,7 @@ class TestLandmarks:
     def test_columns_that_do_not_say_it_need_to_be_told(self, pair, run):
         np.savetxt(pair.moving_landmarks, LANDMARKS, delimiter=",", header="x,y,z", comments="")
         done = run(*of_pair(pair, *SCANS, *POINTS), *QUICK, code=1)
-        assert "say what they are: --points-in" in done.stderr
+        assert "name their frame: --points-in" in done.stderr
 
 
 class TestWhatNothingUses:

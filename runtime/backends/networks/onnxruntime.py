@@ -157,7 +157,7 @@ def open_graphs(engine_set: EngineSet, precision: str, opened: Callable[[bytes, 
         taken = [(value.name, value.shape[:2]) for value in graph.get_inputs()]
         if taken != [(name, head)]:
             raise InputError(
-                f"--engine-dir: a graph in {engine_set.folder} takes {taken}, the manifest says {[(name, head)]}; "
+                f"--engine-dir: a graph in {engine_set.folder} takes {taken}, the manifest states {[(name, head)]}; "
                 "export the set again"
             )
     return graphs

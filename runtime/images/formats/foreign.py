@@ -39,7 +39,7 @@ def foreign_image(path: Path, beginning: bytes) -> str | None:
     lower = path.name.lower()
     for what, marks, remedy in _NO_IMAGES:
         if beginning.startswith(marks):
-            return f"{what}, which is not read; {remedy.format(name=path.name)}"
+            return f"{what}, which is not supported; {remedy.format(name=path.name)}"
     if beginning[128:132] == b"DICM":
         return _conversion("a DICOM file", "dcm2niix -z y -o . ITS_FOLDER", path)
     for what, _, marks, command in _FORMATS:
@@ -55,4 +55,4 @@ def foreign_image(path: Path, beginning: bytes) -> str | None:
 
 def _conversion(what: str, command: str, path: Path) -> str:
     stem = path.name.split(".")[0] or "image"
-    return f"{what}, which is not read; convert it: {command.format(name=path.name, stem=stem)}"
+    return f"{what}, which is not supported; convert it: {command.format(name=path.name, stem=stem)}"

@@ -162,7 +162,7 @@ def _mgh(beginning: bytes, name: str) -> Header:
     shape = tuple(int(number) for number in stored["dims"])
     warnings = []
     if int(stored["goodRASFlag"]) != 1:
-        warnings.append("the header says nothing about orientation; FreeSurfer's default is assumed")
+        warnings.append("the header has no orientation; FreeSurfer's default is assumed")
     if np.any(np.array(fields["delta"]) < 0):
         _refuse(name, "a voxel size in its header is below 0")
     return Header(

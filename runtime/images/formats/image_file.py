@@ -138,7 +138,7 @@ class OpenImage:
     def _read_some(self, size: int) -> bytes:
         content = self._read(size)
         if not content:
-            raise self._unreadable("it ends before its voxels do")
+            raise self._unreadable("it ends before its voxel data")
         return content
 
     def _fill(self, target: memoryview) -> None:

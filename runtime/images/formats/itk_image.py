@@ -53,7 +53,7 @@ class ItkImage:
 
     def _header(self, head: Record) -> Header:
         affine = LPS_TO_RAS @ np.array(head["affine"], dtype=np.float64)
-        warnings = () if head["placed"] else ("the header does not say where its voxels lie; ITK's default is assumed",)
+        warnings = () if head["placed"] else ("the header has no position; ITK's default is assumed",)
         return Header(
             kind="ITK",
             shape=tuple(head["shape"]),

@@ -58,7 +58,7 @@ class AffineChoice:
             positions: (N, 3) RAS mm in the fixed scan, to which an affine is fitted if the file is a field.
 
         Raises:
-            InputError: a file that cannot be used, is the wrong way round or stretches more than a body can.
+            InputError: a file that cannot be used, maps in the wrong direction, or stretches implausibly.
         """
         facts: dict[str, Any] = {"found": False}
         if self.link is None:

@@ -107,8 +107,9 @@ def summary(result: RegistrationData, inverse: bool = False) -> str:
         quality = result.inverse_quality
         solved, sampled = (quality["consistency_mm"][kind] for kind in ("solved", "sampled"))
         lines.append(
-            f"inverse     there and back within {solved['percentile_95']:.3f} mm for 95 % of the points, by its file "
-            f"{sampled['percentile_95']:.2f} mm; undefined at {100 * quality['unresolved_share']:.3f} % of the voxels"
+            f"inverse     inverse(forward(x)) within {solved['percentile_95']:.3f} mm of x for 95 % of the points, "
+            f"with its file {sampled['percentile_95']:.2f} mm; "
+            f"undefined at {100 * quality['unresolved_share']:.3f} % of the voxels"
         )
     lines += [
         f"time        {sum(result.seconds.values()):.1f} s before writing, of which the loop "

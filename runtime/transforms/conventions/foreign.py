@@ -46,8 +46,8 @@ def foreign_transform(path: Path, beginning: bytes) -> str | None:
     words = {"name": path.name, "stem": path.name.split(".")[0] or "transform"}
     for holds, what, remedy in _BY_CONTENT:
         if holds.search(beginning):
-            return f"{what}, which is not read; {remedy.format(**words)}"
+            return f"{what}, which is not supported; {remedy.format(**words)}"
     for suffix, what, remedy in _BY_NAME:
         if path.name.lower().endswith(suffix):
-            return f"{what}, which is not read; {remedy.format(**words)}"
+            return f"{what}, which is not supported; {remedy.format(**words)}"
     return foreign_image(path, beginning)

@@ -186,7 +186,7 @@ def _convention(
     choice = stated if wanted == "auto" else wanted
     if choice is None:
         hint = " (AFNI's fields are as ITK's)" if "itk" in possible else ""
-        raise InputError(f"{what}, which does not tell its convention; name it: {' or '.join(possible)}{hint}")
+        raise InputError(f"{what}, which does not state its convention; name it: {' or '.join(possible)}{hint}")
     if choice not in possible or ((metadata or other) and choice != stated):
         of = f"which is {other.tool if other else stated}'s" if stated else f"as {' and '.join(possible)} have"
         raise ConventionError(f"{what}, {of}, not {choice}'s; name another convention, or none")

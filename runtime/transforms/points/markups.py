@@ -83,7 +83,7 @@ def read_markups(path: Path, frame: str | None, argument: str) -> MarkupsFile:
         raise InputError(f"{argument}: {path} has coordinates in {' and '.join(sorted(systems))}, expected LPS or RAS")
     stated = SYSTEMS[systems.pop()]
     if frame not in (None, stated):
-        raise InputError(f"{argument}: {path} says that its points are {stated}, but --points-in says {frame}")
+        raise InputError(f"{argument}: {path} states that its points are {stated}, but --points-in says {frame}")
     return MarkupsFile(document, stated, coordinates)
 
 

@@ -124,7 +124,7 @@ def read_points(
         divider = divider_in(file.readline())
     columns, stated = _find_columns(header, f"{argument}: {path}")
     if frame is None and stated is None:
-        raise InputError(f"{argument}: {path} has columns x,y,z; say what they are: --points-in ras, lps or voxels")
+        raise InputError(f"{argument}: {path} has columns x,y,z; name their frame: --points-in ras, lps or voxels")
     if frame is not None and stated not in (None, frame):
         names = ",".join(header[column] for column in columns)
         raise InputError(f"{argument}: {path} has columns {names}, which are {stated}, but --points-in says {frame}")
@@ -155,7 +155,7 @@ def _read_fcsv(path: Path, frame: str | None, argument: str) -> PointsFile:
     if stated is None:
         raise InputError(f"{name} has no line '# CoordinateSystem = LPS' or RAS; save it again in Slicer")
     if frame not in (None, stated):
-        raise InputError(f"{name} says that its points are {stated}, but --points-in says {frame}")
+        raise InputError(f"{name} states that its points are {stated}, but --points-in says {frame}")
     header = tuple(comments.get("columns", FCSV_COLUMNS).split(","))
     try:
         numbered = [(number, next(csv.reader([line]))) for number, line in lines if not line.startswith("#")]

@@ -91,11 +91,11 @@ def run_demo(
     folder = Path(folder)
     _check_folder(folder)
     with open_engines(engine_dir) as engines:
-        progress("make a pair with a known answer from the MNI152 brain")
+        progress("make a pair with a known transform from the MNI152 brain")
         pair = make_pair(folder)
         result = register(pair.fixed, pair.moving, engines, moving_labels=pair.moving_labels, progress=progress)
         result.save(folder / "aligned", overwrite=True, progress=progress)
-        progress("compare with the truth")
+        progress("compare with the known transform")
         outcomes = _outcomes(pair, result)
     for line in (*result.summary(inverse=True).splitlines(), *_table(outcomes), *_what_to_open(folder)):
         echo(line)

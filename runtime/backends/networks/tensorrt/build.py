@@ -131,13 +131,13 @@ def _aim(library: Library, sms: tuple[int, ...]) -> tuple[tuple[int, ...], str]:
     gpu = find_gpu()
     if isinstance(gpu, str):
         raise NotAvailableError(
-            f"--target: {library.title} builds for the GPU at hand, but {gpu}; use --target tensorrt-rtx"
+            f"--target: {library.title} builds for the GPU of this computer, but {gpu}; use --target tensorrt-rtx"
         )
     sm = 10 * gpu.capability[0] + gpu.capability[1]
     if set(sms) - {sm}:
         raise InputError(
-            f"--sm: got {', '.join(map(str, sms))}, {library.title} builds only for the GPU at hand, {gpu.name} "
-            f"({sm}); leave --sm out, or use --target tensorrt-rtx"
+            f"--sm: got {', '.join(map(str, sms))}, {library.title} builds only for the GPU of this computer, "
+            f"{gpu.name} ({sm}); leave --sm out, or use --target tensorrt-rtx"
         )
     return (sm,), gpu.name
 

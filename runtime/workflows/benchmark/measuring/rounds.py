@@ -144,7 +144,7 @@ def run_warnings(name: str, samples: list[dict[str, Any]], found: dict[str, Any]
     lines, wide = [], spread(seconds(samples, "loop"))
     if wide > TRUSTED_SPREAD:
         lines.append(
-            f"{name}: runs spread by {wide:.0%} ((p90 - min) / median of the loop), trusted up to {TRUSTED_SPREAD:.0%}"
+            f"{name}: runs spread by {wide:.0%} ((p90 - min) / median of the loop), reliable up to {TRUSTED_SPREAD:.0%}"
         )
     others = [sample["others"] for sample in samples if sample["others"] is not None]
     if others and (taken := sum(others) / len(others)) > BUSY_SHARE:

@@ -37,7 +37,7 @@ class ScoresFolder:
         taken = [(self.path / name).resolve() for name in names]
         for file in (file for pair in options.pairs for file in pair.files().values()):
             if any(file.resolve().is_relative_to(place) for place in taken):
-                raise InputError(f"--output: the input {file} lies where results go; choose another folder")
+                raise InputError(f"--output: the input {file} lies in the folder of the results; choose another folder")
 
     def file(self, name: str) -> Path:
         return self.path / PAIRS / f"{name}.json"

@@ -46,7 +46,7 @@ class OutputFolder:
         for file in inputs:
             place = file.resolve()
             if place == path.resolve() or any(place.is_relative_to(result) for result in places):
-                raise InputError(f"--output: the input {file} lies where results go; choose another folder")
+                raise InputError(f"--output: the input {file} lies in the folder of the results; choose another folder")
         used = [FOLDERS[column] for column in COLUMNS if any(getattr(scan, column) for scan in scans)]
         with explained("--output"):
             for name in (*used, RECORDS):

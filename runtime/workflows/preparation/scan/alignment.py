@@ -77,6 +77,6 @@ class Aligner:
         except InputError:
             cropped_to_foreground(image, grid, "image")  # raises if the image is empty or constant
             raise InputError(
-                "image: correlates nowhere with the reference; leave it out of the list if it shows something else, or "
+                "image: does not correlate with the reference; remove it from the list if it shows something else, or "
                 "give --affine centre or none"
             ) from None
