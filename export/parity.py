@@ -11,7 +11,7 @@ from runtime.backends.engines import OpenEngines
 from runtime.backends.tolerance import TOLERANCES, Tolerance, flow_difference
 from runtime.errors import InputError
 from runtime.geometry.grid import SIZE_MULTIPLE
-from runtime.loop.schedules import ON_STOP, iterstop_schedule, parse_schedule
+from runtime.loop.stop_rules import ON_STOP, iterstop_schedule, parse_schedule
 from runtime.registration.arrays import register_arrays
 from runtime.types import Array, Shape
 from train.model.loop import register_with_torch

@@ -35,7 +35,7 @@ from runtime.host.files.regular_files import read_bytes, require_file
 from runtime.host.files.whole_files import sync, temporary_name
 from runtime.images.intensity import PercentileRule, Rule, WindowRule
 from runtime.images.volume import read_volume
-from runtime.loop.schedules import DEFAULT_DELTA, DEFAULT_LIMIT
+from runtime.loop.stop_rules import DEFAULT_DELTA, DEFAULT_LIMIT
 from runtime.registration.engines import open_engines
 from runtime.registration.preprocessing import prepare
 from runtime.types import Array

@@ -29,7 +29,7 @@ from PIL import Image
 from runtime.backends.engine_set import load_engine_set
 from runtime.errors import InputError
 from runtime.host.files.hashes import sha256_of_file
-from runtime.images.volume import write_volume
+from runtime.images.formats.nifti_writer import write_volume
 from tests import scans
 from train.model.checkpoint import load_checkpoint
 

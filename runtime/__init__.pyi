@@ -22,6 +22,7 @@ from .geometry.transform import (
 from .geometry.transform import (
     Transform as Transform,
 )
+from .images.formats.nifti_writer import write_volume as write_volume
 from .images.volume import (
     Source as Source,
 )
@@ -34,12 +35,9 @@ from .images.volume import (
 from .images.volume import (
     read_volume as read_volume,
 )
-from .images.volume import (
-    write_volume as write_volume,
-)
-from .loop.iterstop import Iterations as Iterations
 from .loop.schedules import Schedule as Schedule
-from .loop.schedules import parse_schedule as parse_schedule
+from .loop.stop_rules import parse_schedule as parse_schedule
+from .loop.trace import Iterations as Iterations
 from .registration.arrays import register_arrays as register_arrays
 from .registration.concurrent import register_many as register_many
 from .registration.engines import (

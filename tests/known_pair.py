@@ -11,7 +11,8 @@ from runtime.commands.terminal import OneLineGroup
 from runtime.commands.transforms import apply, compose, convert, invert, jacobian
 from runtime.geometry.grid import Grid
 from runtime.geometry.transform import AffineTransform, Transform, from_displacement
-from runtime.images.volume import read_source, write_volume
+from runtime.images.formats.nifti_writer import write_volume
+from runtime.images.volume import read_source
 from runtime.transforms import Space, write_transform
 from tests import scans
 

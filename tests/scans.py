@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from runtime.geometry.grid import Grid
-from runtime.images.volume import write_volume
+from runtime.images.formats.nifti_writer import write_volume
 
 OBLIQUE = np.array([[0.96, -0.28, 0.0], [0.28, 0.96, 0.0], [0.0, 0.0, 1.0]])
 CENTRE = np.array([5.0, -12.0, 20.0])

@@ -13,7 +13,7 @@ from runtime.backends.engine_set import load_engine_set
 from runtime.backends.registry import BACKENDS
 from runtime.backends.tolerance import TOLERANCES, flow_difference
 from runtime.errors import InputError, NotAvailableError
-from runtime.loop.schedules import parse_schedule
+from runtime.loop.stop_rules import parse_schedule
 from runtime.workflows.benchmark.contenders.contender import EngineContender, Task
 from runtime.workflows.benchmark.contenders.process import Worker, call_once
 from runtime.workflows.benchmark.contenders.session import Session

@@ -12,7 +12,8 @@ import numpy as np
 
 from measurements.gpu.part import Part
 from runtime.backends.cuda.device import THREADS
-from runtime.backends.fields.cuda import CudaFields, traffic
+from runtime.backends.fields.cuda import CudaFields
+from runtime.backends.fields.cuda_traffic import traffic
 from runtime.workflows.benchmark.contenders.process import call_once
 from runtime.workflows.benchmark.measuring.statistics import summary
 from runtime.workflows.benchmark.report.cells import by, markdown, ms
@@ -35,7 +36,7 @@ class Case:
 
     Attributes:
         name, level: name of the kernel, and the level that gives the size.
-        least: bytes it must move, see `runtime.backends.fields.cuda.traffic`.
+        least: bytes it must move, see `runtime.backends.fields.cuda_traffic.traffic`.
         work: launches it.
         waits: whether the host waits for the result; the wait is then part of its time.
     """

@@ -6,7 +6,8 @@ import numpy as np
 from scipy.ndimage import gaussian_filter, uniform_filter1d
 
 from runtime.geometry.grid import Grid
-from runtime.images.volume import Volume, write_volume
+from runtime.images.formats.nifti_writer import write_volume
+from runtime.images.volume import Volume
 
 Array = np.ndarray
 THICKNESS = 5  # voxels averaged into one slice, along the last axis

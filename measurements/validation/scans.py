@@ -9,8 +9,9 @@ from measurements.real_pairs_list import SUBJECTS as NUMBERS
 from measurements.validation.degradations import DEGRADATIONS, write_degraded
 from measurements.validation.structures import joined
 from runtime.errors import InputError
+from runtime.images.formats.nifti_writer import write_volume
 from runtime.images.mni152 import mni152_file
-from runtime.images.volume import read_labels, read_volume, write_volume
+from runtime.images.volume import read_labels, read_volume
 
 SUBJECTS = tuple(f"s{number}" for number in NUMBERS)
 TUTORIAL = ("fixed", "moving")

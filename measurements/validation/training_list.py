@@ -20,9 +20,10 @@ from measurements.validation.template import majority
 from runtime.backends.engines import OpenEngines
 from runtime.commands.terminal import one_line_errors
 from runtime.geometry.grid import Grid
+from runtime.images.formats.nifti_writer import write_volume
 from runtime.images.overlap import common_labels
 from runtime.images.resampling.resample import resample
-from runtime.images.volume import Volume, read_labels, read_volume, write_volume
+from runtime.images.volume import Volume, read_labels, read_volume
 from runtime.registration.engines import open_engines
 
 COLUMNS = ("fixed", "moving", "fixed_labels", "moving_labels", "group")

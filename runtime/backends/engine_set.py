@@ -16,7 +16,8 @@ from typing import Any
 from ..errors import InputError, explained, first_line
 from ..host.files.hashes import sha256
 from ..images.intensity import rule_from_dict
-from ..loop.schedules import LEVELS, iterstop_schedule
+from ..loop.schedules import LEVELS
+from ..loop.stop_rules import iterstop_schedule
 
 FORMAT = "rpnet-engine-set"
 VERSION = 2  # version 1, written by earlier exports, has no hash of itself and can be read as well

@@ -11,9 +11,10 @@ from ..host.machine import cores
 from ..host.progress import Progress, silent
 from ..host.shipped import shipped_engines
 from ..types import Array
+from .choice import check_precision, choose_backend, choose_precision, open_backend
 from .engine_set import ENGINES, EngineSet
 from .pair import Fields, FixedSide, Networks
-from .registry import GRAPHS, check_precision, choose_backend, choose_precision, open_backend
+from .registry import GRAPHS
 
 SHIPPED = shipped_engines()
 Kind = TypeVar("Kind", bound="OpenEngines")

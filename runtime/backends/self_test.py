@@ -14,7 +14,8 @@ from ..errors import NotAvailableError
 from ..host.cache_folder import cache_folder, keep, keep_latest, kept
 from ..host.files.hashes import short_key
 from ..loop import iterstop
-from ..loop.schedules import parse_schedule
+from ..loop.stop_rules import parse_schedule
+from ..loop.trace import Iterations
 from .cuda import KERNELS
 from .cuda.gpu import find_gpu
 from .engine_set import ENGINES, EngineSet
@@ -69,10 +70,10 @@ def _record(networks: Any, engine_set: EngineSet) -> Path:
     return cache_folder(GPUS) / GPUS / f"{short_key(*facts)}.json"
 
 
-def _registered(networks: Any, fields: Any) -> iterstop.Iterations:
+def _registered(networks: Any, fields: Any) -> Iterations:
     """Register the example pair and return the result with its flow on the host."""
     fixed, moving = (fields.to_device(image) for image in example_pair(SHAPE))
     with fields.threads():
         pair = FixedSide(networks, fields, fixed, "ncc").pair(moving)
         found = iterstop.run(pair, parse_schedule(SCHEDULE))
-        return iterstop.Iterations(fields.to_host(found.flow), found.passes, found.similarity)
+        return Iterations(fields.to_host(found.flow), found.passes, found.similarity)

@@ -278,11 +278,7 @@ def from_displacement(displacement: Array, grid: Grid) -> SpatialTransform:
 
 
 def slabs(shape: tuple[int, int, int], matrix: Array) -> Iterator[tuple[slice, Array]]:
-    """Yield the positions ``matrix [v, 1]`` of a grid's voxels v, in slabs of planes along K.
-
-    Yields:
-        (planes, positions): the slice of planes, and their voxels' positions (N, 3) float64, first axis fastest.
-    """
+    """Yield slices of planes along K, and the positions ``matrix [v, 1]`` of their voxels v, (N, 3), I fastest."""
     i, j, k = (np.arange(size, dtype=np.float64) for size in shape)
     thickness = max(1, SLAB // (len(i) * len(j)))
     for start in range(0, len(k), thickness):

@@ -1,8 +1,7 @@
-"""Volumes and label maps: reading of what scanners and other tools write, one-line refusals, atomic writing."""
+"""Volumes and label maps: reading and checking of files written by scanners and other tools."""
 
 import math
 from collections.abc import Callable
-from concurrent.futures import Executor
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from os import PathLike
@@ -14,13 +13,11 @@ import numpy as np
 from ..errors import InputError, explained, require_single
 from ..geometry.grid import Grid
 from ..host.files.hashes import sha256_of_file
-from ..host.files.whole_files import atomic_path
 from ..host.machine import require_memory
 from ..types import Array, Record, Shape
-from .formats.gzip_stream import write_gzip
 from .formats.headers import Header
 from .formats.image_file import SUFFIXES, open_image, read_header
-from .formats.nifti_bytes import CODES_NOT_KNOWN, Planes, nifti_header, pieces, storable
+from .formats.nifti_bytes import CODES_NOT_KNOWN
 from .formats.remarks import Remarks
 from .kinds import looks_like_labels
 
@@ -169,71 +166,6 @@ def grid_of(header: Header, name: str, shape: tuple[int, ...] | None = None) -> 
         return Grid(cast(Shape, header.shape[:3] if shape is None else shape), header.affine)
     except InputError as error:
         raise InputError(f"{name}: {str(error).replace('grid affine', 'voxel-to-world affine')}") from None
-
-
-def write_volume(
-    path: str | PathLike[str],
-    data: Array,
-    grid: Grid,
-    codes: tuple[int, int] = CODES_NOT_KNOWN,
-    dtype: type | None = None,
-    pool: Executor | None = None,
-    slope: float = 1.0,
-    step: tuple[float, str] | None = None,
-    remarks: Remarks | None = None,
-) -> None:
-    """Write a NIfTI volume atomically; quickest for data in the file's memory order, first axis fastest.
-
-    The sform is always set, the qform if the axes are orthogonal enough for its quaternion. A code of 0 is replaced by
-    the other form's, or by scanner (1).
-
-    Args:
-        path: ends in .nii or .nii.gz.
-        data: (I, J, K) or, with trailing axes, (I, J, K, ...).
-        grid: of the first three axes.
-        codes: (sform, qform) codes, `Volume.codes` of the image whose space this is.
-        dtype: type on disk; None keeps the data's (bool, 64-bit and half types become uint8, int32 and float32).
-        pool: runs the compression; None: a pool created for this call.
-        slope: factor that readers multiply the stored values, which are `data`, by.
-        step: of a series, `Volume.step`.
-        remarks: `Volume.remarks`.
-
-    Raises:
-        InputError: for another suffix, another shape than the grid's, or integers beyond the type.
-    """
-    write_nifti(path, data, grid, codes, dtype, pool=pool, slope=slope, step=step, remarks=remarks)
-
-
-def write_nifti(
-    path: str | PathLike[str],
-    data: Array,
-    grid: Grid,
-    codes: tuple[int, int] = CODES_NOT_KNOWN,
-    dtype: type | None = None,
-    intent: str | int = "none",
-    planes: Planes | None = None,
-    pool: Executor | None = None,
-    slope: float = 1.0,
-    comment: str = "",
-    step: tuple[float, str] | None = None,
-    remarks: Remarks | None = None,
-) -> None:
-    """Write a volume as `write_volume` does, with a NIfTI intent (name or code), such as "vector" for (I, J, K, 1, 3).
-
-    `planes`, see `pieces`, transforms the data as they are written; `comment` is stored in a header extension.
-    """
-    path = Path(path)
-    if not path.name.lower().endswith((".nii", ".nii.gz")):
-        raise InputError(f"{path}: cannot be written, expected a name that ends in .nii or .nii.gz")
-    if data.shape[:3] != grid.shape:
-        raise InputError(f"{path}: got data of shape {data.shape} for a grid of {grid.shape}")
-    data = storable(data, dtype, path)
-    content = pieces(nifti_header(data, grid, codes, intent, slope, comment, step, remarks), data, planes)
-    with atomic_path(path) as temporary, open(temporary, "wb") as stream:
-        if path.name.lower().endswith(".gz"):
-            write_gzip(stream, content, pool)
-        else:
-            stream.writelines(piece() for piece in content)
 
 
 def _read(

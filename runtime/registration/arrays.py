@@ -13,6 +13,7 @@ from ..host.progress import Stages
 from ..images.masks import Mask, filled
 from ..loop import iterstop
 from ..loop.schedules import LEVELS, Schedule
+from ..loop.trace import Iterations
 from ..types import Array
 from .options import Options
 
@@ -26,7 +27,7 @@ def register_arrays(
     smooth: float = 0.0,
     fixed_mask: Array | None = None,
     moving_mask: Array | None = None,
-) -> iterstop.Iterations:
+) -> Iterations:
     """Run the loop on two images (I, J, K), float32 in [0, 1], on one grid whose sizes are multiples of 8.
 
     With engines on a GPU, images may already be in its memory, in arrays of torch, cupy, numba or pycuda
@@ -132,7 +133,7 @@ def holes_of(engines: OpenEngines, fixed: Array | None, moving: Array | None) ->
 class Loop:
     """The outcome of the loop: iterations (flow on the host), similarity before, warped image, share of folds."""
 
-    found: iterstop.Iterations
+    found: Iterations
     before: float
     warped: Array
     folded_share: float

@@ -13,8 +13,8 @@ from ..backends.engines import SHIPPED, OpenEngines, open_set
 from ..backends.registry import BACKENDS
 from ..errors import InputError
 from ..host.progress import Progress, silent
-from ..loop import iterstop
 from ..loop.schedules import Schedule
+from ..loop.trace import Iterations
 from ..types import Array
 from .arrays import register_arrays
 
@@ -29,7 +29,7 @@ def register_many(
     similarity: str = "ncc",
     progress: Progress = silent,
     smooth: float = 0.0,
-) -> Iterator[iterstop.Iterations]:
+) -> Iterator[Iterations]:
     """Register pairs of images (fixed, moving), several at a time on a GPU; results are those of `register_arrays`.
 
     Every pair in flight has engines, buffers and a stream of its own: about 1 GB at 160 x 192 x 160 in fp16. On a CPU,
@@ -63,7 +63,7 @@ def register_many(
         more = in_flight - 1 if BACKENDS[first.engines.backend].gpu else 0
         found = first.engines.backend, first.engines.precision
         lanes = [first, *(_Lane(stack, lambda: opened(False, *found)) for _ in range(more))]
-        waiting: deque[Future[iterstop.Iterations]] = deque()
+        waiting: deque[Future[Iterations]] = deque()
         stack.callback(lambda: [future.cancel() for future in waiting])
         for number, pair in enumerate(pairs):
             waiting.append(lanes[number % len(lanes)].send(pair, how))
@@ -81,10 +81,10 @@ class _Lane:
         self.engines = self._thread.submit(opened).result()
         stack.callback(lambda: self._thread.submit(self.engines.__exit__).result())
 
-    def send(self, pair: tuple[Array, Array], how: tuple[Any, ...], rest: bool = False) -> Future[iterstop.Iterations]:
+    def send(self, pair: tuple[Array, Array], how: tuple[Any, ...], rest: bool = False) -> Future[Iterations]:
         """Queue a pair: `how` holds `register_arrays`' further arguments; with `rest`, engines are idled afterwards."""
 
-        def work() -> iterstop.Iterations:
+        def work() -> Iterations:
             found = register_arrays(self.engines, *pair, *how)
             if rest:
                 with self.engines.running():

@@ -12,7 +12,7 @@ from ..errors import InputError
 from ..host.background import Job, Jobs
 from ..host.progress import Progress, silent
 from ..images.volume import Volume
-from ..loop.iterstop import Iterations
+from ..loop.trace import Iterations
 from ..types import Array
 from .arrays import register_arrays
 from .options import SCAN_OPTIONS, Options

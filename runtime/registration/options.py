@@ -9,7 +9,8 @@ from ..errors import InputError
 from ..geometry.smoothing import check_sigma
 from ..images.intensity import Rule, WindowRule, rule_from_dict
 from ..images.similarity import SIMILARITIES
-from ..loop import schedules
+from ..loop import stop_rules
+from ..loop.schedules import Schedule
 from .affine.choice import AffineChoice, read_choice
 from .affine.limits import LIMITS, Limits
 
@@ -29,7 +30,7 @@ def ignored(field: str, value: Any, why: str) -> InputError:
         why: reason why nothing uses it.
     """
     got = ",".join(map(str, value)) if isinstance(value, tuple) else value
-    users = [name for name, rule in schedules.STOP_RULES.items() if STOP_OPTIONS[field] in rule.takes]
+    users = [name for name, rule in stop_rules.STOP_RULES.items() if STOP_OPTIONS[field] in rule.takes]
     return InputError(f"--{field.replace('_', '-')}: got {got}, but {why}; leave it out or use --schedule {users[0]}")
 
 
@@ -81,7 +82,7 @@ class Options:
         similarity = stop["similarity"] if self.similarity is None else self.similarity
         if similarity not in SIMILARITIES:
             raise InputError(f"--similarity: got {similarity!r}, expected one of {', '.join(SIMILARITIES)}")
-        rule = schedules.stop_rule(self.schedule)
+        rule = stop_rules.stop_rule(self.schedule)
         self._refuse_ignored(rule)
         if rule is None:
             return replace(self, similarity=similarity)
@@ -94,7 +95,7 @@ class Options:
         named = {field: defaults[name] for field, name in STOP_OPTIONS.items() if name in defaults}
         return replace(self, similarity=similarity, **(named | given))
 
-    def _refuse_ignored(self, rule: schedules.StopRule | None) -> None:
+    def _refuse_ignored(self, rule: stop_rules.StopRule | None) -> None:
         """Raise an InputError for an option that would be ignored."""
         for field, name in STOP_OPTIONS.items():
             value = getattr(self, field)
@@ -111,7 +112,7 @@ class Options:
         """Return the rule that maps intensities to [0, 1]: the given window, or the engine set's rule."""
         return WindowRule(*self.window) if self.window else rule_from_dict(engine_set.intensity)
 
-    def build_schedule(self) -> schedules.Schedule:
+    def build_schedule(self) -> Schedule:
         """Return the schedule of these (resolved) options; InputError for invalid ones."""
         given = {name: getattr(self, field) for field, name in STOP_OPTIONS.items()}
-        return schedules.parse_schedule(self.schedule, similarity=self.similarity, **given)
+        return stop_rules.parse_schedule(self.schedule, similarity=self.similarity, **given)

@@ -15,8 +15,8 @@ from ..geometry.transform import AffineTransform, SpatialTransform
 from ..images.intensity import FOREGROUND
 from ..images.label_position import label_position_warnings
 from ..images.volume import Source, Volume
-from ..loop import iterstop
 from ..loop.schedules import Schedule
+from ..loop.trace import Iterations
 from ..types import Array
 from .options import Options
 
@@ -65,7 +65,7 @@ class RegistrationData:
     warped_labels: Array | None
     transform: SpatialTransform
     displacement: Array
-    iterations: iterstop.Iterations
+    iterations: Iterations
     working: "WorkingImages"
     similarity_before: float
     folded_share: float

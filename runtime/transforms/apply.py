@@ -14,9 +14,10 @@ from ..host.files.output_path import writing
 from ..host.machine import require_memory
 from ..host.progress import Progress, silent
 from ..images.formats.image_file import read_header
+from ..images.formats.nifti_writer import write_volume
 from ..images.kinds import looks_like_directions, looks_like_labels
 from ..images.label_position import label_position_warnings
-from ..images.volume import Source, Volume, read_labels, read_series, read_source, write_volume
+from ..images.volume import Source, Volume, read_labels, read_series, read_source
 from ..types import Array
 from .chain import ReadRoute, Route, read_route
 from .motion import read_motion

@@ -15,7 +15,7 @@ from ..geometry.transform import AffineTransform, Transform
 from ..host.files.whole_files import write_text
 from ..images.formats.image_file import GZIP, SUFFIXES
 from ..types import Array
-from .conventions import freesurfer_lta, fsl, nifti_field, plain_affine
+from .conventions import freesurfer, fsl, nifti_field, plain_affine
 from .conventions.itk import affine as itk_affine
 from .conventions.itk import h5 as itk_h5
 from .conventions.nifti_field import StoredField
@@ -101,7 +101,7 @@ def _read_composite(reading: Reading) -> Read:
 
 
 def _read_lta(reading: Reading) -> Read:
-    return freesurfer_lta.read_lta(reading.path, reading.argument)
+    return freesurfer.read_lta(reading.path, reading.argument)
 
 
 def _read_itk_text(reading: Reading) -> Read:
@@ -216,7 +216,7 @@ def _write_flirt(writing: Writing) -> None:
 
 
 def _write_lta(writing: Writing) -> None:
-    freesurfer_lta.write_lta(writing.path, writing.matrix, writing.sides.start, writing.sides.end)
+    freesurfer.write_lta(writing.path, writing.matrix, writing.sides.start, writing.sides.end)
 
 
 WRITERS: dict[tuple[str, str], Callable[[Writing], None]] = {  # (convention, suffix): writer

@@ -11,7 +11,8 @@ from ..geometry.jacobian import folded_share, jacobian_of_displacement, sd_log_j
 from ..host.files.output_path import writing
 from ..host.progress import Progress, silent
 from ..images.formats.nifti_bytes import CODES_NOT_KNOWN
-from ..images.volume import read_source, write_volume
+from ..images.formats.nifti_writer import write_volume
+from ..images.volume import read_source
 from . import needs_start, write_verified
 from .chain import Route, read_route, space_of
 

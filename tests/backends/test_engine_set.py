@@ -13,7 +13,7 @@ from runtime.backends.example import example_pair
 from runtime.backends.registry import BACKENDS
 from runtime.errors import InputError
 from runtime.host.files.hashes import sha256
-from runtime.loop.schedules import parse_schedule
+from runtime.loop.stop_rules import parse_schedule
 
 
 def edit(folder, change):

@@ -11,7 +11,8 @@ from runtime.errors import InputError
 from runtime.geometry.flow import compose
 from runtime.geometry.smoothing import confidence, halve, smooth_residual
 from runtime.loop import iterstop
-from runtime.loop.schedules import LEVELS, parse_schedule
+from runtime.loop.schedules import LEVELS
+from runtime.loop.stop_rules import parse_schedule
 from runtime.registration.arrays import register_arrays
 from runtime.registration.options import Options
 from tests import scans

@@ -396,7 +396,7 @@ def test_a_host_array_is_copied_as_float32(fields):
 
 
 def test_traffic_is_what_arrays_hold():
-    from runtime.backends.fields.cuda import traffic
+    from runtime.backends.fields.cuda_traffic import traffic
 
     shape, voxels = (160, 192, 160), 160 * 192 * 160
     assert traffic("warp_into", shape, 8, np.float16) == voxels * (16 + 16 + 12)

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 import runtime
-from runtime.backends import registry
+from runtime.backends import choice, registry
 from runtime.backends.engine_set import load_engine_set
 from runtime.backends.engines import SHIPPED
 from runtime.backends.example import example_pair
 from runtime.errors import InputError, NotAvailableError
 from runtime.loop import iterstop
-from runtime.loop.schedules import ON_STOP, parse_schedule
+from runtime.loop.stop_rules import ON_STOP, parse_schedule
 from runtime.registration.arrays import register_arrays
 from runtime.registration.concurrent import register_many
 from tests.backends import fake_tensorrt
@@ -195,7 +195,7 @@ def test_a_pair_that_fails_ends_the_series(pair):
 class TestChoice:
     def test_a_gpu_comes_first(self, on_gpu):
         """The installed packages decide; `on_gpu` makes all count as installed."""
-        name, reason = registry.choose_backend("auto", on_gpu.engine_set)
+        name, reason = choice.choose_backend("auto", on_gpu.engine_set)
         assert registry.BACKENDS[name].gpu and reason.startswith("auto: ")
 
     def test_auto_goes_on_where_a_gpu_cannot_be_used_and_says_why(self, on_gpu, monkeypatch):
@@ -244,10 +244,10 @@ class TestChoice:
         monkeypatch.setattr(registry, "find_gpu", lambda: "this computer has no NVIDIA driver")
         line = f"--backend: {name} needs an NVIDIA GPU, but this computer has no NVIDIA driver; use --backend auto"
         with pytest.raises(NotAvailableError, match=line):
-            registry.choose_backend(name, engine_set)
+            choice.choose_backend(name, engine_set)
 
     def test_auto_names_what_it_passed_by_once(self, engine_set, monkeypatch):
         monkeypatch.setattr(registry, "find_gpu", lambda: "this computer has no NVIDIA driver")
-        name, reason = registry.choose_backend("auto", engine_set)
+        name, reason = choice.choose_backend("auto", engine_set)
         assert not registry.BACKENDS[name].gpu
         assert reason.count("this computer has no NVIDIA driver") == 1 and "tensorrt" not in reason

@@ -241,23 +241,23 @@ class TestChoice:
         monkeypatch.setattr("runtime.backends.registry.find_gpu", lambda: "this computer has no NVIDIA driver")
 
     def test_native_with_avx512_and_openvino_without(self, engines, monkeypatch):
-        from runtime.backends import registry
+        from runtime.backends import choice, registry
 
         for features, expected in (({"avx512f"}, "native"), ({"avx2"}, "openvino")):
             monkeypatch.setattr(registry, "processor_features", lambda features=features: frozenset(features))
-            name, reason = registry.choose_backend("auto", engines.engine_set)
+            name, reason = choice.choose_backend("auto", engines.engine_set)
             assert name == expected
         assert "not native, this processor has no avx512f" in reason
 
     def test_a_precision_decides(self, engines):
-        from runtime.backends.registry import choose_backend
+        from runtime.backends.choice import choose_backend
 
         assert choose_backend("auto", engines.engine_set, "bf16")[0] == "openvino"
 
     def test_other_channels_decide(self, engine_copy):
         import json
 
-        from runtime.backends.registry import choose_backend
+        from runtime.backends.choice import choose_backend
 
         path = engine_copy / "manifest.json"
         manifest = json.loads(path.read_text())
@@ -269,17 +269,17 @@ class TestChoice:
             choose_backend("native", engine_set)
 
     def test_what_is_not_installed_is_passed_by_or_refused(self, engines, monkeypatch):
-        from runtime.backends import registry
+        from runtime.backends import choice, registry
 
         there = {"onnxruntime"}
         monkeypatch.setattr(registry.importlib.util, "find_spec", lambda name: name if name in there else None)
-        name, reason = registry.choose_backend("auto", engines.engine_set)
+        name, reason = choice.choose_backend("auto", engines.engine_set)
         assert name == "onnxruntime" and "no openvino, openvino is not installed" in reason
         with pytest.raises(InputError, match="--backend: openvino needs the package openvino; pip install openvino"):
-            registry.choose_backend("openvino", engines.engine_set)
+            choice.choose_backend("openvino", engines.engine_set)
         there.clear()
         with pytest.raises(InputError, match="--backend: got auto, but no backend can run these engines"):
-            registry.choose_backend("auto", engines.engine_set)
+            choice.choose_backend("auto", engines.engine_set)
 
     def test_what_is_installed_but_cannot_be_imported_is_passed_by_or_refused(self, engine_dir, monkeypatch):
         """A shared library is missing, as after an incomplete update: one line, and `auto` goes on."""

@@ -231,7 +231,7 @@ def test_choices_are_those_of_the_runtime():
     from runtime.backends.engines import SHIPPED
     from runtime.backends.registry import BACKENDS, PRECISIONS
     from runtime.images.similarity import SIMILARITIES
-    from runtime.loop.schedules import ON_STOP
+    from runtime.loop.stop_rules import ON_STOP
 
     options = {parameter.name: parameter for parameter in cli.main.commands["register"].params}
     assert set(options["backend"].type.choices) == {"auto", *BACKENDS}
@@ -302,7 +302,7 @@ def test_the_engines_that_ship_are_whole_and_improve_a_pair(shipped):
     """The set in the repository: hashes, gate figures, and that it does what it is for on a pair it has never seen."""
     import runtime
     from runtime.backends.example import example_pair
-    from runtime.loop.schedules import iterstop_schedule, parse_schedule
+    from runtime.loop.stop_rules import iterstop_schedule, parse_schedule
     from runtime.registration.arrays import register_arrays
 
     fixed, moving = example_pair((64, 80, 64), seed=11, displacement=2.0)

@@ -19,7 +19,8 @@ from export.publish import MODEL_CARD, ExportOptions, export_checkpoint
 from runtime.backends.engine_set import ENGINES, EXTRACTOR, MANIFEST, load_engine_set
 from runtime.backends.example import example_pair
 from runtime.errors import InputError
-from runtime.loop.schedules import ON_STOP, fixed_schedule, iterstop_schedule
+from runtime.loop.schedules import fixed_schedule
+from runtime.loop.stop_rules import ON_STOP, iterstop_schedule
 from runtime.registration.arrays import register_arrays
 from train.model.checkpoint import load_checkpoint
 from train.model.fields import compose, upsample, warp

@@ -6,8 +6,9 @@ import pytest
 import runtime
 from runtime.backends.example import example_pair
 from runtime.errors import InputError
+from runtime.images.formats.nifti_writer import write_volume
 from runtime.images.masks import Mask, filled
-from runtime.images.volume import Volume, write_volume
+from runtime.images.volume import Volume
 from runtime.registration.options import Options
 from runtime.registration.output.folder import Outputs
 from tests import scans

@@ -13,7 +13,8 @@ from runtime.errors import InputError, explained
 from runtime.geometry.grid import Grid
 from runtime.host.files.whole_files import atomic_path, write_bytes, write_text
 from runtime.images.formats.gzip_stream import AHEAD, write_gzip
-from runtime.images.volume import read_labels, read_volume, write_volume
+from runtime.images.formats.nifti_writer import write_volume
+from runtime.images.volume import read_labels, read_volume
 
 OBLIQUE = np.array([[-1.9, 0.3, 0.1, 50], [0.3, 1.2, 0.6, -20], [0.1, -0.4, 2.3, 5], [0, 0, 0, 1.0]])
 SHAPE = (6, 7, 5)

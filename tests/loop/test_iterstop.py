@@ -10,17 +10,9 @@ from types import SimpleNamespace
 import pytest
 
 from runtime.errors import InputError
-from runtime.loop import iterstop, schedules
-from runtime.loop.schedules import (
-    LEVELS,
-    ON_STOP,
-    cascade_schedule,
-    fixed_schedule,
-    iterstop_schedule,
-    parse_schedule,
-    tci_schedule,
-    thrift_schedule,
-)
+from runtime.loop import iterstop, stop_rules
+from runtime.loop.schedules import LEVELS, cascade_schedule, fixed_schedule
+from runtime.loop.stop_rules import ON_STOP, iterstop_schedule, parse_schedule, tci_schedule, thrift_schedule
 from runtime.registration.options import Options
 
 NAN = math.nan
@@ -263,7 +255,7 @@ def test_work_of_an_iteration_is_that_of_its_estimators_convolutions():
         for level, f, q in ((4, 32, 32), (3, 32, 32), (2, 16, 32), (1, 8, 16))
     }
     for level in LEVELS:
-        assert schedules.WORK[level] == pytest.approx(work[level] / work[1], rel=0.1)
+        assert stop_rules.WORK[level] == pytest.approx(work[level] / work[1], rel=0.1)
 
 
 def test_fixed_counts_score_only_the_result():

@@ -11,7 +11,8 @@ from click.testing import CliRunner
 from measurements import gpu_check
 from measurements.gpu import kernel_tests, kernel_times, latency, machine, part, throughput
 from measurements.gpu.agreement import Agreement, Candidate, Scans, compare, of_the_gpu
-from runtime.backends.fields.cuda import CudaFields, traffic
+from runtime.backends.fields.cuda import CudaFields
+from runtime.backends.fields.cuda_traffic import traffic
 from runtime.errors import InputError, NotAvailableError
 from runtime.images.overlap import common_labels
 from runtime.workflows.benchmark.contenders.contender import EngineContender

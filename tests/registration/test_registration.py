@@ -15,9 +15,10 @@ from runtime.backends.example import example_pair
 from runtime.backends.registry import BACKENDS, PRECISIONS
 from runtime.errors import InputError
 from runtime.host import machine
-from runtime.images.volume import read_volume, write_volume
+from runtime.images.formats.nifti_writer import write_volume
+from runtime.images.volume import read_volume
 from runtime.loop import iterstop
-from runtime.loop.schedules import DEFAULT_DELTA, parse_schedule
+from runtime.loop.stop_rules import DEFAULT_DELTA, parse_schedule
 from runtime.registration import reading
 from runtime.registration import scans as scans_module
 from runtime.registration.arrays import register_arrays

@@ -9,7 +9,8 @@ from runtime.geometry.flow import folded_share, identity, jacobian_determinant, 
 from runtime.geometry.jacobian import sd_log_jacobian
 from runtime.images.overlap import mean_dice
 from runtime.images.similarity import ncc
-from runtime.loop.schedules import fixed_schedule, iterstop_schedule
+from runtime.loop.schedules import fixed_schedule
+from runtime.loop.stop_rules import iterstop_schedule
 from tests.train.training import generated_run, listed_run, subject, write_subjects
 from train.data.image_pair import ImagePair
 from train.data.sources import open_sources

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from runtime.geometry.transform import AffineTransform, SpatialTransform
-from runtime.images.volume import read_labels, read_series, read_volume, write_volume
+from runtime.images.formats.nifti_writer import write_volume
+from runtime.images.volume import read_labels, read_series, read_volume
 from runtime.transforms import Space, write_transform
 from tests import scans
 from tests.known_pair import (

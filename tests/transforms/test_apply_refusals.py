@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from runtime.images.volume import write_nifti, write_volume
+from runtime.images.formats.nifti_writer import write_nifti, write_volume
 from tests import scans
 from tests.known_pair import COMMANDS, make_pair, refused, run
 

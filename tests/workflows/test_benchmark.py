@@ -18,7 +18,7 @@ import runtime.workflows.benchmark.options as options_module
 from runtime.backends.registry import PRECISIONS
 from runtime.errors import InputError
 from runtime.host.machine import peak_bytes
-from runtime.loop.schedules import parse_schedule
+from runtime.loop.stop_rules import parse_schedule
 from runtime.workflows.benchmark import BenchmarkOptions, parse_shapes, render, run_benchmark
 from runtime.workflows.benchmark.contenders.contender import EngineContender, Others, Task
 from runtime.workflows.benchmark.contenders.process import Worker, call_once

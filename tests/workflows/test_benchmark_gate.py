@@ -15,7 +15,7 @@ from runtime.backends.engine_set import EXTRACTOR, estimator_name, load_engine_s
 from runtime.backends.example import example_pair
 from runtime.backends.tolerance import TOLERANCES, flow_difference
 from runtime.errors import InputError, NotAvailableError
-from runtime.loop.schedules import parse_schedule
+from runtime.loop.stop_rules import parse_schedule
 from runtime.workflows.benchmark.contenders.contender import EngineContender, EngineRunner, Others, Task, solve
 from runtime.workflows.benchmark.contenders.line_up import LineUp
 from runtime.workflows.benchmark.contenders.session import Session

@@ -12,7 +12,8 @@ from runtime.backends.engines import OpenEngines
 from runtime.backends.example import example_pair
 from runtime.backends.pair import Fields, Networks
 from runtime.loop import iterstop
-from runtime.loop.schedules import LEVELS, parse_schedule
+from runtime.loop.schedules import LEVELS
+from runtime.loop.stop_rules import parse_schedule
 from runtime.registration.arrays import register_arrays
 from runtime.workflows.benchmark.contenders.contender import EngineRunner, Task, solve
 from runtime.workflows.benchmark.contenders.timing import (

@@ -15,8 +15,9 @@ import runtime
 from runtime.commands.evaluate import evaluate as command
 from runtime.commands.terminal import CloneTools
 from runtime.errors import InputError, ScarceError
+from runtime.images.formats.nifti_writer import write_volume
 from runtime.images.overlap import mean_dice
-from runtime.images.volume import read_labels, read_volume, write_volume
+from runtime.images.volume import read_labels, read_volume
 from runtime.registration.options import Options
 from runtime.workflows.evaluation import run as running
 from runtime.workflows.evaluation.scoring import pair_scorer as scoring

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from runtime.loop import iterstop
-from runtime.loop.schedules import parse_schedule
+from runtime.loop.stop_rules import parse_schedule
 from runtime.workflows.evaluation.scoring import memoised_pair
 from runtime.workflows.evaluation.scoring.memoised_pair import MemoisedPair, Memory, TimeAccount
 

@@ -4,7 +4,7 @@ import pytest
 
 from runtime.backends.engine_set import load_engine_set
 from runtime.errors import InputError
-from runtime.loop.schedules import STOP_RULES
+from runtime.loop.stop_rules import STOP_RULES
 from runtime.workflows.evaluation.engine_sets import NamedSet, parameters
 from runtime.workflows.evaluation.methods import BEFORE, FAMILIES, PAPER_DELTAS, Choices, methods
 from runtime.workflows.evaluation.pair_list import pair_name, parse_label_ids, read_pairs

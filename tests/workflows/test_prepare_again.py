@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from runtime.errors import InputError
+from runtime.images.formats.nifti_writer import write_volume
 from runtime.images.scan_list import Scan, distinct_names, read_scan_list
-from runtime.images.volume import write_volume
 from runtime.workflows.preparation import prepare_scans
 from runtime.workflows.preparation.output.folder import OutputFolder
 from runtime.workflows.preparation.processes import outcomes

@@ -13,9 +13,10 @@ import SimpleITK as sitk
 
 from runtime.errors import InputError
 from runtime.geometry.grid import Grid
+from runtime.images.formats.nifti_writer import write_volume
 from runtime.images.intensity import PercentileRule, WindowRule
 from runtime.images.scan_list import Scan
-from runtime.images.volume import read_volume, write_volume
+from runtime.images.volume import read_volume
 from runtime.registration.affine.align import FixedPyramid, nearest_rigid
 from runtime.workflows.preparation import Preparation, prepare_scans
 from runtime.workflows.preparation.output.folder import ONE, write_unit_image

@@ -12,6 +12,7 @@ from torch import Tensor
 from runtime.images.similarity import SIMILARITIES
 from runtime.loop import iterstop
 from runtime.loop.schedules import Schedule
+from runtime.loop.trace import Iterations
 from runtime.types import Array
 from train.model import definition
 from train.model.network import RPNet
@@ -89,10 +90,10 @@ def _similarity(name: str, fixed: Tensor, warped: Tensor) -> float:
 
 def register_with_torch(
     network: RPNet, fixed: Array, moving: Array, schedule: Schedule, similarity: str = "ncc"
-) -> iterstop.Iterations:
+) -> Iterations:
     """Register two images (I, J, K), float32 in [0, 1], sizes multiples of 8; the result's flow is (3, I, J, K)."""
     device = next(network.parameters()).device
     with torch.inference_mode():
         pair = TorchPair(network, image_tensor(moving, device), image_tensor(fixed, device), similarity)
         result: Any = iterstop.run(pair, schedule)
-    return iterstop.Iterations(result.flow[0].cpu().numpy(), result.passes, result.similarity)
+    return Iterations(result.flow[0].cpu().numpy(), result.passes, result.similarity)

@@ -10,7 +10,9 @@ from torch import Tensor
 from runtime.geometry.jacobian import folded_share, sd_log_jacobian
 from runtime.images.overlap import mean_dice
 from runtime.loop import iterstop
-from runtime.loop.schedules import fixed_schedule, iterstop_schedule
+from runtime.loop.schedules import fixed_schedule
+from runtime.loop.stop_rules import iterstop_schedule
+from runtime.loop.trace import Iterations
 from train.data.image_pair import ImagePair
 from train.model import fields
 from train.model.fields import warp
@@ -120,7 +122,7 @@ def _register(network: RPNet, pair: ImagePair, numerics: Numerics) -> dict[str, 
     return found
 
 
-def _quality(pair: ImagePair, result: iterstop.Iterations) -> Quality:
+def _quality(pair: ImagePair, result: Iterations) -> Quality:
     volume, brain = fields.determinant(result.flow).cpu().numpy(), (pair.fixed > 0).cpu().numpy()
     return Quality(
         result.similarity,

@@ -12,44 +12,16 @@ from typing import Any, cast
 import numpy as np
 
 from ...errors import InputError
-from ...geometry.smoothing import EDGE, LEAST, gaussian_weights
 from ...images.similarity import LNCC_EPSILON, LNCC_WINDOW, OF_SUMS, SIMILARITIES
 from ...types import Array, Shape
 from ..cuda.device import THREADS, Device, Slot
 from ..cuda.gpu import on_gpu
 from ..cuda.layout import is_wide, layout_of
 from ..cuda.memory import DeviceArray
+from .cuda_smoothing import Smoother
 
 RUN, SEGMENT = 8, 5 * LNCC_WINDOW - (LNCC_WINDOW - 1)  # as in kernels.cu
 MOST_PARTIALS = 4096  # blocks that write partial sums; their number depends only on the shape, so sums are reproducible
-
-# Minimum memory traffic in bytes per voxel of the image, for C channels of b bytes and a flow coarser by a factor s.
-TRAFFIC: dict[str, Callable[[int, int, int], float]] = {
-    "warp_into": lambda C, b, s: 2 * C * b + 12,
-    "carry": lambda C, b, s: 2 * C * b,
-    "compose": lambda C, b, s: 36,
-    "upsample": lambda C, b, s: 12 + 12 / s**3,
-    "warp": lambda C, b, s: 20,
-    "score": lambda C, b, s: 8 + 12 / s**3,
-    "score lncc": lambda C, b, s: 56 + 12 / s**3,
-    "folded_share": lambda C, b, s: 12,
-    "extremes": lambda C, b, s: 4,
-    "scorer": lambda C, b, s: 4,
-    "halve": lambda C, b, s: 36,
-    "smooth": lambda C, b, s: 32,
-}
-
-
-def traffic(operation: str, shape: Shape, channels: int = 1, dtype: Any = np.float32, scale: int = 1) -> int:
-    """Return the minimum number of bytes that an operation reads and writes in device memory, each voxel once.
-
-    Args:
-        operation: a method of `CudaFields`; "score" is the call of a scorer, "smooth" that of a smoother.
-        shape: (I, J, K) of the grid that is written, or the image's for scores.
-        channels, dtype: channels and type of the features that are warped or copied.
-        scale: factor by which the flow is coarser ("upsample", "score").
-    """
-    return round(TRAFFIC[operation](channels, np.dtype(dtype).itemsize, scale) * math.prod(shape))
 
 
 class CudaFields:
@@ -254,41 +226,6 @@ class Scorer:
         work = -(-size_i // SEGMENT) * size_j * size_k
         partial = self._fields._partial("lncc_sums", work, 1, planes, float(LNCC_EPSILON), after=shape)
         return Score(device, _finish(partial, device.slot()), lambda total, *_: total / warped.size)
-
-
-class Smoother:
-    """A filter that smooths residual flows on a level's grid where the fixed image has no edges.
-
-    Args:
-        device: the device to work on.
-        fixed: the image (I, J, K) on that grid.
-        sigma: standard deviation of the Gaussian in voxels, above 0.
-    """
-
-    def __init__(self, device: Device, fixed: DeviceArray, sigma: float) -> None:
-        self._device, self._weights = device, device.upload(gaussian_weights(sigma))
-        self._trusted = device.empty(fixed.shape)
-        device.launch("confidences", fixed.size, fixed, self._trusted, *fixed.shape, float(EDGE))
-        self._around = self._gaussian(self._trusted)
-
-    def __call__(self, residual: DeviceArray) -> DeviceArray:
-        """Return the smoothed residual (I, J, K, 3), contiguous."""
-        where, voxels = (residual, *layout_of(residual)), self._trusted.size
-        trusted, out = self._device.empty(residual.shape), self._device.empty(residual.shape)
-        self._device.launch("trusted_part", voxels, *where, self._trusted, trusted, np.int64(voxels))
-        near = self._gaussian(trusted)
-        known = (self._trusted, self._around, near)
-        self._device.launch("fill_in", voxels, *where, *known, out, np.int64(voxels), float(LEAST))
-        return out
-
-    def _gaussian(self, array: DeviceArray) -> DeviceArray:
-        """Filter a contiguous array (I, J, K, ...) along its first three axes."""
-        for axis in range(3):
-            out, inner = self._device.empty(array.shape), math.prod(array.shape[axis + 1 :])
-            line = (array.shape[axis], np.int64(inner), np.int64(array.size))
-            self._device.launch("gaussian", array.size, array, self._weights, self._weights.size // 2, out, *line)
-            array = out
-        return array
 
 
 class Score:

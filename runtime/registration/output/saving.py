@@ -15,7 +15,8 @@ from ...host.files.plain_json import as_json
 from ...host.files.whole_files import write_text
 from ...host.files.whole_folder import whole_result
 from ...host.progress import Progress, silent
-from ...images.volume import Source, scan_name, write_volume
+from ...images.formats.nifti_writer import write_volume
+from ...images.volume import Source, scan_name
 from ...transforms import Space, write_verified
 from ...types import Array
 from ..result import RegistrationData

@@ -13,7 +13,8 @@ from ...geometry.transform import SpatialTransform
 from ...images.formats.headers import MGH_VERSION, Header
 from ...images.formats.image_file import OpenImage, open_image
 from ...images.formats.nifti_bytes import CODES_NOT_KNOWN
-from ...images.volume import grid_of, rescaled, write_nifti
+from ...images.formats.nifti_writer import write_nifti
+from ...images.volume import grid_of, rescaled
 from ...types import Array
 from ..spaces import ConventionError, ImagesNeededError, Space, TransformMetadata, metadata_in, sides
 from . import freesurfer, fsl, learn2reg

@@ -32,7 +32,7 @@ class GeneratedPair:
 
     def scans(self, arrays: Path, folder: Path) -> tuple[Path, Path]:
         """Write the pair to a folder as two scans with 1 mm voxels; return their paths."""
-        from ...images.volume import write_volume
+        from ...images.formats.nifti_writer import write_volume
 
         paths = folder / "fixed.nii.gz", folder / "moving.nii.gz"
         with np.load(arrays) as pair:

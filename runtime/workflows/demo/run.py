@@ -16,7 +16,8 @@ from ...images import overlap
 from ...errors import InputError
 from ...geometry.grid import Grid
 from ...images.mni152 import mni152_file
-from ...images.volume import Volume, read_labels, read_volume, write_volume
+from ...images.volume import Volume, read_labels, read_volume
+from ...images.formats.nifti_writer import write_volume
 from ...host.files.whole_files import atomic_path
 from .known_warp import KnownWarp, interpolate, move, random_pose, random_warp, rotation, smooth_field
 from ...host.progress import Progress, silent

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 from ...backends.engine_set import EngineSet
-from ...loop.schedules import ON_STOP, STOP_RULES, StopRule, stop_rule
+from ...loop.stop_rules import ON_STOP, STOP_RULES, StopRule, stop_rule
 from ...registration.options import STOP_OPTIONS, Options, ignored
 
 BEFORE, TRANSFORM = "before", "transform"  # the affine initialisation alone; another tool's transform

@@ -11,7 +11,8 @@ import numpy as np
 
 from ....host.files.plain_json import as_json
 from ....host.files.whole_files import write_text
-from ....loop.schedules import DEFAULT_DELTA, LEVELS
+from ....loop.schedules import LEVELS
+from ....loop.stop_rules import DEFAULT_DELTA
 from ....registration.output.report import versions
 from ..methods import ITERSTOP, RP_NET, Method
 from ..options import EvaluateOptions

@@ -15,8 +15,8 @@ from ....geometry.grid import Grid
 from ....host.files.hashes import sha256_of_file
 from ....host.files.plain_json import read_record
 from ....host.files.whole_files import write_text
+from ....images.formats.nifti_writer import write_volume
 from ....images.scan_list import COLUMNS, Scan
-from ....images.volume import write_volume
 from ....types import Array
 
 FORMAT, VERSION = "rpnet-prepared-scan", 1

@@ -11,9 +11,10 @@ from ....errors import recorded
 from ....host.files.hashes import sha256_of_facts, sha256_of_file
 from ....host.machine import installed_versions
 from ....host.progress import Stages
+from ....images.formats.nifti_writer import write_volume
 from ....images.resampling.resample import resample
 from ....images.scan_list import COLUMNS, Scan
-from ....images.volume import read_volume, write_volume
+from ....images.volume import read_volume
 from ....types import Array, Record
 from ..options import PrepareOptions
 from ..output.contact_sheet import Tile, draw_tile
