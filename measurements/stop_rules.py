@@ -5,7 +5,7 @@ r"""Compare stop rules on real pairs, unchanged and with one scan changed: Dice,
 
 A change is made to the moving scan after normalisation, on the working grid: `contrast` brings the intensities of grey
 and white matter closer together, `skull` adds patches of a bright shell 4 to 8 voxels outside the brain, `noise` adds
-noise and a bias field. Work counts the iterations that ran, in iterations at full size (`runtime.loop.stop_rules.WORK`);
+noise and a bias field. Work counts all iterations, in units of one at full size (`runtime.loop.stop_rules.WORK`);
 the loop itself runs every schedule, over memoised flows (`runtime.workflows.evaluation.scoring.memoised_pair`). Pairs,
 labels and `--data` are those of measurements/real_pairs_list.py, but Dice is taken on the working grid.
 """
