@@ -1,7 +1,7 @@
-"""A stand-in for TensorRT on a GPU whose memory is the host's: plans contain their graph, which ONNX Runtime runs.
+"""A mock of TensorRT on a GPU whose memory is the host's: plans contain their graph, which ONNX Runtime runs.
 
-It has what `runtime.backends.networks.tensorrt.library` uses of the API, and holds it to the real library's rules:
-layouts fit types, sizes lie in the profile, addresses are aligned, memory is as large as was asked for. Arithmetic is
+It provides the API that `runtime.backends.networks.tensorrt.library` uses, and enforces the real library's rules:
+layouts fit types, sizes are in the profile, addresses are aligned, memory is as large as requested. Arithmetic is
 done when work is sent, in the layouts the plan was built with.
 """
 

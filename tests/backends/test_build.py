@@ -1,4 +1,4 @@
-"""Plans: which are built for which GPUs, and that only listed, unchanged and current plans are ever opened."""
+"""Plans: for which GPUs they are built, and that only listed, unchanged and current plans are opened."""
 
 import dataclasses
 import json

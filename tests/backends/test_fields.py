@@ -1,7 +1,7 @@
 """Field operations: every implementation against the NumPy reference in `runtime.geometry`.
 
-The definitions are planar, (C, I, J, K), the implementations channels-last, (I, J, K, C); `last` and `first` translate.
-Tests hand over host arrays and get such back; `CardFields` carries them to a GPU (or its stand-in) and back.
+The references are planar, (C, I, J, K), the implementations channels-last, (I, J, K, C); `last` and `first` convert.
+Tests hand over host arrays and get such back; `GpuFields` copies them to a GPU (or the simulated one) and back.
 """
 
 import numpy as np

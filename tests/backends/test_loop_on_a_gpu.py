@@ -214,12 +214,12 @@ class TestChoice:
         from runtime.backends import self_test
         from runtime.backends.fields import cuda as fields_cuda
 
-        folder, told = on_gpu.engine_set.folder, []
+        folder, reported = on_gpu.engine_set.folder, []
         monkeypatch.setattr(self_test, "cache_folder", lambda part: tmp_path)
-        with runtime.open_engines(folder, on_gpu.backend, precision="fp32", progress=told.append):
-            assert sum(line.startswith("test ") for line in told) == 1
-        with runtime.open_engines(folder, on_gpu.backend, precision="fp32", progress=told.append):
-            assert sum(line.startswith("test ") for line in told) == 1
+        with runtime.open_engines(folder, on_gpu.backend, precision="fp32", progress=reported.append):
+            assert sum(line.startswith("test ") for line in reported) == 1
+        with runtime.open_engines(folder, on_gpu.backend, precision="fp32", progress=reported.append):
+            assert sum(line.startswith("test ") for line in reported) == 1
         (record,) = (tmp_path / "rpnet-cards").iterdir()
         record.unlink()
         monkeypatch.setattr(fields_cuda.CudaFields, "compose", lambda self, flow, residual: flow)

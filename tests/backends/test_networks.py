@@ -147,7 +147,7 @@ def rounded_copy(module):
 class TestRounding:
     """fp16 on the CPU rounds the output of every node, which is what the parity gate checks.
 
-    The judge computes in float32 on rounded weights and rounds after every layer. Where a sum lies just between two
+    The reference computes in float32 on rounded weights and rounds after every layer. If a sum lies just between two
     fp16 numbers, another order of summation gives the other one; so a few numbers differ by a step, not most of them.
     """
 

@@ -152,7 +152,7 @@ def test_other_memory_than_an_estimator_input_is_not_read_askew(networks, device
 
 
 def test_the_backend_on_the_cpu_comes_to_the_same(networks, engine_dir, device):
-    """In fp16 the two differ in which results between the nodes are rounded."""
+    """In fp16 the two differ in the intermediate results that are rounded."""
     image = noise((16, 24, 32))
     there = OnnxRuntimeNetworks(load_engine_set(engine_dir), 2, networks.precision).features(image)
     limit = {"fp32": 2e-5, "fp16": 5e-3}[networks.precision]
@@ -170,7 +170,7 @@ NO_PROVIDER = "CUDAExecutionProvider could not be started|cannot open shared obj
 
 
 class TestWhatCannotBeHad:
-    """One line each, of the kind from which `auto` goes on."""
+    """One-line errors, of the kind after which `auto` tries the next backend."""
 
     @pytest.fixture
     def opened(self, engine_dir, device):

@@ -1,6 +1,6 @@
 """The networks on a GPU with TensorRT, with stand-ins for the GPU and for TensorRT.
 
-What runs here is ours: which plan is opened, what it is told, where its inputs and outputs lie. Arithmetic is ONNX
+What runs here is ours: which plan is opened, what it is given, where its inputs and outputs lie. Arithmetic is ONNX
 Runtime's, so results equal those of the CPU backend up to the rounding of feature maps.
 """
 
@@ -52,15 +52,16 @@ def gpu(device, monkeypatch):
 
 @pytest.fixture
 def opened(engine_copy, gpu):
-    """A function that opens networks on the copied set; the lines they print are in `opened.told`."""
+    """A function that opens networks on the copied set; the lines they print are in `opened.reported`."""
 
     def open_networks(target="tensorrt-rtx", precision="fp16"):
         from runtime.backends.networks.tensorrt import networks as networks_tensorrt
 
         kind = {"tensorrt-rtx": "TensorRtRtxNetworks", "tensorrt": "TensorRtNetworks"}[target]
-        return getattr(networks_tensorrt, kind)(load_engine_set(engine_copy), gpu, precision, open_networks.told.append)
+        engine_set = load_engine_set(engine_copy)
+        return getattr(networks_tensorrt, kind)(engine_set, gpu, precision, open_networks.reported.append)
 
-    open_networks.told = []
+    open_networks.reported = []
     return open_networks
 
 
@@ -158,15 +159,15 @@ class TestPlans:
 
     def test_built_once(self, opened, engine_copy):
         opened()
-        assert len(opened.told) == 1 and "\n" not in opened.told[0]
+        assert len(opened.reported) == 1 and "\n" not in opened.reported[0]
         assert (
             "build 5 of 5 engines for TensorRT-RTX 1.0 in fp16 (none built yet; 16,16,16 to 256,256,256)"
-            in opened.told[0]
+            in opened.reported[0]
         )
         assert {entry["engine"] for entry in self.entries(engine_copy)} == set(ENGINES)
         assert {(*entry["sms"], entry["gpu"]) for entry in self.entries(engine_copy)} == {(89, "")}
         opened()
-        assert len(opened.told) == 1
+        assert len(opened.reported) == 1
 
     def test_strongly_typed_for_this_gpu_without_tf32(self, opened, engine_copy):
         opened(precision="fp32")
@@ -179,28 +180,28 @@ class TestPlans:
 
         build_plans(engine_copy, BuildOptions("tensorrt-rtx", (75, 89), ("fp16",)))
         opened()
-        assert opened.told == []
+        assert opened.reported == []
         opened(precision="fp32")
-        assert len(opened.told) == 1
+        assert len(opened.reported) == 1
 
     def test_for_another_gpu(self, opened, device, engine_copy, monkeypatch):
         opened()
         monkeypatch.setattr(device, "capability", (12, 0))
         opened()
-        assert "(built for SM 89, not 120; " in opened.told[1] and len(self.entries(engine_copy)) == 10
+        assert "(built for SM 89, not 120; " in opened.reported[1] and len(self.entries(engine_copy)) == 10
 
     def test_tensorrt_is_tied_to_the_gpu(self, opened, device, engine_copy, monkeypatch):
         opened("tensorrt")
         assert {entry["gpu"] for entry in self.entries(engine_copy)} == {device.name}
         monkeypatch.setattr(device, "name", "another GPU")
         opened("tensorrt")
-        assert "(none built yet; " in opened.told[1]
+        assert "(none built yet; " in opened.reported[1]
 
     def test_by_another_version(self, opened, engine_copy, monkeypatch):
         opened()
         monkeypatch.setitem(sys.modules, "tensorrt_rtx", fake_tensorrt.fake_module("tensorrt_rtx", "1.1"))
         opened()
-        assert "(built by tensorrt-rtx 1.0, installed is 1.1; " in opened.told[1]
+        assert "(built by tensorrt-rtx 1.0, installed is 1.1; " in opened.reported[1]
         assert len(self.entries(engine_copy)) == len(list((engine_copy / "plans").glob("*.plan"))) == 5
 
     def test_from_another_graph(self, opened, engine_copy):
@@ -209,7 +210,7 @@ class TestPlans:
         graph = load_engine_set(engine_copy).graph_hash("estimator_level1", "fp16")
         listing.write_text(listing.read_text().replace(graph, "0" * 64))
         opened()
-        assert "build 1 of 5 engines" in opened.told[1] and "(built from another graph; " in opened.told[1]
+        assert "build 1 of 5 engines" in opened.reported[1] and "(built from another graph; " in opened.reported[1]
 
     def test_a_damaged_one_is_never_opened(self, opened, engine_copy, monkeypatch):
         opened()
@@ -220,22 +221,22 @@ class TestPlans:
             fake_tensorrt.Runtime, "deserialize_cuda_engine", lambda self, plan: seen.append(plan) or whole(self, plan)
         )
         opened()
-        assert f"({file} is missing or damaged; " in opened.told[1]
+        assert f"({file} is missing or damaged; " in opened.reported[1]
         assert len(seen) == 5 and not any(b"evil" in plan for plan in seen)
 
     def test_a_size_outside_the_profile_gets_plans_of_its_own(self, opened, device, engine_copy):
         networks = opened()
         long = (264, 16, 16)
         assert networks.features(device.upload(image(long)))[1].shape == (*long, 8)
-        assert "(built for 16,16,16 to 256,256,256; 264,16,16)" in opened.told[1]
+        assert "(built for 16,16,16 to 256,256,256; 264,16,16)" in opened.reported[1]
         assert networks.features(device.upload(image()))[1].shape == (*SHAPE, 8)
-        assert len(opened.told) == 2 and len(self.entries(engine_copy)) == 10
+        assert len(opened.reported) == 2 and len(self.entries(engine_copy)) == 10
 
     def test_a_set_that_cannot_be_written(self, opened, engine_copy, cache):
         (engine_copy / "plans").write_text("a file where the folder would be")
         opened()
         opened()
-        assert len(opened.told) == 1 and list(cache.glob("rpnet-plans/*/*.plan"))
+        assert len(opened.reported) == 1 and list(cache.glob("rpnet-plans/*/*.plan"))
 
     def test_kernels_compiled_for_the_gpu_are_kept(self, opened, device, cache):
         networks = opened()

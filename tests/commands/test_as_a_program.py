@@ -1,4 +1,4 @@
-"""The command line as a process among others: whom it calls, what it leaves, how it ends, and what it does without."""
+"""The command line as a process: network access, left-over files, signals, exit codes, and optional libraries."""
 
 import itertools
 import os
@@ -48,9 +48,9 @@ def command(pair, engine_dir, tmp_path):
 
 @pytest.fixture
 def watched(tmp_path):
-    """Runs a command as a user who has nothing yet: it must call nobody and leave nothing but its output.
+    """Runs a command as a new user: no network access, and no files but its output.
 
-    Every look-up and connection that Python knows of is noted and fails; the telemetry of libraries is Python's. Home
+    Every look-up and connection made by Python is recorded and fails; the telemetry of libraries is in Python. Home
     and temporary files share a folder.
     """
     home, site, folder = (tmp_path / name for name in ("home", "site", "folder"))
@@ -141,7 +141,7 @@ def test_a_fork_after_use_registers_or_says_why_not(pair, engine_dir, backend):
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 @pytest.mark.parametrize("number, code, word", STOPPED)
 def test_asked_to_stop_it_says_so_and_leaves_nothing(command, tmp_path, number, code, word):
-    """While the result is written, which a slow disk is made for: each file waits for a second."""
+    """While the result is written, on a simulated slow disk: each file waits for a second."""
     slow = f"""
         import sys, time
         from pathlib import Path
@@ -168,7 +168,7 @@ def test_asked_to_stop_it_says_so_and_leaves_nothing(command, tmp_path, number, 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 @pytest.mark.parametrize("number, code, word", STOPPED)
 def test_what_a_library_makes_of_being_stopped_is_told_as_that(number, code, word):
-    """As of an import that was broken off, which fails in a way of its own when it is tried again."""
+    """For example an interrupted import, which fails differently when it is repeated."""
     program = f"""
         import os, click
         from runtime.commands.terminal import OneLineGroup, run

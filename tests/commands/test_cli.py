@@ -1,4 +1,4 @@
-"""The command line, in process: what a user types, sees, and gets when something is wrong."""
+"""The command line, in process: commands, output and errors as a user sees them."""
 
 import errno
 import json
@@ -26,7 +26,7 @@ def run(*arguments):
 
 
 def failure(result) -> str:
-    """The one line a failed command prints, after the stages it went through."""
+    """The one line that a failed command prints after its stages."""
     assert result.exit_code != 0
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     lines = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
@@ -167,7 +167,7 @@ def test_several_moving_scans_go_into_folders_of_their_names(register, pair, tmp
 
 @pytest.mark.parametrize("quiet", [(), ("--quiet",)])
 def test_one_scan_that_fails_does_not_lose_the_others(register, tmp_path, quiet):
-    """One line about it, the others' results, and an exit code that says that something was wrong."""
+    """One line for the failure, results for the others, and an exit code that indicates the failure."""
     later = scans.write_scan(tmp_path / "later.nii.gz", scans.grid())
     result = register("--moving", tmp_path / "gone.nii", "--moving", later, "--schedule", "1,1,1,1", *quiet)
     assert result.exit_code == 1
@@ -285,7 +285,7 @@ def test_train_options_and_their_defaults_are_those_of_the_library():
 
 
 def test_train_export_register_from_nothing(tmp_path, pair):
-    """The whole way a user goes, in small: weights from generated pairs, engines, an aligned scan."""
+    """The complete workflow at small size: weights from generated pairs, engines, a registered scan."""
     fixed, moving = pair
     run_dir, set_dir, out = tmp_path / "run", tmp_path / "set", tmp_path / "out"
     small = ("--shape", "16,24,16", "--validation-pairs", 1, "--precision", "fp32", "--quiet")
@@ -299,7 +299,7 @@ def test_train_export_register_from_nothing(tmp_path, pair):
 
 
 def test_the_engines_that_ship_are_whole_and_improve_a_pair(shipped):
-    """The set in the repository: hashes, gate figures, and that it does what it is for on a pair it has never seen."""
+    """The set in the repository: hashes, gate figures, and an improvement on a pair it was not trained on."""
     import runtime
     from runtime.backends.example import example_pair
     from runtime.loop.stop_rules import iterstop_schedule, parse_schedule
@@ -315,7 +315,7 @@ def test_the_engines_that_ship_are_whole_and_improve_a_pair(shipped):
 
 
 class TestExitCodes:
-    """What may work another time is told from bad input, which never will."""
+    """Temporary failures are distinguished from invalid input."""
 
     @pytest.mark.parametrize(
         "error, code, line",

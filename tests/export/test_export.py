@@ -88,7 +88,7 @@ def test_fp16_graphs_have_fp16_convolutions_between_ends_of_stated_types(engine_
 
 
 class TestCheckGraph:
-    """What the checker would let through is refused: another type, another name, an input nobody reads."""
+    """Graphs that pass the ONNX checker but are rejected: another type, another name, an unused input."""
 
     def graph(self, weights=TensorProto.FLOAT16, gives=TensorProto.FLOAT, axes=("I", "J", "K")):
         make = onnx.helper
@@ -128,7 +128,7 @@ class TestCheckGraph:
     ("factor", "fits"), [(1, True), (1e-3, True), (1e-6, False), (1e-12, False), (1e7, False), (float("nan"), False)]
 )
 def test_weights_that_fp16_cannot_hold_are_refused(factor, fits):
-    """Too large they become infinite, too small they lose bits, then vanish: nothing a look at Dice would explain."""
+    """Large weights become infinite, small ones lose bits or vanish: faults that Dice would not explain."""
     torch.manual_seed(0)
     estimator = FoldedEstimator(RPNet().estimators["2"])
     with torch.no_grad():
@@ -188,7 +188,7 @@ def test_nothing_but_the_set_is_published(engine_dir):
 def test_a_set_that_computes_something_else_fails_the_gate_and_the_old_one_stays(
     checkpoint, engine_copy, monkeypatch, wrong
 ):
-    """The exported graphs belong to another network: a real difference, found by the real gate."""
+    """The exported graphs belong to another network: a real difference, detected by the real gate."""
     before, right = contents(engine_copy), graphs_of(engine_copy)
     torch.manual_seed(99)
     other = export_graphs(RPNet(), wrong)
@@ -268,7 +268,7 @@ def test_the_card_tells_facts_of_the_engines_from_facts_of_the_training():
 
 @pytest.mark.usefixtures("quick")
 def test_the_gate_watches_whole_registrations_too(checkpoint, engine_copy, monkeypatch):
-    """Graphs that agree do not suffice: a fault in the field operations shows in the flow."""
+    """Correct graphs are not enough: a fault in the field operations changes the flow."""
     from runtime.backends.fields.cpu import NumbaFields
 
     before = contents(engine_copy)

@@ -147,7 +147,7 @@ def test_a_folded_field_is_inverted_as_far_as_it_goes():
 
 
 def test_where_a_fold_leaves_a_choice_the_upright_original_is_taken():
-    """x - 3 sin(x) / 2 maps three points to each goal near 0; at the middle one the map reverses orientation."""
+    """x - 3 sin(x) / 2 maps three points to each target near 0; at the middle one the map reverses orientation."""
     where = Grid((201, 2, 2), np.array([[0.1, 0, 0, -10], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]]))
     displacement = np.zeros((*where.shape, 3), np.float32)
     displacement[..., 0] = -1.5 * np.sin(places(where)[..., 0])

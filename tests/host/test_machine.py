@@ -143,7 +143,7 @@ class TestVariables:
         ("NUMBA_DISABLE_JIT=1", "InputError: NUMBA_DISABLE_JIT: got 1, but the kernels only run compiled; unset it"),
     ])  # fmt: skip
     def test_what_numba_is_told(self, line, message):
-        """Two threads are requested where numba has one; settings that cannot work are refused in one line."""
+        """Two threads are requested but numba has one; impossible settings are one-line errors."""
         if "tbb" in line and importlib.util.find_spec("tbb"):
             pytest.skip("tbb is installed")
         code = """

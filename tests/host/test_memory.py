@@ -1,4 +1,4 @@
-"""Memory is reused, but never while anybody can still see it."""
+"""Memory is reused, but never while it is still referenced."""
 
 import gc
 import platform

@@ -1,4 +1,4 @@
-"""Positions of label maps, checked alike by every command; label maps and directions that are given as scans."""
+"""Positions of label maps, checked equally by every command; label maps and directions given as scans."""
 
 import numpy as np
 import pytest
@@ -52,12 +52,12 @@ class TestApply:
         line = refused("apply", "--labels", path, "-t", pair.warp, "--output", tmp_path / "o.nii.gz")
         assert "--labels: " in line and "does not overlap the transform's moving scan" in line
 
-    @pytest.mark.parametrize(("order", "told"), [("linear", True), ("nearest", False)])
-    def test_a_label_map_as_an_image(self, pair, tmp_path, order, told):
+    @pytest.mark.parametrize(("order", "reported"), [("linear", True), ("nearest", False)])
+    def test_a_label_map_as_an_image(self, pair, tmp_path, order, reported):
         path = scans.write_labels(tmp_path / "l.nii.gz", pair.scan_grid)
         output = tmp_path / f"{order}.nii.gz"
         done = run("apply", "--image", path, "-t", pair.warp, "--output", output, "--interpolation", order)
-        assert done.exit_code == 0 and ("looks like a label map" in done.output) == told
+        assert done.exit_code == 0 and ("looks like a label map" in done.output) == reported
 
 
 class TestPrepare:
@@ -90,8 +90,8 @@ class TestEvaluate:
 
     def test_on_another_grid(self, evaluated, tmp_path):
         output = evaluated(2).output
-        told = "fl.nii.gz: the label map is not on the fixed scan's grid; its position is taken from its header"
-        assert f"warning: f-m: {told}" in output and told in (tmp_path / "scores" / "scores.json").read_text()
+        reported = "fl.nii.gz: the label map is not on the fixed scan's grid; its position is taken from its header"
+        assert f"warning: f-m: {reported}" in output and reported in (tmp_path / "scores" / "scores.json").read_text()
 
 
 class TestKinds:

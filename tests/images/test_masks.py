@@ -48,7 +48,7 @@ class TestWhatIsLeftOut:
         assert Mask(brain & ~lesion).holes is None
 
     def test_intensities_are_scaled_by_what_counts(self):
-        """A bright implant beyond the mask does not set the scale."""
+        """A bright implant outside the mask does not influence the scale."""
         from runtime.images.intensity import PercentileRule
         from runtime.registration.preprocessing import normalised
 

@@ -91,7 +91,7 @@ def test_an_affine_written_as_a_field_gives_the_same():
 
 
 def test_what_is_outside_counts_as_told():
-    """A CT has air, not zero, outside: resampling commutes with adding a constant to image and outside."""
+    """Outside a CT is air, not zero: resampling commutes with adding a constant to image and outside value."""
     values = image(SOURCE)
     displacement = RNG.normal(0, 2, (*TARGET.shape, 3)).astype(np.float32)
     air = resample(values - 1000, SOURCE, TARGET, PHYSICAL, outside=-1000)

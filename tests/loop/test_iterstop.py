@@ -1,6 +1,6 @@
 """The coarse-to-fine loop, driven by a scripted pair: no network, no image, every path.
 
-A flow is the history of what was done to it, as text: "z4" is zero at level 4, "+" is one more iteration, "^" an
+A flow is its history, as text: "z4" is zero at level 4, "+" is one more iteration, "^" an
 upsampling. So a test can say exactly which flow a level must end with.
 """
 
@@ -150,7 +150,7 @@ def run_tci(scores, start=None, **options):
 
 
 def test_tci_asks_for_convergence_only_once_it_is_stable():
-    """0.10 and 0.06 are larger changes than 0.05, 0.04 is stable, 0.03 still an improvement, 0.01 is not."""
+    """0.10 and 0.06 exceed 0.05, 0.04 is stable, 0.03 is still an improvement, 0.01 is not."""
     scores = {4: [0.1, 0.2, 0.26, 0.3, 0.33, 0.34], 3: [0.34, 0.34], 2: [0.34, 0.34], 1: [0.34, 0.34]}
     result, _ = run_tci(scores, delta=0.02, stability=0.05)
     found = traces(result)[4]
@@ -164,7 +164,7 @@ def test_tci_asks_for_convergence_only_once_it_is_stable():
 
 
 def test_tci_goes_on_where_one_bad_iteration_ends_iterstop():
-    """A fall is no sign of convergence: the registration is not stable. From a stable iteration on, it is."""
+    """A decrease does not indicate convergence, since the registration is not stable. After a stable iteration it does."""
     scores = {4: [0.5, 0.3, 0.6, 0.61, 0.4], 3: [0.4, 0.4], 2: [0.4, 0.4], 1: [0.4, 0.4]}
     result, _ = run_tci(scores, delta=0.02, stability=0.05)
     assert result.counts[0][0] == 4
@@ -206,7 +206,7 @@ def test_tci_leaves_a_start_that_is_not_finite():
 
 
 def test_the_next_iteration_is_sent_before_a_score_that_cannot_end_the_level():
-    """A device computes on while the score travels: in TCI's first stage, and after IterStop's untested iteration."""
+    """A device continues while the score is copied: in TCI's first stage, and after IterStop's untested iteration."""
 
     class Late(float):
         def __new__(cls, value, log):
@@ -329,7 +329,7 @@ def resolved(**options):
 
 
 def test_iterstop_follows_the_engine_set_and_the_other_rules_their_own_thresholds():
-    """An engine set's delta and what becomes of a failing candidate are IterStop's; its limit is everyone's."""
+    """An engine set's delta and stop mode apply to IterStop; its limit applies to all rules."""
     iterated, tci, thrift = (resolved(schedule=name) for name in ("iterstop", " TCI ", "thrift"))
     assert (iterated.delta, iterated.stability, iterated.on_stop) == (0.004, None, "revert")
     assert (tci.delta, tci.stability, tci.on_stop) == (0.005, 0.02, None)

@@ -317,7 +317,7 @@ def test_shares_and_misses():
 
 
 def test_times_are_asked_for_after_all_work_is_sent():
-    """Ticks stand for events: reading seconds may wait, so it must not happen between two pieces of work."""
+    """Ticks represent events: reading seconds may wait, so it must not happen between two launches."""
     order = []
     device = SimpleNamespace(
         mark=lambda: order.append("mark") or len(order),

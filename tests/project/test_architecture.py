@@ -1,7 +1,7 @@
-"""The rooms and what each may import, read from the imports, and the promise that nothing heavy is loaded unasked.
+"""The rooms and their permitted imports, checked in the source, and that large libraries are only loaded on use.
 
-`runtime` imports nothing else of ours and never torch; each of its rooms sees those below it. `train` sees the rooms
-up to the images, and the field operations of the CPU; `export` sees `train` and `runtime`; `cli` sees everything, but
+`runtime` imports no other package of the project and never torch; its rooms import those below. `train` imports the
+rooms up to images, and the CPU field operations; `export` imports `train` and `runtime`; `cli` imports everything, but
 only inside a command. An engine library has one driver. Every rule is one test that lists all offenders.
 """
 
@@ -15,12 +15,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 OURS = ("runtime", "train", "export", "cli", "tests", "measurements")
-# The rooms of `runtime`, from the ground up: a room imports from itself and from those named before it.
+# The rooms of `runtime`, in order: a room imports from itself and from those named before it.
 ROOMS = (
     *("types", "errors", "host", "loop", "geometry", "images", "transforms", "backends"),
     *("registration", "workflows", "commands"),
 )
-APART = ({"transforms", "backends"}, {"host", "loop"})  # rooms of one floor, which do not see one another
+APART = ({"transforms", "backends"}, {"host", "loop"})  # rooms of one level, which do not import each other
 FOR_TRAINING = (*(f"runtime.{room}" for room in ROOMS[: ROOMS.index("transforms")]), "runtime.backends.fields")
 DOORS = {"runtime": ("runtime",), "train": ("train", *FOR_TRAINING), "export": ("export", "train", "runtime")}
 MOST_ENTRIES = 12  # of a folder of `runtime` or `train`, besides __init__.py and __main__.py
@@ -91,7 +91,7 @@ BLOCK = """
 
 
 class TestReadingImports:
-    """The rules below are worth as much as the reading of imports, so that is tested first."""
+    """The rules below rely on the parsing of imports, so that is tested first."""
 
     @pytest.mark.parametrize(
         "source, expected",
@@ -182,7 +182,7 @@ def test_no_circle_of_imports():
 
 
 def circles(graph: dict[str, set[str]]) -> list[list[str]]:
-    """Groups of nodes that reach one another, whatever has no way in or out peeled off until nothing more goes."""
+    """Return groups of nodes that reach one another, by repeatedly removing nodes without edges in or out."""
     left = dict(graph)
     while True:
         entered = {target for targets in left.values() for target in targets}

@@ -1,4 +1,4 @@
-"""What the documents say can be done: their commands are parsed by click, their links lead somewhere."""
+"""The documents: their commands are parsed by click, their links have targets."""
 
 import re
 import shlex

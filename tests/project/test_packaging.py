@@ -1,4 +1,4 @@
-"""The wheel: what it holds, what it needs, and that it registers where nothing but that is installed."""
+"""The wheel: its content, its requirements, and that it registers with nothing else installed."""
 
 import importlib.metadata
 import json
@@ -57,7 +57,7 @@ def wheel(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel, tmp_path_factory) -> Path:
-    """Python of an empty environment that holds the wheel and what it needs, by links to what is installed here."""
+    """Return Python of an environment with the wheel and its requirements, as links to the packages installed here."""
     folder = tmp_path_factory.mktemp("environment")
     venv.create(folder, with_pip=False, symlinks=os.name == "posix")
     python = folder / ("bin/python" if os.name == "posix" else "Scripts/python.exe")

@@ -1,4 +1,4 @@
-"""The published JSON Schemas, held against real files: the manifest that ships, manifests and reports made here."""
+"""The published JSON Schemas, checked against real files: the shipped manifest, and manifests and reports made here."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""The affine initialisation: known maps are found again, whatever the headers say, the same to the bit on every run."""
+"""The affine initialisation: known maps are recovered, whatever the headers say, with the same bits in every run."""
 
 import functools
 import itertools
@@ -94,14 +94,14 @@ def test_a_known_affine_is_found():
 
 @pytest.mark.parametrize("angles", [(30, 0, 0), (0, -30, 0), (0, 0, 30), (25, -25, 25), (-30, 30, -30), (75, -75, 0)])
 def test_headers_that_are_far_off_do_not_matter(angles):
-    """The same scan with its header turned about each axis and shifted by 50 mm; the last turn needs the search."""
+    """The same scan with its header rotated about each axis and shifted by 50 mm; the last one needs the search."""
     wrong = shifted(rotation(angles), (50, -50, 50))
     found = align(scan(FIXED), FIXED, scan(MOVING, TRUTH), Grid(MOVING.shape, wrong @ MOVING.affine))
     assert largest_error(np.linalg.inv(wrong) @ found.matrix, TRUTH) < 0.5
 
 
 def test_the_order_of_the_voxels_does_not_matter():
-    """LIA, PIR, LPS files of one head: the same voxels, the same places, the same affine."""
+    """LIA, PIR and LPS files of one head have the same voxels at the same positions, and give the same affine."""
     fixed, ras = scan(FIXED), grid("RAS", (50, 56, 47))
     moving = scan(ras, TRUTH)
     expected = align(fixed, FIXED, moving, ras).matrix
@@ -211,7 +211,7 @@ def test_detail_beside_a_cut_face_is_left_out_and_elsewhere_that_of_the_whole():
 
 
 def test_details_that_are_not_alike_move_nothing():
-    """Bright here is dark there: what detail says would lead away from where the outlines coincide."""
+    """The images have inverse contrast: maximising the correlation of details would separate the outlines."""
     fixed = volume(np.random.default_rng(3).standard_normal((16, 16, 16)))
     start = shifted(np.eye(4), (0.4, 0, 0))
     assert ascend_detail([Level(fixed, volume(-fixed.data))], start, AFFINE) is start
@@ -246,7 +246,7 @@ def test_images_without_anything_to_align_are_refused():
 
 
 def test_images_that_correlate_nowhere_are_refused():
-    """Dark in the middle against bright in the middle, over the whole field of view: no turn and no shift helps."""
+    """Dark centre against bright centre, over the whole field of view: no rotation and no shift helps."""
     radius = np.linalg.norm(np.indices((12, 12, 12)) - 5.5, axis=0)
     corner = (0.9 * (radius / radius.max()) ** 4).astype(np.float32)
     where = Grid((12, 12, 12), np.diag([4.0, 4, 4, 1]))
@@ -256,7 +256,7 @@ def test_images_that_correlate_nowhere_are_refused():
 
 @functools.cache
 def brain() -> tuple[np.ndarray, Grid]:
-    """The MNI152 brain at 3 mm: turned by 180 degrees, its outline fits itself nearly as well."""
+    """The MNI152 brain at 3 mm: rotated by 180 degrees, its outline matches itself nearly as well."""
     volume = read_volume(mni152_file("t1"), "template")
     where = Grid((64, 76, 62), np.diag([3.0, 3, 3, 1]) + np.pad([[-96], [-130], [-76], [0]], ((0, 0), (3, 0))))
     return PercentileRule().normalise(resample(volume.data, volume.grid, where), "template"), where
@@ -288,7 +288,7 @@ class TestRotatedHeaders:
         assert found.note is None and not found.may_be_rotated
 
     def test_a_mirrored_scan_is_not_mirrored_back(self):
-        """No image tells left from right: of 24 orientations none has a negative determinant."""
+        """Images do not distinguish left from right: none of the 24 orientations has a negative determinant."""
         mirrored = Grid(MOVING.shape, np.diag([-1.0, 1, 1, 1]) @ MOVING.affine)
         found = align(scan(FIXED), FIXED, scan(MOVING, TRUTH), mirrored)
         assert np.linalg.det(found.matrix[:3, :3]) > 0
@@ -406,7 +406,7 @@ class TestSteps:
 
 
 def test_a_lesion_in_a_hole_pulls_at_nothing():
-    """A bright ball at the rim, large enough to pull; what lies in the hole changes no bit of the result."""
+    """A bright ball at the rim, large enough to influence the result; the content of the hole changes no bit."""
     moving = scan(MOVING, TRUTH)
     voxels = np.stack(np.meshgrid(*map(np.arange, MOVING.shape), indexing="ij"), -1).astype(float)
     hole = np.linalg.norm(MOVING.to_physical(voxels) - (30, 45, 20), axis=-1) < 28

@@ -1,4 +1,4 @@
-"""What `--affine` takes: steps by name, and any transform that `apply` reads."""
+"""Values of `--affine`: steps by name, and any transform that `apply` reads."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""One fixed scan and several moving ones: shared work changes no bit, and a scan that fails leaves the others."""
+"""One fixed scan and several moving ones: shared work changes no bit, and a failing scan does not affect the others."""
 
 import gc
 import sys
@@ -75,7 +75,7 @@ def test_a_moving_scan_that_fails_leaves_the_fixed_one_usable(fixed, moving_scan
 
 
 class TestPlan:
-    """Which moving scan's result goes where."""
+    """Assignment of result folders to moving scans."""
 
     def plan(self, *moving, labels=(), masks=()):
         return plan_tasks(Path("out"), *([Path(path) for path in paths] for paths in (moving, labels, masks)))
@@ -150,7 +150,7 @@ class TestJobs:
 
 @pytest.mark.parametrize("looked_for", [True, False])
 def test_scans_are_read_while_kernels_start_and_garbage_is_treated_as_before(fixed, monkeypatch, looked_for):
-    """What is hidden meanwhile is not needed for reading; whoever has switched the search for garbage off keeps it."""
+    """The hidden module is not needed for reading; a disabled garbage collector stays disabled."""
     monkeypatch.delitem(sys.modules, warmup.LINEAR_ALGEBRA, raising=False)
     was = gc.isenabled()
     (gc.enable if looked_for else gc.disable)()

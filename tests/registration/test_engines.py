@@ -1,4 +1,4 @@
-"""The Python interface: what `Engines` does is what the functions below it do, pair by pair and bit for bit."""
+"""The Python interface: `Engines` gives the results of the functions it calls, pair by pair and bit for bit."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Two scans in, one aligned scan out: what is written is checked with other tools, not with our own code."""
+"""Registration of two scans: output files are checked with other tools, not with this project's code."""
 
 import dataclasses
 import gc
@@ -136,7 +136,7 @@ def test_every_schedule_runs_on_scans(pair, engines):
 
 
 def test_one_fixed_side_serves_many_moving_images(engines):
-    """In turn or on its own, a moving image gets the same flow."""
+    """A moving image gets the same flow alone and after others."""
     fixed, first = example_pair((24, 32, 16), seed=1)
     _, second = example_pair((24, 32, 16), seed=2)
     schedule = parse_schedule("1,2,1,1")
@@ -175,7 +175,7 @@ def test_earlier_results_are_not_overwritten_unasked(pair, engines, tmp_path):
 
 
 def test_a_reason_without_a_number_is_said_too(pair, engines, tmp_path, monkeypatch):
-    """Pillow's errors carry a sentence and no error number."""
+    """Pillow's errors have a message but no error number."""
 
     def broken(*arguments):
         raise OSError("encoder error -2 when writing image file")
@@ -197,14 +197,14 @@ def test_ct_window(engines, tmp_path):
 
 
 def test_memory_is_checked_before_work(pair, engines, monkeypatch):
-    """There is room for what every registration needs, but not for this grid."""
+    """There is enough memory for a registration in general, but not for this grid."""
     monkeypatch.setattr("runtime.host.machine.available_bytes", lambda: machine.ALWAYS + 10 * 2**20)
     with pytest.raises(InputError, match=r"--fixed: the working grid \(.*\) needs about .* GiB is available"):
         runtime.register(*pair, engines, QUICK)
 
 
 def test_a_further_moving_scan_needs_less(pair, engines, monkeypatch):
-    """The fixed scan's share is there already and is not asked for twice; what still is to come must fit."""
+    """The fixed scan's memory is already allocated and is not required again; the rest must still fit."""
     onto = runtime.FixedScan(pair[0], engines, QUICK)
     onto.register(pair[1])
     room = machine.ALWAYS
@@ -242,7 +242,7 @@ def test_arrays_are_checked(engines, change, message):
 
 
 def test_engines_that_give_nan_are_found_out(engines, monkeypatch):
-    """Fixed counts watch no similarity on the way; the result is checked all the same."""
+    """With fixed counts no similarity is computed during the loop; the result is checked nevertheless."""
     fixed, moving = example_pair((16, 16, 16))
 
     def broken(level, features):
@@ -310,7 +310,7 @@ def test_threads_are_held_to_and_given_back(engine_dir):
 
 
 def test_a_dark_voxel_is_not_the_background(engines, tmp_path):
-    """Ringing makes MR scans a little negative; what lies outside the moving scan is 0 all the same."""
+    """Ringing makes some voxels of MR scans slightly negative; values outside the moving scan are 0 nevertheless."""
     place, small = scans.grid(), scans.grid((24, 28, 24))
     image = scans.scan(small)
     image[0, 0, 0] = -50
@@ -341,7 +341,7 @@ def test_volumes_already_read_are_taken_as_they_are(pair, engines):
 
 
 def test_results_are_in_the_order_of_files(pair, labels, engines):
-    """First axis fastest, so that they are written without being turned; the flow is a view of the loop's memory."""
+    """First axis fastest, so that they are written without a transposition; the flow is a view of the loop's memory."""
     result = runtime.register(*pair, engines, QUICK, labels)
     for array in (result.warped, result.warped_labels, result.displacement):
         assert array.flags.f_contiguous
@@ -349,7 +349,7 @@ def test_results_are_in_the_order_of_files(pair, labels, engines):
 
 
 def test_large_images_are_let_go_before_the_loop(pair, engines, monkeypatch):
-    """Neither scan's normalised image lives while the loop needs memory; both scans' voxels are warped after it."""
+    """No normalised image is kept while the loop needs memory; both scans' voxels are warped after it."""
     volumes = []
 
     def remembered(volume, rule, argument):
@@ -378,7 +378,7 @@ def test_files_do_not_depend_on_threads(pair, engine_dir, tmp_path):
 
 
 def test_a_mouse_is_told_that_the_network_sees_few_voxels_of_it(engines, tmp_path):
-    """The body at a fifth of its size: 6 voxels of the working grid, which a head fills with 160."""
+    """The body at a fifth of its size spans 6 voxels of the working grid; a head spans 160."""
     paths = []
     for name in ("f", "m"):
         small = scans.grid()
@@ -403,7 +403,7 @@ def test_a_fixed_foreground_outside_the_field_of_view_gives_a_warning_with_its_s
 
 
 def test_nan_is_background_where_zero_is_named_for_it(engines, tmp_path):
-    """As SPM writes what lies outside a brain."""
+    """As SPM writes voxels outside a brain."""
     data, grid = scans.scan(scans.grid()), scans.grid()
     plain, spm = tmp_path / "plain.nii.gz", tmp_path / "spm.nii.gz"
     write_volume(plain, data, grid)

@@ -1,4 +1,4 @@
-"""What a registration leaves behind goes both ways, in every convention asked for, and is what it says."""
+"""Output of a registration: both directions, every requested convention, and correct content."""
 
 import json
 
@@ -55,7 +55,7 @@ def test_simpleitk_repeats_the_fixed_scan_on_the_moving_grid(pair, written):
 
 
 def test_there_and_back_is_where_one_started(result, written):
-    """By the two files, read with our own reader: as near as the voxels of the second one allow."""
+    """Through both files, read with this project's reader: as accurate as the voxels of the second one allow."""
     there, back = (read_transform(written / name).transform for name in ("warp.nii.gz", "inverse_warp.nii.gz"))
     grid = result.transform.grid
     points = grid.to_physical(np.random.default_rng(3).uniform(8, np.array(grid.shape) - 9, (500, 3)))
@@ -106,7 +106,7 @@ def test_a_transform_that_is_not_read_back_as_written_stops_the_report(result, t
 
 
 def test_the_jacobian_is_the_written_fields(result, written):
-    """At a voxel: how the box of its six neighbours is spanned where ITK takes them, against where they are."""
+    """At a voxel: the volume spanned by its six neighbours after mapping by ITK, relative to that before."""
     field = sitk.ReadImage(str(written / "warp.nii.gz"), sitk.sitkVectorFloat64)
     itk, grid = sitk.DisplacementFieldTransform(field), result.fixed.grid
     lps = np.array([-1.0, -1.0, 1.0])
@@ -136,7 +136,7 @@ def test_overwriting_removes_what_the_new_result_has_not(result, tmp_path):
 
 
 def test_another_pair_in_the_same_folder_leaves_nothing_of_the_first(result, tmp_path):
-    """Learn2Reg's files are named after the scans; those of the pair before are found in its report."""
+    """Learn2Reg's files are named after the scans; those of the previous pair are found through its report."""
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "disp_a_b.nii.gz").write_text("earlier")
     (tmp_path / "out" / "notes.txt").write_text("mine")
@@ -166,7 +166,7 @@ def test_an_input_that_an_earlier_report_lists_is_not_removed(tmp_path):
 
 
 def test_scans_of_one_name_get_two_fields():
-    """sub-01/t1.nii.gz and sub-02/T1.nii.gz: the way there and the way back are different files."""
+    """sub-01/t1.nii.gz and sub-02/T1.nii.gz: the two directions are different files."""
     files = Outputs(("learn2reg",)).transforms("t1", "T1")
     assert files == {"disp_fixed_moving.nii.gz": ("learn2reg", False), "disp_moving_fixed.nii.gz": ("learn2reg", True)}
 

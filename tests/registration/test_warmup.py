@@ -1,4 +1,4 @@
-"""Compiling once: after the warm-up nothing is left to compile, not for another process nor for a fresh copy."""
+"""Compilation happens once: after the warm-up nothing is compiled, neither in another process nor in a fresh copy."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def warm():
 
 
 def counted(folder: Path) -> dict:
-    """What a new process in a folder with the package compiles when it uses every kernel."""
+    """Return what a new process, in a folder with the package, compiles when it uses every kernel."""
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(COUNT)], cwd=folder, capture_output=True, text=True, timeout=500
     )

@@ -1,4 +1,4 @@
-"""Augmentation: what may change, what must stay, and that label maps go where their images go."""
+"""Augmentation: permitted changes, invariants, and label maps that move with their images."""
 
 from dataclasses import fields, replace
 

@@ -1,4 +1,4 @@
-"""Two processes on this machine, started by torchrun, train what one would: the same weights, one set of files."""
+"""Two processes on this machine, started by torchrun, train the same weights as one, with one set of files."""
 
 import os
 import shlex

@@ -153,7 +153,7 @@ def test_only_the_gradients_that_are_asked_for_are_computed():
 
 
 def test_a_compiler_is_told_the_truth_about_shapes_and_memory():
-    """torch.compile sees the kernels as operators: no break in the graph, results of the promised layout."""
+    """torch.compile sees the kernels as operators: no graph break, results with the declared layout."""
     image, flow = _random((4, 5, 6), 3)
     inputs = (image.requires_grad_(), flow.requires_grad_())
     torch.library.opcheck(fields_cpu.warp, inputs, test_utils=("test_schema", "test_faketensor"))

@@ -1,4 +1,4 @@
-"""A run of constant learning rate can be ended at any time, and itself goes on: bit for bit, wherever its file lies."""
+"""A run of constant learning rate can be finished at any time and still be continued, bit for bit, from any folder."""
 
 import shutil
 from dataclasses import replace
@@ -46,9 +46,9 @@ def test_a_run_goes_on_from_a_copy_of_its_last_checkpoint_bit_for_bit(options, k
 
 
 def test_the_first_progress_of_every_call_says_where_it_stands(options, kept):
-    told = []
-    fit(replace(options, resume_from=kept), lambda progress: told.append((progress.step, progress.first)))
-    assert told == [(4, True), (5, False), (6, False)]
+    reported = []
+    fit(replace(options, resume_from=kept), lambda progress: reported.append((progress.step, progress.first)))
+    assert reported == [(4, True), (5, False), (6, False)]
 
 
 def test_finishing_goes_down_by_a_cosine_from_the_present_rate(ending):
@@ -96,7 +96,7 @@ def test_a_folder_with_a_run_is_not_begun_in_again(options, kept):
 
 
 def test_a_start_is_for_new_runs(options, kept, tmp_path):
-    """Recipes name one, and are given again when a run is continued."""
+    """Recipes contain one, and are given again when a run is continued."""
     begun = replace(options, start=tmp_path / "gone.pt", resume_from=kept)
     assert fit(begun, stop_after(5)).steps == 5
     assert fit(replace(begun, resume=True, resume_from=None)).steps == 6

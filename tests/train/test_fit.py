@@ -1,4 +1,4 @@
-"""Training runs, tiny but real: the loss falls, a run continues exactly, and leaves behind what it says."""
+"""Small real training runs: the loss decreases, runs continue exactly, and the documented files are written."""
 
 import itertools
 import multiprocessing
@@ -151,7 +151,7 @@ def test_a_signal_breaks_off_waiting_for_pairs(generated, monkeypatch, number):
 
 
 def test_a_signal_breaks_off_a_validation_which_is_made_up_for(generated, monkeypatch):
-    """A validation may take minutes, a batch system waits for seconds; weights are those of a run never stopped."""
+    """A validation may take minutes, a batch system waits for seconds; weights equal those of an uninterrupted run."""
     validate = run_module.validate
 
     def interrupted(*arguments):

@@ -140,7 +140,7 @@ def test_dice_loss_of_a_box_half_a_voxel_away():
 
 
 def test_dice_loss_pulls_a_box_onto_the_other():
-    """Descending its gradient by a common shift ends where the boxes lie on each other: moving is 3 voxels along I."""
+    """Gradient descent on a common shift ends when the boxes coincide: moving is 3 voxels along I."""
     fixed, moving = (torch.zeros(1, 20, 4, 4, dtype=torch.int32) for _ in range(2))
     fixed[:, 4:12], moving[:, 7:15] = 1, 1
     shift = torch.full((1,), 0.3, requires_grad=True)

@@ -18,7 +18,7 @@ def _conv_parameters(channels_in: int, channels_out: int) -> int:
 
 
 def _expected_parameters(res_blocks: int) -> int:
-    """The sum that SPEC's layer list spells out."""
+    """The sum over the list of layers."""
     widths = {1: 8, 2: 16, 3: 32, 4: 32}
     total = sum(_conv_parameters(*pair) for pair in ((1, 8), (8, 16), (16, 32), (32, 32)))
     for level, q in ((1, 16), (2, 32), (3, 32), (4, 32)):
@@ -113,7 +113,7 @@ def test_warp_samples_in_float32_whatever_the_features_are():
 
 
 def _numpy_forward(network, moving, fixed):
-    """RP-Net spelled out: torch for the convolutions alone, the NumPy definitions for every field operation."""
+    """RP-Net written out: torch for the convolutions only, the NumPy reference for every field operation."""
     state = network.state_dict()
 
     def conv(x, name):

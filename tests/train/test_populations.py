@@ -1,4 +1,4 @@
-"""Pairs as users have them: the effect on a generated pair of every feature in which two scans may differ."""
+"""Varied pairs: the effect on a generated pair of every difference between two scans."""
 
 from dataclasses import fields, replace
 
@@ -87,7 +87,7 @@ class TestPopulation:
 
 class TestPlaces:
     def test_the_structures_of_mni152_have_about_their_sizes(self, template):
-        """Both sides in cubic centimetres, from textbooks of anatomy, give or take half."""
+        """Both hemispheres in cubic centimetres, from anatomy textbooks, within a factor of 1.5."""
         expected = {"ventricle": 16, "thalamus": 15, "putamen": 10, "pallidum": 3.5, "caudate": 8, "hippocampus": 8,
                     "amygdala": 5}  # fmt: skip
         for place, level in zip(DEEP_STRUCTURES, template.levels[1:], strict=True):
@@ -110,7 +110,7 @@ class TestPlaces:
 
 class TestStructures:
     def test_one_brain_beside_an_average_holds_nothing_else(self, scene):
-        """Its tissues are fluid, grey and white; inclusions of noise have labels of their own and are not there."""
+        """It contains only fluid, grey and white matter; inclusions, which have labels of their own, are absent."""
         spotted = replace(scene, inclusions=((torch.ones(GRID), 0.5),))
         labels = {plain: spotted.paint(_random(), Side(plain=plain)).labels for plain in (False, True)}
         inclusion = 3 * scene.parcel_count + 1

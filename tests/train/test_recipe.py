@@ -1,4 +1,4 @@
-"""A training step: its pairs, iterations, losses, precision and learning rate, against the same done by hand."""
+"""A training step: its pairs, iterations, losses, precision and learning rate, against a plain implementation."""
 
 from dataclasses import replace
 
@@ -121,7 +121,7 @@ class TestLosses:
         assert parts["total"] == loss.item() == pytest.approx(-parts["local_ncc"].item())
 
     def test_dice_of_deep_structures_leaves_the_others_out(self):
-        """A cortex that lies on the other's and a nucleus that does not: of one of the labels Dice is 1, of one 0."""
+        """A cortex that coincides with the other's, and a nucleus that does not: one label has Dice 1, one 0."""
         moving = torch.zeros(16, 16, 16, dtype=torch.int32)
         moving[2:5], moving[8:10] = 3, FIRST_DEEP_LABEL
         fixed = torch.where(moving == 3, 3, moving.where(moving > 3, 0).roll(4, dims=0))

@@ -216,7 +216,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(generated, monkeypatch):
 
 
 def test_flows_that_leave_no_image_are_called_an_explosion(generated):
-    """A rate of 1 moves every weight by 1 in the first step; Adam's loss is finite then and says nothing."""
+    """A rate of 1 moves every weight by 1 in the first step; the loss is still finite then and reveals nothing."""
     with pytest.raises(InputError, match=r"^learning_rate: the loss exploded at step 2 \(.*lower learning rate[^\n]*$"):
         fit(replace(generated, learning_rate=1.0, warmup=0, clip=0.0))
 

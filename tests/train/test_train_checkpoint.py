@@ -1,4 +1,4 @@
-"""Checkpoints: ours goes there and back, the authors' two forms are read, everything else is one clear line."""
+"""Checkpoints: this project's are written and read, the authors' two formats are read, all others are one-line errors."""
 
 import gzip
 import pathlib
@@ -228,7 +228,7 @@ def test_a_script_archive_is_refused_with_what_to_do(tmp_path):
 
 @pytest.mark.parametrize("place", ["weight", "record's name", "pickle"])
 def test_every_byte_counts(ours, place):
-    """PyTorch does not look at the checksums that it writes; one flipped bit of a weight would be believed."""
+    """PyTorch does not verify the checksums that it writes; a flipped bit of a weight would go unnoticed."""
     content, state = bytearray(ours.read_bytes()), load_checkpoint(ours).state
     at = {
         "weight": content.index(state["estimators.1.entry.weight"].numpy().tobytes()) + 3,

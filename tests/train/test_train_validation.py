@@ -1,4 +1,4 @@
-"""Validation scores what users get, the loop of `runtime.loop.iterstop`, and agrees with the definitions of quality."""
+"""Validation scores the loop that users run, `runtime.loop.iterstop`, and agrees with the definitions of the scores."""
 
 import numpy as np
 import pytest
@@ -71,7 +71,7 @@ def test_without_labels_the_similarity_decides(network):
 
 
 def test_a_label_that_the_warp_loses_counts_as_nothing(network):
-    """Were it left out, a network could gain by moving small labels away."""
+    """If it were excluded, a network could gain by moving small labels away."""
     one = pair(0, 1)
     moving, fixed = torch.zeros_like(one.moving_labels), torch.zeros_like(one.fixed_labels)
     moving[8, 8, 8] = 1

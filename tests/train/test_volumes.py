@@ -1,4 +1,4 @@
-"""Lists of real volumes: refused early with a reason, read once, kept within bounds, drawn in reproducible pairs."""
+"""Lists of real volumes: early one-line errors, one read per volume, bounded cache, reproducible pairs."""
 
 import pickle
 from dataclasses import replace

@@ -1,6 +1,6 @@
-"""Displacement conventions by their published formulas, written out with NumPy, nibabel and SciPy alone.
+"""Displacement conventions by their published formulas, implemented with NumPy, nibabel and SciPy only.
 
-The judge of `tests.transforms.test_round_trips` where no tool is at hand, and a second opinion where one is. Nothing of
+The reference of `tests.transforms.test_round_trips` if no tool is available, and a second one otherwise. Nothing of
 `runtime.transforms` is used.
 """
 

@@ -1,4 +1,4 @@
-"""`apply` on images, label maps and series: what is carried along lands where the map says, interpolated once."""
+"""`apply` on images, label maps and series: voxels are mapped correctly, with one interpolation."""
 
 import gzip
 from types import MappingProxyType
@@ -117,7 +117,7 @@ def test_a_chain_with_its_own_inverse_is_the_identity(bent, tmp_path):
 
 
 def test_the_order_of_a_chain_is_from_the_reference_to_the_scan(shifted, tmp_path):
-    """First the shift, then a turn about the origin; the other order lands elsewhere."""
+    """First the shift, then a rotation about the origin; the other order gives another result."""
     turned, out = tmp_path / "turned.nii.gz", tmp_path / "out.nii.gz"
     back = np.linalg.inv(TURN)
     wide = scans.grid((60, 60, 60))
@@ -182,7 +182,7 @@ def test_every_convention_carries_an_image_to_its_place(bent, tmp_path, conventi
 
 
 def test_a_file_of_fsl_without_metadata_is_read_with_the_grids_at_hand(bent, tmp_path):
-    """Its end is the scan that is carried, as for applywarp."""
+    """Its end is the scan to be warped, as for applywarp."""
     path, out = tmp_path / "warp.nii.gz", tmp_path / "out.nii.gz"
     write_warp(path, field(bent.grid, bent.move), bent.reference, bent.scan, "fsl")
     bare = nib.load(path)
@@ -216,8 +216,8 @@ def test_an_image_that_falls_beside_the_reference_is_told(shifted, tmp_path):
     far = np.eye(4)
     far[:3, 3] = 500
     affine, out = write_plain_affine(tmp_path / "far.txt", far), tmp_path / "out.nii.gz"
-    told = done("apply", "--image", shifted.scan, "-t", affine, "--reference", shifted.reference, "--output", out)
-    assert f"warning: no part of {shifted.scan} falls on this grid" in told
+    printed = done("apply", "--image", shifted.scan, "-t", affine, "--reference", shifted.reference, "--output", out)
+    assert f"warning: no part of {shifted.scan} falls on this grid" in printed
 
 
 def test_quiet_says_nothing(shifted, tmp_path):
@@ -227,7 +227,7 @@ def test_quiet_says_nothing(shifted, tmp_path):
 
 
 def test_grids_of_the_tests_fall_on_each_other(shifted):
-    """What makes the known shift exact: each voxel of the reference is a voxel of the scan."""
+    """The known shift is exact because each voxel of the reference is a voxel of the scan."""
     voxels = shifted.scan_grid.to_voxels(shift(places(shifted.grid)))
     assert voxels == pytest.approx(np.rint(voxels), abs=1e-9)
 
@@ -242,7 +242,7 @@ def integers(path, data, grid, **fields):
 
 
 class TestWhatStays:
-    """What resampling does not touch is as it was: types, and what a header says of the numbers."""
+    """Resampling preserves types and the header's facts about the values."""
 
     SAID = MappingProxyType(
         {"descrip": b"TE=30", "cal_max": 900.0, "toffset": 1.5, "intent_code": 3, "intent_p1": 20.0}
@@ -276,7 +276,7 @@ class TestWhatStays:
 
 
 class TestMotion:
-    """One transform more for each volume, in one interpolation with the others."""
+    """An additional transform for each volume, in one interpolation with the others."""
 
     MOVES = tuple(np.eye(4) + np.outer((n / 4, -n / 5, 0, 0), (0, 0, 0, 1)) for n in range(11))
 
@@ -333,8 +333,8 @@ class TestProbabilities:
 
     def test_volumes_that_are_none_are_refused(self, shifted, tmp_path):
         series = write_series(tmp_path / "series.nii.gz", shifted.scan_grid, [lambda p: p] * 2)
-        told = refused("apply", "--labels", series, "-t", shifted.warp, "--output", tmp_path / "out.nii.gz")
-        assert "expected probabilities, which add up to 1 (or 100) at most" in told
+        printed = refused("apply", "--labels", series, "-t", shifted.warp, "--output", tmp_path / "out.nii.gz")
+        assert "expected probabilities, which add up to 1 (or 100) at most" in printed
 
 
 def test_doubts_of_a_transforms_header_are_warnings(shifted, tmp_path):
@@ -342,18 +342,18 @@ def test_doubts_of_a_transforms_header_are_warnings(shifted, tmp_path):
     content[123] = 7  # a code of units that NIfTI does not define
     warp = tmp_path / "warp.nii"
     warp.write_bytes(content)
-    told = done("apply", "--image", shifted.scan, "-t", warp, "--output", tmp_path / "out.nii.gz")
-    assert "warning: warp.nii: the header's unit code is 7, which NIfTI does not define" in told
-    told = done("jacobian", "-t", warp, "--output", tmp_path / "jacobian.nii.gz")
-    assert "warning: warp.nii: the header's unit code is 7" in told
+    printed = done("apply", "--image", shifted.scan, "-t", warp, "--output", tmp_path / "out.nii.gz")
+    assert "warning: warp.nii: the header's unit code is 7, which NIfTI does not define" in printed
+    printed = done("jacobian", "-t", warp, "--output", tmp_path / "jacobian.nii.gz")
+    assert "warning: warp.nii: the header's unit code is 7" in printed
 
 
 def test_integers_that_single_precision_rounds_are_a_warning(shifted, tmp_path):
     image = tmp_path / "ids.nii.gz"
     write_volume(image, (scans.scan(shifted.scan_grid) > 0) * np.int32(2**24 + 1), shifted.scan_grid)
     arguments = ("--interpolation", "nearest", "--output", tmp_path / "out.nii.gz")
-    told = done("apply", "--image", image, "-t", shifted.warp, *arguments)
-    assert "holds integers beyond 16777216, which single precision rounds; give label maps as --labels" in told
+    printed = done("apply", "--image", image, "-t", shifted.warp, *arguments)
+    assert "holds integers beyond 16777216, which single precision rounds; give label maps as --labels" in printed
 
 
 def test_nan_is_a_number_where_one_is_named(shifted, tmp_path):
@@ -362,8 +362,8 @@ def test_nan_is_a_number_where_one_is_named(shifted, tmp_path):
     image, out = tmp_path / "spm.nii.gz", tmp_path / "out.nii.gz"
     write_volume(image, data, shifted.scan_grid)
     arguments = ("--image", image, "-t", shifted.warp, "--output", out)
-    told = "voxels that are NaN; set them to single-precision numbers (register, prepare, apply: --nan 0)"
-    assert told in refused("apply", *arguments)
+    printed = "voxels that are NaN; set them to single-precision numbers (register, prepare, apply: --nan 0)"
+    assert printed in refused("apply", *arguments)
     for no_number in ("nan", "inf", "1e300"):
         assert f"--nan: got {float(no_number):g}, expected a number" in refused("apply", *arguments, "--nan", no_number)
     done("apply", *arguments, "--nan", "0")

@@ -48,7 +48,7 @@ def follow(line: str) -> None:
 @pytest.mark.parametrize("pair", ["shifted", "twins"])
 @pytest.mark.parametrize("named", [False, True])
 def test_the_wrong_way_is_refused_and_the_advice_works(request, tmp_path, pair, named):
-    """The reference's image is taken for the scan: with the inverse it lands in the scan's space."""
+    """The reference image is given as the scan: with the inverse it is mapped to the scan's space."""
     pair, out = request.getfixturevalue(pair), tmp_path / "out here.nii.gz"
     reference = ("--reference", pair.scan) if named else ()
     arguments = ("--image", pair.reference, "-t", pair.warp, *reference, "--output", out)
@@ -104,7 +104,7 @@ def test_other_commands_on_chains_refuse_it_too(shifted, tmp_path, command):
 
 
 def test_what_was_made_of_a_scan_passes(shifted, twins, tmp_path):
-    """A smoothed or masked scan lies where the scan lies; its hash is another one."""
+    """A smoothed or masked scan has the scan's grid but another hash."""
     for pair in (shifted, twins):
         made = scans.write_scan(tmp_path / f"{pair is twins}.nii.gz", pair.scan_grid, lambda points: points + 0.25)
         done("apply", "--image", made, "-t", pair.warp, "--output", tmp_path / f"out {pair is twins}.nii.gz")
@@ -112,7 +112,7 @@ def test_what_was_made_of_a_scan_passes(shifted, twins, tmp_path):
 
 @pytest.mark.parametrize("kind", ["labels", "series", "made of it"])
 def test_what_lies_in_the_scan_may_be_wanted_on_the_scans_own_grid(shifted, tmp_path, kind):
-    """Its place in the end is certain; the reference is a grid, no claim."""
+    """The scan matches the end with certainty; the reference is only a grid."""
     out, path = tmp_path / "out.nii.gz", tmp_path / "carried.nii.gz"
     if kind == "labels":
         scans.write_labels(path, shifted.scan_grid)
@@ -126,7 +126,7 @@ def test_what_lies_in_the_scan_may_be_wanted_on_the_scans_own_grid(shifted, tmp_
 
 
 def test_a_scan_that_was_resampled_onto_the_fixed_grid_stays_the_scan(shifted, tmp_path):
-    """It is not the fixed image; where no reference is named, the grid alone proves nothing."""
+    """It is not the fixed image; without a reference, the grid alone proves nothing."""
     resampled = scans.write_scan(tmp_path / "resampled.nii.gz", shifted.grid)
     done("apply", "--image", resampled, "-t", shifted.warp, "--output", tmp_path / "out.nii.gz")
     found = read_volume(tmp_path / "out.nii.gz", "out").data
@@ -151,7 +151,7 @@ def test_a_grid_that_is_neither_proves_nothing(tmp_path):
 
 
 def test_the_warp_of_the_tests_goes_from_the_reference_to_the_scan(shifted):
-    """By definition, not by `apply`: a voxel of the reference plus the displacement is a place in the scan."""
+    """By definition, without `apply`: a voxel of the reference plus the displacement is a position in the scan."""
     inner = np.array([[20, 20, 20], [12, 30, 15]])
     found = field(shifted.grid, shift).points(shifted.grid.to_physical(inner))
     assert found == pytest.approx(shift(places(shifted.grid)[tuple(inner.T)]), abs=1e-4)

@@ -1,4 +1,4 @@
-"""`compose`, `invert`, `convert`, `jacobian`: what is written is the map that was asked for."""
+"""`compose`, `invert`, `convert`, `jacobian`: the written file is the requested map."""
 
 import nibabel as nib
 import numpy as np
@@ -47,15 +47,15 @@ def points_of(path, points=INSIDE, **grids):
 @pytest.mark.parametrize("convention", ["itk", "freesurfer", "fsl", "learn2reg", "h5"])
 def test_convert_there_and_back_is_the_same_map(bent, tmp_path, convention):
     there, back = tmp_path / ("there" + commands.SUFFIXES[convention][0]), tmp_path / "back.nii.gz"
-    told = done("convert", "-t", bent.warp, "--to", convention, "--output", there)
-    assert f"wrote {there}: {convention}; read back, it differs by" in told
+    printed = done("convert", "-t", bent.warp, "--to", convention, "--output", there)
+    assert f"wrote {there}: {convention}; read back, it differs by" in printed
     done("convert", "-t", there, "--output", back)
     assert points_of(there) == pytest.approx(points_of(bent.warp), abs=1e-3)
     assert nib.load(back).get_fdata() == pytest.approx(nib.load(bent.warp).get_fdata(), abs=1e-4)
 
 
 def test_one_convention_is_named_for_files_that_do_not_say_theirs(bent, tmp_path):
-    """A chain of FSL's warp and our affine, which looks like FLIRT's but says that it is not."""
+    """A chain of FSL's warp and an affine of this project, which resembles FLIRT's but states that it is not one."""
     affine, warp = tmp_path / "affine.txt", tmp_path / "fsl.nii.gz"
     write_warp(affine, AffineTransform(TURN), bent.reference, bent.scan, "ras")
     done("convert", "-t", bent.warp, "--to", "fsl", "--output", warp)
@@ -119,7 +119,7 @@ def test_affines_compose_to_their_product(tmp_path, bent):
 @pytest.mark.parametrize("command", ["convert", "compose", "invert"])
 @pytest.mark.parametrize(("convention", "suffix"), [("itk", ".mat"), ("itk", ".tfm"), ("ras", ".txt")])
 def test_an_affine_that_becomes_an_affine_needs_no_image(tmp_path, command, convention, suffix):
-    """Files that hold a map of mm to mm say nothing of grids."""
+    """Files with a map from mm to mm contain no grids."""
     ants = tmp_path / "0GenericAffine.mat"
     write_transform(ants, AffineTransform(TURN), "itk", None, None)
     done(command, "-t", ants, "--to", convention, "--output", tmp_path / f"out{suffix}")
@@ -138,8 +138,8 @@ def test_an_affine_is_inverted_on_the_reference_that_is_given(bent, tmp_path):
 
 def test_invert_gives_the_inverse_and_says_how_exact_it_is(wide, tmp_path):
     out = tmp_path / "inverse.nii.gz"
-    told = done("invert", "-t", wide.warp, "--output", out)
-    assert "inverse     residual " in told and "unresolved  0.0000 % of the voxels" in told
+    printed = done("invert", "-t", wide.warp, "--output", out)
+    assert "inverse     residual " in printed and "unresolved  0.0000 % of the voxels" in printed
     written = read_transform(out)
     assert written.start.grid.close(wide.scan_grid) and written.end.grid.close(wide.grid)
     assert bend(written.transform.points(INSIDE)) == pytest.approx(INSIDE, abs=0.05)
@@ -166,10 +166,10 @@ def test_the_inverse_of_a_chain_and_of_an_affine(wide, tmp_path):
 def test_jacobian_of_an_affine_is_its_determinant(bent, tmp_path):
     affine, out = write_affine(tmp_path / "affine.nii.gz", TURN, bent.reference, bent.scan), tmp_path / "out.nii.gz"
     determinant = np.linalg.det(TURN[:3, :3])
-    told = done("jacobian", "-t", affine, "--output", out)
+    printed = done("jacobian", "-t", affine, "--output", out)
     assert read_series(out, "out").data == pytest.approx(determinant, abs=1e-3)
-    assert f"times {determinant:.3f} to {determinant:.3f}" in told
-    assert "folded      0.0000 %" in told and "SDlogJ      0.0000" in told
+    assert f"times {determinant:.3f} to {determinant:.3f}" in printed
+    assert "folded      0.0000 %" in printed and "SDlogJ      0.0000" in printed
     done("jacobian", "-t", affine, "--output", out, "--log", "--overwrite")
     assert read_series(out, "out").data == pytest.approx(np.log(determinant), abs=1e-3)
 
@@ -181,9 +181,9 @@ def test_jacobian_of_a_shift_is_1_and_of_folds_below_0(tmp_path):
     assert read_series(out, "out").data == pytest.approx(1, abs=1e-3)
     folds = field(still.grid, lambda points: points + [3, 0, 0] * np.sin(points[..., :1]))
     warp = write_warp(tmp_path / "folds.nii.gz", folds, still.reference, still.scan)
-    told = done("jacobian", "-t", warp, "--output", out, "--overwrite")
+    printed = done("jacobian", "-t", warp, "--output", out, "--overwrite")
     found = read_series(out, "out").data
-    assert found.min() < 0 and f"folded      {100 * np.mean(found <= 0):.4f} %" in told
+    assert found.min() < 0 and f"folded      {100 * np.mean(found <= 0):.4f} %" in printed
 
 
 def test_names_that_may_be_written_are_those_of_the_table():

@@ -1,4 +1,4 @@
-"""FSL's files in chains: they mean something only between two images, whose grids have to be the right ones."""
+"""FSL's files in chains: they are defined only by two images, whose grids must be the right ones."""
 
 import nibabel as nib
 import numpy as np

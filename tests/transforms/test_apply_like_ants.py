@@ -1,4 +1,4 @@
-"""The same chain of files, given to `apply` and to ANTs: the same image, and points that ANTs takes back."""
+"""The same chain of files, given to `apply` and to ANTs, gives the same image, and points that ANTs maps back."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ ants = pytest.importorskip("ants")
 def chain(tmp_path_factory):
     """A field and an affine in ANTs' own files, and an image that lies at the end of both.
 
-    The affine is given inverted, as ANTs' users do for the way back.
+    The affine is given inverted, as users of ANTs do for the opposite direction.
     """
     folder = tmp_path_factory.mktemp("chain")
     pair = make_pair(folder, bend, scans.grid((44, 48, 42), axes="LPS"), scans.grid((38, 40, 36), (0.9, 1.0, 1.1)))
@@ -39,7 +39,7 @@ def test_the_image(chain, tmp_path, ours, theirs):
 
 
 def test_points(chain, tmp_path):
-    """ANTs takes points with a chain the way images are looked up: from the reference to the scan."""
+    """ANTs maps points through a chain in the direction of image resampling: from the reference to the scan."""
     pandas = pytest.importorskip("pandas")
     _, _, warp, matrix = chain
     given = np.random.default_rng(1).uniform(-8, 8, (20, 3)) + scans.CENTRE

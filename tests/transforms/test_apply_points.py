@@ -1,4 +1,4 @@
-"""`apply --points`: landmarks go where the image goes, in every frame, and nothing else in their file changes."""
+"""`apply --points`: landmarks are mapped like the image, in every frame, and nothing else in their file changes."""
 
 import csv
 import json
@@ -22,15 +22,15 @@ def read(path) -> np.ndarray:
 
 
 def test_points_go_the_way_the_image_goes(shifted, tmp_path):
-    """A point y of the scan lies at y - shift in the reference, where `apply --image` puts what the scan shows at y."""
+    """A point y of the scan lies at y - shift in the reference, where `apply --image` writes the scan's value at y."""
     points, out = write(tmp_path / "points.csv", HERE), tmp_path / "out.csv"
-    told = done("apply", "--points", points, "-t", shifted.warp, "--output", out, "--points-in", "ras")
+    printed = done("apply", "--points", points, "-t", shifted.warp, "--output", out, "--points-in", "ras")
     assert read(out) == pytest.approx(HERE - SHIFT, abs=1e-3)
-    assert f"wrote {out}: 3 points, ras" in told
+    assert f"wrote {out}: 3 points, ras" in printed
 
 
 def test_the_inverse_is_solved_for_each_point(bent, tmp_path):
-    """Through the map itself the found points come back to the given ones; no sampled inverse is that exact."""
+    """The map takes the found points back to the given ones; no sampled inverse is as accurate."""
     points, out = write(tmp_path / "points.csv", HERE), tmp_path / "out.csv"
     done("apply", "--points", points, "-t", bent.warp, "--output", out, "--points-in", "ras")
     assert bend(read(out)) == pytest.approx(HERE, abs=0.02)
@@ -38,9 +38,9 @@ def test_the_inverse_is_solved_for_each_point(bent, tmp_path):
 
 def test_through_an_inverted_link_no_solving_is_needed(bent, tmp_path):
     points, out = write(tmp_path / "points.csv", HERE), tmp_path / "out.csv"
-    told = done("apply", "--points", points, "-t", f"{bent.warp},inverse", "--output", out, "--points-in", "ras")
+    printed = done("apply", "--points", points, "-t", f"{bent.warp},inverse", "--output", out, "--points-in", "ras")
     assert read(out) == pytest.approx(bend(HERE), abs=0.02)
-    assert "within" not in told
+    assert "within" not in printed
 
 
 def test_ras_lps_and_voxels_are_the_same_points(bent, tmp_path):
@@ -174,18 +174,18 @@ MARKUPS = {
 
 
 class TestSlicersFiles:
-    """Both kinds say their frame; all but the positions stays."""
+    """Both kinds state their frame; everything but the positions is preserved."""
 
     def test_markups(self, shifted, tmp_path):
         points, out = tmp_path / "points.mrk.json", tmp_path / "out.mrk.json"
         points.write_text(json.dumps(MARKUPS))
-        told = done("apply", "--points", points, "-t", shifted.warp, "--output", out)
+        printed = done("apply", "--points", points, "-t", shifted.warp, "--output", out)
         found, expected = json.loads(out.read_text()), json.loads(points.read_text())
         positions = [point.pop("position") for point in found["markups"][0]["controlPoints"]]
         assert np.array(positions) * [-1, -1, 1] == pytest.approx(HERE - SHIFT, abs=1e-3)
         for point in expected["markups"][0]["controlPoints"]:
             point.pop("position")
-        assert found == expected and "3 points, lps" in told
+        assert found == expected and "3 points, lps" in printed
 
     @pytest.mark.parametrize(("system", "sign"), [("LPS", (-1, -1, 1)), ("1", (-1, -1, 1)), ("0", (1, 1, 1))])
     def test_fcsv(self, shifted, tmp_path, system, sign):
@@ -248,6 +248,6 @@ def test_spreadsheets_of_other_countries(shifted, tmp_path, divider, decimal):
 
 def test_points_beyond_the_field_are_counted(shifted, tmp_path):
     points, out = write(tmp_path / "points.csv", [*HERE, (500, 0, 0), (0, -500, 0)]), tmp_path / "out.csv"
-    told = done("apply", "--points", points, "-t", shifted.warp, "--output", out, "--points-in", "ras")
-    assert "warning: 2 of them lie outside the field and were moved by its border value" in told
+    printed = done("apply", "--points", points, "-t", shifted.warp, "--output", out, "--points-in", "ras")
+    assert "warning: 2 of them lie outside the field and were moved by its border value" in printed
     assert read(out)[3] == pytest.approx(np.array((500, 0, 0)) - SHIFT, abs=0.01)

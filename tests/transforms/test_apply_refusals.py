@@ -1,4 +1,4 @@
-"""What is wrong with a command on transforms is one line, and nothing is written."""
+"""Errors in commands on transforms: one line, and nothing is written."""
 
 import errno
 import os
@@ -20,7 +20,7 @@ def pair(tmp_path_factory):
 
 @pytest.fixture
 def here(tmp_path, pair, monkeypatch):
-    """A folder with files that are wrong in one way each, in which the command runs."""
+    """A folder with files that have one fault each, in which the command runs."""
     monkeypatch.chdir(tmp_path)
     image, shape = scans.scan(pair.scan_grid), pair.scan_grid.shape
     (tmp_path / "text.nii.gz").write_text("no image")

@@ -1,6 +1,6 @@
-"""Transform files: what stands in them, how they are told apart, what is refused, and that a bad one is noticed.
+"""Transform files: their content, recognition of formats, rejected files, and detection of wrong ones.
 
-What the numbers mean is judged by other tools in `tests.transforms.test_round_trips`.
+The meaning of the numbers is checked with other tools in `tests.transforms.test_round_trips`.
 """
 
 import gzip

@@ -1,4 +1,4 @@
-"""Affine transforms in files: ours, ITK's and ANTs', FLIRT's, FreeSurfer's; SimpleITK and closed forms judge."""
+"""Affine transforms in files of this project, ITK, ANTs, FLIRT and FreeSurfer, against SimpleITK and closed forms."""
 
 import numpy as np
 import pytest

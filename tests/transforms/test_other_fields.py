@@ -1,4 +1,4 @@
-"""Transforms of other tools: SPM's, NiftyReg's and AFNI's fields as what they are, the others refused by name."""
+"""Transforms of other tools: fields of SPM, NiftyReg and AFNI are read, others are rejected by name."""
 
 import os
 import struct
@@ -90,7 +90,7 @@ def test_what_says_whose_it_is_is_not_read_as_anothers(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "message"),
     [
         ("TransformParameters.0.txt", '(Transform "EulerTransform")\n(NumberOfParameters 6)\n', "elastix.*transformix"),
         ("a.xfm", "MNI Transform File\n\nTransform_Type = Linear;\n", "MNI.*lta_convert --inmni a.xfm"),
@@ -101,9 +101,9 @@ def test_what_says_whose_it_is_is_not_read_as_anothers(tmp_path):
         ("warp.npy", "\x93NUMPY", "NumPy"),
     ],
 )
-def test_others_are_named_with_what_converts_them(tmp_path, name, content, told):
+def test_others_are_named_with_what_converts_them(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content.encode("latin-1"))
-    with pytest.raises(InputError, match=f"^-t: .*{told}") as refusal:
+    with pytest.raises(InputError, match=f"^-t: .*{message}") as refusal:
         read_transform(tmp_path / name)
     assert "\n" not in str(refusal.value)
 

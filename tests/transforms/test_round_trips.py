@@ -1,4 +1,4 @@
-"""Transforms through other tools and back: what they make of our files, what we make of theirs, in mm and as images.
+"""Round trips of transforms through other tools, in both directions, compared in mm and as images.
 
 One test is one convention, tool and pair of grids; ``measurements/round_trips.py`` runs more maps and prints the table.
 """
@@ -65,7 +65,7 @@ def test_we_do_with_a_tools_file_what_the_map_says(tmp_path, images, key, place)
 
 
 def test_a_wrong_sign_would_be_seen(tmp_path, images):
-    """The bounds mean something: the file of one convention read as the other's is far off."""
+    """The tolerances are meaningful: a file of one convention read as another has a large error."""
     pytest.importorskip("nitransforms")
     case = Case("LIA", "registration", *images["LIA"])
     places, image = APPLY["freesurfer", ".nii.gz", "nitransforms"](written(tmp_path, ("itk", ".nii.gz"), case), case)
@@ -103,7 +103,7 @@ def test_learn2regs_evaluation_on_one_grid(tmp_path, images):
 
 
 def test_nitransforms_reads_fsl_where_it_can(tmp_path):
-    """It turns the first axis about and nothing else: right where both images share one RAS grid."""
+    """It flips the first axis and nothing else, which is correct if both images share one RAS grid."""
     DenseFieldTransform = pytest.importorskip("nitransforms.nonlinear").DenseFieldTransform
     case = Case("RAS", "bent", *write_images(tmp_path, "RAS"))
     path = tmp_path / "warp.nii.gz"

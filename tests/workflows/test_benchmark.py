@@ -173,12 +173,12 @@ class TestErrors:
 
     def test_a_gate_that_is_not_passed_tells_no_speed(self, engine_dir, shipped, tmp_path):
         """The reference is built from other weights than the timed engines."""
-        told, others = [], Others(references=(export.contender.TorchContender(shipped),))
+        reported, others = [], Others(references=(export.contender.TorchContender(shipped),))
         options = BenchmarkOptions(engine_dir, shape=(16, 16, 16), backends=("onnxruntime",), json=tmp_path / "b.json")
         with pytest.raises(InputError, match="onnxruntime fp32 is not timed: its flow differs by"):
-            run_benchmark(options, lambda on_gpu: others, echo=told.append)
+            run_benchmark(options, lambda on_gpu: others, echo=reported.append)
         assert not (tmp_path / "b.json").exists()
-        assert len(told) == 1 and told[0].startswith("# Benchmark") and "ms" not in told[0].split()
+        assert len(reported) == 1 and reported[0].startswith("# Benchmark") and "ms" not in reported[0].split()
 
 
 def failure(result) -> str:
@@ -237,9 +237,9 @@ class TestWorker:
             assert worker.call("add", 1)[0] == 2
 
     def test_what_it_says_on_the_way_is_passed_on(self):
-        told = []
-        with Worker(Target(1), "t", progress=told.append) as worker:
-            assert worker.call("speak", "building") == 8 and told == ["t: building"]
+        reported = []
+        with Worker(Target(1), "t", progress=reported.append) as worker:
+            assert worker.call("speak", "building") == 8 and reported == ["t: building"]
             assert worker.call("add", 1)[0] == 2
 
     def test_its_end_is_an_error(self):

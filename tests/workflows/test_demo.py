@@ -1,4 +1,4 @@
-"""The truth of the demonstration: the known warp is correct, and has the direction of a registration's transform.
+"""The ground truth of the demonstration: the known warp is correct and has the direction of a registration's transform.
 
 SimpleITK reads the written files here, so that headers, directions and signs are checked by an independent library.
 """

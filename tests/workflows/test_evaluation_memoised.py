@@ -1,4 +1,4 @@
-"""The memoised pair: same results, nothing computed twice, every schedule charged in full."""
+"""The memoised pair: same results, nothing computed twice, full time counted for every schedule."""
 
 import itertools
 
@@ -102,7 +102,7 @@ def test_the_image_is_not_warped_where_all_that_follows_is_known():
 @pytest.mark.parametrize("schedule", ["1,2,1,1", "iterstop", "cascade:3"])
 @pytest.mark.parametrize("limit", [1, 1 << 20])
 def test_a_schedule_is_charged_for_all_it_asks_for(clock, schedule, limit):
-    """One second for each call of the pair, whether computed now or taken from memory."""
+    """One second for each call of the pair, whether computed or taken from memory."""
     memory, pair = Memory(limit), CountingPair()
     _, first = through(pair, memory, schedule)
     calls = len(pair.log)
