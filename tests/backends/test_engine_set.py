@@ -111,7 +111,7 @@ def test_graphs_other_than_the_manifest_says(engine_copy, backend):
 
     levels = [{"level": level, "scale": 1, "channels": 8 if level == 1 else 12} for level in (4, 3, 2, 1)]
     edit(engine_copy, lambda manifest: manifest.update(levels=levels))
-    with pytest.raises(InputError, match=r"a graph in .* takes .* the manifest says"):
+    with pytest.raises(InputError, match=r"a graph in .* takes .* the manifest states"):
         runtime.open_engines(engine_copy, backend)
 
 

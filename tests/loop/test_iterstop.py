@@ -164,7 +164,7 @@ def test_tci_asks_for_convergence_only_once_it_is_stable():
 
 
 def test_tci_goes_on_where_one_bad_iteration_ends_iterstop():
-    """A decrease does not indicate convergence, since the registration is not stable. After a stable iteration it does."""
+    """A decrease does not indicate convergence, since the registration is not stable. Once stable, it does."""
     scores = {4: [0.5, 0.3, 0.6, 0.61, 0.4], 3: [0.4, 0.4], 2: [0.4, 0.4], 1: [0.4, 0.4]}
     result, _ = run_tci(scores, delta=0.02, stability=0.05)
     assert result.counts[0][0] == 4

@@ -250,7 +250,7 @@ def test_images_that_correlate_nowhere_are_refused():
     radius = np.linalg.norm(np.indices((12, 12, 12)) - 5.5, axis=0)
     corner = (0.9 * (radius / radius.max()) ** 4).astype(np.float32)
     where = Grid((12, 12, 12), np.diag([4.0, 4, 4, 1]))
-    with pytest.raises(InputError, match="do not correlate anywhere"):
+    with pytest.raises(InputError, match="do not correlate from any start"):
         align(corner + np.float32(0.1), where, 1 - corner, where)
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints: this project's are written and read, the authors' two formats are read, all others are one-line errors."""
+"""Checkpoints: this project's are written and read, the authors' two formats are read, others are one-line errors."""
 
 import gzip
 import pathlib

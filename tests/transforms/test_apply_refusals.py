@@ -61,7 +61,7 @@ IMAGE, WARP, OUT = ("--image", "SCAN"), ("-t", "WARP"), ("--output", "out.nii.gz
         ((*IMAGE, "--labels", "SCAN", *WARP, *OUT), "give one of --image, --labels and --points"),
         ((*IMAGE, *WARP), "Missing option '--output'"),
         ((*IMAGE, *OUT), "--reference: is needed, since there is no -t"),
-        ((*IMAGE, "-t", "identity.txt", *OUT), "--reference: is needed, since identity.txt does not say"),
+        ((*IMAGE, "-t", "identity.txt", *OUT), "--reference: is needed, since identity.txt does not state"),
         ((*IMAGE, *WARP, "--output", "out.png"), "--output: got out.png, expected a name that ends in"),
         ((*IMAGE, *WARP, "--output", "nowhere/out.nii"), "--output: cannot write into nowhere (No such file"),
         ((*IMAGE, *WARP, "--output", "WARP", "--overwrite"), "--output: would replace the input"),

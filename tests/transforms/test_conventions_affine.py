@@ -195,9 +195,9 @@ class TestRefused:
             ("a.mat", b"\0\0\0\0\xff\xff\xff\x7f" + b"\1\0\0\0" * 3 + b"a\0", "cannot be read as an affine of ANTs"),
             ("a.lta", "type = 14\n", "is of type 14, expected 0"),
             ("a.lta", "nothing\n", "cannot be read as a linear transform of FreeSurfer"),
-            ("a.mat", "1 0 0 0\n0 1 0 0\n0 0 1 0\n0 0 0 1\n", "may be a FLIRT matrix or in RAS mm"),
-            ("a.xfm", "1 0 0 0\n0 1 0 0\n0 0 1 0\n0 0 0 1\n", "may be a FLIRT matrix or in RAS mm"),
-            ("a.txt", "1  0  0  0  \n0  1  0  0  \n0  0  1  0  \n0  0  0  1  \n", "may be a FLIRT matrix or in RAS mm"),
+            ("a.mat", "1 0 0 0\n0 1 0 0\n0 0 1 0\n0 0 0 1\n", "may be a FLIRT matrix or a matrix in RAS mm"),
+            ("a.xfm", "1 0 0 0\n0 1 0 0\n0 0 1 0\n0 0 0 1\n", "may be a FLIRT matrix or a matrix in RAS mm"),
+            ("a.txt", "1  0  0  0  \n0  1  0  0  \n0  0  1  0  \n0  0  0  1  \n", "may be a FLIRT matrix or a matrix in RAS mm"),
         ],
     )
     def test_in_one_line(self, tmp_path, name, content, fault):

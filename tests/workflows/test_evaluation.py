@@ -253,7 +253,7 @@ class TestFailures:
         (pair.output / "pairs").mkdir(parents=True)
         inside = shutil.copy(pair.fixed, pair.output / "pairs" / "f.nii.gz")
         done = run("--fixed", inside, "--moving", pair.moving, "--output", pair.output, code=1)
-        assert "lies where results go" in done.stderr
+        assert "lies in the folder of the results" in done.stderr
 
     def test_what_draws_is_asked_for_before_any_work(self, pair, run, monkeypatch):
         monkeypatch.setitem(sys.modules, "matplotlib", None)

@@ -172,10 +172,10 @@ class TestNames:
             self.named("/a/s1.nii", second)
 
     def test_an_input_where_results_go_is_refused(self, native_copy, tmp_path):
-        with pytest.raises(InputError, match=r"--output: the input .*first\.nii\.gz lies where results go"):
+        with pytest.raises(InputError, match=r"--output: the input .*first\.nii\.gz lies in the folder of the results"):
             OutputFolder(tmp_path, [Scan(native_copy.rename(tmp_path / "images") / "first.nii.gz")])
 
     @pytest.mark.parametrize("name", ["reference.nii.gz", "prepared.csv", ""])
     def test_so_is_a_reference_a_list_or_a_folder_that_would_be_overwritten_or_read_back(self, tmp_path, name):
-        with pytest.raises(InputError, match=r"--output: the input .* lies where results go"):
+        with pytest.raises(InputError, match=r"--output: the input .* lies in the folder of the results"):
             OutputFolder(tmp_path, [], [tmp_path / name])

@@ -202,10 +202,10 @@ class TestKinds:
     @pytest.mark.parametrize("kind", ["auto", "rigid"])
     def test_a_scan_of_something_else_is_said_to_be_one(self, kind, monkeypatch):
         def nowhere(self, image, grid):
-            raise InputError("fixed and moving do not correlate anywhere")
+            raise InputError("fixed and moving do not correlate from any start")
 
         monkeypatch.setattr(FixedPyramid, "align", nowhere)
-        with pytest.raises(InputError, match="image: correlates nowhere with the reference; leave it out of the list"):
+        with pytest.raises(InputError, match="image: does not correlate with the reference; remove it from the list"):
             self.matrix(kind, TURNED)
 
 
