@@ -1,4 +1,4 @@
-"""The way back from an engine set to the network it was exported from: the graphs hold every weight.
+"""Recovery of the network from an engine set that was exported from it: the graphs hold every weight.
 
     python -m export.from_engines --engine-dir engines --output runs/shipped.pt
 

@@ -21,7 +21,7 @@ from runtime.host.files.whole_files import write_text
 from tests.transforms.round_trip_cases import FIXED, IMAGE_SHARE, MAPS, POINTS_MM, Case, write_images
 from tests.transforms.round_trip_tools import APPLY, WRITE, Key, holds, read_back, written
 
-JUDGES = ("SimpleITK", "antspyx", "nitransforms", "fslpy", "surfa", "nibabel", "scipy", "numpy")
+TOOLS = ("SimpleITK", "antspyx", "nitransforms", "fslpy", "surfa", "nibabel", "scipy", "numpy")
 Errors = list[tuple[float, float]]
 
 
@@ -71,7 +71,7 @@ def within(error: tuple[float, float]) -> bool:
 
 def versions() -> Iterator[str]:
     """Yield the versions of the tools."""
-    for name in JUDGES:
+    for name in TOOLS:
         try:
             yield f"{name} {importlib.metadata.version(name)}"
         except importlib.metadata.PackageNotFoundError:

@@ -110,7 +110,7 @@ class EngineSet:
         """Check the graphs' channels by level against the manifest.
 
         Args:
-            what: "takes" or "gives", the verb of the error message.
+            what: "takes" or "gives", for the error message.
             found: channels of the graphs by level.
             images: number of images whose features these channels hold.
 

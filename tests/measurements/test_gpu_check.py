@@ -290,8 +290,8 @@ class TestKernelTimes:
         called = set()
         for case in kernel_times.cases(device, Noted(CudaFields(device), called), KERNEL_SHAPE):
             case.work()
-        verbs = {"warp_into", "fill_fixed", "compose", "upsample", "scorer", "warp", "folded_share", "extremes"}
-        assert called == verbs | {"halve", "smoother"}
+        operations = {"warp_into", "fill_fixed", "compose", "upsample", "scorer", "warp", "folded_share", "extremes"}
+        assert called == operations | {"halve", "smoother"}
 
     def test_the_table_has_a_row_for_every_kernel(self, device):
         found = kernel_times.measure(device, KERNEL_SHAPE, runs=2, copy_bytes=2**12, flush_bytes=2**10)

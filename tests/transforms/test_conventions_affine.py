@@ -197,7 +197,11 @@ class TestRefused:
             ("a.lta", "nothing\n", "cannot be read as a linear transform of FreeSurfer"),
             ("a.mat", "1 0 0 0\n0 1 0 0\n0 0 1 0\n0 0 0 1\n", "may be a FLIRT matrix or a matrix in RAS mm"),
             ("a.xfm", "1 0 0 0\n0 1 0 0\n0 0 1 0\n0 0 0 1\n", "may be a FLIRT matrix or a matrix in RAS mm"),
-            ("a.txt", "1  0  0  0  \n0  1  0  0  \n0  0  1  0  \n0  0  0  1  \n", "may be a FLIRT matrix or a matrix in RAS mm"),
+            (
+                "a.txt",
+                "1  0  0  0  \n0  1  0  0  \n0  0  1  0  \n0  0  0  1  \n",
+                "may be a FLIRT matrix or a matrix in RAS mm",
+            ),
         ],
     )
     def test_in_one_line(self, tmp_path, name, content, fault):

@@ -33,13 +33,13 @@ def pair():
     return example_pair(SHAPE)
 
 
-def verbs(protocol):
+def operations(protocol):
     return {name for name, _ in inspect.getmembers(protocol, inspect.isfunction) if not name.startswith("_")}
 
 
 @pytest.mark.parametrize(("protocol", "wrapper"), [(Networks, TimedNetworks), (Fields, TimedFields)])
 def test_every_verb_of_the_protocols_is_wrapped(protocol, wrapper):
-    assert verbs(protocol) <= set(vars(wrapper))
+    assert operations(protocol) <= set(vars(wrapper))
 
 
 @pytest.mark.parametrize("schedule", ["iterstop", "1,0,2,1", "cascade:2"])

@@ -41,12 +41,12 @@ class TestPair:
         points, moved = pair.points[::10], pair.moving_points[::10]
         fixed = values(pair.fixed, points)
 
-        def likeness(places):
-            return spearmanr(fixed, values(pair.moving, places)).statistic
+        def correlation(positions):
+            return spearmanr(fixed, values(pair.moving, positions)).statistic
 
         wrong_way = 2 * points - moved
-        assert likeness(moved) > 0.9
-        assert max(likeness(points), likeness(wrong_way)) < 0.5
+        assert correlation(moved) > 0.9
+        assert max(correlation(points), correlation(wrong_way)) < 0.5
 
     def test_labels_follow(self, pair):
         points, moved = pair.points[::10], pair.moving_points[::10]
