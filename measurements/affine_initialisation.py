@@ -106,11 +106,11 @@ class Scorer:
 
     def dice(self, case: Case, matrix: Array, against: Array) -> float:
         joined = bool({case.fixed, case.moving} & set(TUTORIAL))
-        moving = self._carried(case, case.moving, matrix, joined)
+        moving = self._warped_labels(case, case.moving, matrix, joined)
         if case.against is None:
             fixed, other = self._scans.labels(case.fixed, joined), case.fixed
         else:
-            fixed, other = self._carried(case, case.against, against, joined), case.against
+            fixed, other = self._warped_labels(case, case.against, against, joined), case.against
         counts = [self._counts(self._scans.labels(name, joined)) for name in (other, case.moving)]
         ids = np.flatnonzero(np.minimum(*counts)[1:] >= FEWEST) + 1
         if case.group == "pair":
@@ -118,7 +118,7 @@ class Scorer:
         both, one, two = (self._counts(labels) for labels in (fixed[fixed == moving], fixed, moving))
         return float(np.mean(2 * both[ids] / (one + two)[ids]))
 
-    def _carried(self, case: Case, name: str, matrix: Array, joined: bool) -> Array:
+    def _warped_labels(self, case: Case, name: str, matrix: Array, joined: bool) -> Array:
         grids = self._scans.image(name)[1], self._scans.image(case.fixed)[1]
         return resample(self._scans.labels(name, joined), *grids, physical=matrix, order="nearest")
 

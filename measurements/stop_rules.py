@@ -76,7 +76,7 @@ def working(engines, data: Path, pair: str) -> tuple[Array, Array, Array, Array]
     return result.working.fixed, result.working.moving, *found
 
 
-def carried(labels: Array, flow: Array) -> Array:
+def warp_labels(labels: Array, flow: Array) -> Array:
     """Warp labels (I, J, K) by a flow (I, J, K, 3), nearest neighbour, 0 outside."""
     positions = np.rint(flow + np.stack(np.indices(labels.shape), -1)).astype(np.intp)
     inside = ((positions >= 0) & (positions < labels.shape)).all(axis=-1)
@@ -115,7 +115,7 @@ def compare(engines, images: tuple, rules: tuple[str, ...], labels) -> list[dict
         records.append(
             {
                 "rule": rule,
-                "Dice": mean_dice(fixed_labels, carried(moving_labels, host), labels),
+                "Dice": mean_dice(fixed_labels, warp_labels(moving_labels, host), labels),
                 "folded %": 100 * engines.fields.folded_share(found.flow),
                 "work": sum(WORK[level] * count for level, count in ran.items()),
                 "ncc": float(ncc(there[1], found.flow)),

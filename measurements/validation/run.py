@@ -11,7 +11,7 @@ from measurements.validation.greedy import Greedy
 from measurements.validation.methods import GREEDY, Method
 from measurements.validation.scans import Couple
 from measurements.validation.scores import Scorer, inconsistency
-from measurements.validation.template import write_carried
+from measurements.validation.template import write_warped_labels
 from runtime.backends.engines import OpenEngines
 from runtime.errors import InputError
 from runtime.geometry.transform import Transform
@@ -35,7 +35,7 @@ class Folder:
     def record(self, couple: Couple, key: str) -> Path:
         return self.path / "records" / couple.name / f"{key}.json"
 
-    def carried(self, couple: Couple, key: str) -> Path:
+    def warped_labels(self, couple: Couple, key: str) -> Path:
         return self.path / "carried" / key / f"{couple.other.name}.npz"
 
     def affine(self, couple: Couple, direction: str) -> Path:
@@ -132,11 +132,11 @@ def _run_one(ready: ReadyCouple, couple: Couple, method: Method, folder: Folder,
         points = ready.scorers[direction].points
         record[direction] |= {"inconsistency": inconsistency(transforms[direction], transforms[reverse], points)}
     if couple.one.labels is None:
-        path = folder.carried(couple, key)
+        path = folder.warped_labels(couple, key)
         path.parent.mkdir(parents=True, exist_ok=True)
         grid = ready.pairs["forward"].fixed.grid
         onto, back_from = ready.scorers.values()
-        write_carried(path, onto, transforms["forward"], back_from, transforms["backward"], grid)
+        write_warped_labels(path, onto, transforms["forward"], back_from, transforms["backward"], grid)
     return record
 
 

@@ -80,11 +80,11 @@ class Scorer:
 
     def _dice(self, transform: Transform) -> dict[int, float]:
         fixed = self.fixed_labels
-        warped = self.carried(transform, fixed.grid)
+        warped = self.warped_labels(transform, fixed.grid)
         counts = count_of_each(fixed.data.ravel(), self.labels)
         return dict(zip(self.labels, dice_of_each(counts, fixed.data, warped, self.labels), strict=True))
 
-    def carried(self, transform: Transform, grid: Grid) -> Array:
+    def warped_labels(self, transform: Transform, grid: Grid) -> Array:
         """Return the moving labels on a grid of the fixed space, (I, J, K), nearest neighbour."""
         displacement = transform.displacement(grid)
         return resample_through(self._moving.data, self._moving.grid, displacement, grid, "nearest")

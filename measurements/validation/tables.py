@@ -31,14 +31,14 @@ def rows(couples: list[Couple], method: Method, hashes: dict[str, str], affine: 
     key = key_of(method, hashes if method.options else {}, affine if method.options else "")
     files = {couple: folder.record(couple, key) for couple in couples}
     records = {couple: read_record(path) for couple, path in files.items() if path.exists()}
-    votes = {couple.other.name: folder.carried(couple, key) for couple in records if couple.one.labels is None}
-    carried = overlaps(votes) if len(votes) > 1 else {}
+    votes = {couple.other.name: folder.warped_labels(couple, key) for couple in records if couple.one.labels is None}
+    template_dice = overlaps(votes) if len(votes) > 1 else {}
     found = []
     for couple, record in records.items():
         for direction in DIRECTIONS:
             entry = record[direction]
-            if couple.one.labels is None and carried:
-                entry["dice"] = carried[couple.other.name][direction]
+            if couple.one.labels is None and template_dice:
+                entry["dice"] = template_dice[couple.other.name][direction]
             found.append(Row(couple, direction, _figures(entry)))
     return found
 

@@ -18,7 +18,9 @@ from runtime.images.overlap import SMALLEST_LABEL
 Array = np.ndarray
 
 
-def write_carried(path: Path, onto: Scorer, there: Transform, back_from: Scorer, back: Transform, grid: Grid) -> None:
+def write_warped_labels(
+    path: Path, onto: Scorer, there: Transform, back_from: Scorer, back: Transform, grid: Grid
+) -> None:
     """Write the data of one subject that the template's scores need, .npz.
 
     Args:
@@ -41,7 +43,7 @@ def write_carried(path: Path, onto: Scorer, there: Transform, back_from: Scorer,
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(
             file,
-            carried=onto.carried(there, grid).astype(np.uint16),
+            carried=onto.warped_labels(there, grid).astype(np.uint16),
             labels=own.data.ravel().astype(np.uint16),
             places=flat.astype(np.int32),
         )
@@ -51,7 +53,7 @@ def overlaps(files: dict[str, Path]) -> dict[str, dict[str, dict[int, float]]]:
     """Return the Dice by label of each subject, "forward" (onto the template) and "backward" (the template onto it).
 
     Args:
-        files: files of `write_carried`, by subject; two or more.
+        files: files of `write_warped_labels`, by subject; two or more.
     """
     found = {name: dict(np.load(path)) for name, path in files.items()}
     seen = np.flatnonzero(np.any([each["carried"] > 0 for each in found.values()], axis=0))

@@ -55,7 +55,7 @@ def template_labels(couples: list[Couple], engines: OpenEngines, folder: Folder)
         rpnet = Method("", "1,1,1,1", parse_options("1,1,1,1"))
         run(couples, [rpnet], engines, "auto", folder, partial(click.echo, err=True))
         key = key_of(rpnet, dict(engines.engine_set.hashes), "auto")
-        maps = [np.load(folder.carried(couple, key))["carried"] for couple in couples]
+        maps = [np.load(folder.warped_labels(couple, key))["carried"] for couple in couples]
         write_volume(path, majority(maps).astype(np.int32), read_volume(couples[0].one.image, "template").grid)
     return path
 

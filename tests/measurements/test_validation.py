@@ -91,7 +91,7 @@ class TestTemplate:
         found = overlaps({name: tmp_path / f"{name}.npz" for name in "abc"})
         assert found["a"]["forward"] == found["a"]["backward"] == {1: 1.0, 2: 1.0, 3: 1.0}
 
-    def test_half_a_label_carried_elsewhere_has_the_dice_of_the_other_half(self, tmp_path):
+    def test_half_a_label_moved_elsewhere_has_the_dice_of_the_other_half(self, tmp_path):
         labels = np.repeat(np.array([1, 0], np.uint16), 100)
         moved = np.roll(labels, 50)
         for name, carried in (("a", labels), ("b", moved), ("c", moved)):
