@@ -82,6 +82,26 @@ def export(checkpoint, engine_dir, gate_shape, gate_fixed, gate_moving, spacing,
     export_checkpoint(checkpoint, engine_dir, options, (lambda line: None) if quiet else click.echo)
 
 
+@main.command()
+@click.option(
+    "--cases", type=PATH, required=True, help="Folder of records that `python -m measurements.quality` wrote."
+)
+@ENGINE_DIR
+@click.option("--test-half", help="Half of the subjects to test on; the limits are fitted on the other.")
+@click.option("--leave-out", multiple=True, help='Cases that no image shows: "mirrored left-right".')
+@click.option("--without", multiple=True, help="Figure that gets no limits.")
+@one_line_errors
+def calibrate(cases, engine_dir, test_half, leave_out, without) -> None:
+    """Fit the verdict's limits to an engine set, on registrations whose outcome is known.
+
+    The limits and the counts they were fitted and tested on are stored in the set's manifest. `register` then judges
+    every registration by them.
+    """
+    from export.calibrate import calibrate, text_of
+
+    click.echo(text_of(calibrate(cases, engine_dir, test_half, leave_out, without)))
+
+
 @one_line_errors
 def _take_recipe(context: click.Context, _: click.Parameter, path: Path | None) -> None:
     """Make the options of a recipe the defaults; options on the command line take precedence."""

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from runtime.backends.engines import OpenEngines
-from runtime.backends.tolerance import TOLERANCES, Tolerance, flow_difference
+from runtime.backends.parity import TOLERANCES, Tolerance, flow_difference
 from runtime.errors import InputError
 from runtime.geometry.grid import SIZE_MULTIPLE
 from runtime.loop.stop_rules import ON_STOP, iterstop_schedule, parse_schedule

@@ -26,7 +26,7 @@ from runtime.backends.engine_set import (
     load_engine_set,
     sealed,
 )
-from runtime.backends.example import example_pair
+from runtime.backends.parity import example_pair
 from runtime.errors import InputError
 from runtime.geometry.grid import SIZE_MULTIPLE, fit_to
 from runtime.host.files.folder_lock import folder_lock

@@ -39,7 +39,7 @@ from .loop.schedules import Schedule as Schedule
 from .loop.stop_rules import parse_schedule as parse_schedule
 from .loop.trace import Iterations as Iterations
 from .registration.arrays import register_arrays as register_arrays
-from .registration.concurrent import register_many as register_many
+from .registration.batch.concurrent import register_many as register_many
 from .registration.engines import (
     Engines as Engines,
 )
@@ -54,6 +54,8 @@ from .registration.engines import (
 )
 from .registration.options import Options as Options
 from .registration.output.folder import Outputs as Outputs
+from .registration.quality.figures import Figures as Figures
+from .registration.quality.verdict import Verdict as Verdict
 from .registration.scans import (
     FixedScan as FixedScan,
 )
@@ -97,6 +99,8 @@ from .transforms.chain import Route as Route
 from .transforms.operations import compose as compose
 from .transforms.operations import invert as invert
 from .transforms.operations import jacobian as jacobian
+from .workflows.checkup.examine import Checkup as Checkup
+from .workflows.checkup.examine import examine as examine
 from .workflows.evaluation.options import EvaluateOptions as EvaluateOptions
 from .workflows.evaluation.results.evaluation import Evaluation as Evaluation
 from .workflows.evaluation.run import evaluate as evaluate

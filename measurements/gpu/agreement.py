@@ -10,8 +10,8 @@ import numpy as np
 
 from measurements.gpu.part import Part
 from runtime.backends.engine_set import load_engine_set
+from runtime.backends.parity import TOLERANCES, flow_difference
 from runtime.backends.registry import BACKENDS
-from runtime.backends.tolerance import TOLERANCES, flow_difference
 from runtime.errors import InputError, NotAvailableError
 from runtime.loop.stop_rules import parse_schedule
 from runtime.workflows.benchmark.contenders.contender import EngineContender, Task

@@ -28,7 +28,7 @@ class RepeatedRegistration:
 
     def measure(self, in_flight: int, folder: Path) -> dict[str, Any]:
         """Return the seconds per pair, over `ROUNDS` results per lane after the first ones."""
-        from runtime.registration.concurrent import register_many
+        from runtime.registration.batch.concurrent import register_many
 
         with np.load(folder / "pair.npz") as arrays:
             pair = arrays["fixed"], arrays["moving"]

@@ -18,6 +18,7 @@ from ..host.files.hashes import sha256
 from ..images.intensity import rule_from_dict
 from ..loop.schedules import LEVELS
 from ..loop.stop_rules import iterstop_schedule
+from .verdict_limits import VerdictLimits, limits_of
 
 FORMAT = "rpnet-engine-set"
 VERSION = 2  # version 1, written by earlier exports, has no hash of itself and can be read as well
@@ -96,6 +97,11 @@ class EngineSet:
     def stop(self) -> Mapping[str, Any]:
         """The defaults of IterStop: similarity, delta, limit, on_stop."""
         return self.manifest["stop"]
+
+    @property
+    def verdict_limits(self) -> VerdictLimits:
+        """The limits of plausible registrations: the set's own, or conservative ones."""
+        return limits_of(self.manifest)
 
     @property
     def hashes(self) -> dict[str, str]:
@@ -210,7 +216,7 @@ def _check_content(engine_set: EngineSet) -> None:
         facts = (engine_set.spacing, engine_set.size_multiple, *engine_set.channels.values())
         iterstop_schedule(**engine_set.stop)
         rule_from_dict(engine_set.intensity)
-        _ = engine_set.precision, engine_set.convolutions
+        _ = engine_set.precision, engine_set.convolutions, engine_set.verdict_limits
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InputError(f"--engine-dir: {place} is incomplete or malformed ({error!r}); {REMEDY}") from None
     if levels != set(LEVELS) or not all(0 < fact < math.inf for fact in facts) or facts[1] % 8:

@@ -19,9 +19,8 @@ from ..loop.trace import Iterations
 from .cuda import KERNELS
 from .cuda.gpu import find_gpu
 from .engine_set import ENGINES, EngineSet
-from .example import example_pair
 from .pair import FixedSide
-from .tolerance import TOLERANCES, flow_difference
+from .parity import TOLERANCES, example_pair, flow_difference
 
 SHAPE = (32, 40, 48)
 SCHEDULE = "1,1,1,1"

@@ -4,6 +4,7 @@ import click
 
 from .terminal import (
     ENGINE_DIR,
+    IMPLAUSIBLE,
     NAN,
     OVERWRITE,
     PATH,
@@ -109,6 +110,8 @@ from .terminal import (
     help="Conventions of the transform files: itk (ANTs, SimpleITK), freesurfer, fsl, learn2reg, h5 (ITK composite).",
 )
 @click.option("--forward-only", is_flag=True, help="Skip the inverse transform and the fixed scan warped by it.")
+@click.option("--check", is_flag=True, help="Only examine the scans and this machine, as `doctor` does; write nothing.")
+@click.option("--strict", is_flag=True, help="Exit code 3 if the verdict on a registration is `failed`.")
 @QUIET
 @OVERWRITE
 @one_line_errors
@@ -125,6 +128,8 @@ def register(
     threads,
     write,
     forward_only,
+    check,
+    strict,
     quiet,
     overwrite,
     **options,
@@ -134,25 +139,39 @@ def register(
     Writes warped.nii.gz (moving on the fixed grid), warped_fixed.nii.gz (fixed on the moving grid), warp.nii.gz and
     inverse_warp.nii.gz (the whole displacements, for ANTs and ITK; see --write), affine.txt, jacobian.nii.gz,
     warped_labels.nii.gz if labels are given, report.json and preview.png. Transforms are read back and compared.
+    The first line printed is the verdict: ok, look (at preview.png) or failed, and why; see --strict.
     Options that are not given follow the engine set. Several moving scans share the work on the fixed one; an error in
     one is reported, and the others are still registered.
     """
     from ..errors import InputError, is_scarcity
-    from ..registration.batch import EngineChoice, plan_tasks, register_files
+    from ..registration.batch.files import EngineChoice, plan_tasks, register_files
     from ..registration.options import Options
     from ..registration.output.folder import Outputs
+    from ..registration.quality.verdict import FAILED
 
     tasks = plan_tasks(output, moving, moving_labels, moving_mask)
     outputs = Outputs(tuple(name.strip() for name in write.split(",")), both=not forward_only)
     engines = EngineChoice(engine_dir, backend, threads, precision)
+    if check:
+        from .doctor import print_checkup
+
+        for number, task in enumerate(tasks):
+            if number:
+                click.echo()
+            print_checkup((fixed, task.moving), engines, Options(**options), (fixed_mask, task.mask))
+        return
     errors: list[InputError] = []
+    verdicts: list[str | None] = []
     with StageLine(quiet).shown() as stages:
         how = (engines, Options(**options), overwrite, stages, outputs, fixed_mask)
         for outcome in register_files(fixed, tasks, *how):
             errors += filter(None, [outcome.error])
+            verdicts.append(outcome.verdict)
             _print_outcome(outcome, stages, quiet, alone=len(tasks) == 1)
     if errors:
         raise click.exceptions.Exit(exit_code_of_failures(all(map(is_scarcity, errors))))
+    if strict and FAILED in verdicts:
+        raise click.exceptions.Exit(IMPLAUSIBLE)
 
 
 def _print_outcome(outcome, stages: StageLine, quiet: bool, alone: bool) -> None:

@@ -11,6 +11,10 @@ from ..types import Array
 
 FOREGROUND = 0.05  # normalised intensity above which a voxel counts as foreground
 BLOCK = 4  # edge, in voxels, of the blocks that distinguish structure from specks
+MASKED = 0.1  # least share of voxels that are exactly 0 outside a mask
+STANDARD = 0.35  # largest distance of mean and standard deviation from 0 and 1 in z-scores
+DARKEST = 0.1  # percentile of z-scores that counts as their lowest
+LIFT = 0.06  # of the range of z-scores, the lowest of them after the shift: just above the foreground threshold
 BLOCK_SHARE = 0.25  # a block holds structure if at least this share of it is foreground
 
 
@@ -32,7 +36,12 @@ class PercentileRule:
         return {"rule": "percentile", **asdict(self)}
 
     def normalise(self, data: Array, argument: str = "image") -> Array:
-        """Map intensities (I, J, K) to float32 in [0, 1]; InputError if none is above 0 or all voxels become equal."""
+        """Map intensities (I, J, K) to float32 in [0, 1]; InputError if none is above 0 or all voxels become equal.
+
+        Standardised intensities (`is_standardised`) are shifted above 0 first.
+        """
+        if is_standardised(data):
+            data = _shifted_above_zero(data)
         positive = data[data > 0]
         if not positive.size:
             raise InputError(f"{argument}: no voxel is above 0, expected an image with its background at 0")
@@ -98,6 +107,25 @@ def rule_from_dict(fields: Mapping[str, Any]) -> Rule:
         return RULES[name](**{key: float(value) for key, value in fields.items()})
     except (TypeError, ValueError) as error:
         raise InputError(f"intensity rule {name}: got the fields {fields}: {error}") from None
+
+
+def is_standardised(data: Array) -> bool:
+    """Return whether the intensities inside a mask are z-scores: mean 0, standard deviation 1, and exactly 0 outside.
+
+    Args:
+        data: (I, J, K), as in the file.
+    """
+    if data.min() >= 0 or np.mean(data == 0) < MASKED:
+        return False
+    inside = data[data != 0]
+    return bool(abs(inside.mean(dtype=np.float64)) < STANDARD and abs(inside.std(dtype=np.float64) - 1) < STANDARD)
+
+
+def _shifted_above_zero(data: Array) -> Array:
+    """Return standardised intensities with the darkest voxels of the mask just above 0, and 0 outside."""
+    low, high = np.percentile(data[data != 0], (DARKEST, 100 - DARKEST))
+    least = np.float32(LIFT * (high - low))
+    return np.where(data != 0, np.maximum(data - np.float32(low), 0) + least, np.float32(0))
 
 
 def foreground_mask(normalised: Array) -> Array:

@@ -35,6 +35,8 @@ PAPER, PANEL = (19, 21, 26), (5, 6, 8)
 INK, FAINT = (236, 238, 241), (150, 157, 168)
 LINE, FOLD = (94, 214, 198), (255, 59, 59)
 BELOW, ABOVE = (70, 160, 255), (255, 158, 44)
+STRIP = 34
+VERDICT_COLOURS = {"ok": (94, 214, 198), "look": (255, 206, 84), "failed": (255, 110, 110)}
 NOTES = (
     "Planes through the middle of the foreground; R and L are the patient's right and left.",
     "Warped grid: regular lines on the moving image, resampled through the flow together with it.",
@@ -85,6 +87,7 @@ def write_preview(
     warped: Array,
     flow: Array,
     correlations: tuple[float, float] | None = None,
+    verdict: tuple[str, str] | None = None,
 ) -> None:
     """Write the picture of a registration (PNG), atomically.
 
@@ -98,8 +101,11 @@ def write_preview(
             the affine initialisation, warped after the flow.
         flow: (3, I, J, K), voxels.
         correlations: NCC of fixed with moving and of fixed with warped, if already known.
+        verdict: the verdict, "ok", "look" or "failed", and the line that explains it, drawn above; None: no line.
     """
     picture = draw_preview(fixed, moving, warped, flow, correlations)
+    if verdict is not None:
+        picture = _under_verdict(picture, *verdict)
     with atomic_path(path) as partial:
         picture.save(partial, format="PNG", compress_level=PNG_LEVEL)
 
@@ -132,6 +138,21 @@ def draw_preview(
         signed = [_signed(_enlarge(plane.cut(image), scale) / limit) for image in (before, after)]
         rows.append([*grey, *signed, _warped_grid(plane, warped, flow, folds, scale)])
     return _sheet(columns, planes, rows, size, limit, any(folds.any() for folds in folded))
+
+
+def _under_verdict(picture: "PIL.Image.Image", verdict: str, line: str) -> "PIL.Image.Image":
+    """Return the picture below a strip in the verdict's colour with the line that explains it."""
+    from PIL import Image, ImageDraw
+
+    canvas = Image.new("RGB", (picture.width, picture.height + STRIP), PAPER)
+    canvas.paste(picture, (0, STRIP))
+    draw = ImageDraw.Draw(canvas)
+    draw.rectangle((0, 0, canvas.width, STRIP - 1), VERDICT_COLOURS[verdict])
+    font, room = _font(16), canvas.width - 2 * MARGIN
+    while draw.textlength(line, font) > room:
+        line = line.removesuffix(" ...").rpartition(" ")[0] + " ..."
+    draw.text((MARGIN, STRIP / 2), line, PAPER, font, anchor="lm")
+    return canvas
 
 
 def _box(foreground: Array) -> tuple[slice, ...]:

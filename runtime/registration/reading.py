@@ -1,19 +1,20 @@
 """Reading and normalisation of scans in background threads, before an engine is needed."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..host.background import Job, Jobs
 from ..host.machine import check_fits
 from ..images.formats.image_file import read_header
-from ..images.intensity import Rule
+from ..images.intensity import PercentileRule, Rule, is_standardised
 from ..images.label_position import label_position_warnings
 from ..images.masks import mask_of, read_mask
 from ..images.volume import Source, Volume, read_labels, read_volume
 from .preprocessing import Normalised, normalised
 
 Scan = Path | str | Volume
+STANDARDISED = "the intensities are standardised (z-scores); they were shifted above 0 for the network"
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +60,9 @@ class ReadMoving:
 def read_scan(source: Scan, argument: str, rule: Rule, mask: Scan | None = None, nan: float | None = None) -> ReadScan:
     """Read a scan and its mask, unless they are already read, and normalise it; messages call it `argument`."""
     volume = source if isinstance(source, Volume) else read_volume(Path(source), argument, nan)
+    if isinstance(rule, PercentileRule) and is_standardised(volume.data):
+        name = volume.path.name if volume.path else argument.strip("-")
+        volume = replace(volume, warnings=(*volume.warnings, f"{name}: {STANDARDISED}"))
     if mask is None:
         return ReadScan(volume, normalised(volume, rule, argument))
     name = f"{argument}-mask"

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..backends.verdict_limits import VerdictLimits
 from ..geometry.flow import sample
 from ..geometry.grid import Grid
 from ..geometry.inverse import Inversion, invert_displacement, spread
@@ -19,6 +20,8 @@ from ..loop.schedules import Schedule
 from ..loop.trace import Iterations
 from ..types import Array
 from .options import Options
+from .quality.figures import Figures, Seen, figures
+from .quality.verdict import Verdict, judge
 
 DARK_SHARE = 0.05  # share of voxels below 0 above which a scan is probably CT
 SMALL, USUAL = 24, 160  # foreground extent in working voxels: too small for the network; usual for a head
@@ -48,6 +51,7 @@ class RegistrationData:
         similarity_before: similarity after the affine initialisation, before any flow.
         folded_share: share of working voxels whose Jacobian determinant is <= 0.
         affine_initialisation: facts on how the affine was found.
+        limits: limits of plausible registrations, by which the verdict is made.
         options, schedule: as used.
         engine: facts on the engines in use.
         seconds: seconds by stage; if a fixed scan serves several moving ones, its share is in the first result.
@@ -70,6 +74,7 @@ class RegistrationData:
     similarity_before: float
     folded_share: float
     affine_initialisation: dict[str, Any]
+    limits: VerdictLimits
     options: Options
     schedule: Schedule
     engine: dict[str, Any]
@@ -130,6 +135,18 @@ class RegistrationData:
         """Accuracy of the inverse: the figures of `Inversion`, and `consistency_mm`."""
         found = {name: value for name, value in vars(self.inversion).items() if name != "displacement"}
         return {**found, "consistency_mm": self.consistency_mm}
+
+    @functools.cached_property
+    def quality(self) -> Figures:
+        """Figures on the result's plausibility, which need no labels."""
+        images, transform = self.working, self.transform
+        pictures = images.fixed, images.moving, images.warped, images.holes
+        return figures(Seen(*pictures, transform.flow, transform.grid, transform.affine, self.affine_initialisation))
+
+    @functools.cached_property
+    def verdict(self) -> Verdict:
+        """Whether the result can be used, should be looked at, or failed, and why."""
+        return judge(self.quality, self.limits)
 
     @property
     def sources(self) -> dict[str, Source]:
@@ -227,8 +244,14 @@ def warp_volume(volume: Volume, displacement: Array, grid: Grid, outside: float,
 
 @dataclass(frozen=True, eq=False)
 class WorkingImages:
-    """The network's input images, (I, J, K) float32 in [0, 1] on one grid, and the warped moving image."""
+    """The network's input images, (I, J, K) float32 in [0, 1] on one grid, and the warped moving image.
+
+    Attributes:
+        fixed, moving, warped: moving after the affine, warped after the flow; holes are filled.
+        holes: (I, J, K) bool, where fixed and moving are unknown; each None: nowhere.
+    """
 
     fixed: Array
     moving: Array
     warped: Array
+    holes: tuple[Array | None, Array | None] = (None, None)

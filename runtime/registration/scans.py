@@ -129,10 +129,11 @@ class ReadyPair:
             transform=transform,
             displacement=displacement,
             iterations=loop.found,
-            working=WorkingImages(ready.fixed, ready.moving, loop.warped),
+            working=WorkingImages(ready.fixed, ready.moving, loop.warped, ready.holes),
             similarity_before=loop.before,
             folded_share=loop.folded_share,
             affine_initialisation=ready.affine_initialisation,
+            limits=engines.engine_set.verdict_limits,
             options=options,
             schedule=schedule,
             engine=engines.as_dict(),
@@ -255,7 +256,8 @@ class FixedScan:
             return_freed_memory()  # before the loop, which needs the most memory
             with stage("encode", announce=False):
                 fixed = ready.fixed
-                side = self._side or engines.fixed_side(to_device(engines, fixed, "fixed"), self._similarity)
+                side = self._side if ready.holes[0] is None else None
+                side = side or engines.fixed_side(to_device(engines, fixed, "fixed"), self._similarity)
                 image = to_device(engines, ready.moving, "moving")
                 holes = holes_of(engines, *ready.holes)
             # The fixed image's holes are filled from the moving image, so its features hold for this pair only.

@@ -106,8 +106,8 @@ def _needed_steps() -> list[str]:
 
 
 def _warm_fields() -> None:
-    from ..backends.example import example_pair
     from ..backends.fields.cpu import NumbaFields
+    from ..backends.parity import example_pair
     from ..geometry.smoothing import RECOMMENDED_SIGMA
     from ..images.similarity import SIMILARITIES
 
@@ -124,7 +124,7 @@ def _warm_fields() -> None:
 
 
 def _warm_affine() -> None:
-    from ..backends.example import example_pair
+    from ..backends.parity import example_pair
     from ..geometry.grid import Grid
     from .affine.align import align
 

@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from runtime.backends.engine_set import ENGINES, EXTRACTOR, MANIFEST, estimator_name, load_engine_set, sealed
-from runtime.backends.example import example_pair
+from runtime.backends.parity import example_pair
 from runtime.backends.registry import BACKENDS
 from runtime.errors import InputError
 from runtime.host.files.hashes import sha256

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import runtime
-from runtime.backends.example import example_pair
+from runtime.backends.parity import example_pair
 from runtime.errors import InputError
 from runtime.geometry.flow import compose
 from runtime.geometry.smoothing import confidence, halve, smooth_residual

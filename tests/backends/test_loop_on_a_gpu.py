@@ -16,12 +16,12 @@ import runtime
 from runtime.backends import choice, registry
 from runtime.backends.engine_set import load_engine_set
 from runtime.backends.engines import SHIPPED
-from runtime.backends.example import example_pair
+from runtime.backends.parity import example_pair
 from runtime.errors import InputError, NotAvailableError
 from runtime.loop import iterstop
 from runtime.loop.stop_rules import ON_STOP, parse_schedule
 from runtime.registration.arrays import register_arrays
-from runtime.registration.concurrent import register_many
+from runtime.registration.batch.concurrent import register_many
 from tests.backends import fake_tensorrt
 from tests.backends.host_gpu import gpu
 

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import click
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -13,12 +14,13 @@ import cli
 from runtime.commands.terminal import exit_code_of_failures, one_line_errors
 from runtime.errors import InputError, ScarceError
 from runtime.host.files.folder_lock import folder_lock
+from runtime.images.formats.nifti_writer import write_volume
 from runtime.registration.output.folder import Outputs
 from tests import scans
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ("register", "apply", "compose", "invert", "convert", "jacobian", "evaluate")
-COMMANDS += ("export", "build", "prepare", "train", "demo", "benchmark", "warm-up")
+COMMANDS = ("register", "doctor", "apply", "compose", "invert", "convert", "jacobian", "evaluate")
+COMMANDS += ("export", "build", "prepare", "train", "demo", "benchmark", "warm-up", "calibrate")
 
 
 def run(*arguments):
@@ -45,10 +47,11 @@ def register(pair, engine_dir, tmp_path):
     """`register` on the small pair into tmp_path/out, with further arguments."""
 
     def call(*arguments):
-        fixed, moving = pair
-        base = ("register", "--engine-dir", engine_dir, "--fixed", fixed, "--moving", moving)
-        return run(*base, "--output", tmp_path / "out", "--affine", "none", *arguments)
+        return run("register", *call.base, "--moving", moving, *arguments)
 
+    fixed, moving = pair
+    common = ("--output", tmp_path / "out", "--affine", "none")
+    call.base = ("--engine-dir", engine_dir, "--fixed", fixed, *common)
     return call
 
 
@@ -83,6 +86,35 @@ def test_register_writes_every_file_and_a_summary(register, tmp_path):
         assert word in result.stdout
     for stage in ("open engines", "read", "affine", "encode", "iterate", "apply", "write"):
         assert f"{stage} ..." in result.stderr
+
+
+def test_the_verdict_comes_first_and_strict_makes_it_the_exit_code(register, tmp_path):
+    """Noise that is not moved at all correlates with nothing: conservative limits suffice to say so."""
+    noise = np.random.default_rng(0).random((30, 36, 28)).astype(np.float32)
+    names = "noise", "noise2"
+    for name in names:
+        write_volume(tmp_path / f"{name}.nii.gz", noise, scans.grid(noise.shape))
+    arguments = [word for name in names for word in ("--moving", tmp_path / f"{name}.nii.gz")]
+    plain = run("register", *register.base, *arguments, "--schedule", "0,0,0,0")
+    assert plain.exit_code == 0
+    report = json.loads((tmp_path / "out" / "noise" / "report.json").read_text())
+    assert report["verdict"]["verdict"] == "failed"
+    (line, _) = (line for line in plain.stdout.splitlines() if line.startswith("verdict"))
+    assert line.startswith("verdict     failed: ") and "after registration the images hardly correlate" in line
+    strict = run("register", *register.base, *arguments, "--schedule", "0,0,0,0", "--strict", "--overwrite")
+    assert strict.exit_code == 3
+    assert (tmp_path / "out" / "noise2" / "report.json").exists()
+
+
+def test_a_sound_registration_passes_strict(register):
+    result = register("--schedule", "1,1,1,1", "--strict")
+    assert result.exit_code == 0 and result.stdout.startswith("verdict     ")
+
+
+def test_check_examines_and_writes_nothing(register, tmp_path):
+    result = register("--check")
+    assert result.exit_code == 0, result.stderr
+    assert "by headers" in result.stdout and not (tmp_path / "out").exists()
 
 
 def test_quiet_says_nothing(register):
@@ -142,7 +174,7 @@ def test_what_the_system_refuses_elsewhere_is_one_line(register, monkeypatch):
     def full(*arguments):
         raise OSError(28, "No space left on device", "/somewhere/scan.nii")
 
-    monkeypatch.setattr("runtime.registration.batch.plan_tasks", full)
+    monkeypatch.setattr("runtime.registration.batch.files.plan_tasks", full)
     assert failure(register()) == "Error: /somewhere/scan.nii: No space left on device"
 
 
@@ -288,12 +320,11 @@ def test_train_export_register_from_nothing(tmp_path, pair):
     """The complete workflow at small size: weights from generated pairs, engines, a registered scan."""
     fixed, moving = pair
     run_dir, set_dir, out = tmp_path / "run", tmp_path / "set", tmp_path / "out"
-    small = ("--shape", "16,24,16", "--validation-pairs", 1, "--precision", "fp32", "--res-blocks", 1, "--quiet")
+    small = ("--shape", "16,24,16", "--validation-pairs", 1, "--precision", "fp32", "--quiet")
     result = run("train", "--generated", "--output", run_dir, "--steps", 2, *small)
     assert result.exit_code == 0, result.stderr
     result = run("export", "--checkpoint", run_dir / "best.pt", "--engine-dir", set_dir, "--gate-shape", "16,16,24")
     assert result.exit_code == 0 and "published" in result.output, result.stderr
-    assert json.loads((set_dir / "manifest.json").read_text())["network"]["res_blocks"] == 1
     result = run("register", "--engine-dir", set_dir, "--fixed", fixed, "--moving", moving, "--output", out)
     assert result.exit_code == 0, result.stderr
     assert (out / "report.json").is_file()
@@ -302,7 +333,7 @@ def test_train_export_register_from_nothing(tmp_path, pair):
 def test_the_engines_that_ship_are_whole_and_improve_a_pair(shipped):
     """The set in the repository: hashes, gate figures, and an improvement on a pair it was not trained on."""
     import runtime
-    from runtime.backends.example import example_pair
+    from runtime.backends.parity import example_pair
     from runtime.loop.stop_rules import iterstop_schedule, parse_schedule
     from runtime.registration.arrays import register_arrays
 

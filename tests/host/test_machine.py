@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runtime.backends.example import example_pair
+from runtime.backends.parity import example_pair
 from runtime.errors import InputError, ScarceError
 from runtime.host import limits, machine
 from runtime.images.volume import read_volume

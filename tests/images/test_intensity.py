@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from runtime.errors import InputError
-from runtime.images.intensity import PercentileRule, WindowRule, foreground_mask, rule_from_dict
+from runtime.images.intensity import (
+    FOREGROUND,
+    PercentileRule,
+    WindowRule,
+    foreground_mask,
+    is_standardised,
+    rule_from_dict,
+)
 
 
 def ramp() -> np.ndarray:
@@ -87,3 +94,42 @@ def test_thin_and_tiny_objects_are_foreground_too():
     tiny = np.zeros((7, 5, 3), np.float32)
     tiny[2:5, 1:4, 1] = 1
     assert np.array_equal(foreground_mask(tiny), tiny > 0)
+
+
+class TestStandardised:
+    """z-scores inside a mask: nothing of the brain may be taken for background."""
+
+    @staticmethod
+    def brain() -> np.ndarray:
+        rng = np.random.default_rng(4)
+        image = np.zeros((40, 40, 40), np.float32)
+        image[8:32, 8:32, 8:32] = rng.gamma(9, 40, (24, 24, 24))
+        return image
+
+    def z_scored(self) -> np.ndarray:
+        image = self.brain()
+        inside = image > 0
+        return np.where(inside, (image - image[inside].mean()) / image[inside].std(), 0).astype(np.float32)
+
+    def test_are_recognised(self):
+        assert is_standardised(self.z_scored())
+        assert not is_standardised(self.brain())
+
+    def test_nor_are_hounsfield_units_or_z_scores_of_the_whole_image(self):
+        image = self.brain()
+        assert not is_standardised(np.where(image > 0, image / 10 - 20, -1000).astype(np.float32))
+        assert not is_standardised((image - image.mean()) / image.std())
+
+    def test_are_normalised_as_the_scan_before(self):
+        before, after = (PercentileRule().normalise(image) for image in (self.brain(), self.z_scored()))
+        inside = before > 0
+        assert np.array_equal(after > FOREGROUND, inside)
+        assert np.all(after[~inside] == 0)
+        assert np.corrcoef(before[inside], after[inside])[0, 1] > 0.999
+        assert after.max() == 1
+
+    def test_the_scan_itself_stays_as_it_is(self):
+        image = self.z_scored()
+        kept = image.copy()
+        PercentileRule().normalise(image)
+        assert np.array_equal(image, kept)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import runtime
-from runtime.backends.example import example_pair
+from runtime.backends.parity import example_pair
 from runtime.errors import InputError
 from runtime.images.formats.nifti_writer import write_volume
 from runtime.images.masks import Mask, filled

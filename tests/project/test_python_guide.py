@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 import runtime
-from runtime.backends.example import example_pair
+from runtime.backends.parity import example_pair
 from tests import scans
 
 ROOT = Path(__file__).resolve().parents[2]

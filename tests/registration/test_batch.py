@@ -15,8 +15,9 @@ from runtime.backends import registry
 from runtime.errors import InputError
 from runtime.host.background import Jobs
 from runtime.images.intensity import WindowRule
-from runtime.registration import batch, warmup
-from runtime.registration.batch import EngineChoice, Task, plan_tasks, register_files
+from runtime.registration import warmup
+from runtime.registration.batch import files as batch
+from runtime.registration.batch.files import EngineChoice, Task, plan_tasks, register_files
 from runtime.registration.options import Options
 from runtime.registration.output import saving
 from runtime.registration.output.folder import Outputs
@@ -155,7 +156,7 @@ def test_scans_are_read_while_kernels_start_and_garbage_is_treated_as_before(fix
     was = gc.isenabled()
     (gc.enable if looked_for else gc.disable)()
     try:
-        with warmup._only_what_is_needed(), Jobs(2) as jobs:
+        with warmup._minimal_numba(), Jobs(2) as jobs:
             assert sys.modules[warmup.LINEAR_ALGEBRA] is None and not gc.isenabled()
             scan = Reading(jobs, WindowRule(0, 1000)).scan(fixed, "--fixed").take()
         assert scan.volume.grid.shape == (30, 44, 26)

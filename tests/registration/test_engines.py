@@ -5,7 +5,7 @@ import pytest
 
 import runtime
 from runtime import InputError, Options, ScanPair
-from runtime.backends.example import example_pair
+from runtime.backends.parity import example_pair
 from runtime.images.volume import read_volume
 from runtime.registration import engines as engines_module
 from runtime.registration.arrays import register_arrays

@@ -11,7 +11,7 @@ import pytest
 import SimpleITK as sitk
 
 import runtime
-from runtime.backends.example import example_pair
+from runtime.backends.parity import example_pair
 from runtime.backends.registry import BACKENDS, PRECISIONS
 from runtime.errors import InputError
 from runtime.host import machine

@@ -203,7 +203,7 @@ class TestReadyPair:
 
 def test_voxel_sizes_that_fsl_would_not_see_are_refused_before_any_work(pair, engine_dir, tmp_path):
     """A scale baked into the sform: FSL measures by pixdim."""
-    from runtime.registration.batch import EngineChoice, plan_tasks, register_files
+    from runtime.registration.batch.files import EngineChoice, plan_tasks, register_files
 
     image = nib.load(pair[1])
     image.set_sform(image.affine @ np.diag([1.2, 1.2, 1.2, 1]), 1, update_affine=True)

@@ -12,8 +12,7 @@ import export.contender
 from export.contender import TorchContender, torch_others
 from export.from_engines import network_from_engines, write_checkpoint
 from runtime.backends.engine_set import EXTRACTOR, estimator_name, load_engine_set
-from runtime.backends.example import example_pair
-from runtime.backends.tolerance import TOLERANCES, flow_difference
+from runtime.backends.parity import TOLERANCES, example_pair, flow_difference
 from runtime.errors import InputError, NotAvailableError
 from runtime.loop.stop_rules import parse_schedule
 from runtime.workflows.benchmark.contenders.contender import EngineContender, EngineRunner, Others, Task, solve

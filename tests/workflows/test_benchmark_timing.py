@@ -9,8 +9,8 @@ import pytest
 
 from runtime.backends.engine_set import load_engine_set
 from runtime.backends.engines import OpenEngines
-from runtime.backends.example import example_pair
 from runtime.backends.pair import Fields, Networks
+from runtime.backends.parity import example_pair
 from runtime.loop import iterstop
 from runtime.loop.schedules import LEVELS
 from runtime.loop.stop_rules import parse_schedule

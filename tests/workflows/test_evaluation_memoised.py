@@ -149,7 +149,7 @@ def test_a_device_is_waited_for():
 
 def test_on_real_engines_bit_for_bit(engines):
     """Several schedules, smoothed and not, through one memory, against the loop alone."""
-    from runtime.backends.example import example_pair
+    from runtime.backends.parity import example_pair
     from runtime.registration.arrays import register_arrays
 
     fixed, moving = example_pair((24, 32, 16))

@@ -14,6 +14,7 @@ import numba
 import numpy as np
 
 from ...errors import InputError
+from ...geometry.field_of_view import FieldOfView
 from ...geometry.grid import Grid
 from ...types import Array
 from .detail import MIN_DETAIL_CORRELATION, ascend_detail, detail, details_correlate
@@ -78,13 +79,14 @@ class FixedPyramid:
         fixed: (I, J, K) float32 in [0, 1], background at 0.
         grid: RAS mm.
         holes: (I, J, K) bool, where the image is unknown and 0; None: nowhere.
+        view: field of view of the scan; None: it is cut off at no side but the image's border.
 
     Raises:
         InputError: if the image is constant.
     """
 
-    def __init__(self, fixed: Array, grid: Grid, holes: Array | None = None) -> None:
-        image = cropped_to_foreground(fixed, grid, "fixed", holes)
+    def __init__(self, fixed: Array, grid: Grid, holes: Array | None = None, view: FieldOfView | None = None) -> None:
+        image = cropped_to_foreground(fixed, grid, "fixed", holes, view)
         self._edge = longest_edge(image)
         self._levels = build_levels(image, self._edge)
         self._details = [detail(level, level.spacing) for level in self._levels[1:]]
@@ -93,9 +95,11 @@ class FixedPyramid:
         """Align a moving image, as the function `align`."""
         return self.pair_with(moving, grid, holes).align()
 
-    def pair_with(self, moving: Array, grid: Grid, holes: Array | None = None) -> "PairPyramid":
+    def pair_with(
+        self, moving: Array, grid: Grid, holes: Array | None = None, view: FieldOfView | None = None
+    ) -> "PairPyramid":
         """Return both images, level by level; InputError if the moving one is constant."""
-        images = build_levels(cropped_to_foreground(moving, grid, "moving", holes), self._edge)
+        images = build_levels(cropped_to_foreground(moving, grid, "moving", holes, view), self._edge)
         levels = [Level(*both) for both in zip(self._levels, images, strict=True)]
         details = [
             Level(fixed, detail(level.moving, level.spacing))
@@ -140,7 +144,10 @@ class PairPyramid:
             raise error
         rigid = nearest_rigid(best.matrix, self.levels[-1].fixed.centre)
         if rotation := describe_orientation(nearest_orientation(rigid)):
-            note = f"the moving scan's content is rotated relative to its header ({rotation}); check its orientation"
+            note = (
+                f"the moving scan's content is rotated relative to its header ({rotation}); check its orientation, and "
+                "left and right: a header that mirrors an axis looks the same"
+            )
             return replace(best, note=note if best.note is None else f"{note}; {best.note}")
         return best
 

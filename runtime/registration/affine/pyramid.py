@@ -11,6 +11,7 @@ import numba
 import numpy as np
 
 from ...errors import InputError
+from ...geometry.field_of_view import FieldOfView
 from ...geometry.grid import Grid, bounding_box, closest_ras, reorient, reorient_array
 from ...images.intensity import FOREGROUND
 from ...images.resampling.resample import smooth
@@ -114,7 +115,9 @@ class Level:
         return min(1.0, float((fm - f * m / n) / np.sqrt(norm))) if norm > 0 else -1.0
 
 
-def cropped_to_foreground(data: Array, grid: Grid, argument: str, holes: Array | None = None) -> LevelImage:
+def cropped_to_foreground(
+    data: Array, grid: Grid, argument: str, holes: Array | None = None, view: FieldOfView | None = None
+) -> LevelImage:
     """Return the image in closest RAS+ order, cropped to its foreground; the same for any orientation of its voxels.
 
     Args:
@@ -122,6 +125,7 @@ def cropped_to_foreground(data: Array, grid: Grid, argument: str, holes: Array |
         grid: RAS mm.
         argument: the image's name in messages.
         holes: (I, J, K) bool, where the image is unknown; None: nowhere.
+        view: field of view of the scan; None: it is cut off at no side but the image's border.
 
     Raises:
         InputError: no voxel is above the foreground threshold, or the foreground is constant.
@@ -138,6 +142,8 @@ def cropped_to_foreground(data: Array, grid: Grid, argument: str, holes: Array |
         raise InputError(f"{argument}: is constant inside its foreground, expected an image with contrast to align")
     axes, signs = closest_ras(grid.affine)
     cut = _cut_faces(reorient_array(mask, axes, signs))
+    if view is not None:
+        cut |= np.array([view.sides[axis][::sign] for axis, sign in zip(axes, signs, strict=True)])
     grid = reorient(grid.crop(first, data.shape), axes, signs)
     share = None if holes is None else _ras_ordered(~holes[box], axes, signs)
     return LevelImage(_ras_ordered(data, axes, signs), grid, cut, share)

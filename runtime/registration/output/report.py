@@ -74,6 +74,7 @@ def report(
             "similarity_after": result.iterations.similarity,
             "passes": [[trace.as_dict() for trace in traces] for traces in result.iterations.passes],
         },
+        "verdict": result.verdict.as_dict(),
         "folded_share": result.folded_share,
         "jacobian": result.volume_change,
         "inverse": result.inverse_quality if inverse else None,
@@ -88,13 +89,14 @@ def report(
 
 
 def summary(result: RegistrationData, inverse: bool = False) -> str:
-    """Return a few lines for people: engine, iterations, similarity, displacement field, its inverse, and warnings."""
+    """Return a few lines for people: verdict, engine, iterations, similarity, field, its inverse, and warnings."""
     found, engine = result.iterations, result.engine
     counts = " + ".join("(" + ", ".join(map(str, passed)) + ")" for passed in found.counts)
     smooth = f"smooth {result.options.smooth:g}" if result.options.smooth else None
     rule = ", ".join(word for word in (result.schedule.name, result.options.on_stop, smooth) if word)
     length = result.displacement_mm
     lines = [
+        f"verdict     {result.verdict}",
         f"engine      {engine['backend']} ({engine['library']}, {engine['device']}, {engine['precision']}, "
         f"{engine['threads']} threads; {engine['reason']})",
         f"iterations  {counts} at levels 4, 3, 2, 1 ({rule})",

@@ -14,7 +14,7 @@ INTENSITIES = 1000  # scale of a generated pair written as integer scans
 
 @dataclass(frozen=True)
 class GeneratedPair:
-    """A body of soft blobs and a deformed copy; see `runtime.backends.example`."""
+    """A body of soft blobs and a deformed copy; see `runtime.backends.parity`."""
 
     shape: Shape
 
@@ -24,7 +24,7 @@ class GeneratedPair:
 
     def make(self, path: Path) -> Shape:
         """Write ``fixed`` and ``moving`` (I, J, K), float32 in [0, 1], to an .npz file; return their shape."""
-        from ...backends.example import example_pair
+        from ...backends.parity import example_pair
 
         fixed, moving = example_pair(self.shape)
         np.savez(path, fixed=fixed, moving=moving)

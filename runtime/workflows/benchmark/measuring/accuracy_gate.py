@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from ....backends.tolerance import TOLERANCES, flow_difference
+from ....backends.parity import TOLERANCES, flow_difference
 from ....errors import InputError
 from ..contenders.contender import Task
 from ..contenders.process import Worker

@@ -1,26 +1,28 @@
 """Registration from files to folders: one fixed and one or several moving scans, read and written in parallel."""
 
 import functools
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..backends.engine_set import EngineSet, load_engine_set
-from ..backends.engines import OpenEngines, check_choice, open_set
-from ..errors import InputError
-from ..host.background import Job, Jobs
-from ..host.files.folder_lock import folder_lock
-from ..host.machine import cores
-from ..host.progress import Progress, Stages, silent
-from ..images.scan_list import distinct_names
-from ..images.volume import read_source
-from ..transforms import Space, check_zooms
-from .options import Options
-from .output.folder import Outputs, check_output
-from .reading import Reading, ReadMoving, check_scans_fit
-from .scans import FixedScan, Registration
-from .warmup import start_kernels
+from ...backends.engine_set import EngineSet, load_engine_set
+from ...backends.engines import OpenEngines, check_choice, open_set
+from ...errors import InputError
+from ...host.background import Job, Jobs
+from ...host.files.folder_lock import folder_lock
+from ...host.machine import cores
+from ...host.progress import Progress, Stages, silent
+from ...images.scan_list import distinct_names
+from ...images.volume import read_source
+from ...transforms import Space, check_zooms
+from ..options import Options
+from ..output.folder import Outputs, check_output
+from ..reading import Reading, ReadMoving, check_scans_fit
+from ..scans import FixedScan, Registration
+from ..warmup import start_kernels
+from .past_runs import remember
 
 
 @dataclass(frozen=True)
@@ -40,10 +42,11 @@ class Task:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The outcome of a task: a summary of the registration, whose files are written, or the error."""
+    """The outcome of a task: summary and verdict of the registration, whose files are written, or the error."""
 
     task: Task
     summary: str | None = None
+    verdict: str | None = None
     error: InputError | None = None
 
 
@@ -202,8 +205,12 @@ def _save(
 ) -> Outcome:
     if isinstance(result, InputError):
         return Outcome(task, error=result)
+    start = time.perf_counter()
     try:
         result.save(task.folder, overwrite, outputs=outputs, locked=locked)
     except InputError as error:
         return Outcome(task, error=error)
-    return Outcome(task, summary=result.summary(inverse=outputs is None or outputs.both))
+    if locked:  # a single registration: its time is not mixed with that of others
+        seconds = sum(result.seconds.values()) + time.perf_counter() - start
+        remember(result.engine, result.options.schedule, result.working.fixed.size, seconds)
+    return Outcome(task, result.summary(inverse=outputs is None or outputs.both), result.verdict.verdict)

@@ -8,15 +8,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from ..backends.engine_set import load_engine_set
-from ..backends.engines import SHIPPED, OpenEngines, open_set
-from ..backends.registry import BACKENDS
-from ..errors import InputError
-from ..host.progress import Progress, silent
-from ..loop.schedules import Schedule
-from ..loop.trace import Iterations
-from ..types import Array
-from .arrays import register_arrays
+from ...backends.engine_set import load_engine_set
+from ...backends.engines import SHIPPED, OpenEngines, open_set
+from ...backends.registry import BACKENDS
+from ...errors import InputError
+from ...host.progress import Progress, silent
+from ...loop.schedules import Schedule
+from ...loop.trace import Iterations
+from ...types import Array
+from ..arrays import register_arrays
 
 
 def register_many(

@@ -1,0 +1,243 @@
+"""Fit the limits of plausible registrations to an engine set, from cases whose outcome is known.
+
+Each case is a registration with its figures (`runtime.registration.quality.figures`) and its Dice as a share of that of
+the sound pair it was made from. Limits are chosen one figure at a time: the figure whose limits find most of the failed
+cases that no earlier limit finds. A limit lies beyond all sound cases but a few.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runtime.backends.engine_set import MANIFEST, load_engine_set, sealed
+from runtime.backends.verdict_limits import ABOVE, BELOW, KEY, MEANINGS, Limit, VerdictLimits
+from runtime.errors import InputError, first_line
+from runtime.host.files.output_path import writing
+from runtime.host.files.whole_files import write_text
+from runtime.registration.quality.figures import Figures
+from runtime.registration.quality.verdict import FAILED, LOOK, OK, judge
+
+SOUND, BAD = 0.95, 0.8  # shares of the sound pair's Dice from which a case is sound, and below which it failed
+FEWEST = 20  # cases of either kind that a fit needs
+MARGIN = 0.1  # of a failed limit beyond the look limit, in distances from the sound cases' median to their extreme
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A registration with a known outcome.
+
+    Attributes:
+        name: of the record.
+        kind, level: what was changed and how much.
+        half: the half of the subjects it belongs to.
+        ratio: its Dice as a share of the sound pair's.
+        figures: its figures; None: it was refused with an error.
+    """
+
+    name: str
+    kind: str
+    level: str
+    half: str
+    ratio: float
+    figures: Figures | None
+
+    @property
+    def sound(self) -> bool:
+        return self.ratio >= SOUND
+
+    @property
+    def bad(self) -> bool:
+        return self.ratio < BAD
+
+
+@dataclass(frozen=True)
+class Table:
+    """Verdicts on cases, counted.
+
+    Attributes:
+        sound, bad: numbers of cases.
+        sound_failed, sound_looked: sound cases with the verdict "failed" and "look".
+        bad_failed, bad_found: failed cases with the verdict "failed", and with "look" or "failed" or an error.
+    """
+
+    sound: int
+    bad: int
+    sound_failed: int
+    sound_looked: int
+    bad_failed: int
+    bad_found: int
+
+    def as_dict(self) -> dict[str, int]:
+        return dict(vars(self))
+
+
+def cases_from(records: Iterable[dict[str, Any]]) -> list[Case]:
+    """Return the cases of records as `measurements.quality` writes them.
+
+    Raises:
+        InputError: a record has no figures, or others than this program knows.
+    """
+    found = []
+    names = set(Figures.__dataclass_fields__)
+    for record in records:
+        try:
+            figures = None
+            if "refused" not in record:
+                stated = {name: math.nan if value is None else value for name, value in record["figures"].items()}
+                figures = Figures(**{name: float(stated[name]) for name in names})
+            kind = record["kind"], record["level"]
+            found.append(Case(record["name"], *kind, record["half"], float(record["ratio"]), figures))
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"--cases: a record has no usable figures ({error!r}); make the cases again") from None
+    return found
+
+
+def fit(cases: Sequence[Case], without: Iterable[str] = ()) -> VerdictLimits:
+    """Fit limits to cases.
+
+    Args:
+        cases: those to fit on; refused ones do not count.
+        without: figures that get no limits.
+
+    Raises:
+        InputError: too few sound or failed cases.
+    """
+    run = [case for case in cases if case.figures is not None]
+    sound, bad = [case for case in run if case.sound], [case for case in run if case.bad]
+    if min(len(sound), len(bad)) < FEWEST:
+        raise InputError(
+            f"--cases: got {len(sound)} sound and {len(bad)} failed cases, expected {FEWEST} of each at least"
+        )
+    candidates = [
+        limit
+        for figure in MEANINGS
+        if figure not in set(without)
+        for side in (ABOVE, BELOW)
+        if (limit := _limit(figure, side, sound)) is not None
+    ]
+    chosen: list[Limit] = []
+    missed = bad
+    while missed and candidates:
+        best = max(candidates, key=lambda limit: _caught(limit, missed))
+        if _caught(best, missed) == 0:
+            break
+        chosen.append(best)
+        candidates.remove(best)
+        missed = [case for case in missed if _verdict(case, (best,)) != FAILED]
+    return VerdictLimits(tuple(chosen))
+
+
+def _limit(figure: str, side: str, sound: Sequence[Case]) -> Limit | None:
+    """Return the limits beyond what sound cases reach; None if the figure is missing in most of them."""
+    values = np.array([getattr(case.figures, figure) for case in sound])
+    values = values[np.isfinite(values)]
+    if len(values) < len(sound) / 2:
+        return None
+    sign = 1 if side == ABOVE else -1
+    extreme = float((sign * values).max())
+    spread = extreme - float(np.median(sign * values))
+    look, failed = extreme + MARGIN * spread, extreme + 3 * MARGIN * spread
+    return Limit(figure, side, float(f"{sign * look:.4g}"), float(f"{sign * failed:.4g}")) if spread > 0 else None
+
+
+def _caught(limit: Limit, cases: Iterable[Case]) -> int:
+    return sum(_verdict(case, (limit,)) == FAILED for case in cases)
+
+
+def _verdict(case: Case, limits: tuple[Limit, ...]) -> str:
+    assert case.figures is not None  # refused cases are left out
+    return judge(case.figures, VerdictLimits(limits)).verdict
+
+
+def tried(cases: Sequence[Case], limits: VerdictLimits) -> Table:
+    """Count the verdicts that limits give on cases; a refused case counts as found and failed."""
+    verdicts = [(case, FAILED if case.figures is None else judge(case.figures, limits).verdict) for case in cases]
+    sound = [verdict for case, verdict in verdicts if case.sound]
+    bad = [verdict for case, verdict in verdicts if case.bad]
+    return Table(
+        len(sound),
+        len(bad),
+        sound.count(FAILED),
+        sound.count(LOOK),
+        bad.count(FAILED),
+        len(bad) - bad.count(OK),
+    )
+
+
+def calibrated(limits: VerdictLimits, fitted: Table, tested: Table | None) -> VerdictLimits:
+    """Return limits with the facts on the cases they were fitted and tested on."""
+    facts = {"fitted": fitted.as_dict(), "tested": None if tested is None else tested.as_dict()}
+    return replace(limits, calibration={"sound_from": SOUND, "failed_below": BAD, **facts})
+
+
+def read_cases(folder: Path) -> list[Case]:
+    """Read a folder of records, one JSON file for each case; InputError if there are none or one cannot be used."""
+    paths = sorted(folder.glob("*.json")) if folder.is_dir() else []
+    if not paths:
+        raise InputError(
+            f"--cases: {folder} holds no records (*.json), expected a folder that `measurements.quality` wrote"
+        )
+    records = []
+    for path in paths:
+        try:
+            records.append(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, RecursionError) as error:
+            raise InputError(f"--cases: {path} cannot be read as JSON ({first_line(error)}); make it again") from None
+    return cases_from(records)
+
+
+def store(engine_dir: Path, limits: VerdictLimits) -> None:
+    """Write limits into an engine set's manifest, in one atomic step; its graphs stay as they are."""
+    engine_set = load_engine_set(engine_dir)
+    manifest = sealed({**engine_set.manifest, KEY: limits.as_dict()})
+    with writing(f"to {engine_dir}"):
+        write_text(engine_set.folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+
+
+def calibrate(
+    folder: Path, engine_dir: Path, tested_half: str | None, invisible: Iterable[str] = (), without: Iterable[str] = ()
+) -> VerdictLimits:
+    """Fit limits to an engine set on the cases of all halves but one, test them on that one, and store them.
+
+    Args:
+        folder: records of registrations with this set.
+        engine_dir: folder of the set.
+        tested_half: the half to test on; None: fit on all cases and test on none.
+        invisible: kinds, or kinds and levels, that no image shows and are left out, such as "mirrored left-right".
+        without: figures that get no limits.
+
+    Raises:
+        InputError: records or an engine set that cannot be used, or too few cases.
+    """
+    load_engine_set(engine_dir)  # raise its errors before any work
+    cases = [case for case in read_cases(folder) if not {case.kind, f"{case.kind} {case.level}"} & set(invisible)]
+    halves = {case.half for case in cases}
+    if tested_half is not None and tested_half not in halves:
+        raise InputError(
+            f"--test-half: got {tested_half!r}, expected one of {', '.join(sorted(halves))}, as in --cases"
+        )
+    fitted = [case for case in cases if case.half != tested_half]
+    tested = [case for case in cases if case.half == tested_half]
+    limits = fit(fitted, without)
+    limits = calibrated(limits, tried(fitted, limits), tried(tested, limits) if tested else None)
+    store(engine_dir, limits)
+    return limits
+
+
+def text_of(limits: VerdictLimits) -> str:
+    """Return the limits and the counts of their calibration as a few lines."""
+    lines = [f"{'figure':20} {'':6} {'look':>8} {'failed':>8}"]
+    lines += [f"{limit.figure:20} {limit.side:6} {limit.look:8.4g} {limit.failed:8.4g}" for limit in limits.limits]
+    for name in ("fitted", "tested"):
+        if counts := limits.calibration.get(name):
+            lines.append(
+                f"{name}: of {counts['bad']} failed cases {counts['bad_failed']} have the verdict failed, "
+                f"{counts['bad_found'] - counts['bad_failed']} look; of {counts['sound']} sound ones "
+                f"{counts['sound_failed']} failed, {counts['sound_looked']} look"
+            )
+    return "\n".join(lines)

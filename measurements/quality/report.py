@@ -1,0 +1,116 @@
+"""Print how well verdicts agree with outcomes: by half, by kind of case, and as a ROC figure.
+
+    python -m measurements.quality.report --cases runs/quality --engine-dir engines --figure docs/images/verdict-roc.png
+
+Verdicts follow from the limits of the engine set. "Before": the outcome was wrong and nothing was said, as exit code 0
+and no warning but of the header's orientation tell.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+import click
+import numpy as np
+
+from export.calibrate import BAD, SOUND, Case, read_cases
+from runtime.backends.engine_set import load_engine_set
+from runtime.backends.verdict_limits import Limit, VerdictLimits
+from runtime.registration.quality.verdict import FAILED, LOOK, OK, judge
+
+INVISIBLE = "mirrored"
+COLUMNS = ("cases", "n", "refused", "sound", "ok", "look", "failed", "between", "wrong", "ok", "look", "failed")
+
+
+def verdict(case: Case, limits: VerdictLimits) -> str:
+    """Return a case's verdict; a refused one counts as failed."""
+    return FAILED if case.figures is None else judge(case.figures, limits).verdict
+
+
+def row(name: str, cases: list[Case], limits: VerdictLimits) -> str:
+    """Return a line of the table: how many of sound and of wrong results have which verdict."""
+    cells = [name, len(cases), sum(case.figures is None for case in cases)]
+    for chosen in ([case for case in cases if case.sound], [case for case in cases if case.bad]):
+        verdicts = [verdict(case, limits) for case in chosen]
+        cells += [len(chosen), *(verdicts.count(word) for word in (OK, LOOK, FAILED))]
+        if len(cells) == 7:
+            cells.append(sum(not case.sound and not case.bad for case in cases))
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def severity(case: Case, limits: VerdictLimits) -> float:
+    """Return the largest of a case's figures in units of their limits: 0 at the limit of look, 1 at that of failed."""
+    if case.figures is None:
+        return np.inf
+    return max((_share(getattr(case.figures, limit.figure), limit) for limit in limits.limits), default=-np.inf)
+
+
+def _share(value: float, limit: Limit) -> float:
+    return -np.inf if np.isnan(value) else (value - limit.look) / (limit.failed - limit.look)
+
+
+def roc(scores: Iterable[tuple[float, bool]]) -> tuple[np.ndarray, np.ndarray]:
+    """Return false and true positive rates for all thresholds, from (score, wrong) of each case."""
+    ordered = sorted(scores, key=lambda pair: -pair[0])
+    wrong = np.array([pair[1] for pair in ordered])
+    return np.cumsum(~wrong) / max((~wrong).sum(), 1), np.cumsum(wrong) / max(wrong.sum(), 1)
+
+
+def draw(path: Path, cases: list[Case], limits: VerdictLimits) -> None:
+    """Draw the ROC curves of the verdict and of its figures alone."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    decided = [case for case in cases if (case.sound or case.bad) and case.figures is not None]
+    figure, axes = plt.subplots(figsize=(7, 5.2), dpi=110)
+    for name, chosen in (("verdict", limits), *((limit.figure, VerdictLimits((limit,))) for limit in limits.limits)):
+        false, true = roc((severity(case, chosen), case.bad) for case in decided)
+        axes.plot(false, true, label=name, linewidth=2.4 if name == "verdict" else 1.1, drawstyle="steps-post")
+    signs = {"NCC after registration alone": "correlation"}
+    for label, name in signs.items():
+        false, true = roc((-getattr(case.figures, name), case.bad) for case in decided)
+        axes.plot(false, true, "--", color="grey", label=label, drawstyle="steps-post")
+    axes.set(xlim=(0, 0.2), ylim=(0.5, 1.01), xlabel="share of sound results", ylabel="share of wrong results found")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, loc="lower right")
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+
+
+@click.command(help=__doc__.split("\n\n")[0])
+@click.option("--cases", "folder", type=click.Path(path_type=Path, exists=True), required=True)
+@click.option("--engine-dir", type=click.Path(path_type=Path), default="engines", show_default=True)
+@click.option("--test-half", default="b", show_default=True)
+@click.option("--figure", type=click.Path(path_type=Path), help="Where to draw the ROC curves of the test half.")
+def main(folder: Path, engine_dir: Path, test_half: str, figure: Path | None) -> None:
+    limits = load_engine_set(engine_dir).verdict_limits
+    every = read_cases(folder)
+    cases = [case for case in every if case.kind != INVISIBLE]
+    click.echo(f"sound: at least {SOUND} of the sound pair's Dice; wrong: below {BAD}\n")
+    click.echo(f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}")
+    for half in sorted({case.half for case in cases}):
+        name = f"half {half}, {'tested' if half == test_half else 'fitted'}"
+        click.echo(row(name, [case for case in cases if case.half == half], limits))
+    kinds = defaultdict(list)
+    for case in cases:
+        kinds[case.kind].append(case)
+    for kind, members in sorted(kinds.items()):
+        click.echo(row(kind, members, limits))
+    click.echo(row(f"{INVISIBLE} (not counted above)", [case for case in every if case.kind == INVISIBLE], limits))
+    click.echo("\n| figure | side | look | failed |\n| --- | --- | --- | --- |")
+    for limit in limits.limits:
+        click.echo(f"| `{limit.figure}` | {limit.side} | {limit.look:.4g} | {limit.failed:.4g} |")
+    click.echo("")
+    for case in cases:
+        given = verdict(case, limits)
+        if (case.sound and given != OK) or (case.bad and given == OK):
+            click.echo(f"{case.name}: ratio {case.ratio:.2f}, {given}")
+    if figure is not None:
+        draw(figure, [case for case in cases if case.half == test_half], limits)
+
+
+if __name__ == "__main__":
+    main()

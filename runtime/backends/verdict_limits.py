@@ -1,0 +1,120 @@
+"""Limits of plausible registrations, which belong to an engine set: figures beyond them are reasons for a verdict.
+
+How rough a sound flow is and how similar it makes two images depends on the network. The limits are therefore fitted to
+an engine set on cases with a known outcome (`python cli.py calibrate`) and stated in its manifest. A set without limits
+is judged by conservative ones, which only find the worst.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+KEY = "verdict"  # of the manifest
+ABOVE, BELOW = "above", "below"
+
+# Every figure that can have limits, with its meaning if it is beyond them (`runtime.registration.quality.figures`).
+MEANINGS = {
+    "correlation_affine": "after the affine the images hardly correlate inside the brain",
+    "correlation": "after registration the images hardly correlate inside the brain",
+    "local_affine": "after the affine the images hardly correlate locally",
+    "local": "after registration the images hardly correlate locally",
+    "local_low": "after registration some regions hardly correlate",
+    "unlike_share": "many regions do not correlate after registration",
+    "detail_affine": "the affine aligns outlines, but no details",
+    "overlap_affine": "after the affine the outlines do not overlap",
+    "overlap": "after registration the outlines differ",
+    "sd_log_jacobian": "the flow is rough (standard deviation of its log Jacobian)",
+    "sd_log_volume": "the flow changes volumes of whole regions (standard deviation of the logarithm)",
+    "folded_share": "the flow folds",
+    "flow_mm": "the flow is long, mean mm beyond the affine",
+    "flow_high_mm": "the flow is long, 95th percentile mm beyond the affine",
+    "volume_factor": "the affine changes the volume",
+    "stretch": "the affine stretches one direction more than another",
+    "unseen_share": "little of the fixed scan is in the moving scan's field of view",
+    "fixed_size": "the fixed scan's body is of an unusual size, thousands of the network's voxels",
+    "moving_size": "the moving scan's body is of an unusual size, thousands of the network's voxels",
+    "fixed_fine": "the fixed scan's fine structure is unusual (noise, smoothing or another body part)",
+    "moving_fine": "the moving scan's fine structure is unusual (noise, smoothing or another body part)",
+    "fixed_saturated": "much of the fixed scan is saturated",
+    "moving_saturated": "much of the moving scan is saturated",
+}
+
+
+@dataclass(frozen=True)
+class Limit:
+    """Limits of one figure.
+
+    Attributes:
+        figure: key of `MEANINGS`.
+        side: "above" or "below", where values are implausible.
+        look, failed: values beyond which a result should be looked at, or counts as failed.
+
+    Raises:
+        ValueError: unknown figure or side, limits that are not finite, or in the wrong order.
+    """
+
+    figure: str
+    side: str
+    look: float
+    failed: float
+
+    def __post_init__(self) -> None:
+        if self.figure not in MEANINGS or self.side not in (ABOVE, BELOW):
+            raise ValueError(f"limit of {self.figure!r} {self.side!r}")
+        if not (math.isfinite(self.look) and math.isfinite(self.failed)):
+            raise ValueError(f"limits of {self.figure} are not finite")
+        if self.failed != self.look and (self.failed > self.look) != (self.side == ABOVE):
+            raise ValueError(f"limits of {self.figure} in the wrong order")
+
+    def as_dict(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+
+@dataclass(frozen=True)
+class VerdictLimits:
+    """The limits by which registrations are judged.
+
+    Attributes:
+        limits: at most one for each side of a figure.
+        calibration: facts on the cases they were fitted on; empty for the conservative ones.
+    """
+
+    limits: tuple[Limit, ...]
+    calibration: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def calibrated(self) -> bool:
+        """True if the limits were fitted to the engine set."""
+        return bool(self.calibration)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"limits": [limit.as_dict() for limit in self.limits], "calibration": dict(self.calibration)}
+
+
+CONSERVATIVE = VerdictLimits(
+    (
+        Limit("correlation", BELOW, look=0.75, failed=0.5),
+        Limit("unlike_share", ABOVE, look=0.15, failed=0.3),
+        Limit("sd_log_jacobian", ABOVE, look=1.2, failed=1.6),
+        Limit("folded_share", ABOVE, look=0.02, failed=0.05),
+        Limit("overlap", BELOW, look=0.85, failed=0.7),
+        Limit("fixed_size", BELOW, look=100.0, failed=2.0),
+    )
+)
+
+
+def limits_of(manifest: Mapping[str, Any]) -> VerdictLimits:
+    """Return the limits that an engine set's manifest states, else the conservative ones.
+
+    Raises:
+        KeyError, TypeError, ValueError: the manifest's limits cannot be read.
+    """
+    if KEY not in manifest:
+        return CONSERVATIVE
+    stated = manifest[KEY]
+    limits = tuple(
+        Limit(entry["figure"], entry["side"], float(entry["look"]), float(entry["failed"]))
+        for entry in stated["limits"]
+    )
+    return VerdictLimits(limits, dict(stated["calibration"]))

@@ -1,0 +1,110 @@
+"""Limits fitted to cases with a known outcome, and kept in an engine set's manifest."""
+
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+
+from export.calibrate import calibrate, cases_from, fit, tried
+from runtime.backends.engine_set import load_engine_set
+from runtime.errors import InputError
+from runtime.registration.quality.figures import Figures
+from tests.registration.test_quality import plausible
+
+
+def records(half: str, seed: int, sound: int = 60, bad: int = 40) -> list[dict]:
+    """Return records in which failed cases are rough, or do not overlap after the affine."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for number in range(sound + bad):
+        failed = number >= sound
+        changes = {"sd_log_jacobian": rng.uniform(0.5, 0.8), "overlap_affine": rng.uniform(0.85, 0.9)}
+        changes |= {"fixed_size": rng.uniform(1000, 1500), "detail_affine": math.nan}
+        if failed:
+            changes |= {"sd_log_jacobian": 1.5} if number % 2 else {"overlap_affine": 0.4}
+        figures = {name: None if math.isnan(value) else value for name, value in plausible(**changes).as_dict().items()}
+        facts = {"name": f"{half}{number}", "kind": "any", "level": "", "half": half}
+        found.append({**facts, "ratio": 0.3 if failed else 1.0, "figures": figures})
+    return found
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for half, seed in (("a", 1), ("b", 2)):
+        for record in records(half, seed):
+            path = tmp_path / "records" / f"{record['name']}.json"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(json.dumps(record))
+    return tmp_path / "records"
+
+
+def test_the_figures_that_tell_them_apart_are_found():
+    cases = cases_from(records("a", 1))
+    limits = fit(cases)
+    assert {limit.figure for limit in limits.limits} == {"sd_log_jacobian", "overlap_affine"}
+    table = tried(cases_from(records("b", 2)), limits)
+    assert table.bad_failed == table.bad == 40
+    assert table.sound_failed == 0 and table.sound_looked <= 2
+
+
+def test_limits_lie_beyond_every_sound_case():
+    limits = fit(cases_from(records("a", 1)))
+    rough = next(limit for limit in limits.limits if limit.figure == "sd_log_jacobian")
+    assert 0.8 < rough.look < rough.failed < 1.5
+
+
+def test_cases_in_between_count_neither_way():
+    between = records("a", 1)
+    for record in between[:5]:
+        record["ratio"] = 0.9
+        record["figures"]["sd_log_jacobian"] = 3.0
+    assert tried(cases_from(between), fit(cases_from(between))).sound == 55
+
+
+def test_a_refused_case_was_found():
+    refused = {"name": "r", "kind": "any", "level": "", "half": "a", "ratio": 0.0, "refused": "constant"}
+    cases = cases_from([*records("a", 1), refused])
+    assert tried(cases, fit(cases)).bad_failed == 41
+
+
+def test_the_manifest_holds_limits_and_counts_and_its_hash(folder, engine_dir, tmp_path):
+    copied = tmp_path / "set"
+    shutil.copytree(engine_dir, copied)
+    limits = calibrate(folder, copied, "b")
+    engine_set = load_engine_set(copied)  # checks the hash of the manifest
+    assert engine_set.verdict_limits == limits
+    assert engine_set.hashes == load_engine_set(engine_dir).hashes
+    assert limits.calibration["tested"] == {
+        "sound": 60,
+        "bad": 40,
+        "sound_failed": 0,
+        "sound_looked": limits.calibration["tested"]["sound_looked"],
+        "bad_failed": 40,
+        "bad_found": 40,
+    }
+
+
+def test_too_few_cases_are_refused():
+    with pytest.raises(InputError, match="got 5 sound and 5 failed cases, expected 20 of each"):
+        fit(cases_from(records("a", 1, sound=5, bad=5)))
+
+
+def test_a_half_that_is_not_there_is_refused(folder, engine_dir):
+    with pytest.raises(InputError, match="--test-half: got 'c', expected one of a, b"):
+        calibrate(folder, engine_dir, "c")
+
+
+def test_records_of_other_figures_are_refused():
+    with pytest.raises(InputError, match="no usable figures"):
+        cases_from([{**records("a", 1)[0], "figures": {"beauty": 1.0}}])
+
+
+def test_a_folder_without_records_is_refused(tmp_path, engine_dir):
+    with pytest.raises(InputError, match="holds no records"):
+        calibrate(tmp_path, engine_dir, None)
+
+
+def test_figures_have_no_further_ones():
+    assert set(Figures.__dataclass_fields__) == set(records("a", 1, 1, 0)[0]["figures"])
