@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import cast
 
 import onnx
+import onnx.utils
 import torch
 from onnx import TensorProto
 from torch import Tensor, nn
@@ -123,40 +124,82 @@ def export_graphs(network: RPNet, precision: str = "fp32") -> dict[str, bytes]:
         InputError: fp16 cannot hold the weights.
     """
     network, kind, half = network.eval().float().cpu(), TYPES[precision], precision == "fp16"
-    image = torch.zeros(1, 1, 2 * SIZE_MULTIPLE, 3 * SIZE_MULTIPLE, 4 * SIZE_MULTIPLE)
     maps = tuple((features_name(level), kind) for level in sorted(LEVELS))
-    sizes = [SIZE_MULTIPLE * torch.export.Dim(f"{axis}8", min=1) for axis in AXES]
-    extractor = HalfExtractor(network.extractor) if half else network.extractor
-    graphs = {EXTRACTOR: _export(extractor, image, Ends((IMAGE, TensorProto.FLOAT), maps, kind), sizes)}
+    parts: dict[str, nn.Module] = {EXTRACTOR: HalfExtractor(network.extractor) if half else network.extractor}
+    ends = {EXTRACTOR: Ends((IMAGE, TensorProto.FLOAT), maps, kind)}
     for level in LEVELS:
-        name, channels = estimator_name(level), 2 * network.config.feature_channels[level]
-        features = torch.zeros(1, channels, 6, 7, 8, dtype=torch.float16 if half else torch.float32)
-        sizes = [torch.export.Dim(axis, min=1) for axis in AXES]
+        name = estimator_name(level)
         estimator = FoldedEstimator(cast(FlowEstimator, network.estimators[str(level)])).eval()
-        ends = Ends((FEATURES, kind), ((RESIDUAL, TensorProto.FLOAT),), kind)
-        graphs[name] = _export(HalfEstimator(estimator, name) if half else estimator, features, ends, sizes)
-    return graphs
+        parts[name] = HalfEstimator(estimator, name) if half else estimator
+        ends[name] = Ends((FEATURES, kind), ((RESIDUAL, TensorProto.FLOAT),), kind)
+    channels = [2 * network.config.feature_channels[level] for level in LEVELS]
+    whole = onnx.utils.Extractor(_export(Parts(parts), channels, half, ends))
+    return {name: _cut_out(whole, name, found) for name, found in ends.items()}
 
 
-def _export(module: nn.Module, example: Tensor, ends: Ends, sizes: list) -> bytes:
+class Parts(nn.Module):
+    """All engines side by side as one module: an export of one takes half as long as exports of five."""
+
+    def __init__(self, parts: dict[str, nn.Module]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleDict(parts)
+
+    def forward(self, image: Tensor, features: list[Tensor]) -> tuple[Tensor, ...]:
+        extractor, *estimators = self.parts.values()
+        return (*extractor(image), *(part(taken) for part, taken in zip(estimators, features, strict=True)))
+
+
+def _export(parts: Parts, channels: list[int], half: bool, ends: dict[str, Ends]) -> onnx.ModelProto:
+    """Return one graph of all engines. Each has an input, outputs and axes of its own, named ``ENGINE.NAME``."""
+    image = torch.zeros(1, 1, 2 * SIZE_MULTIPLE, 3 * SIZE_MULTIPLE, 4 * SIZE_MULTIPLE)
+    kind = torch.float16 if half else torch.float32
+    features = [torch.zeros(1, count, 6, 7, 8, dtype=kind) for count in channels]
+    multiples = [SIZE_MULTIPLE * torch.export.Dim(f"{axis}8", min=1) for axis in AXES]
+    sizes = [[torch.export.Dim(f"{axis}_{level}", min=1) for axis in AXES] for level in LEVELS]
     with _quiet():
         program = torch.onnx.export(
-            module,
-            (example,),
-            input_names=[ends.takes[0]],
-            output_names=[name for name, _ in ends.gives],
+            parts,
+            (image, features),
+            input_names=[_within(engine, end.takes[0]) for engine, end in ends.items()],
+            output_names=[_within(engine, name) for engine, end in ends.items() for name, _ in end.gives],
             opset_version=OPSET,
             dynamo=True,
             external_data=False,
-            dynamic_shapes=({2: sizes[0], 3: sizes[1], 4: sizes[2]},),
+            dynamic_shapes=(dict(enumerate(multiples, 2)), [dict(enumerate(size, 2)) for size in sizes]),
             verbose=False,
         )
     assert program is not None  # as always with dynamo=True
-    model = program.model_proto
+    return program.model_proto
+
+
+def _within(engine: str, name: str) -> str:
+    return f"{engine}.{name}"
+
+
+def _cut_out(whole: onnx.utils.Extractor, engine: str, ends: Ends) -> bytes:
+    """Return one engine's graph, checked."""
+    takes, gives = _within(engine, ends.takes[0]), [_within(engine, name) for name, _ in ends.gives]
+    model = whole.extract_model([takes], gives)
+    model.producer_name, model.producer_version = whole.model.producer_name, whole.model.producer_version
+    model.graph.name = whole.model.graph.name
     _strip_build_traces(model)
+    _strip_names(model.graph, engine)
     _name_axes(model.graph)
     check_graph(model, ends)
     return model.SerializeToString(deterministic=True)
+
+
+def _strip_names(graph: onnx.GraphProto, engine: str) -> None:
+    """Remove the engine's name from those of its input, outputs and weights."""
+
+    def plain(name: str) -> str:
+        return name.removeprefix(f"parts.{engine}.").removeprefix(f"{engine}.")
+
+    for value in (*graph.input, *graph.output, *graph.initializer):
+        value.name = plain(value.name)
+    for node in graph.node:
+        for ends in (node.input, node.output):
+            ends[:] = [plain(name) for name in ends]
 
 
 @contextlib.contextmanager
@@ -186,13 +229,16 @@ def _strip_build_traces(model: onnx.ModelProto) -> None:
 
 
 def _name_axes(graph: onnx.GraphProto) -> None:
-    """Name the axes of feature maps after those of the image (its 8*I8 is I8 at level 4), not by arbitrary symbols."""
+    """Name the axes of feature maps after those of the image (its 8*I8 is I8 at level 4), and all estimators' alike."""
     scales = {features_name(level): 2 ** (level - 1) for level in LEVELS}
-    for output in graph.output:
-        if output.name in scales:
-            factor = SIZE_MULTIPLE // scales[output.name]
-            for axis, dimension in zip(AXES, output.type.tensor_type.shape.dim[2:], strict=True):
+    plain = {f"{axis}_{level}": axis for axis in AXES for level in LEVELS}
+    for value in (*graph.input, *graph.output):
+        for axis, dimension in zip(AXES, value.type.tensor_type.shape.dim[2:], strict=True):
+            if value.name in scales:
+                factor = SIZE_MULTIPLE // scales[value.name]
                 dimension.dim_param = f"{factor}*{axis}8" if factor > 1 else f"{axis}8"
+            elif dimension.dim_param in plain:
+                dimension.dim_param = plain[dimension.dim_param]
     del graph.value_info[:]
 
 

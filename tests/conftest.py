@@ -1,10 +1,17 @@
 """For many tests: a small random network, exported once by the real exporter and its real gate; scans to prepare."""
 
 import contextlib
+import os
 import shutil
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+# Two workers on two cores: the threads of each library, at each core twice, would wait for one another.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parent.parent
 # Left out of `make quick`: files whose set-up exports, trains, compiles or starts many processes.
@@ -22,13 +29,32 @@ GPU = (
 )
 
 
+# Begun first, the longest before all others: whichever worker is done first then finds short files to go on with.
+LONG = (
+    *("commands/test_cli", "export/test_export", "commands/test_as_a_program", "project/test_packaging"),
+    *("workflows/test_benchmark.py", "train/test_fit", "train/test_distributed", "registration/test_warmup"),
+    *("train/test_synthetic", "train/test_recipe.py", "registration/test_affine", "fuzz/test_inputs"),
+    *("backends/test_build", "backends/test_fields.py", "backends/test_networks.py", "backends/test_loop_on_a_gpu"),
+    *("fuzz/", "host/", "backends/", "train/", "workflows/"),
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep the order below: pytest-xdist would begin with the files of most tests."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests by their files; a file may mark single tests besides."""
+    """Mark tests by their files, where a file may mark single tests besides, and put the longest files first."""
+    order = {}
     for item in items:
         place = item.path.relative_to(ROOT / "tests").as_posix()
         for marker, places in (("slow", SLOW), ("gpu", GPU)):
             if place.startswith(places):
                 item.add_marker(marker)
+        order[item] = next((rank for rank, start in enumerate(LONG) if place.startswith(start)), len(LONG))
+    items.sort(key=order.__getitem__)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -72,28 +98,56 @@ def shipped() -> Path:
 
 
 @pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory) -> Path:
-    """A checkpoint of a random network whose flows are of a few tenths of a voxel: mechanics, not quality."""
-    import torch
+def made_once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Function of a name and of what fills a folder: the folder, filled by the first worker that asks for it."""
+    from runtime.errors import ScarceError
+    from runtime.host.files.folder_lock import folder_lock
 
-    from train.model.checkpoint import Checkpoint, save_checkpoint
-    from train.model.network import RPNet
+    own = tmp_path_factory.getbasetemp()
+    shared = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "shared"
 
-    torch.manual_seed(0)
-    network = RPNet()
-    path = tmp_path_factory.mktemp("checkpoint") / "random.pt"
-    save_checkpoint(path, Checkpoint(network.config, network.state_dict(), {"data": "none", "licence": "Apache-2.0"}))
-    return path
+    def folder(name: str, fill: Callable[[Path], object]) -> Path:
+        place = shared / name
+        while not place.exists():
+            with contextlib.suppress(ScarceError), folder_lock(shared / f"{name}-lock"):
+                if not place.exists():
+                    part = tmp_path_factory.mktemp(name)
+                    fill(part)
+                    part.rename(place)
+            time.sleep(0.1)
+        return place
+
+    return folder
 
 
 @pytest.fixture(scope="session")
-def engine_dir(checkpoint, tmp_path_factory) -> Path:
-    """The engine set exported from `checkpoint`. Tests that change files take `engine_copy`."""
-    from export.publish import ExportOptions, export_checkpoint
+def checkpoint(made_once) -> Path:
+    """A checkpoint of a random network whose flows are of a few tenths of a voxel: mechanics, not quality."""
 
-    folder = tmp_path_factory.mktemp("engines") / "set"
-    export_checkpoint(checkpoint, folder, ExportOptions(gate_shape=(24, 32, 16)))
-    return folder
+    def fill(folder: Path) -> None:
+        import torch
+
+        from train.model.checkpoint import Checkpoint, save_checkpoint
+        from train.model.network import RPNet
+
+        torch.manual_seed(0)
+        network = RPNet()
+        facts = {"data": "none", "licence": "Apache-2.0"}
+        save_checkpoint(folder / "random.pt", Checkpoint(network.config, network.state_dict(), facts))
+
+    return made_once("checkpoint", fill) / "random.pt"
+
+
+@pytest.fixture(scope="session")
+def engine_dir(checkpoint, made_once) -> Path:
+    """The engine set exported from `checkpoint`. Tests that change files take `engine_copy`."""
+
+    def fill(folder: Path) -> None:
+        from export.publish import ExportOptions, export_checkpoint
+
+        export_checkpoint(checkpoint, folder / "set", ExportOptions(gate_shape=(24, 32, 16)))
+
+    return made_once("engines", fill) / "set"
 
 
 @pytest.fixture

@@ -1,8 +1,9 @@
 """A `numba.njit` whose compiled code is kept in the user's cache folder and survives a reinstallation.
 
-Kernels are stored under a key made from the sources of all of them (one may be inlined into another) and the versions
-of numba, llvmlite and Python; numba adds the processor. By default numba would keep them beside the sources, lose them
-with that folder and, in older versions, recompile whenever a file's date changes.
+Kernels are stored under a key made from the package's name, which compiled code contains, from the sources of all of
+them (one may be inlined into another) and from the versions of numba, llvmlite and Python; numba adds the processor. By
+default numba would keep them beside the sources, lose them with that folder and, in older versions, recompile whenever
+a file's date changes.
 """
 
 # numba has no types, so its classes count as Any:
@@ -70,8 +71,8 @@ def code_folder() -> Path:
 
 
 def code_key(package: Path) -> str:
-    """Return the cache key of a package's compiled kernels: it changes with kernel sources and library versions."""
-    facts = (numba.__version__, llvmlite.__version__, sys.implementation.cache_tag)
+    """Return the cache key of a package's compiled kernels: it changes with its name, kernel sources and versions."""
+    facts = (package.name, numba.__version__, llvmlite.__version__, sys.implementation.cache_tag)
     key = hashlib.sha256(repr(facts).encode())
     for path in sorted(package.rglob("*.py")):
         source = path.read_bytes()

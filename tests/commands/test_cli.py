@@ -320,11 +320,12 @@ def test_train_export_register_from_nothing(tmp_path, pair):
     """The complete workflow at small size: weights from generated pairs, engines, a registered scan."""
     fixed, moving = pair
     run_dir, set_dir, out = tmp_path / "run", tmp_path / "set", tmp_path / "out"
-    small = ("--shape", "16,24,16", "--validation-pairs", 1, "--precision", "fp32", "--quiet")
+    small = ("--shape", "16,24,16", "--validation-pairs", 1, "--precision", "fp32", "--res-blocks", 1, "--quiet")
     result = run("train", "--generated", "--output", run_dir, "--steps", 2, *small)
     assert result.exit_code == 0, result.stderr
     result = run("export", "--checkpoint", run_dir / "best.pt", "--engine-dir", set_dir, "--gate-shape", "16,16,24")
     assert result.exit_code == 0 and "published" in result.output, result.stderr
+    assert json.loads((set_dir / "manifest.json").read_text())["network"]["res_blocks"] == 1
     result = run("register", "--engine-dir", set_dir, "--fixed", fixed, "--moving", moving, "--output", out)
     assert result.exit_code == 0, result.stderr
     assert (out / "report.json").is_file()

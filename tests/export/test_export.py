@@ -13,6 +13,7 @@ from onnx import TensorProto
 
 import export.parity
 import export.publish
+from export.from_engines import network_from_engines
 from export.graphs import Ends, FoldedEstimator, HalfEstimator, HalfExtractor, check_graph, export_graphs
 from export.parity import ParityError
 from export.publish import MODEL_CARD, ExportOptions, export_checkpoint
@@ -25,7 +26,7 @@ from runtime.registration.arrays import register_arrays
 from train.model.checkpoint import load_checkpoint
 from train.model.fields import compose, upsample, warp
 from train.model.loop import register_with_torch
-from train.model.network import FlowEstimator, NetworkConfig, RPNet
+from train.model.network import FlowEstimator, RPNet
 
 SMALL = ExportOptions(gate_shape=(16, 24, 16))
 
@@ -42,8 +43,10 @@ def graphs_of(folder):
 
 @pytest.fixture
 def quick(engine_dir, monkeypatch):
-    """Exports of `checkpoint` take the graphs that were exported from it before."""
+    """Exports of `checkpoint` take the graphs that were exported from it before; the gate has one schedule."""
     monkeypatch.setattr(export.publish, "export_graphs", graphs_of(engine_dir))
+    monkeypatch.setattr(export.parity, "GATE_SCHEDULES", ("1,1,1,1",))
+    monkeypatch.setattr(export.parity, "GATE_ON_STOP", ())
 
 
 @pytest.mark.parametrize("blocks", range(5))
@@ -186,13 +189,11 @@ def test_nothing_but_the_set_is_published(engine_dir):
 
 @pytest.mark.parametrize("wrong", ["fp32", "fp16"])
 def test_a_set_that_computes_something_else_fails_the_gate_and_the_old_one_stays(
-    checkpoint, engine_copy, monkeypatch, wrong
+    checkpoint, engine_copy, shipped, monkeypatch, wrong
 ):
     """The exported graphs belong to another network: a real difference, detected by the real gate."""
-    before, right = contents(engine_copy), graphs_of(engine_copy)
-    torch.manual_seed(99)
-    other = export_graphs(RPNet(), wrong)
-    found = lambda network, precision: other if precision == wrong else right(network, precision)  # noqa: E731
+    before, right, other = contents(engine_copy), graphs_of(engine_copy), graphs_of(shipped)
+    found = lambda network, precision: (other if precision == wrong else right)(network, precision)  # noqa: E731
     monkeypatch.setattr(export.publish, "export_graphs", found)
     with pytest.raises(ParityError, match=rf"parity: {wrong}: .* differs by .*nothing was published"):
         export_checkpoint(checkpoint, engine_copy, SMALL)
@@ -279,19 +280,19 @@ def test_the_gate_watches_whole_registrations_too(checkpoint, engine_copy, monke
     assert contents(engine_copy) == before
 
 
-def test_republishing_replaces_the_set_and_leaves_no_old_graphs(tmp_path, engine_copy, monkeypatch):
+@pytest.mark.usefixtures("quick")
+def test_republishing_replaces_the_set_and_leaves_no_old_graphs(tmp_path, engine_copy, shipped, monkeypatch):
     from train.model.checkpoint import Checkpoint, save_checkpoint
 
-    torch.manual_seed(5)
-    network = RPNet(NetworkConfig(res_blocks=1))
+    network = network_from_engines(load_engine_set(shipped))
     save_checkpoint(tmp_path / "other.pt", Checkpoint(network.config, network.state_dict()))
+    monkeypatch.setattr(export.publish, "export_graphs", graphs_of(shipped))
     old = set(engine_copy.glob("*.onnx"))
     export_checkpoint(tmp_path / "other.pt", engine_copy, SMALL)
     new = load_engine_set(engine_copy)
-    assert new.manifest["network"]["res_blocks"] == 1
+    assert all(new.manifest[key] == load_engine_set(shipped).manifest[key] for key in ("engines", "engines_fp16"))
     assert not old & set(engine_copy.glob("*.onnx"))
     assert len(list(engine_copy.glob("*.onnx"))) == 2 * len(ENGINES)
-    monkeypatch.setattr(export.publish, "export_graphs", graphs_of(engine_copy))
     export_checkpoint(tmp_path / "other.pt", engine_copy, replace(SMALL, fp16=False))
     assert len(list(engine_copy.glob("*.onnx"))) == len(ENGINES), "nor fp16 graphs that are no part of the set now"
 

@@ -169,46 +169,54 @@ class TestFiles:
         assert kept(tmp_path / "missing") is None
 
 
+USE = """
+    import sys, numpy as np
+    from numba.core import event
+    from runtime.registration.affine.kernels import block_means
+    names = []
+    class Compilations(event.Listener):
+        def on_start(self, event): names.append(event.data["dispatcher"].py_func.__name__)
+        def on_end(self, event): pass
+    event.register("numba:compile", Compilations())
+    block_means(np.ones((2, 2, 2), np.float32), (2, 2, 2), out := np.empty((1, 1, 1), np.float32))
+    print("compiled" if "block_means" in names else "loaded", out[0, 0, 0])
+"""
+
+
+def use(folder: Path) -> str:
+    """Say whether a new process compiled a kernel or loaded it, and what the kernel computed."""
+    code, environment = textwrap.dedent(USE), {**os.environ, "RPNET_CACHE": str(folder)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def compiled_once(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("cache") / "warm"
+    assert use(folder) == "compiled 1.0\n"
+    assert use(folder) == "loaded 1.0\n"
+    return folder
+
+
 class TestKernels:
     """Kernels whose files are damaged, or were written by somebody else, are compiled again."""
 
-    CODE = """
-        import sys, numpy as np
-        from numba.core import event
-        from runtime.registration.affine.kernels import block_means
-        names = []
-        class Compilations(event.Listener):
-            def on_start(self, event): names.append(event.data["dispatcher"].py_func.__name__)
-            def on_end(self, event): pass
-        event.register("numba:compile", Compilations())
-        block_means(np.ones((2, 2, 2), np.float32), (2, 2, 2), out := np.empty((1, 1, 1), np.float32))
-        print("compiled" if "block_means" in names else "loaded", out[0, 0, 0])
-    """
-
-    def use(self, folder) -> str:
-        code, environment = textwrap.dedent(self.CODE), {**os.environ, "RPNET_CACHE": str(folder)}
-        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
     @pytest.fixture
-    def warm(self, tmp_path):
-        folder = tmp_path / "warm"
-        assert self.use(folder) == "compiled 1.0\n"
-        assert self.use(folder) == "loaded 1.0\n"
-        return folder
+    def warm(self, compiled_once, tmp_path):
+        return Path(shutil.copytree(compiled_once, tmp_path / "warm"))
 
     @pytest.mark.parametrize("suffix, size", [("nbi", 0), ("nbi", 50), ("nbc", 0), ("nbc", 2000)])
     def test_a_cut_file(self, warm, tmp_path, suffix, size):
         (file,) = warm.rglob(f"*block_means*.{suffix}")
         file.write_bytes(file.read_bytes()[:size])
-        assert self.use(warm) == "compiled 1.0\n"
-        assert self.use(warm) == "loaded 1.0\n", "mended"
+        assert use(warm) == "compiled 1.0\n"
+        assert use(warm) == "loaded 1.0\n", "mended"
 
     def test_what_somebody_else_put_there_is_not_run(self, warm, tmp_path):
         for file in warm.rglob("*block_means*"):
             file.write_bytes(pickle.dumps(Touches(tmp_path / "run")) + file.read_bytes())
-        assert self.use(warm) == "compiled 1.0\n"
+        assert use(warm) == "compiled 1.0\n"
         assert not (tmp_path / "run").exists()
 
 
@@ -240,7 +248,12 @@ class TestKey:
         for path in package.rglob("*.py"):
             os.utime(path, (0, 0))
         assert compiled.code_key(package) == key
-        assert compiled.code_key(Path(shutil.copytree(package, tmp_path / "elsewhere"))) == key
+        assert compiled.code_key(Path(shutil.copytree(package, tmp_path / "elsewhere" / "package"))) == key
+
+    def test_the_packages_name_counts(self, package):
+        """Compiled code contains it: that of a clone, `runtime`, cannot be loaded by the installed `rpnet`."""
+        key = compiled.code_key(package)
+        assert compiled.code_key(package.rename(package.with_name("another"))) != key
 
     @pytest.mark.parametrize("name", ["kernels.py", "inner/cells.py", "inner/sliced.py"])
     def test_contents_of_every_source_with_kernels_count(self, package, name):

@@ -37,6 +37,14 @@ def generated(tmp_path):
     return generated_run(tmp_path / "run")
 
 
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """The run of `generated`, once through."""
+    before = torch.get_num_threads()
+    yield fit(generated_run(tmp_path_factory.mktemp("straight") / "run"))
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def listed(tmp_path):
     return listed_run(tmp_path / "run", write_subjects(tmp_path))
@@ -54,8 +62,8 @@ def test_loss_falls_and_best_is_the_largest_dice_of_iterstop(listed):
 
 
 @pytest.mark.parametrize("changes", [{}, ALL], ids=["usual", "all"])
-def test_stopped_and_resumed_equals_straight_through_bit_for_bit(generated, tmp_path, changes):
-    straight = fit(replace(generated, **changes))
+def test_stopped_and_resumed_equals_straight_through_bit_for_bit(generated, straight, tmp_path, changes):
+    straight = fit(replace(generated, **changes)) if changes else straight
     halves = replace(generated, output=tmp_path / "halves", **changes)
     first = fit(halves, stop_after(3))
     assert first.interrupted and first.steps == 3 and not straight.interrupted
@@ -75,8 +83,8 @@ def test_augmented_volumes_continue_bit_for_bit_too(listed, tmp_path):
     assert not same_weights(straight.last_path, plain.last_path)
 
 
-def test_a_checkpoint_from_before_an_option_existed_is_continued(generated, tmp_path):
-    straight, halves = fit(generated), replace(generated, output=tmp_path / "halves")
+def test_a_checkpoint_from_before_an_option_existed_is_continued(generated, straight, tmp_path):
+    halves = replace(generated, output=tmp_path / "halves")
     last = fit(halves, stop_after(3)).last_path
     content = torch.load(last)
     for name in ("dice", "iterations", "accumulate", "half_size", "channels_last", "compile", "tensorboard", "augment"):
@@ -150,7 +158,7 @@ def test_a_signal_breaks_off_waiting_for_pairs(generated, monkeypatch, number):
     assert result.interrupted == number and result.steps == 1 and result.last_path.exists()
 
 
-def test_a_signal_breaks_off_a_validation_which_is_made_up_for(generated, monkeypatch):
+def test_a_signal_breaks_off_a_validation_which_is_made_up_for(generated, straight, monkeypatch):
     """A validation may take minutes, a batch system waits for seconds; weights equal those of an uninterrupted run."""
     validate = run_module.validate
 
@@ -158,7 +166,6 @@ def test_a_signal_breaks_off_a_validation_which_is_made_up_for(generated, monkey
         os.kill(os.getpid(), signal.SIGTERM)
         raise AssertionError("went on validating")
 
-    straight = fit(replace(generated, output=generated.output / "straight"))
     for steps, due in ((2, 2), (6, 6)):
         monkeypatch.setattr(run_module, "validate", interrupted)
         resumed = replace(generated, resume=(generated.output / "last.pt").exists(), validate_every=due)
@@ -227,10 +234,9 @@ def test_minutes_end_a_run(generated):
     assert result.steps == 1 and not result.interrupted and result.best_path.exists()
 
 
-def test_start_takes_the_weights_and_remembers_where_from(generated, tmp_path):
-    first = fit(generated)
-    again = fit(replace(generated, output=tmp_path / "again", start=first.best_path, steps=1, learning_rate=1e-9))
-    before, after = load_checkpoint(first.best_path), load_checkpoint(again.last_path)
+def test_start_takes_the_weights_and_remembers_where_from(generated, straight):
+    again = fit(replace(generated, start=straight.best_path, steps=1, learning_rate=1e-9))
+    before, after = load_checkpoint(straight.best_path), load_checkpoint(again.last_path)
     assert all(torch.allclose(after.state[name], tensor, atol=1e-6) for name, tensor in before.state.items())
     assert after.provenance["started_from"] == before.provenance
 

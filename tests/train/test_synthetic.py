@@ -35,10 +35,18 @@ def template(tmp_path_factory):
     return load_template(path)
 
 
-@pytest.fixture(params=["shapes", "template", "varied shapes", "varied template"])
+class KeptPairs(GeneratedPairs):
+    """Makes each pair once."""
+
+    def pair(self, index):
+        kept = self.__dict__.setdefault("kept", {})
+        return kept[index] if index in kept else kept.setdefault(index, super().pair(index))
+
+
+@pytest.fixture(scope="module", params=["shapes", "template", "varied shapes", "varied template"])
 def pairs(request, template):
     population = VARIED if "varied" in request.param else ALIKE
-    return GeneratedPairs(SHAPE, 11, template if "template" in request.param else None, population=population)
+    return KeptPairs(SHAPE, 11, template if "template" in request.param else None, population=population)
 
 
 def test_images_are_normalised_on_a_black_ground(pairs):
