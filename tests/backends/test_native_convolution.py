@@ -71,6 +71,7 @@ def test_in_any_order(chain):
         np.testing.assert_array_equal(chain(sources[n], reuse=True), alone[n])
 
 
+@pytest.mark.slow
 def test_background_is_left_out(chain):
     """Around a single active voxel, less than a hundredth of the blocks is computed."""
     source = around((64, 64, 64))

@@ -50,6 +50,7 @@ def test_every_slice_is_done_once(threads, size):
     np.testing.assert_array_equal(out, 2 * source)
 
 
+@pytest.mark.slow
 def test_slices_may_be_counted_by_a_function(threads):
     out = np.zeros(LARGE, np.float32)
     marked(out, 64)

@@ -6,6 +6,8 @@ import inspect
 import re
 from pathlib import Path
 
+import pytest
+
 import runtime
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,6 +47,7 @@ def test_public_methods_are_documented_and_typed():
 
 
 class TestApiReference:
+    @pytest.mark.slow
     def test_it_is_what_the_docstrings_say(self):
         """After a change: python docs/make_api_reference.py."""
         place = ROOT / "docs" / "make_api_reference.py"

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 import runtime
 from runtime.backends.parity import example_pair
@@ -14,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "guide" / "python.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_it_runs(tmp_path, monkeypatch, engines, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "rpnet", runtime)

@@ -227,6 +227,7 @@ def test_places_that_disagree_get_no_weight():
     assert not found[24:].any()
 
 
+@pytest.mark.slow
 def test_an_implausible_affine_falls_back_to_rigid():
     """A head enlarged three times fills a volume that no subject has."""
     where = grid(shape=(72, 78, 70), spacing=(8.0, 8.0, 8.0))
@@ -265,6 +266,7 @@ def brain() -> tuple[np.ndarray, Grid]:
 class TestRotatedHeaders:
     """A scan whose header names its axes wrongly shows the head rotated by right angles."""
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("degrees", "expected"),
         [
@@ -301,6 +303,7 @@ class TestRotatedHeaders:
         assert np.array_equal([nearest_orientation(matrix) for matrix in tilted], turns)
 
 
+@pytest.mark.slow
 def test_every_level_has_the_object_in_the_same_place():
     """Blocks of an odd number of voxels, of an even one, and none: the centre of mass stays within rounding."""
     where = grid("PIR", (92, 210, 150), (2.2, 0.75, 1.1))
@@ -386,6 +389,7 @@ class TestSteps:
     def test_affine_is_not_given_up_for_headers_that_are_right(self):
         assert self.aligned(np.eye(4), "affine").used == "affine"
 
+    @pytest.mark.slow
     def test_a_child_and_an_adult_need_wider_limits(self):
         """0.6 of the size, 0.22 of the volume: refused by name, replaced by auto with a note, found when allowed."""
         small = np.diag((0.6, 0.6, 0.6, 1))
@@ -405,6 +409,7 @@ class TestSteps:
             Limits(*limits)
 
 
+@pytest.mark.slow
 def test_a_lesion_in_a_hole_pulls_at_nothing():
     """A bright ball at the rim, large enough to influence the result; the content of the hole changes no bit."""
     moving = scan(MOVING, TRUTH)

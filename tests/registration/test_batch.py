@@ -44,6 +44,7 @@ def moving_scans(tmp_path):
     return [(first, None), (second, labels), (third, None)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [Options(), Options(affine="none", similarity="lncc", max_iterations=2)])
 def test_a_fixed_scan_made_ready_once_gives_what_registering_alone_gives(fixed, moving_scans, engines, options):
     """Bit for bit, in any order, and again."""
@@ -242,6 +243,7 @@ class TestFiles:
             list(register_files(tmp_path / "nowhere.nii", tasks, EngineChoice(engine_dir), QUICK))
         assert not any(task.folder.exists() for task in tasks)
 
+    @pytest.mark.slow
     def test_one_result_waits_at_most(self, fixed, moving_scans, engine_dir, tmp_path, monkeypatch):
         """However slow the disk is: while the next one is computed, and in the hands of the caller none."""
 
