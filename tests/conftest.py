@@ -29,9 +29,10 @@ GPU = (
 )
 
 
-# Begun first, the longest before all others: whichever worker is done first then finds short files to go on with.
+# Begun first, the longest before all others: whichever worker is done first then finds short files to go on with. The
+# first one exports the engine set, which the second one does not need.
 LONG = (
-    *("commands/test_cli", "export/test_export", "commands/test_as_a_program", "project/test_packaging"),
+    *("commands/test_cli", "project/test_packaging", "export/test_export", "commands/test_as_a_program"),
     *("workflows/test_benchmark.py", "train/test_fit", "train/test_distributed", "registration/test_warmup"),
     *("train/test_synthetic", "train/test_recipe.py", "registration/test_affine", "fuzz/test_inputs"),
     *("backends/test_build", "backends/test_fields.py", "backends/test_networks.py", "backends/test_loop_on_a_gpu"),
