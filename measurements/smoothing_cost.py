@@ -21,7 +21,7 @@ from runtime.backends.engines import SHIPPED
 from runtime.backends.pair import EnginePair
 from runtime.geometry.smoothing import RECOMMENDED_SIGMA
 from runtime.loop.schedules import LEVELS
-from runtime.workflows.benchmark.pairs import ScanPair
+from runtime.workflows.benchmark.pairs import RealPair
 
 Array = np.ndarray
 
@@ -61,7 +61,7 @@ def measure(pair: EnginePair, fields, fixed: Array, sigma: float, runs: int) -> 
 def main(fixed, moving, engine_dir, backend, crop_to, threads, sigma, runs) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pair.npz"
-        ScanPair(fixed, moving, engine_dir, crop_to).make(path)
+        RealPair(fixed, moving, engine_dir, crop_to).make(path)
         with np.load(path) as arrays:
             images = arrays["fixed"], arrays["moving"]
     click.echo("| threads | made once, ms | smoothed, ms | iteration, ms | share, % |\n" + "| --- " * 5 + "|")

@@ -24,7 +24,7 @@ from runtime.images.resampling.resample import resample
 from runtime.images.volume import read_labels
 from runtime.loop import iterstop
 from runtime.loop.stop_rules import WORK
-from runtime.workflows.evaluation.scoring.memoised_pair import MemoisedPair, Memory, TimeAccount
+from runtime.workflows.evaluation.scoring.memoised_pair import MemoisedPair, ResultMemory, TimeAccount
 
 Array = np.ndarray
 KINDS = {"similarity": str, "delta": float, "stability": float, "max_iterations": int, "on_stop": str, "smooth": float}
@@ -103,7 +103,7 @@ def compare(engines, images: tuple, rules: tuple[str, ...], labels) -> list[dict
     """Return one record per rule for a pair on the working grid."""
     fixed, moving, fixed_labels, moving_labels = images
     there = [engines.fields.to_device(image) for image in (fixed, moving)]
-    ncc, records, memory = engines.fields.scorer(there[0], "ncc"), [], Memory()
+    ncc, records, memory = engines.fields.scorer(there[0], "ncc"), [], ResultMemory()
     pair = engines.fixed_side(there[0], "ncc").pair(there[1])
     for rule in rules:
         options = options_of(rule).resolved(engines.engine_set)

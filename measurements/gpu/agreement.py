@@ -14,7 +14,7 @@ from runtime.backends.parity import TOLERANCES, flow_difference
 from runtime.backends.registry import BACKENDS
 from runtime.errors import InputError, NotAvailableError
 from runtime.loop.stop_rules import parse_schedule
-from runtime.workflows.benchmark.contenders.contender import EngineContender, Task
+from runtime.workflows.benchmark.contenders.contender import EngineContender, RunSettings
 from runtime.workflows.benchmark.contenders.process import Worker, call_once
 from runtime.workflows.benchmark.contenders.session import Session
 from runtime.workflows.benchmark.pairs import GeneratedPair, Shape
@@ -114,7 +114,7 @@ class Agreement:
         self._candidates = list(of_the_gpu(engine_dir)) if candidates is None else candidates
         engine_set = load_engine_set(engine_dir)
         schedule = parse_schedule("iterstop", **engine_set.stop)
-        self._task = Task(schedule, engine_set.stop["similarity"])
+        self._task = RunSettings(schedule, engine_set.stop["similarity"])
         self.passed: list[EngineContender] = []
         self.failed: list[EngineContender] = []
 

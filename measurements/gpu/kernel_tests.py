@@ -21,7 +21,7 @@ TEST_SECONDS, SANITIZER_SECONDS = 900, 600
 
 
 @dataclass(frozen=True)
-class Outcome:
+class KernelTestOutcome:
     """Outcome of pytest."""
 
     passed: int
@@ -33,7 +33,7 @@ class Outcome:
         return found if self.passed or found else ["no test ran on the GPU"]
 
 
-def read_outcome(report: str) -> Outcome:
+def read_outcome(report: str) -> KernelTestOutcome:
     """Read the outcome from pytest's JUnit report; of skipped tests, each reason once."""
     passed, failed, skipped = 0, [], {}
     for case in ElementTree.fromstring(report).iter("testcase"):
@@ -44,7 +44,7 @@ def read_outcome(report: str) -> Outcome:
             skipped[kinds["skipped"].get("message", "")] = None
         else:
             passed += 1
-    return Outcome(passed, tuple(failed), tuple(skipped))
+    return KernelTestOutcome(passed, tuple(failed), tuple(skipped))
 
 
 def kernel_tests(sanitize: bool) -> Part:
@@ -60,14 +60,14 @@ def kernel_tests(sanitize: bool) -> Part:
     return part
 
 
-def _run_tests() -> tuple[Outcome, str]:
+def _run_tests() -> tuple[KernelTestOutcome, str]:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         options = ["-p", "no:cacheprovider", f"--junitxml={report}", "--show-capture=no"]
         code, output = _run([sys.executable, "-m", "pytest", *TESTS, *options], TEST_SECONDS, ON_GPU)
         last = output.strip().rpartition("\n")[2] or f"exit code {code}"
         if not report.is_file():
-            return Outcome(0, (), ()), last
+            return KernelTestOutcome(0, (), ()), last
         return read_outcome(report.read_text(encoding="utf-8")), last
 
 

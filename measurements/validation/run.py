@@ -21,7 +21,7 @@ from runtime.host.files.whole_files import write_text
 from runtime.registration.options import Options
 from runtime.registration.scans import FixedScan, ReadyPair
 from runtime.transforms.conventions.plain_affine import write_affine
-from runtime.workflows.evaluation.scoring.memoised_pair import MemoisedPair, Memory, TimeAccount
+from runtime.workflows.evaluation.scoring.memoised_pair import MemoisedPair, ResultMemory, TimeAccount
 
 DIRECTIONS = ("forward", "backward")
 
@@ -60,7 +60,7 @@ class ReadyCouple:
 
     def __init__(self, couple: Couple, engines: OpenEngines, affine: str, folder: Folder) -> None:
         self._couple, self._engines, self._affine, self._folder = couple, engines, affine, folder
-        self._memories = {direction: Memory() for direction in DIRECTIONS}
+        self._memories = {direction: ResultMemory() for direction in DIRECTIONS}
 
     @cached_property
     def pairs(self) -> dict[str, ReadyPair]:

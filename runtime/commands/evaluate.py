@@ -153,7 +153,7 @@ def evaluate(tools, pairs, output, links, label_ids, engine_dirs, checkpoints, q
 def _pairs(path, single, links, convention):
     """Return the pairs of the CSV, or the single pair given by the other options."""
     from ..transforms.chain import Link
-    from ..workflows.evaluation.pair_list import Pair, pair_name, read_pairs
+    from ..workflows.evaluation.pair_list import EvaluationPair, pair_name, read_pairs
 
     if (path is None) == (single["fixed"] is None) or (single["fixed"] is None) != (single["moving"] is None):
         raise click.UsageError("give either --pairs, or --fixed and --moving")
@@ -164,4 +164,4 @@ def _pairs(path, single, links, convention):
     if convention and not links:
         raise click.UsageError("--convention is for --transform")
     name = pair_name(single["fixed"], single["moving"])
-    return (Pair(name, **single, transform=tuple(map(Link.parse, links)), convention=convention or "auto"),)
+    return (EvaluationPair(name, **single, transform=tuple(map(Link.parse, links)), convention=convention or "auto"),)

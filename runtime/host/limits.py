@@ -18,14 +18,14 @@ PROCESSORS = ("SLURM_CPUS_PER_TASK", "NUMBA_NUM_THREADS")  # environment variabl
 
 
 @dataclass(frozen=True)
-class Memory:
+class MemoryLimit:
     """A memory limit and what is left of it, in bytes."""
 
     limit: int
     rest: int
 
 
-def memory_limits() -> list[Memory]:
+def memory_limits() -> list[MemoryLimit]:
     """Return the memory limits of this process."""
     groups = [_memory_of_group(folder, version) for version in MEMORY for folder in _groups("memory", version)]
     return [limit for limit in (*groups, *_own_limits()) if limit is not None]
@@ -60,18 +60,18 @@ def _groups(controller: str, version: int) -> Iterator[Path]:
                 yield from (folder for folder in (own, *own.parents) if folder.is_relative_to(root))
 
 
-def _memory_of_group(folder: Path, version: int) -> Memory | None:
+def _memory_of_group(folder: Path, version: int) -> MemoryLimit | None:
     """Return the memory limit of a control group; None without a limit."""
     most, used, unneeded = MEMORY[version]
     try:
         limit, taken = (int((folder / name).read_text()) for name in (most, used))
         facts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-        return Memory(limit, max(limit - taken + int(facts[unneeded]), 0))
+        return MemoryLimit(limit, max(limit - taken + int(facts[unneeded]), 0))
     except (OSError, ValueError, KeyError):
         return None
 
 
-def _own_limits() -> Iterator[Memory]:
+def _own_limits() -> Iterator[MemoryLimit]:
     """Yield the limits of ``ulimit -v`` and ``-d``, as batch systems set them for a job's memory."""
     with contextlib.suppress(ImportError, OSError, ValueError, KeyError):
         import resource
@@ -80,7 +80,7 @@ def _own_limits() -> Iterator[Memory]:
         for limit, name in ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData")):
             most = resource.getrlimit(limit)[0]
             if most != resource.RLIM_INFINITY:
-                yield Memory(most, max(most - int(facts[name].split()[0]) * 1024, 0))
+                yield MemoryLimit(most, max(most - int(facts[name].split()[0]) * 1024, 0))
 
 
 def _quota_2(folder: Path) -> float | None:

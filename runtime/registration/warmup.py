@@ -161,11 +161,11 @@ def _warm_resampling() -> None:
 def _warm_convolutions() -> None:
     """Compile the native backend's kernels, which are the same for any number of channels."""
     from ..backends.networks.native.kernels import pool
-    from ..backends.networks.native.networks import Chain, Layer
+    from ..backends.networks.native.networks import ConvolutionChain, Layer
 
     layer = Layer(np.zeros((3, 3, 3, 16, 16), np.float32), np.zeros(16, np.float32), 1.0)
     source = np.zeros((16, 16, 16, 16), np.float32)
-    Chain([layer], source[:1, :1, :1])(source)
+    ConvolutionChain([layer], source[:1, :1, :1])(source)
     pool(source, np.empty((8, 8, 8, 16), np.float32))
 
 

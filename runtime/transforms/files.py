@@ -15,7 +15,7 @@ from ..images.formats.nifti_bytes import CODES_NOT_KNOWN
 from ..types import Array
 from .conventions.foreign import foreign_transform
 from .conventions.nifti_field import StoredField
-from .formats import AUTO, CONVENTIONS, RAS, Read, Reading, Writing, format_of, writer_of
+from .formats import AUTO, CONVENTIONS, RAS, Read, ReadRequest, WriteRequest, format_of, writer_of
 from .spaces import ConventionError, Space, TransformFile, TransformMetadata
 
 TOLERANCE_MM = 0.01  # largest difference between a transform and its file, read back
@@ -48,7 +48,7 @@ def read_transform(
     Raises:
         InputError: missing, damaged, not a transform, of another convention than named, or of an unknown one.
     """
-    found = _read(Reading(Path(path), argument, convention, start, end))
+    found = _read(ReadRequest(Path(path), argument, convention, start, end))
     if isinstance(found, TransformFile):
         return found
     return TransformFile(found.transform, found.convention, Path(path), found.start, found.end, found.warnings)
@@ -90,7 +90,7 @@ def write_transform(
     if start is not None and displacement is not None and displacement.shape != (*start.grid.shape, 3):
         raise InputError(f"displacement: got shape {displacement.shape}, expected {(*start.grid.shape, 3)}")
     metadata = TransformMetadata(convention, start, end) if start else None
-    write(Writing(path, transform, metadata, codes, pool, displacement))
+    write(WriteRequest(path, transform, metadata, codes, pool, displacement))
 
 
 def verify_transform(
@@ -120,7 +120,7 @@ def verify_transform(
     voxels = np.random.default_rng(0).integers(0, grid.shape, (PLACES, 3))
     points = grid.to_physical(voxels)
     expected = transform.points(points) if displacement is None else points + displacement[tuple(voxels.T)]
-    found = _read(Reading(Path(path), "read back", convention, grid, end.grid if end else None))
+    found = _read(ReadRequest(Path(path), "read back", convention, grid, end.grid if end else None))
     positions = found.places(voxels) if isinstance(found, StoredField) else found.transform.points(points)
     error = float(np.linalg.norm(positions - expected, axis=1).max())
     if not error <= TOLERANCE_MM:
@@ -172,7 +172,7 @@ def file_name(convention: str, inverse: bool, fixed_name: str, moving_name: str)
     return f"inverse_{NAMES[convention]}" if inverse else NAMES[convention]
 
 
-def _read(reading: Reading) -> Read:
+def _read(reading: ReadRequest) -> Read:
     known = (AUTO, *CONVENTIONS, RAS)
     if reading.convention not in known:
         raise InputError(f"convention: got {reading.convention!r}, expected one of {', '.join(known)}")

@@ -29,7 +29,7 @@ LARGEST_TEXT = 1 << 24  # bytes of a file that holds a few numbers
 
 
 @dataclass(frozen=True)
-class Reading:
+class ReadRequest:
     """The arguments of a reader.
 
     Attributes:
@@ -51,7 +51,7 @@ class Reading:
 
 
 @dataclass(frozen=True, eq=False)
-class Writing:
+class WriteRequest:
     """The arguments of a writer.
 
     Attributes:
@@ -92,27 +92,27 @@ class Writing:
         return self.transform.matrix
 
 
-def _read_field(reading: Reading) -> Read:
+def _read_field(reading: ReadRequest) -> Read:
     return nifti_field.read_field(reading.path, reading.argument, reading.convention, reading.end)
 
 
-def _read_composite(reading: Reading) -> Read:
+def _read_composite(reading: ReadRequest) -> Read:
     return itk_h5.read_composite(reading.path, reading.argument)
 
 
-def _read_lta(reading: Reading) -> Read:
+def _read_lta(reading: ReadRequest) -> Read:
     return freesurfer.read_lta(reading.path, reading.argument)
 
 
-def _read_itk_text(reading: Reading) -> Read:
+def _read_itk_text(reading: ReadRequest) -> Read:
     return _affine(reading, "itk", itk_affine.read_text(reading.path, reading.argument))
 
 
-def _read_matlab(reading: Reading) -> Read:
+def _read_matlab(reading: ReadRequest) -> Read:
     return _affine(reading, "itk", itk_affine.read_matlab(reading.path, reading.argument))
 
 
-def _read_matrix(reading: Reading) -> Read:
+def _read_matrix(reading: ReadRequest) -> Read:
     """Read four rows of four numbers.
 
     They are in RAS mm where the metadata or, without metadata, the name says so, else of the convention asked for.
@@ -140,7 +140,7 @@ def _read_matrix(reading: Reading) -> Read:
 
 
 def _affine(
-    reading: Reading, convention: str, matrix: Array, start: Space | None = None, end: Space | None = None
+    reading: ReadRequest, convention: str, matrix: Array, start: Space | None = None, end: Space | None = None
 ) -> TransformFile:
     return TransformFile(AffineTransform(matrix), convention, reading.path, start, end)
 
@@ -159,7 +159,7 @@ class Format:
 
     what: str
     conventions: tuple[str, ...]
-    read: Callable[[Reading], Read]
+    read: Callable[[ReadRequest], Read]
     certain: bool = False
     largest: int | None = LARGEST_TEXT
 
@@ -186,28 +186,28 @@ def format_of(path: Path, beginning: bytes) -> Format:
     return MATLAB if b"\0" in beginning or beginning.startswith(b"MATLAB") else MATRIX
 
 
-def _write_field(writing: Writing) -> None:
+def _write_field(writing: WriteRequest) -> None:
     nifti_field.write_field(writing.path, writing.displacement, writing.sides, writing.codes, writing.pool)
 
 
-def _write_composite(writing: Writing) -> None:
+def _write_composite(writing: WriteRequest) -> None:
     affine = writing.known is None and writing.transform.matrix is not None
     itk_h5.write_composite(writing.path, writing.transform, None if affine else writing.displacement, writing.sides)
 
 
-def _write_matrix(writing: Writing) -> None:
+def _write_matrix(writing: WriteRequest) -> None:
     plain_affine.write_affine(writing.path, writing.matrix, writing.metadata)
 
 
-def _write_itk_text(writing: Writing) -> None:
+def _write_itk_text(writing: WriteRequest) -> None:
     itk_affine.write_text_file(writing.path, writing.matrix)
 
 
-def _write_matlab(writing: Writing) -> None:
+def _write_matlab(writing: WriteRequest) -> None:
     itk_affine.write_matlab(writing.path, writing.matrix)
 
 
-def _write_flirt(writing: Writing) -> None:
+def _write_flirt(writing: WriteRequest) -> None:
     start, end = writing.sides.start, writing.sides.end
     fsl.check_zooms(start, end)
     write_text(
@@ -215,11 +215,11 @@ def _write_flirt(writing: Writing) -> None:
     )
 
 
-def _write_lta(writing: Writing) -> None:
+def _write_lta(writing: WriteRequest) -> None:
     freesurfer.write_lta(writing.path, writing.matrix, writing.sides.start, writing.sides.end)
 
 
-WRITERS: dict[tuple[str, str], Callable[[Writing], None]] = {  # (convention, suffix): writer
+WRITERS: dict[tuple[str, str], Callable[[WriteRequest], None]] = {  # (convention, suffix): writer
     **{(convention, suffix): _write_field for convention in nifti_field.LAYOUTS for suffix in NIFTI},
     ("h5", ".h5"): _write_composite,
     (RAS, ".txt"): _write_matrix,
@@ -239,7 +239,7 @@ def needs_start(path: Path, convention: str) -> bool:
     return writer_of(path, convention) not in GRIDLESS
 
 
-def writer_of(path: Path, convention: str) -> Callable[[Writing], None]:
+def writer_of(path: Path, convention: str) -> Callable[[WriteRequest], None]:
     """Return the writer of this convention for a file of this name.
 
     Raises:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from runtime.backends.networks.native.kernels import KINDS
-from runtime.backends.networks.native.networks import Chain, Layer
+from runtime.backends.networks.native.networks import ConvolutionChain, Layer
 from runtime.errors import InputError
 
 RNG = np.random.default_rng(0)
@@ -31,7 +31,7 @@ LAYERS = [layer(16, 16), layer(16, 16), layer(16, 8, 1.0), layer(8, 3, 1.0)]
 
 @pytest.fixture(scope="module")
 def chain():
-    return Chain(LAYERS, BACKGROUND.reshape(1, 1, 1, 16))
+    return ConvolutionChain(LAYERS, BACKGROUND.reshape(1, 1, 1, 16))
 
 
 def around(shape) -> np.ndarray:
@@ -66,7 +66,7 @@ def test_a_chain_is_its_convolutions(chain, shape, content):
 def test_in_any_order(chain):
     """Masks and rings are reused; no trace of an earlier volume shows in a later one."""
     sources = [blob((24, 20, 16)), corners((24, 20, 16)), around((24, 20, 16))]
-    alone = [Chain(LAYERS, BACKGROUND.reshape(1, 1, 1, 16))(source) for source in sources]
+    alone = [ConvolutionChain(LAYERS, BACKGROUND.reshape(1, 1, 1, 16))(source) for source in sources]
     for n in (0, 1, 2, 1, 0, 2):
         np.testing.assert_array_equal(chain(sources[n], reuse=True), alone[n])
 
@@ -94,20 +94,20 @@ def test_one_bit_decides(chain):
 def test_every_kind_of_block(kind):
     layers = [layer(*kind)]
     source = RNG.random((5, 6, 17 if kind[0] > 1 else 16, kind[0]), np.float32)
-    found = Chain(layers, np.zeros((1, 1, 1, kind[0]), np.float32))(source)
+    found = ConvolutionChain(layers, np.zeros((1, 1, 1, kind[0]), np.float32))(source)
     np.testing.assert_allclose(found, expected(source, layers), atol=1e-5)
 
 
 def test_channels_without_a_kernel_are_refused():
     with pytest.raises(InputError, match="--backend: native has no convolution of 5 to 7 channels"):
-        Chain([layer(5, 7)], np.zeros((1, 1, 1, 5), np.float32))
+        ConvolutionChain([layer(5, 7)], np.zeros((1, 1, 1, 5), np.float32))
 
 
 @pytest.mark.parametrize("shape", [(17, 19, 21), (20, 23, 27), (16, 17, 31)], ids=str)
 def test_masks_leave_out_nothing_that_counts(shape):
     """Odd rows, partial blocks and borders with a background that borders reach into, as at levels 2 to 4."""
-    wide = Chain([layer(16, 16)], BACKGROUND.reshape(1, 1, 1, 16)).background_out
-    chain = Chain(LAYERS[1:], wide)
+    wide = ConvolutionChain([layer(16, 16)], BACKGROUND.reshape(1, 1, 1, 16)).background_out
+    chain = ConvolutionChain(LAYERS[1:], wide)
     source = np.ascontiguousarray(wide[np.ix_(*(_places(size, len(wide)) for size in shape))])
     source[2:5, -4:-2, 9:12] = RNG.random((3, 2, 3, 16), np.float32)
     found = chain(source)

@@ -166,7 +166,7 @@ def test_the_address_space_is_a_limit(monkeypatch, tmp_path):
     (tmp_path / "status").write_text("VmSize:\t 1048576 kB\nVmData:\t 1 kB\n")
     most = {resource.RLIMIT_AS: 3 * GIB, resource.RLIMIT_DATA: resource.RLIM_INFINITY}
     monkeypatch.setattr(resource, "getrlimit", lambda limit: (most[limit], most[limit]))
-    assert limits.memory_limits() == [limits.Memory(3 * GIB, 2 * GIB)]
+    assert limits.memory_limits() == [limits.MemoryLimit(3 * GIB, 2 * GIB)]
 
 
 class TestMemoryThatIsNotThere:

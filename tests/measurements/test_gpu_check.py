@@ -96,12 +96,12 @@ REPORT = """<testsuites><testsuite>
 class TestKernelTests:
     def test_failures_and_errors_are_wrong_and_skips_are_told_once(self):
         found = kernel_tests.read_outcome(REPORT)
-        assert found == kernel_tests.Outcome(1, ("tests.a::two", "tests.b::three"), ("no such",))
+        assert found == kernel_tests.KernelTestOutcome(1, ("tests.a::two", "tests.b::three"), ("no such",))
         assert found.wrong() == ["failed: tests.a::two", "failed: tests.b::three"]
 
     def test_nothing_run_is_not_all_right(self):
-        assert kernel_tests.Outcome(0, (), ("no GPU",)).wrong() == ["no test ran on the GPU"]
-        assert kernel_tests.Outcome(1, (), ()).wrong() == []
+        assert kernel_tests.KernelTestOutcome(0, (), ("no GPU",)).wrong() == ["no test ran on the GPU"]
+        assert kernel_tests.KernelTestOutcome(1, (), ()).wrong() == []
 
     def test_the_sanitizers_first_complaint(self):
         output = "========= COMPUTE-SANITIZER\n========= Invalid __global__ read of size 4 bytes\n=========     at f\n"

@@ -20,7 +20,7 @@ from runtime.backends.registry import PRECISIONS
 from runtime.errors import InputError
 from runtime.loop.stop_rules import parse_schedule
 from runtime.workflows.benchmark import BenchmarkOptions, parse_shapes, render, run_benchmark
-from runtime.workflows.benchmark.contenders.contender import EngineContender, Others, Task
+from runtime.workflows.benchmark.contenders.contender import EngineContender, Others, RunSettings
 from runtime.workflows.benchmark.contenders.process import Worker, call_once
 from runtime.workflows.benchmark.contenders.timing import HostClock, Recorder
 from runtime.workflows.benchmark.machine.host import Interference, machine_facts
@@ -304,7 +304,7 @@ def test_start_up_is_measured_in_an_empty_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(end_to_end, "Kernels", NoKernels)
     np.savez(tmp_path / "pair.npz", fixed=np.zeros((16, 16, 16)), moving=np.zeros((16, 16, 16)))
     stages = []
-    task = Task(parse_schedule("1,1,1,1"), "ncc")
+    task = RunSettings(parse_schedule("1,1,1,1"), "ncc")
     found = end_to_end.start_up([Scripted()], tmp_path / "pair.npz", task, stages.append)
     assert found["kernels"] == 1.5
     times = found["contenders"]["scripted"]

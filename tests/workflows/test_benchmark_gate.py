@@ -15,7 +15,7 @@ from runtime.backends.engine_set import EXTRACTOR, estimator_name, load_engine_s
 from runtime.backends.parity import TOLERANCES, example_pair, flow_difference
 from runtime.errors import InputError, NotAvailableError
 from runtime.loop.stop_rules import parse_schedule
-from runtime.workflows.benchmark.contenders.contender import EngineContender, EngineRunner, Others, Task, solve
+from runtime.workflows.benchmark.contenders.contender import EngineContender, EngineRunner, Others, RunSettings, solve
 from runtime.workflows.benchmark.contenders.line_up import LineUp
 from runtime.workflows.benchmark.contenders.session import Session
 from runtime.workflows.benchmark.measuring.accuracy_gate import GateError, check_all
@@ -23,7 +23,7 @@ from runtime.workflows.benchmark.options import BenchmarkOptions
 from train.model.checkpoint import load_checkpoint
 
 SHAPE = (24, 32, 16)
-TASK = Task(parse_schedule("1,1,1,1"), "ncc")
+TASK = RunSettings(parse_schedule("1,1,1,1"), "ncc")
 
 
 class TestNetworkFromEngines:
@@ -252,7 +252,7 @@ class TestTorchContender:
 
         arrays = np.load(images)
         runner = TorchContender(engine_dir, threads=1).open()
-        task = Task(parse_schedule("iterstop"), "ncc")
+        task = RunSettings(parse_schedule("iterstop"), "ncc")
         run = solve(runner, task, arrays["moving"], arrays["fixed"])
         network = network_from_engines(load_engine_set(engine_dir))
         expected = register_with_torch(network, arrays["fixed"], arrays["moving"], task.schedule)
@@ -262,7 +262,7 @@ class TestTorchContender:
     def test_its_stages_have_the_engines_names(self, engine_dir, images):
         arrays = np.load(images)
         runner = TorchContender(engine_dir, threads=1).open()
-        run = solve(runner, Task(parse_schedule("cascade:2"), "ncc"), arrays["moving"], arrays["fixed"])
+        run = solve(runner, RunSettings(parse_schedule("cascade:2"), "ncc"), arrays["moving"], arrays["fixed"])
         for stage in ("warp", "estimator", "compose"):
             levels = [span.level for span in run.spans if span.stage == stage]
             assert set(levels) == {1, 2, 3, 4}

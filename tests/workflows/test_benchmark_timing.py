@@ -15,7 +15,7 @@ from runtime.loop import iterstop
 from runtime.loop.schedules import LEVELS
 from runtime.loop.stop_rules import parse_schedule
 from runtime.registration.arrays import register_arrays
-from runtime.workflows.benchmark.contenders.contender import EngineRunner, Task, solve
+from runtime.workflows.benchmark.contenders.contender import EngineRunner, RunSettings, solve
 from runtime.workflows.benchmark.contenders.timing import (
     HostClock,
     Recorder,
@@ -46,7 +46,7 @@ def test_every_verb_of_the_protocols_is_wrapped(protocol, wrapper):
 def test_a_timed_run_is_the_same_run(engines, pair, schedule):
     schedule = parse_schedule(schedule)
     expected = register_arrays(engines, *pair, schedule)
-    run = solve(EngineRunner(engines), Task(schedule, "ncc"), pair[1], pair[0])
+    run = solve(EngineRunner(engines), RunSettings(schedule, "ncc"), pair[1], pair[0])
     np.testing.assert_array_equal(run.flow, expected.flow)
     assert (run.counts, run.similarity) == (expected.counts, expected.similarity)
 
@@ -78,7 +78,7 @@ def test_every_call_below_the_loop_leaves_a_span(engines, pair):
     calls = []
     halves = {"networks": Counted(engines.networks, calls), "fields": Counted(engines.fields, calls)}
     runner = EngineRunner(dataclasses.replace(engines, **halves))
-    run = solve(runner, Task(parse_schedule("1,2,1,1"), "ncc"), pair[1], pair[0])
+    run = solve(runner, RunSettings(parse_schedule("1,2,1,1"), "ncc"), pair[1], pair[0])
     before, in_finish = ["to_device", "to_device"], ["warp", "to_host", "to_host", "folded_share"]
     assert calls[:2] == before, "both images are in the device's memory before anything is timed"
     assert sorted(calls[-4:]) == sorted(in_finish), "the finish is one span, however many calls it makes"
@@ -86,7 +86,7 @@ def test_every_call_below_the_loop_leaves_a_span(engines, pair):
 
 
 def test_spans_carry_the_right_level_and_stay_within_the_whole(engines, pair):
-    run = solve(EngineRunner(engines), Task(parse_schedule("2,1,3,1"), "ncc"), pair[1], pair[0])
+    run = solve(EngineRunner(engines), RunSettings(parse_schedule("2,1,3,1"), "ncc"), pair[1], pair[0])
     for stage in ("warp", "estimator", "compose"):
         found = [span.level for span in run.spans if span.stage == stage]
         assert found == [4, 4, 3, 2, 2, 2, 1]
@@ -112,7 +112,7 @@ def test_smoothing_is_timed_level_by_level(engines, pair):
 
 
 def test_one_fixed_side_serves_many_and_gives_the_same(engines, pair):
-    runner, task = EngineRunner(engines), Task(parse_schedule("1,1,1,1"), "ncc")
+    runner, task = EngineRunner(engines), RunSettings(parse_schedule("1,1,1,1"), "ncc")
     whole = solve(runner, task, pair[1], pair[0])
     with runner.running():
         side = runner.fixed_side(runner.upload(pair[0]), "ncc")
@@ -124,7 +124,7 @@ def test_one_fixed_side_serves_many_and_gives_the_same(engines, pair):
 
 def test_executed_counts_the_candidate_that_was_undone(engines, pair):
     schedule = parse_schedule("iterstop", delta=1.0, on_stop="revert")
-    run = solve(EngineRunner(engines), Task(schedule, "ncc"), pair[1], pair[0])
+    run = solve(EngineRunner(engines), RunSettings(schedule, "ncc"), pair[1], pair[0])
     assert run.counts == ((0, 0, 0, 0),) and run.executed == ((1, 1, 1, 1),)
 
 
@@ -196,7 +196,7 @@ def test_a_timed_run_on_a_gpu_is_the_same_run(engine_dir, pair):
     networks = CudaOnnxRuntimeNetworks(engine_set, device, provider="CPUExecutionProvider", memory="cpu")
     engines = OpenEngines(engine_set, "cuda", "asked for", "fp32", 1, networks, CudaFields(device))
     expected, runner = register_arrays(engines, *pair, schedule), EngineRunner(engines)
-    run = solve(runner, Task(schedule, "ncc"), pair[1], pair[0])
+    run = solve(runner, RunSettings(schedule, "ncc"), pair[1], pair[0])
     np.testing.assert_array_equal(run.flow, expected.flow)
     assert (run.counts, run.similarity) == (expected.counts, expected.similarity)
     assert runner.recorder.clock is device and runner.gpu_memory()["peak"] > 8 * pair[0].nbytes
@@ -212,7 +212,7 @@ def test_a_device_brings_its_own_clock(engines, pair):
     fields = DeviceFields(engines.fields, [])
     assert isinstance(clock_of(fields), Ticks) and isinstance(clock_of(engines.fields), HostClock)
     runner = EngineRunner(dataclasses.replace(engines, fields=fields))
-    run = solve(runner, Task(parse_schedule("1,1,1,1"), "ncc"), pair[1], pair[0])
+    run = solve(runner, RunSettings(parse_schedule("1,1,1,1"), "ncc"), pair[1], pair[0])
     assert all(span.seconds == 1 for span in run.spans)
     # start, ready and end, and two marks a span between start and end
     assert run.seconds["loop"] == 2 * (len(run.spans) - 1) + 2

@@ -8,7 +8,7 @@ import pytest
 from runtime.loop import iterstop
 from runtime.loop.stop_rules import parse_schedule
 from runtime.workflows.evaluation.scoring import memoised_pair
-from runtime.workflows.evaluation.scoring.memoised_pair import MemoisedPair, Memory, TimeAccount
+from runtime.workflows.evaluation.scoring.memoised_pair import MemoisedPair, ResultMemory, TimeAccount
 
 SCHEDULES = ("1,1,1,1", "1,2,1,1", "1,2,2,2", "0,0,0,0", "cascade:2", "cascade:3", "iterstop", "1,1,1,1")
 
@@ -62,7 +62,7 @@ def through(pair, memory, schedule, similarity="ncc", smooth=0.0):
 
 @pytest.mark.parametrize("limit", [1, 400, 1 << 20], ids=["keeps one flow", "keeps a few", "keeps all"])
 def test_every_schedule_gives_what_it_gives_alone(limit):
-    memory, pair = Memory(limit), CountingPair()
+    memory, pair = ResultMemory(limit), CountingPair()
     for schedule in SCHEDULES:
         found, _ = through(pair, memory, schedule)
         alone = run(CountingPair(), schedule)
@@ -71,7 +71,7 @@ def test_every_schedule_gives_what_it_gives_alone(limit):
 
 
 def test_nothing_is_computed_twice():
-    memory, pair = Memory(), CountingPair()
+    memory, pair = ResultMemory(), CountingPair()
     through(pair, memory, "1,2,1,1")
     pair.log.clear()
     through(pair, memory, "1,2,1,1")
@@ -84,7 +84,7 @@ def test_nothing_is_computed_twice():
 
 
 def test_a_longer_cascade_goes_on_where_a_shorter_one_ended():
-    memory, pair = Memory(), CountingPair()
+    memory, pair = ResultMemory(), CountingPair()
     through(pair, memory, "cascade:2")
     pair.log.clear()
     through(pair, memory, "cascade:3")
@@ -92,7 +92,7 @@ def test_a_longer_cascade_goes_on_where_a_shorter_one_ended():
 
 
 def test_the_image_is_not_warped_where_all_that_follows_is_known():
-    memory, pair = Memory(), CountingPair()
+    memory, pair = ResultMemory(), CountingPair()
     through(pair, memory, "cascade:2")
     pair.log.clear()
     through(pair, memory, "cascade:2")
@@ -103,7 +103,7 @@ def test_the_image_is_not_warped_where_all_that_follows_is_known():
 @pytest.mark.parametrize("limit", [1, 1 << 20])
 def test_a_schedule_is_charged_for_all_it_asks_for(clock, schedule, limit):
     """One second for each call of the pair, whether computed or taken from memory."""
-    memory, pair = Memory(limit), CountingPair()
+    memory, pair = ResultMemory(limit), CountingPair()
     _, first = through(pair, memory, schedule)
     calls = len(pair.log)
     assert first == calls
@@ -112,7 +112,7 @@ def test_a_schedule_is_charged_for_all_it_asks_for(clock, schedule, limit):
 
 
 def test_similarities_are_told_apart():
-    memory, pair = Memory(), CountingPair()
+    memory, pair = ResultMemory(), CountingPair()
     through(pair, memory, "1,1,1,1", "ncc")
     pair.log.clear()
     through(pair, memory, "1,1,1,1", "mse")
@@ -120,7 +120,7 @@ def test_similarities_are_told_apart():
 
 
 def test_smoothed_and_plain_steps_are_told_apart():
-    memory, plain, smoothed = Memory(), CountingPair(), CountingPair(moved=0.5)
+    memory, plain, smoothed = ResultMemory(), CountingPair(), CountingPair(moved=0.5)
     for schedule in ("1,1,1,1", "iterstop", "cascade:2"):
         for pair, smooth in ((plain, 0.0), (smoothed, 1.5)):
             found, _ = through(pair, memory, schedule, smooth=smooth)
@@ -131,7 +131,7 @@ def test_smoothed_and_plain_steps_are_told_apart():
 
 def test_flows_are_kept_up_to_the_limit():
     flow_bytes = 2 * 2 * 2 * 3 * 4
-    memory, pair = Memory(3 * flow_bytes), CountingPair()
+    memory, pair = ResultMemory(3 * flow_bytes), CountingPair()
     seen = MemoisedPair(pair, memory, "ncc", 0.0, TimeAccount())
     flows = [seen.zero(level) for level in (4, 3, 2, 1)]
     pair.log.clear()
@@ -143,7 +143,7 @@ def test_flows_are_kept_up_to_the_limit():
 
 def test_a_device_is_waited_for():
     waited = []
-    MemoisedPair(CountingPair(), Memory(synchronise=waited.append), "ncc", 0.0, TimeAccount()).zero(4)
+    MemoisedPair(CountingPair(), ResultMemory(synchronise=waited.append), "ncc", 0.0, TimeAccount()).zero(4)
     assert len(waited) == 1
 
 
@@ -153,7 +153,7 @@ def test_on_real_engines_bit_for_bit(engines):
     from runtime.registration.arrays import register_arrays
 
     fixed, moving = example_pair((24, 32, 16))
-    memory, ways = Memory(), list(itertools.product(SCHEDULES, (0.0, 1.5, 0.7)))
+    memory, ways = ResultMemory(), list(itertools.product(SCHEDULES, (0.0, 1.5, 0.7)))
     with engines.running():
         pair = engines.fixed_side(engines.fields.to_device(fixed), "ncc").pair(engines.fields.to_device(moving))
         found = [through(pair.with_smoothing(smooth), memory, schedule, smooth=smooth)[0] for schedule, smooth in ways]

@@ -9,7 +9,7 @@ import pytest
 from runtime.registration.options import Options
 from runtime.workflows.evaluation.methods import BEFORE, FAMILIES, Method
 from runtime.workflows.evaluation.options import EvaluateOptions
-from runtime.workflows.evaluation.pair_list import Pair
+from runtime.workflows.evaluation.pair_list import EvaluationPair
 from runtime.workflows.evaluation.results.evaluation import Evaluation, Spread
 from runtime.workflows.evaluation.results.figures import (
     draw_boxes,
@@ -129,7 +129,7 @@ class TestTables:
     def test_files_hold_what_json_and_csv_can(self, tmp_path):
         found = evaluation([RP], {RP.title: entry(0.5, hd95_mm=math.nan)}, folder=tmp_path)
         (tmp_path / "f.nii.gz").touch()
-        pair = Pair("p0", tmp_path / "f.nii.gz", tmp_path / "f.nii.gz")
+        pair = EvaluationPair("p0", tmp_path / "f.nii.gz", tmp_path / "f.nii.gz")
         write_tables(found, EvaluateOptions((pair,), tmp_path, engine_dirs=(tmp_path,)))
         assert '"hd95_mm": null' in (tmp_path / "scores.json").read_text()
         assert len((tmp_path / "labels.csv").read_text().splitlines()) == 1 + len(LABELS)

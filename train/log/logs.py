@@ -11,7 +11,7 @@ import numpy as np
 from runtime.errors import InputError
 from runtime.host.files.whole_files import atomic_path
 from train.loss.objective import Losses
-from train.steps.timetable import Plan
+from train.steps.timetable import StepPlan
 from train.steps.validation import SCHEDULES, Quality, Score
 
 # Columns of the losses by their name in `Losses`.
@@ -39,7 +39,7 @@ class Row:
 
     step: int
     seconds: float
-    plan: Plan
+    plan: StepPlan
     losses: Losses
     score: Score | None
 

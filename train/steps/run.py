@@ -21,7 +21,7 @@ from train.options import FitOptions
 from train.steps.distributed import Processes
 from train.steps.loader import Batch
 from train.steps.numerics import choose_device, choose_numerics
-from train.steps.timetable import Plan, Timetable
+from train.steps.timetable import StepPlan, Timetable
 from train.steps.validation import Score, validate
 
 _RECIPE = (
@@ -232,7 +232,7 @@ class Run:
             "started_from": self.started_from,
         }
 
-    def plan(self) -> Plan:
+    def plan(self) -> StepPlan:
         """Return the plan of the next step."""
         return self.timetable.plan(self.step, self.seconds)
 
@@ -260,7 +260,7 @@ class Run:
         self._descend(plan.rate)
         return losses
 
-    def _backward(self, pair: ImagePair, plan: Plan) -> dict[str, Tensor]:
+    def _backward(self, pair: ImagePair, plan: StepPlan) -> dict[str, Tensor]:
         """Add one pair's share of the gradient; return its share of the terms of `Losses`."""
         pair = pair.map(lambda tensor: tensor.to(self.numerics.device, non_blocking=True))
         if plan.half_size:

@@ -12,7 +12,7 @@ _ITERATIONS = 0x17E7  # part of the seed: separates these random numbers from th
 
 
 @dataclass(frozen=True)
-class Plan:
+class StepPlan:
     """The plan of one step.
 
     Attributes:
@@ -54,10 +54,12 @@ class Timetable:
         by_clock = 0.0 if minutes is None else seconds / (60 * minutes)
         return min(max(step / self.options.steps, by_clock), 1.0)
 
-    def plan(self, step: int, seconds: float) -> Plan:
+    def plan(self, step: int, seconds: float) -> StepPlan:
         """Return the plan of the step after `step` finished ones."""
         done, options = self.done(step, seconds), self.options
-        return Plan(self._rate(step, done), options.coarse * (1 - done), self._counts(step), done < options.half_size)
+        return StepPlan(
+            self._rate(step, done), options.coarse * (1 - done), self._counts(step), done < options.half_size
+        )
 
     def seconds_left(self, step: int, seconds: float, steps: int, took: float) -> float:
         """Estimate the remaining seconds from the latest `steps`, which `took` that many seconds."""

@@ -202,7 +202,7 @@ class Scorer:
             self._sums = self._device.empty((2,), np.float64)
             _finish(partial, self._sums)
 
-    def __call__(self, moving: DeviceArray, flow: DeviceArray) -> "Score":
+    def __call__(self, moving: DeviceArray, flow: DeviceArray) -> "PendingScore":
         """Return the similarity for a flow (i, j, k, 3) on the image's grid or a whole factor coarser.
 
         It is NaN where it is undefined.
@@ -216,19 +216,19 @@ class Scorer:
         partial = self._fields._partial(kernel, _runs(shape), 3, *images, after=shape)
         slot, size = _finish(partial, self._device.slot(), self._sums), self._count
         finish = OF_SUMS[self._similarity]
-        return Score(self._device, slot, lambda m, mm, mf, f, ff: finish(size, f, ff, m, mm, mf))
+        return PendingScore(self._device, slot, lambda m, mm, mf, f, ff: finish(size, f, ff, m, mm, mf))
 
-    def _lncc(self, moving: DeviceArray, flow: DeviceArray) -> "Score":
+    def _lncc(self, moving: DeviceArray, flow: DeviceArray) -> "PendingScore":
         shape, device = self._fixed.shape, self._device
         size_i, size_j, size_k = shape
         planes, warped = device.empty((5, *shape)), self._fields.warp(moving, flow)
         device.launch("lncc_planes", size_i * -(-size_j // SEGMENT) * size_k, self._fixed, warped, planes, *shape)
         work = -(-size_i // SEGMENT) * size_j * size_k
         partial = self._fields._partial("lncc_sums", work, 1, planes, float(LNCC_EPSILON), after=shape)
-        return Score(device, _finish(partial, device.slot()), lambda total, *_: total / warped.size)
+        return PendingScore(device, _finish(partial, device.slot()), lambda total, *_: total / warped.size)
 
 
-class Score:
+class PendingScore:
     """A similarity that the device may still be computing; ``float()`` waits for it."""
 
     def __init__(self, device: Device, slot: Slot, finish: Callable[..., float]) -> None:

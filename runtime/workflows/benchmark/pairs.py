@@ -43,7 +43,7 @@ class GeneratedPair:
 
 
 @dataclass(frozen=True)
-class ScanPair:
+class RealPair:
     """Two scans on the working grid, after the affine initialisation."""
 
     fixed: Path

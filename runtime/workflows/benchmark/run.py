@@ -14,7 +14,7 @@ from ...loop.schedules import Schedule
 from ...registration.options import Options
 from ...types import Record
 from .contenders.arithmetic import NetworkWork
-from .contenders.contender import EngineContender, Others, Task
+from .contenders.contender import EngineContender, Others, RunSettings
 from .contenders.line_up import LineUp, Peaks
 from .contenders.process import call_once
 from .machine.gpu import gpu_warnings
@@ -24,13 +24,13 @@ from .measuring.end_to_end import end_to_end, start_up
 from .measuring.rounds import Progress, account, against, run_warnings, seconds, speed, take_turns
 from .measuring.statistics import BUSY_LOAD, line_fit, summary
 from .options import SHAPE, BenchmarkOptions, Shape
-from .pairs import GeneratedPair, ScanPair
+from .pairs import GeneratedPair, RealPair
 from .report import text as table
 
 FORMAT, VERSION = "rpnet-benchmark", 1
 WHOLE_RUNS = 3  # most rounds of whole registrations, and of many moving images to one fixed
 SWEEP_SCHEDULE = "1,1,1,1"
-Pair = GeneratedPair | ScanPair
+Pair = GeneratedPair | RealPair
 
 
 def run_benchmark(
@@ -96,7 +96,7 @@ class Bench:
     ) -> None:
         self._options, self._set, self._field, self._command = options, engine_set, line_up, command
         self._folder, self._record, self._echo, self._progress = folder, record, echo, progress
-        self._task = Task(_schedule(options, engine_set), engine_set.stop["similarity"])
+        self._task = RunSettings(_schedule(options, engine_set), engine_set.stop["similarity"])
         self._images = folder / "pair.npz"
         self._rounds = record["runs"], record["warmup"] = options.rounds(all(entry.on_gpu for entry in line_up.entries))
         record["contenders"] = [{"name": entry.name, **entry.facts} for entry in line_up.entries]
@@ -128,7 +128,7 @@ class Bench:
         options = self._options
         pair: Pair = GeneratedPair(options.shape or SHAPE)
         if options.fixed is not None and options.moving is not None:
-            pair = ScanPair(options.fixed, options.moving, options.engine_dir, options.crop_to)
+            pair = RealPair(options.fixed, options.moving, options.engine_dir, options.crop_to)
         shape = self._make(pair)
         self._record["pair"] = {"words": pair.words, "shape": shape, "spacing_mm": self._set.spacing}
         self._echo_part("head")

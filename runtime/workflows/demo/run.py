@@ -61,7 +61,7 @@ class DemoPair:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class StageOutcome:
     """Quality of a stage: distance from the truth over the fixed brain in mm, and mean Dice over `LABELS`."""
 
     mean_mm: float
@@ -71,7 +71,7 @@ class Outcome:
 
 def run_demo(
     folder: str | Path, engine_dir: str | Path, echo: Echo = print, progress: Progress = silent
-) -> dict[str, Outcome]:
+) -> dict[str, StageOutcome]:
     """Make the pair, register it, and report the distance of each stage from the truth and which files to open.
 
     Args:
@@ -208,7 +208,7 @@ def _rescan(rng: np.random.Generator, template: Volume, labels: Array, warp: Kno
     return np.clip(np.rint(1000 * image), 0, None).astype(np.int16), interpolate(labels, voxels, order=0)
 
 
-def _outcomes(pair: DemoPair, result) -> dict[str, Outcome]:
+def _outcomes(pair: DemoPair, result) -> dict[str, StageOutcome]:
     """Return the outcome of each stage of a `runtime.Registration` of the pair."""
     from ...images.resampling.resample import resample
 
@@ -217,12 +217,12 @@ def _outcomes(pair: DemoPair, result) -> dict[str, Outcome]:
     for stage, affine in (("headers only", np.eye(4)), ("affine initialisation", result.transform.affine)):
         labels = resample(moving.data, moving.grid, fixed.grid, affine, "nearest")
         error = error_mm(partial(move, affine), pair)
-        outcomes[stage] = Outcome(*error, mean_dice(fixed.data, labels))
+        outcomes[stage] = StageOutcome(*error, mean_dice(fixed.data, labels))
     error = error_mm(result.transform.points, pair)
-    return outcomes | {"registered": Outcome(*error, mean_dice(fixed.data, result.warped_labels))}
+    return outcomes | {"registered": StageOutcome(*error, mean_dice(fixed.data, result.warped_labels))}
 
 
-def _table(outcomes: Mapping[str, Outcome]) -> list[str]:
+def _table(outcomes: Mapping[str, StageOutcome]) -> list[str]:
     lines = [
         "",
         f"{'':<24}distance from the known warp      overlap of",

@@ -9,7 +9,7 @@ from ...errors import InputError
 from ...host.files.regular_files import require_file
 from ...registration.options import Options
 from .methods import Choices
-from .pair_list import Pair
+from .pair_list import EvaluationPair
 
 Export = Callable[[Path, Path], None]  # writes the engine set of a checkpoint into a folder
 
@@ -34,7 +34,7 @@ class EvaluateOptions:
         InputError: no pair, no engine set, or an option that no pair can use.
     """
 
-    pairs: tuple[Pair, ...]
+    pairs: tuple[EvaluationPair, ...]
     output: Path
     choices: Choices = field(default_factory=Choices)
     engine_dirs: tuple[Path, ...] = ()

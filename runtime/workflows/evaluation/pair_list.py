@@ -19,7 +19,7 @@ KNOWN = (AUTO, *CONVENTIONS, RAS)
 
 
 @dataclass(frozen=True)
-class Pair:
+class EvaluationPair:
     """A pair and the files it is scored by; scores without their files are left out.
 
     Attributes:
@@ -63,7 +63,7 @@ class Pair:
         return {**named, **links}
 
 
-def read_pairs(path: Path) -> tuple[Pair, ...]:
+def read_pairs(path: Path) -> tuple[EvaluationPair, ...]:
     """Read the pairs of a CSV with a header: fixed, moving and any other of `COLUMNS`, in upper or lower case.
 
     Cells may be empty; paths may be relative to the CSV's folder. `transform` lists a chain as `apply` takes it, FILE
@@ -78,7 +78,7 @@ def read_pairs(path: Path) -> tuple[Pair, ...]:
         pairs = tuple(_pair(path, line, row) for line, row in _rows(path))
     if not pairs:
         raise InputError(f"--pairs: {path} lists no pair; expected one line per pair below the header")
-    seen: dict[str, Pair] = {}
+    seen: dict[str, EvaluationPair] = {}
     for pair in pairs:
         if (first := seen.setdefault(pair.name.casefold(), pair)) is not pair:
             raise InputError(f"--pairs: {path} has two pairs called {first.name}; give different names in column name")
@@ -116,14 +116,14 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
         yield line, by_column(header, cells)
 
 
-def _pair(path: Path, line: int, row: dict[str, str]) -> Pair:
+def _pair(path: Path, line: int, row: dict[str, str]) -> EvaluationPair:
     for column in ("fixed", "moving"):
         if not row[column]:
             raise InputError(f"--pairs: {path} line {line} names no {column} scan; name one or remove the line")
     files = {name: path.parent / row[name] for name in FILES if row.get(name)}
     links = [link.strip() for link in row.get("transform", "").split(";") if link.strip()]
     ids = row.get("label_ids")
-    return Pair(
+    return EvaluationPair(
         name=_safe(row.get("name") or "") or pair_name(files["fixed"], files["moving"]),
         transform=tuple(Link.parse(str(path.parent / link)) for link in links),
         label_ids=parse_label_ids(ids, f"--pairs: {path} line {line}, label_ids") if ids else None,
@@ -137,7 +137,7 @@ def _safe(name: str) -> str:
     return re.sub(r"[^\w.+-]+", "_", name).strip("._")
 
 
-def label_ids_of(pair: Pair, default: Sequence[int] | None) -> tuple[int, ...] | None:
+def label_ids_of(pair: EvaluationPair, default: Sequence[int] | None) -> tuple[int, ...] | None:
     """Return the label ids of the pair, or else of the command line; None: all that both maps hold."""
     chosen = default if pair.label_ids is None else pair.label_ids
     return None if chosen is None else tuple(chosen)

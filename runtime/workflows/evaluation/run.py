@@ -17,7 +17,7 @@ from ...registration.warmup import start_kernels
 from .engine_sets import NamedSet, open_sets
 from .methods import BEFORE, TRANSFORM, Method, methods
 from .options import EvaluateOptions, Export
-from .pair_list import Pair, label_ids_of
+from .pair_list import EvaluationPair, label_ids_of
 from .results.evaluation import Evaluation
 from .results.figures import write_pictures
 from .results.folder import PAIRS, Record, ScoresFolder
@@ -100,7 +100,7 @@ class _Plan:
         facts = record["key"], engines, method.options and vars(method.options), *filter(None, [convention])
         return sha256_of_facts(facts)
 
-    def todo(self, pair: Pair, record: Record, named: NamedSet) -> list[Method]:
+    def todo(self, pair: EvaluationPair, record: Record, named: NamedSet) -> list[Method]:
         """Return the methods that the record lacks or that failed."""
         failed = {trouble["engines"] for trouble in record.get("errors", ())}
         wanted = list(self._by_set[named.name])
@@ -109,7 +109,7 @@ class _Plan:
             wanted[:0] = [self._before[named.name], *([Method(TRANSFORM)] if pair.transform else [])]
         return [method for method in wanted if not self._done(record, named, method)]
 
-    def later(self, pair: Pair, record: Record, named: NamedSet) -> int:
+    def later(self, pair: EvaluationPair, record: Record, named: NamedSet) -> int:
         """Return the number of missing results of a pair on the sets after this one."""
         return sum(len(self.todo(pair, record, other)) for other in self._sets[self._sets.index(named) + 1 :])
 
@@ -129,7 +129,9 @@ class _Work:
     def __init__(self, options: EvaluateOptions, folder: ScoresFolder, plan: _Plan, counter: "_ResultProgress") -> None:
         self._options, self._folder, self._plan, self._counter = options, folder, plan, counter
 
-    def run(self, pair: Pair, named: NamedSet, record: Record, todo: list[Method], engines: OpenEngines) -> None:
+    def run(
+        self, pair: EvaluationPair, named: NamedSet, record: Record, todo: list[Method], engines: OpenEngines
+    ) -> None:
         """Run the methods in `todo`; the record is written after each, so that nothing is lost with the process."""
         record["versions"] = versions()
         try:

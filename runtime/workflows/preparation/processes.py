@@ -17,7 +17,7 @@ from ...images.formats.image_file import read_header
 from ...images.scan_list import Scan
 from .options import PrepareOptions
 from .output.folder import OutputFolder
-from .scan.preparer import Outcome, ScanPreparer
+from .scan.preparer import ScanOutcome, ScanPreparer
 from .scan.reference import Reference
 
 # Measured peak memory of a process: 0.5 GB for a scan of 256x256x160, 1 GB for a masked one of 488x404x224.
@@ -29,7 +29,7 @@ _preparer: ScanPreparer | None = None  # set in each process of the pool
 
 def outcomes(
     options: PrepareOptions, reference: Reference, folder: OutputFolder, scans: Mapping[str, Scan]
-) -> Iterator[Outcome]:
+) -> Iterator[ScanOutcome]:
     """Prepare every scan of `scans` (by name), and yield the outcomes as they are ready.
 
     Raises:
@@ -67,7 +67,7 @@ def _processes(jobs: int, arguments: tuple, asked_for: bool) -> ProcessPoolExecu
         ) from None
 
 
-def _shared_out(pool: ProcessPoolExecutor, jobs: int, scans: Mapping[str, Scan]) -> Iterator[Outcome]:
+def _shared_out(pool: ProcessPoolExecutor, jobs: int, scans: Mapping[str, Scan]) -> Iterator[ScanOutcome]:
     """Yield outcomes; each process has one scan and none queued, so that Ctrl-C waits for one scan at most."""
     tasks = iter(scans.items())
     with pool:
@@ -95,7 +95,7 @@ def _voxels(file: Path) -> int:
     return 0
 
 
-def _here(preparer: ScanPreparer, scans: Mapping[str, Scan]) -> Iterator[Outcome]:
+def _here(preparer: ScanPreparer, scans: Mapping[str, Scan]) -> Iterator[ScanOutcome]:
     for name, scan in scans.items():
         yield preparer.prepare(name, scan)
 
@@ -111,6 +111,6 @@ def _begin(options: PrepareOptions, reference: Reference, folder: OutputFolder, 
     _preparer = ScanPreparer(options, reference, folder, threads)
 
 
-def _prepare(name: str, scan: Scan) -> Outcome:
+def _prepare(name: str, scan: Scan) -> ScanOutcome:
     assert _preparer is not None
     return _preparer.prepare(name, scan)

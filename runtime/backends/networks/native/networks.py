@@ -53,15 +53,15 @@ class NativeNetworks:
     def __init__(self, engine_set: EngineSet, threads: int | None = None, precision: str = "fp32") -> None:
         self.precision, self.closed = precision, False
         self._channels = engine_set.channels
-        self._extractors: dict[int, Chain] = {}
+        self._extractors: dict[int, ConvolutionChain] = {}
         background = np.zeros((1, 1, 1, 1), np.float32)
         graphs = read_graphs(engine_set)
         for level, layer in zip(sorted(LEVELS), graphs[EXTRACTOR], strict=True):
             source = background if level == 1 else _pooled_background(background)
-            self._extractors[level] = Chain([layer], source)
+            self._extractors[level] = ConvolutionChain([layer], source)
             background = self._extractors[level].background_out
         self._estimators = {
-            level: Chain(
+            level: ConvolutionChain(
                 graphs[estimator_name(level)],
                 np.concatenate([self._extractors[level].background_out] * 2, axis=-1),
             )
@@ -100,7 +100,7 @@ class NativeNetworks:
         return 1e-9 * flop / fastest(lambda: kernels.repeat_block(rows, kind, weights, PEAK_BLOCKS), PEAK_RUNS)
 
 
-class Chain:
+class ConvolutionChain:
     """A chain of convolutions on a volume (I, J, K, C), channels-last.
 
     Args:

@@ -127,7 +127,7 @@ def tensor_formats(engine: str, precision: str) -> dict[str, tuple[str, str]]:
 
 
 @dataclass(frozen=True)
-class Plan:
+class EnginePlan:
     """A plan on disk, as it is listed."""
 
     path: Path
@@ -157,7 +157,7 @@ class PlanStore:
         place = sha256(str(engine_dir.resolve()).encode())[:16]
         self._folders = engine_dir / FOLDER, cache_folder(CACHED) / CACHED / place
 
-    def find(self, wanted: PlanSpec, shape: Shape | None = None) -> tuple[Plan, bytes] | str:
+    def find(self, wanted: PlanSpec, shape: Shape | None = None) -> tuple[EnginePlan, bytes] | str:
         """Return a plan that fits and its content, or the reason why there is none.
 
         Args:
@@ -197,10 +197,10 @@ class PlanStore:
         )
 
 
-def _fitting(plans: list[Plan], wanted: PlanSpec, shape: Shape | None) -> tuple[list[Plan], str]:
+def _fitting(plans: list[EnginePlan], wanted: PlanSpec, shape: Shape | None) -> tuple[list[EnginePlan], str]:
     """Return the plans that fit, and the reason if none does: the first criterion that all remaining plans fail."""
     sm, reason = wanted.sms[0], "none built yet"
-    criteria: tuple[tuple[Callable[[Plan], bool], Callable[[Plan], str] | None], ...] = (
+    criteria: tuple[tuple[Callable[[EnginePlan], bool], Callable[[EnginePlan], str] | None], ...] = (
         (lambda plan: _same_kind(plan.spec, wanted), None),
         (lambda plan: not outdated(plan, wanted), lambda plan: outdated(plan, wanted)),
         (lambda plan: sm in plan.spec.sms, lambda plan: f"built for SM {_words(plan.spec.sms)}, not {sm}"),
@@ -214,7 +214,7 @@ def _fitting(plans: list[Plan], wanted: PlanSpec, shape: Shape | None) -> tuple[
     return plans, reason
 
 
-def outdated(plan: Plan, wanted: PlanSpec) -> str:
+def outdated(plan: EnginePlan, wanted: PlanSpec) -> str:
     """Return the reason why a plan of the same kind can no longer be used; empty if it can."""
     if plan.spec.graph != wanted.graph:
         return "built from another graph"
@@ -234,7 +234,7 @@ def _words(numbers: Sequence[int]) -> str:
     return ", ".join(map(str, numbers))
 
 
-def _listed(folder: Path) -> list[Plan]:
+def _listed(folder: Path) -> list[EnginePlan]:
     """Return the listed plans; none if the listing is missing, of another format or malformed."""
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
         listing = json.loads((folder / LISTING).read_text(encoding="utf-8"))
@@ -243,9 +243,9 @@ def _listed(folder: Path) -> list[Plan]:
     return []
 
 
-def _plan(folder: Path, entry: Mapping[str, Any]) -> Plan:
+def _plan(folder: Path, entry: Mapping[str, Any]) -> EnginePlan:
     formats = {str(name): tuple(value) for name, value in entry["formats"].items()}
-    return Plan(folder / Path(entry["file"]).name, str(entry["sha256"]), PlanSpec.from_dict(entry), formats)
+    return EnginePlan(folder / Path(entry["file"]).name, str(entry["sha256"]), PlanSpec.from_dict(entry), formats)
 
 
 def _replace(folder: Path, built: Sequence[tuple[PlanSpec, bytes]]) -> list[str]:
@@ -266,14 +266,14 @@ def _replace(folder: Path, built: Sequence[tuple[PlanSpec, bytes]]) -> list[str]
     return [f"{path.name} ({reason})" for path, reason in gone.items() if reason != AGAIN]
 
 
-def _written(folder: Path, spec: PlanSpec, content: bytes) -> Plan:
+def _written(folder: Path, spec: PlanSpec, content: bytes) -> EnginePlan:
     digest = sha256(content)
     path = folder / f"{spec.engine}.{spec.precision}.{spec.target}.{digest[:8]}.plan"
     write_bytes(path, content)
-    return Plan(path, digest, spec, spec.formats)
+    return EnginePlan(path, digest, spec, spec.formats)
 
 
-def _superseded(plan: Plan, spec: PlanSpec) -> str:
+def _superseded(plan: EnginePlan, spec: PlanSpec) -> str:
     """Return the reason why a new plan replaces a listed one; empty if both stay."""
     if not _same_kind(plan.spec, spec):
         return ""

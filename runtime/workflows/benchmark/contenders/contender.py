@@ -19,7 +19,7 @@ ENGINE_FACTS = ("backend", "library", "device", "fields", "precision", "threads"
 
 
 @dataclass(frozen=True)
-class Task:
+class RunSettings:
     """The task of every contender: a schedule, and the similarity it watches."""
 
     schedule: Schedule
@@ -27,7 +27,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Run:
+class RunResult:
     """One registration of two prepared images.
 
     Attributes:
@@ -111,7 +111,7 @@ class Others:
     references: Sequence[Contender] = ()
 
 
-def solve(runner: Runner, task: Task, moving: Array, fixed: Array | None = None, side: Any = None) -> Run:
+def solve(runner: Runner, task: RunSettings, moving: Array, fixed: Array | None = None, side: Any = None) -> RunResult:
     """Register `moving` to `fixed`, or to a fixed side made before; both (I, J, K), float32 in [0, 1]."""
     recorder, mark = runner.recorder, runner.recorder.clock.mark
     recorder.begin(moving.shape)
@@ -129,7 +129,7 @@ def solve(runner: Runner, task: Task, moving: Array, fixed: Array | None = None,
         parts = {"fixed side": (start, ready), "loop": (start, end), "finish": (end, done)}
         seconds = {name: recorder.clock.seconds(*marks) for name, marks in parts.items()}
         spans = recorder.spans()
-    return Run(
+    return RunResult(
         flow,
         found.counts,
         tuple(tuple(len(trace.decisions) for trace in traces) for traces in found.passes),

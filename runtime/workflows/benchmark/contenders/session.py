@@ -11,7 +11,7 @@ from ....host.machine import peak_bytes
 from ....host.progress import Progress, silent
 from ....types import Array
 from ..machine.host import Interference
-from .contender import Contender, EngineRunner, Run, Runner, Task, solve
+from .contender import Contender, EngineRunner, Runner, RunResult, RunSettings, solve
 
 if TYPE_CHECKING:
     from ....images.volume import Volume
@@ -45,18 +45,18 @@ class Session:
             self.images = {name: arrays[name] for name in ("fixed", "moving")}
         self.side = None
 
-    def check(self, task: Task, flow_path: Path) -> dict[str, Any]:
+    def check(self, task: RunSettings, flow_path: Path) -> dict[str, Any]:
         """Run once to check the result: write the flow (.npy), return the rest."""
         run = solve(self._opened, task, **self.images)
         np.save(flow_path, run.flow)
         names = ("counts", "executed", "similarity", "folded_share", "seconds")
         return {name: getattr(run, name) for name in names}
 
-    def run(self, task: Task) -> dict[str, Any]:
+    def run(self, task: RunSettings) -> dict[str, Any]:
         """Time one run from both images; plain types."""
         return self._sample(task, **self.images)
 
-    def run_on_same_fixed(self, task: Task) -> dict[str, Any]:
+    def run_on_same_fixed(self, task: RunSettings) -> dict[str, Any]:
         """Time one run on a fixed side that is made at the first call only."""
         if self.side is None:
             runner = self._opened
@@ -69,9 +69,9 @@ class Session:
         assert self.runner is not None
         return self.runner
 
-    def _sample(self, task: Task, moving: Array, **fixed: Any) -> dict[str, Any]:
+    def _sample(self, task: RunSettings, moving: Array, **fixed: Any) -> dict[str, Any]:
         with Interference() as interference:
-            run: Run = solve(self._opened, task, moving, **fixed)
+            run: RunResult = solve(self._opened, task, moving, **fixed)
         return {
             "seconds": run.seconds,
             "processor_seconds": interference.processor_seconds,

@@ -7,7 +7,7 @@ import numpy as np
 
 from ....backends.parity import TOLERANCES, flow_difference
 from ....errors import InputError
-from ..contenders.contender import Task
+from ..contenders.contender import RunSettings
 from ..contenders.process import Worker
 
 
@@ -16,7 +16,7 @@ class GateError(InputError):
 
 
 def check_all(
-    reference: Worker, contenders: list[tuple[Worker, str]], task: Task, spacing: float, folder: Path
+    reference: Worker, contenders: list[tuple[Worker, str]], task: RunSettings, spacing: float, folder: Path
 ) -> list[dict[str, Any]]:
     """Compare each contender's result with the reference's; all have loaded the same images.
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from ....errors import InputError
 from ....host.cache_folder import VARIABLE
-from ..contenders.contender import Contender, EngineContender, Task
+from ..contenders.contender import Contender, EngineContender, RunSettings
 from ..contenders.process import Worker
 from ..contenders.session import Session
 from .rounds import Progress, round_name
@@ -141,7 +141,7 @@ class Kernels:
         return 0.0
 
 
-def start_up(contenders: Sequence[Contender], images: Path, task: Task, progress: Progress) -> dict[str, Any]:
+def start_up(contenders: Sequence[Contender], images: Path, task: RunSettings, progress: Progress) -> dict[str, Any]:
     """Measure start-up in seconds: with an empty cache, then with the cache that this filled.
 
     ``kernels`` is needed once per machine. For each contender, ``cold`` and ``warm``: ``start`` is the time until a new
@@ -161,7 +161,7 @@ def start_up(contenders: Sequence[Contender], images: Path, task: Task, progress
     return found
 
 
-def _start(contender: Contender, images: Path, task: Task, environment: dict[str, str]) -> dict[str, float]:
+def _start(contender: Contender, images: Path, task: RunSettings, environment: dict[str, str]) -> dict[str, float]:
     begun = time.perf_counter()
     with Worker(Session(contender), contender.name, environment) as worker:
         worker.call("load", images)

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
-from ..contenders.contender import Task
+from ..contenders.contender import RunSettings
 from ..contenders.process import Worker
 from .statistics import BUSY_SHARE, TRUSTED_SPREAD, ratios, spread, summary
 
@@ -28,7 +28,7 @@ OUTSIDE_LOOP = ("finish",)
 def take_turns(
     workers: list[Worker],
     method: str,
-    task: Task,
+    task: RunSettings,
     runs: int,
     warmup: int,
     progress: Progress,

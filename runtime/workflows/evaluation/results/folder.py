@@ -10,7 +10,7 @@ from ....transforms.formats import AUTO
 from ....types import Record
 from ..engine_sets import EXPORTED
 from ..options import EvaluateOptions
-from ..pair_list import Pair
+from ..pair_list import EvaluationPair
 
 FORMAT, VERSION = "rpnet-evaluated-pair", 2
 PAIRS = "pairs"
@@ -42,7 +42,7 @@ class ScoresFolder:
     def file(self, name: str) -> Path:
         return self.path / PAIRS / f"{name}.json"
 
-    def begin(self, pair: Pair, label_ids: tuple[int, ...] | None) -> Record:
+    def begin(self, pair: EvaluationPair, label_ids: tuple[int, ...] | None) -> Record:
         """Return a pair's record: that of an earlier run with the same inputs and options, else a new, empty one.
 
         Raises:

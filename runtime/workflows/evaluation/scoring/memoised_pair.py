@@ -32,7 +32,7 @@ class Result:
     seconds: float
 
 
-class Memory:
+class ResultMemory:
     """Results computed so far for one pair of images on one engine set.
 
     Flows are kept up to a number of bytes, and the least recently used ones are dropped first; their numbers and
@@ -132,7 +132,7 @@ class MemoisedPair:
     """
 
     def __init__(
-        self, pair: iterstop.Pair, memory: Memory, similarity: str | None, smooth: float, account: TimeAccount
+        self, pair: iterstop.Pair, memory: ResultMemory, similarity: str | None, smooth: float, account: TimeAccount
     ) -> None:
         self._pair: OpenPair = lambda: pair
         self._memory, self._similarity, self._smooth, self._account = memory, similarity, smooth, account

@@ -22,8 +22,8 @@ from ....transforms.points.markups import MarkupsFile
 from ....transforms.points.tables import COLUMNS, PointsFile, read_points
 from ....types import Array
 from ..methods import BEFORE, NO_ITERATION, Method
-from ..pair_list import Pair
-from .memoised_pair import LIMIT, MemoisedPair, Memory, TimeAccount
+from ..pair_list import EvaluationPair
+from .memoised_pair import LIMIT, MemoisedPair, ResultMemory, TimeAccount
 from .scores import LabelPair, TransformScorer, pair_labels
 
 MEMORY_SHARE = 4  # flows kept take at most 1 / MEMORY_SHARE of the free memory
@@ -49,7 +49,7 @@ class PairScorer:
 
     def __init__(
         self,
-        pair: Pair,
+        pair: EvaluationPair,
         engines: OpenEngines,
         start: Options,
         label_ids: Sequence[int] | None = None,
@@ -64,7 +64,7 @@ class PairScorer:
         progress(f"{pair.name}: prepare")
         onto = FixedScan(self._fixed, engines, start, mask=pair.fixed_mask)
         self._ready = onto.align(self._moving, mask=pair.moving_mask)
-        self._memory = Memory(_limit(), None if engines.networks.device == "cpu" else engines.fields.extremes)
+        self._memory = ResultMemory(_limit(), None if engines.networks.device == "cpu" else engines.fields.extremes)
         self._before = self._register(Options(schedule=NO_ITERATION).resolved(engines.engine_set))[0]
         self._scorer = self._make_scorer(start, landmarks)
 
@@ -141,7 +141,7 @@ def _limit() -> int:
 
 
 def _read_labels(
-    pair: Pair, scans: tuple[Volume, Volume], ids: Sequence[int] | None
+    pair: EvaluationPair, scans: tuple[Volume, Volume], ids: Sequence[int] | None
 ) -> tuple[LabelPair | None, tuple[str, ...]]:
     """Read the label maps of both scans; return them with warnings about their headers and positions."""
     if pair.fixed_labels is None or pair.moving_labels is None:
@@ -156,7 +156,9 @@ def _read_labels(
     return pair_labels(fixed, moving, ids), tuple(warnings)
 
 
-def _read_landmarks(pair: Pair, scans: tuple[Volume, Volume], frame: str | None) -> tuple[Array, Array] | None:
+def _read_landmarks(
+    pair: EvaluationPair, scans: tuple[Volume, Volume], frame: str | None
+) -> tuple[Array, Array] | None:
     """Read the landmarks of both scans, (N, 3) RAS mm each."""
     if pair.fixed_landmarks is None or pair.moving_landmarks is None:
         return None

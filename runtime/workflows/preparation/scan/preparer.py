@@ -28,7 +28,7 @@ PACKAGES = ("numpy", "nibabel", "numba", "llvmlite", "nilearn")
 
 
 @dataclass(frozen=True, eq=False)
-class Outcome:
+class ScanOutcome:
     """Outcome of a scan: its record, whether it was kept from an earlier run, and its tile of the contact sheet."""
 
     record: Record
@@ -53,7 +53,7 @@ class ScanPreparer:
     def __init__(self, options: PrepareOptions, reference: Reference, folder: OutputFolder, threads: int) -> None:
         self._options, self._reference, self._folder, self._threads = options, reference, folder, threads
 
-    def prepare(self, name: str, scan: Scan) -> Outcome:
+    def prepare(self, name: str, scan: Scan) -> ScanOutcome:
         """Prepare a scan, unless an earlier run did so with the same files and options; record any failure.
 
         Raises:
@@ -74,7 +74,7 @@ class ScanPreparer:
             return self._failed(record, error)
         record |= facts
         self._folder.write_record(record)
-        return Outcome(record, False, draw_tile(record, image, self._reference.foreground))
+        return ScanOutcome(record, False, draw_tile(record, image, self._reference.foreground))
 
     def _key(self, inputs: dict[str, dict[str, str]]) -> str:
         """Return the hash of everything that a result depends on: file contents (not paths) and options."""
@@ -82,13 +82,13 @@ class ScanPreparer:
         facts = (VERSION, hashes, self._reference.hashes, self._options.of_a_scan())
         return sha256_of_facts(facts)
 
-    def _earlier(self, name: str, key: str) -> Outcome | None:
+    def _earlier(self, name: str, key: str) -> ScanOutcome | None:
         """Return the outcome of an earlier run if its key is the same and its files are complete, else None."""
         record = self._folder.record(name)
         if record.get("key") != key or not self._folder.whole(record):
             return None
         image = read_volume(self._folder.file("image", name), "image").data
-        return Outcome(record, True, draw_tile(record, image, self._reference.foreground))
+        return ScanOutcome(record, True, draw_tile(record, image, self._reference.foreground))
 
     def _prepared(self, name: str, scan: Scan) -> tuple[Array, Record]:
         """Write the results; return the image (I, J, K) and the entries of its record."""
@@ -146,12 +146,12 @@ class ScanPreparer:
                 else:
                     write_volume(file, array, target, (code, code), pool=pool)
 
-    def _failed(self, record: Record, error: Exception) -> Outcome:
+    def _failed(self, record: Record, error: Exception) -> ScanOutcome:
         """Record a failure, which the next run tries again."""
         self._folder.clear(record["name"])
         record |= recorded(error)
         self._folder.write_record(record)
-        return Outcome(record, False, Tile(record["name"], error=record["error"]))
+        return ScanOutcome(record, False, Tile(record["name"], error=record["error"]))
 
 
 def _versions() -> dict[str, str]:
