@@ -6,17 +6,16 @@ cases that no earlier limit finds. A limit lies beyond all sound cases but a few
 """
 
 import json
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from runtime.backends.engine_set import MANIFEST, load_engine_set, sealed
 from runtime.backends.verdict_limits import ABOVE, BELOW, KEY, MEANINGS, Limit, VerdictLimits
 from runtime.errors import InputError, first_line
+from runtime.host.files.csv_lines import by_column, read_csv
 from runtime.host.files.output_path import writing
 from runtime.host.files.whole_files import write_text
 from runtime.registration.quality.figures import Figures
@@ -76,24 +75,28 @@ class Table:
         return dict(vars(self))
 
 
-def cases_from(records: Iterable[dict[str, Any]]) -> list[Case]:
-    """Return the cases of records as `measurements.quality` writes them.
+def read_cases(path: Path) -> list[Case]:
+    """Read the records of cases, a CSV file.
 
     Raises:
-        InputError: a record has no figures, or others than this program knows.
+        InputError: the file cannot be read, or a record has no figures, or others than this program knows.
     """
+    names = tuple(Figures.__dataclass_fields__)
+    header, lines = read_csv(path, "--cases", "name, half, kind, level, ratio, refused and one for each figure")
     found = []
-    names = set(Figures.__dataclass_fields__)
-    for record in records:
+    for number, cells in lines:
+        if len(cells) < len(header):
+            continue  # the unfinished line of a process that was killed
+        row = by_column(header, cells)
         try:
-            figures = None
-            if "refused" not in record:
-                stated = {name: math.nan if value is None else value for name, value in record["figures"].items()}
-                figures = Figures(**{name: float(stated[name]) for name in names})
-            kind = record["kind"], record["level"]
-            found.append(Case(record["name"], *kind, record["half"], float(record["ratio"]), figures))
+            figures = None if row["refused"] else Figures(**{name: float(row[name] or "nan") for name in names})
+            facts = (row[column] for column in ("name", "kind", "level", "half"))
+            found.append(Case(*facts, float(row["ratio"]), figures))
         except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"--cases: a record has no usable figures ({error!r}); make the cases again") from None
+            raise InputError(
+                f"--cases: {path}, line {number} has no usable figures ({first_line(error)}), expected those that "
+                "measurements.quality writes; make the cases again"
+            ) from None
     return found
 
 
@@ -175,22 +178,6 @@ def calibrated(limits: VerdictLimits, fitted: Table, tested: Table | None) -> Ve
     return replace(limits, calibration={"sound_from": SOUND, "failed_below": BAD, **facts})
 
 
-def read_cases(folder: Path) -> list[Case]:
-    """Read a folder of records, one JSON file for each case; InputError if there are none or one cannot be used."""
-    paths = sorted(folder.glob("*.json")) if folder.is_dir() else []
-    if not paths:
-        raise InputError(
-            f"--cases: {folder} holds no records (*.json), expected a folder that `measurements.quality` wrote"
-        )
-    records = []
-    for path in paths:
-        try:
-            records.append(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, RecursionError) as error:
-            raise InputError(f"--cases: {path} cannot be read as JSON ({first_line(error)}); make it again") from None
-    return cases_from(records)
-
-
 def store(engine_dir: Path, limits: VerdictLimits) -> None:
     """Write limits into an engine set's manifest, in one atomic step; its graphs stay as they are."""
     engine_set = load_engine_set(engine_dir)
@@ -200,12 +187,12 @@ def store(engine_dir: Path, limits: VerdictLimits) -> None:
 
 
 def calibrate(
-    folder: Path, engine_dir: Path, tested_half: str | None, invisible: Iterable[str] = (), without: Iterable[str] = ()
+    path: Path, engine_dir: Path, tested_half: str | None, invisible: Iterable[str] = (), without: Iterable[str] = ()
 ) -> VerdictLimits:
     """Fit limits to an engine set on the cases of all halves but one, test them on that one, and store them.
 
     Args:
-        folder: records of registrations with this set.
+        path: records of registrations with this set.
         engine_dir: folder of the set.
         tested_half: the half to test on; None: fit on all cases and test on none.
         invisible: kinds, or kinds and levels, that no image shows and are left out, such as "mirrored left-right".
@@ -215,7 +202,7 @@ def calibrate(
         InputError: records or an engine set that cannot be used, or too few cases.
     """
     load_engine_set(engine_dir)  # raise its errors before any work
-    cases = [case for case in read_cases(folder) if not {case.kind, f"{case.kind} {case.level}"} & set(invisible)]
+    cases = [case for case in read_cases(path) if not {case.kind, f"{case.kind} {case.level}"} & set(invisible)]
     halves = {case.half for case in cases}
     if tested_half is not None and tested_half not in halves:
         raise InputError(

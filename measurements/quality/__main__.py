@@ -1,6 +1,6 @@
 """Run cases with a known outcome on scans with labels, and record figures and Dice of each.
 
-    python -m measurements.quality --scans scans.csv --output runs/quality --body shared/data/ct/body_ct.nii.gz
+    python -m measurements.quality --scans scans.csv --output runs/cases.csv --body shared/data/ct/body_ct.nii.gz
 
 `scans.csv` has the columns name, image, labels, half; both scans of a pair are of one half. Run again, it goes on.
 """

@@ -1,6 +1,6 @@
 """Print how well verdicts agree with outcomes: by half, by kind of case, and as a ROC figure.
 
-    python -m measurements.quality.report --cases runs/quality --engine-dir engines --figure docs/images/verdict-roc.png
+    python -m measurements.quality.report --cases runs/cases.csv --figure docs/images/verdict-roc.png
 
 Verdicts follow from the limits of the engine set. "Before": the outcome was wrong and nothing was said, as exit code 0
 and no warning but of the header's orientation tell.
@@ -81,13 +81,13 @@ def draw(path: Path, cases: list[Case], limits: VerdictLimits) -> None:
 
 
 @click.command(help=__doc__.split("\n\n")[0])
-@click.option("--cases", "folder", type=click.Path(path_type=Path, exists=True), required=True)
+@click.option("--cases", "path", type=click.Path(path_type=Path, exists=True), required=True)
 @click.option("--engine-dir", type=click.Path(path_type=Path), default="engines", show_default=True)
 @click.option("--test-half", default="b", show_default=True)
 @click.option("--figure", type=click.Path(path_type=Path), help="Where to draw the ROC curves of the test half.")
-def main(folder: Path, engine_dir: Path, test_half: str, figure: Path | None) -> None:
+def main(path: Path, engine_dir: Path, test_half: str, figure: Path | None) -> None:
     limits = load_engine_set(engine_dir).verdict_limits
-    every = read_cases(folder)
+    every = read_cases(path)
     cases = [case for case in every if case.kind != INVISIBLE]
     click.echo(f"sound: at least {SOUND} of the sound pair's Dice; wrong: below {BAD}\n")
     click.echo(f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}")

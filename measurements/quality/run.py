@@ -1,8 +1,9 @@
 """Registration of cases and of the sound pairs behind them; each outcome is recorded once, so a run can be resumed."""
 
-import json
+import csv
+import io
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,29 @@ import numpy as np
 from measurements.quality.cases import Changed, Entry, Subject
 from runtime.backends.engines import OpenEngines
 from runtime.errors import InputError
-from runtime.host.files.plain_json import as_json
-from runtime.host.files.whole_files import write_text
 from runtime.images.overlap import common_labels, mean_dice
 from runtime.images.resampling.resample import resample_through
 from runtime.registration.options import Options
+from runtime.registration.quality.figures import Figures
 from runtime.registration.scans import FixedScan, Registration
 
 Array = np.ndarray
 SOUND = "sound"
+FACTS = (
+    "name",
+    "half",
+    "fixed",
+    "moving",
+    "kind",
+    "level",
+    "side",
+    "ratio",
+    "dice",
+    "sound_dice",
+    "refused",
+    "seconds",
+)
+COLUMNS = (*FACTS, *(field.name for field in fields(Figures)))
 
 
 @dataclass(frozen=True)
@@ -57,23 +72,38 @@ def plan(halves: dict[str, list[str]], entries: list[Entry], each: int) -> Itera
 
 
 class Records:
-    """A folder of records, one JSON file for each case."""
+    """A CSV file of records, one line for each case, to which lines are added as cases are done.
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
+    Several processes may add lines to one file. A line that a killed process left unfinished is not counted.
+
+    Args:
+        path: the file; created with its header if it does not exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(",".join(COLUMNS) + "\n", encoding="utf-8")
+        elif not path.read_bytes().endswith(b"\n"):
+            with path.open("a", encoding="utf-8") as file:
+                file.write("\n")  # after the unfinished line of a killed process
+        self._known = {row["name"] for row in self._rows()}
 
     def has(self, case: Case) -> bool:
-        return self._path(case).exists()
+        return case.name in self._known
 
-    def write(self, case: Case, record: dict[str, Any]) -> None:
-        write_text(self._path(case), as_json(record))
+    def write(self, record: dict[str, Any]) -> None:
+        """Add a line in one piece."""
+        line = io.StringIO()
+        csv.DictWriter(line, COLUMNS, restval="", lineterminator="\n").writerow(record)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(line.getvalue())
+        self._known.add(record["name"])
 
-    def read(self) -> list[dict[str, Any]]:
-        return [json.loads(path.read_text()) for path in sorted(self._folder.glob("*.json"))]
-
-    def _path(self, case: Case) -> Path:
-        return self._folder / f"{case.name}.json"
+    def _rows(self) -> list[dict[str, str]]:
+        with self._path.open(newline="", encoding="utf-8") as file:
+            return [row for row in csv.DictReader(file) if None not in row.values()]
 
 
 class Pair:
@@ -135,8 +165,8 @@ def run(
         if pair is None or (pair.fixed.name, pair.moving.name) != (case.fixed, case.moving):
             pair = Pair(subjects[case.fixed], subjects[case.moving], onto)
         record = _record(pair, case, engines, onto)
-        records.write(case, record)
-        text = record.get("refused") or f"{record['ratio']:.2f}"
+        records.write(record)
+        text = record.get("refused") or record["ratio"]
         tell(f"{number} of {len(cases)}, {case.name}: {text}")
 
 
@@ -144,8 +174,8 @@ def _record(pair: Pair, case: Case, engines: OpenEngines, onto: FixedScan) -> di
     entry = case.entry
     facts = {"half": case.half, "fixed": case.fixed, "moving": case.moving, "name": case.name}
     if entry is None:
-        facts |= {"kind": SOUND, "level": "", "side": "", "sound_dice": pair.sound_dice(), "dice": pair.sound_dice()}
-        return {**facts, "ratio": 1.0, **_outcome(pair.result)}
+        sound = f"{pair.sound_dice():.4f}"
+        return {**facts, "kind": SOUND, "sound_dice": sound, "dice": sound, "ratio": "1", **_outcome(pair.result)}
     facts |= {"kind": entry.kind, "level": entry.level, "side": entry.side}
     on_fixed, on_moving = entry.side in ("fixed", "both"), entry.side in ("moving", "both")
     names = f"{case.fixed} {case.moving}"
@@ -157,7 +187,7 @@ def _record(pair: Pair, case: Case, engines: OpenEngines, onto: FixedScan) -> di
             onto = FixedScan(fixed.image, engines, options, mask=fixed.mask)
         result = onto.register(moving.image, moving.labels, mask=moving.mask)
     except InputError as error:
-        return {**facts, "refused": str(error), "ratio": 0.0}
+        return {**facts, "refused": str(error), "ratio": "0"}
     seen = pair.view_of(moving)
     seen = seen if seen is None else seen[fixed.box]
     sound = pair.sound_dice(seen, fixed.box)
@@ -165,19 +195,10 @@ def _record(pair: Pair, case: Case, engines: OpenEngines, onto: FixedScan) -> di
     dice = 0.0
     if not (fixed.hopeless or moving.hopeless):
         dice = dice_inside(fixed.labels.data, result.warped_labels, pair.scored, seen)
-    return {**facts, "sound_dice": sound, "dice": dice, "ratio": dice / sound, **_outcome(result)}
+    scores = {"sound_dice": f"{sound:.4f}", "dice": f"{dice:.4f}", "ratio": f"{dice / sound:.4f}"}
+    return {**facts, **scores, **_outcome(result)}
 
 
 def _outcome(result: Registration) -> dict[str, Any]:
-    return {
-        "figures": result.quality.as_dict(),
-        "warnings": list(result.warnings),
-        "affine": {key: value for key, value in result.affine_initialisation.items() if key != "matrix"},
-        "similarity": {"affine": result.similarity_before, "end": result.iterations.similarity},
-        "counts": list(result.iterations.counts[0]),
-        "trace": [[[d.before, d.after] for d in level.decisions] for level in result.iterations.passes[0]],
-        "holes": [None if hole is None else float(hole.mean()) for hole in result.working.holes],
-        "displacement_mm": result.displacement_mm,
-        "jacobian": result.volume_change,
-        "seconds": sum(result.seconds.values()),
-    }
+    figures = {name: f"{value:.5g}" for name, value in result.quality.as_dict().items()}
+    return {**figures, "seconds": f"{sum(result.seconds.values()):.1f}"}

@@ -1,16 +1,17 @@
 """Limits fitted to cases with a known outcome, and kept in an engine set's manifest."""
 
-import json
 import math
 import shutil
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from export.calibrate import calibrate, cases_from, fit, tried
+from export.calibrate import Case, calibrate, fit, read_cases, tried
+from measurements.quality.run import Records
 from runtime.backends.engine_set import load_engine_set
 from runtime.errors import InputError
-from runtime.registration.quality.figures import Figures
 from tests.registration.test_quality import plausible
 
 
@@ -24,20 +25,28 @@ def records(half: str, seed: int, sound: int = 60, bad: int = 40) -> list[dict]:
         changes |= {"fixed_size": rng.uniform(1000, 1500), "detail_affine": math.nan}
         if failed:
             changes |= {"sd_log_jacobian": 1.5} if number % 2 else {"overlap_affine": 0.4}
-        figures = {name: None if math.isnan(value) else value for name, value in plausible(**changes).as_dict().items()}
         facts = {"name": f"{half}{number}", "kind": "any", "level": "", "half": half}
-        found.append({**facts, "ratio": 0.3 if failed else 1.0, "figures": figures})
+        found.append({**facts, "ratio": 0.3 if failed else 1.0, **plausible(**changes).as_dict()})
     return found
 
 
+def cases_from(rows: list[dict]) -> list[Case]:
+    """Return the cases of records, by way of their file."""
+    with tempfile.TemporaryDirectory() as folder:
+        return read_cases(written(Path(folder) / "cases.csv", rows))
+
+
+def written(path: Path, rows: list[dict]) -> Path:
+    """Write records as measurements.quality does."""
+    records = Records(path)
+    for row in rows:
+        records.write(row)
+    return path
+
+
 @pytest.fixture
-def folder(tmp_path):
-    for half, seed in (("a", 1), ("b", 2)):
-        for record in records(half, seed):
-            path = tmp_path / "records" / f"{record['name']}.json"
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(json.dumps(record))
-    return tmp_path / "records"
+def file(tmp_path):
+    return written(tmp_path / "cases.csv", [*records("a", 1), *records("b", 2)])
 
 
 def test_the_figures_that_tell_them_apart_are_found():
@@ -59,20 +68,20 @@ def test_cases_in_between_count_neither_way():
     between = records("a", 1)
     for record in between[:5]:
         record["ratio"] = 0.9
-        record["figures"]["sd_log_jacobian"] = 3.0
+        record["sd_log_jacobian"] = 3.0
     assert tried(cases_from(between), fit(cases_from(between))).sound == 55
 
 
 def test_a_refused_case_was_found():
-    refused = {"name": "r", "kind": "any", "level": "", "half": "a", "ratio": 0.0, "refused": "constant"}
+    refused = {"name": "r", "kind": "any", "half": "a", "ratio": 0.0, "refused": "constant"}
     cases = cases_from([*records("a", 1), refused])
     assert tried(cases, fit(cases)).bad_failed == 41
 
 
-def test_the_manifest_holds_limits_and_counts_and_its_hash(folder, engine_dir, tmp_path):
+def test_the_manifest_holds_limits_and_counts_and_its_hash(file, engine_dir, tmp_path):
     copied = tmp_path / "set"
     shutil.copytree(engine_dir, copied)
-    limits = calibrate(folder, copied, "b")
+    limits = calibrate(file, copied, "b")
     engine_set = load_engine_set(copied)  # checks the hash of the manifest
     assert engine_set.verdict_limits == limits
     assert engine_set.hashes == load_engine_set(engine_dir).hashes
@@ -91,20 +100,27 @@ def test_too_few_cases_are_refused():
         fit(cases_from(records("a", 1, sound=5, bad=5)))
 
 
-def test_a_half_that_is_not_there_is_refused(folder, engine_dir):
+def test_a_half_that_is_not_there_is_refused(file, engine_dir):
     with pytest.raises(InputError, match="--test-half: got 'c', expected one of a, b"):
-        calibrate(folder, engine_dir, "c")
+        calibrate(file, engine_dir, "c")
 
 
-def test_records_of_other_figures_are_refused():
-    with pytest.raises(InputError, match="no usable figures"):
-        cases_from([{**records("a", 1)[0], "figures": {"beauty": 1.0}}])
+def test_records_without_a_figure_are_refused(file):
+    file.write_text(file.read_text().replace("sd_log_jacobian", "beauty"))
+    with pytest.raises(InputError, match="line 2 has no usable figures"):
+        read_cases(file)
 
 
-def test_a_folder_without_records_is_refused(tmp_path, engine_dir):
-    with pytest.raises(InputError, match="holds no records"):
-        calibrate(tmp_path, engine_dir, None)
+def test_a_missing_file_is_refused(tmp_path, engine_dir):
+    with pytest.raises(InputError, match="--cases: "):
+        calibrate(tmp_path / "none.csv", engine_dir, None)
 
 
-def test_figures_have_no_further_ones():
-    assert set(Figures.__dataclass_fields__) == set(records("a", 1, 1, 0)[0]["figures"])
+def test_the_unfinished_line_of_a_killed_run_is_made_again(file):
+    whole = read_cases(file)
+    file.write_text(file.read_text()[:-40])
+    assert len(read_cases(file)) == len(whole) - 1
+    records_now = Records(file)
+    assert not records_now.has(whole[-1]) and records_now.has(whole[0])
+    records_now.write(records("b", 2)[-1])
+    assert [case.name for case in read_cases(file)] == [case.name for case in whole]
