@@ -87,13 +87,14 @@ def _write_in_parallel(result: RegistrationData, folder: Path, outputs: Outputs)
         pool, files, fields = (stack.enter_context(_cancelling(ThreadPoolExecutor(count))) for count in (threads, 3, 1))
         stack.enter_context(on_threads(threads))
         writer = _Writer(result, folder, outputs, pool, files, fields)
-        verdict = result.verdict.verdict, str(result.verdict)  # for the picture and the report
+        judged = result.verdict
+        line = str(judged) if judged.reasons else f"{judged}: no figure is implausible"
         jobs: list[Future[Any]] = [
             pool.submit(
                 write_preview,
                 folder / PREVIEW,
                 *(images.fixed, images.moving, images.warped),
-                *(result.iterations.flow, ncc, verdict),
+                *(result.iterations.flow, ncc, (judged.verdict, line)),
             ),
             *writer.transforms(inverse=False),
             writer.volume(WARPED, result.warped, result.fixed),
