@@ -1,6 +1,6 @@
 """The parity gate: an engine set is published only if its results equal those of the PyTorch network."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from runtime.backends.engines import OpenEngines
 from runtime.backends.parity import TOLERANCES, Tolerance, flow_difference
 from runtime.errors import InputError
 from runtime.geometry.grid import SIZE_MULTIPLE
+from runtime.loop.schedules import Schedule
 from runtime.loop.stop_rules import ON_STOP, iterstop_schedule, parse_schedule
 from runtime.registration.arrays import register_arrays
 from runtime.types import Array, Shape
@@ -148,7 +149,8 @@ def _refused(engines: OpenEngines, reason: str) -> ParityError:
     return ParityError(f"parity: {engines.precision}: {reason}; nothing was published{remedy}")
 
 
-def _gate_schedules(engines: OpenEngines):
+def _gate_schedules(engines: OpenEngines) -> Iterator[tuple[str, Schedule]]:
+    """Yield the schedules of the gate, each with its name."""
     for text in GATE_SCHEDULES:
         yield text, parse_schedule(text)
     stop = engines.engine_set.stop
@@ -157,7 +159,9 @@ def _gate_schedules(engines: OpenEngines):
         yield f"iterstop {on_stop}", iterstop_schedule(on_stop=on_stop, **options)
 
 
-def _loop_parity(name, network, engines, fixed, moving, schedule) -> LoopParity:
+def _loop_parity(
+    name: str, network: RPNet, engines: OpenEngines, fixed: Array, moving: Array, schedule: Schedule
+) -> LoopParity:
     similarity = engines.engine_set.stop["similarity"]
     expected = register_with_torch(network, fixed, moving, schedule, similarity)
     found = register_arrays(engines, fixed, moving, schedule, similarity)
@@ -173,7 +177,7 @@ def _loop_parity(name, network, engines, fixed, moving, schedule) -> LoopParity:
     )
 
 
-def _graph_parities(network: RPNet, engines: OpenEngines):
+def _graph_parities(network: RPNet, engines: OpenEngines) -> Iterator[GraphParity]:
     """Compare every graph with the network on two image sizes, so that a graph with a fixed size cannot pass."""
     generator = torch.Generator().manual_seed(0)
     for n in (2, 3):
