@@ -90,8 +90,8 @@ def read_cases(path: Path) -> list[Case]:
         row = by_column(header, cells)
         try:
             figures = None if row["refused"] else Figures(**{name: float(row[name] or "nan") for name in names})
-            facts = (row[column] for column in ("name", "kind", "level", "half"))
-            found.append(Case(*facts, float(row["ratio"]), figures))
+            ratio = float(row["ratio"])
+            found.append(Case(row["name"], row["kind"], row["level"], row["half"], ratio, figures))
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(
                 f"--cases: {path}, line {number} has no usable figures ({first_line(error)}), expected those that "
