@@ -3,15 +3,17 @@
 import contextlib
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-# Two workers on two cores: the threads of each library, at each core twice, would wait for one another.
+# Workers share the cores: with two threads each, most time goes into threads that wait for one another at full speed.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 ROOT = Path(__file__).resolve().parent.parent
 # Left out of `make quick`: files whose set-up exports, trains, compiles or starts many processes.
@@ -82,14 +84,14 @@ def hidden_gpu():
         yield
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def own_threads():
     """A training run sets torch's number of threads for the whole process; afterwards it is what it was."""
-    import torch
-
-    before = torch.get_num_threads()
+    torch = sys.modules.get("torch")
+    before = torch.get_num_threads() if torch else int(os.environ.get("OMP_NUM_THREADS", 0))
     yield
-    torch.set_num_threads(before)
+    if (torch := sys.modules.get("torch")) and before:
+        torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
