@@ -13,10 +13,8 @@ import numpy as np
 
 from ...geometry.grid import Grid
 from ...geometry.jacobian import folded_share, sd_log_jacobian
-from ...geometry.kernels.jacobian import determinants
 from ...images.intensity import FOREGROUND
 from ...types import Array
-from .kernels import BLOCK, SUMS, block_sums
 
 FULLEST = 0.5  # share of a block's voxels that must count for the block's correlation to count
 SMOOTHEST = 1e-4  # variance of intensities in [0, 1] below which a block has no contrast to correlate
@@ -102,6 +100,8 @@ class Seen:
 
 def figures(seen: Seen) -> Figures:
     """Compute the figures of a registration."""
+    from .kernels import BLOCK, SUMS, block_sums
+
     body, known = _outside(seen.fixed > FOREGROUND, seen.holes[:1]), _outside(seen.fixed > FOREGROUND, seen.holes)
     total, inside = np.count_nonzero(body), np.count_nonzero(known)
     sums = np.empty((*(size // BLOCK for size in known.shape), SUMS))
@@ -202,6 +202,8 @@ def _saturated(image: Array, known: Array) -> float:
 
 def _block_spread(determinant: Array, chosen: Array) -> float:
     """Return the standard deviation of the logarithm of the mean determinant of the chosen blocks."""
+    from .kernels import BLOCK
+
     i, j, k = (size // BLOCK for size in determinant.shape)
     means = determinant.reshape(i, BLOCK, j, BLOCK, k, BLOCK).mean(axis=(1, 3, 5)).ravel()[chosen]
     means = means[means > 0]
@@ -210,6 +212,8 @@ def _block_spread(determinant: Array, chosen: Array) -> float:
 
 def _determinant(flow: Array) -> Array:
     """Return the Jacobian determinant of a flow (3, I, J, K) in voxels, (I, J, K) float32."""
+    from ...geometry.kernels.jacobian import determinants
+
     result = np.empty(flow.shape[1:], np.float32)
     # The kernel wants the axes reversed; this matrix of steps reverses the components with them.
     reversal = np.ascontiguousarray(np.eye(3, dtype=np.float32)[::-1])
