@@ -1,8 +1,8 @@
 """Fit the limits of plausible registrations to an engine set, from cases whose outcome is known.
 
-Each case is a registration with its figures (`runtime.registration.quality.figures`) and its Dice as a share of that of
-the sound pair it was made from. Limits are chosen one figure at a time: the figure whose limits find most of the failed
-cases that no earlier limit finds. A limit lies beyond all sound cases but a few.
+Each case is a registration with its figures (`runtime.registration.quality.figures`) and its Dice as a share of the
+sound pair's. Limits are chosen one figure at a time: the one that finds most of the failed cases that
+no earlier limit finds. They lie beyond all sound cases, part of the way to where failed ones lie.
 """
 
 import json
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from runtime.backends.engine_set import MANIFEST, load_engine_set, sealed
-from runtime.backends.verdict_limits import ABOVE, BELOW, KEY, MEANINGS, Limit, VerdictLimits
+from runtime.backends.verdict_limits import ABOVE, BOTH, KEY, MEANINGS, Limit, VerdictLimits
 from runtime.errors import InputError, first_line
 from runtime.host.files.csv_lines import by_column, read_csv
 from runtime.host.files.output_path import writing
@@ -23,7 +23,9 @@ from runtime.registration.quality.verdict import FAILED, LOOK, OK, judge
 
 SOUND, BAD = 0.95, 0.8  # shares of the sound pair's Dice from which a case is sound, and below which it failed
 FEWEST = 20  # cases of either kind that a fit needs
-MARGIN = 0.1  # of a failed limit beyond the look limit, in distances from the sound cases' median to their extreme
+# Limits of look and failed: shares of the way from the sound cases' extreme to the median of the failed ones beyond it.
+BETWEEN = (0.1, 0.3)
+LOGARITHMIC = ("volume_factor", "stretch", "fixed_size", "moving_size", "flow_mm", "flow_high_mm")  # figures of ratios
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,10 +120,10 @@ def fit(cases: Sequence[Case], without: Iterable[str] = ()) -> VerdictLimits:
         )
     candidates = [
         limit
-        for figure in MEANINGS
+        for figure, (sides, _) in MEANINGS.items()
         if figure not in set(without)
-        for side in (ABOVE, BELOW)
-        if (limit := _limit(figure, side, sound)) is not None
+        for side in BOTH
+        if side in sides and (limit := _limit(figure, side, sound, bad)) is not None
     ]
     chosen: list[Limit] = []
     missed = bad
@@ -135,17 +137,23 @@ def fit(cases: Sequence[Case], without: Iterable[str] = ()) -> VerdictLimits:
     return VerdictLimits(tuple(chosen))
 
 
-def _limit(figure: str, side: str, sound: Sequence[Case]) -> Limit | None:
-    """Return the limits beyond what sound cases reach; None if the figure is missing in most of them."""
-    values = np.array([getattr(case.figures, figure) for case in sound])
-    values = values[np.isfinite(values)]
-    if len(values) < len(sound) / 2:
-        return None
+def _limit(figure: str, side: str, sound: Sequence[Case], bad: Sequence[Case]) -> Limit | None:
+    """Return the limits of a figure between what sound cases reach and where failed ones lie.
+
+    Returns:
+        None if the figure is missing in most sound cases, or no failed case lies beyond all of them.
+    """
+    scale = (np.log, np.exp) if figure in LOGARITHMIC else (np.asarray, float)
     sign = 1 if side == ABOVE else -1
-    extreme = float((sign * values).max())
-    spread = extreme - float(np.median(sign * values))
-    look, failed = extreme + MARGIN * spread, extreme + 3 * MARGIN * spread
-    return Limit(figure, side, float(f"{sign * look:.4g}"), float(f"{sign * failed:.4g}")) if spread > 0 else None
+    values, failed = (np.array([getattr(case.figures, figure) for case in cases], np.float64) for cases in (sound, bad))
+    values, failed = (sign * scale[0](found[np.isfinite(found)]) for found in (values, failed))
+    if len(values) < len(sound) / 2 or not np.any(failed > values.max()):
+        return None
+    extreme = values.max()
+    distance = np.median(failed[failed > extreme]) - extreme
+    ends = (scale[1](sign * (extreme + share * distance)) for share in BETWEEN)
+    look, worst = (float(f"{end:.4g}") for end in ends)
+    return Limit(figure, side, look, worst) if look != worst else None
 
 
 def _caught(limit: Limit, cases: Iterable[Case]) -> int:

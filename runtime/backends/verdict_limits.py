@@ -12,32 +12,34 @@ from typing import Any
 
 KEY = "verdict"  # of the manifest
 ABOVE, BELOW = "above", "below"
+BOTH = (ABOVE, BELOW)
 
-# Every figure that can have limits, with its meaning if it is beyond them (`runtime.registration.quality.figures`).
+# Every figure that can have limits: the sides on which a value is implausible, and what that means
+# (`runtime.registration.quality.figures`).
 MEANINGS = {
-    "correlation_affine": "after the affine the images hardly correlate inside the brain",
-    "correlation": "after registration the images hardly correlate inside the brain",
-    "local_affine": "after the affine the images hardly correlate locally",
-    "local": "after registration the images hardly correlate locally",
-    "local_low": "after registration some regions hardly correlate",
-    "unlike_share": "many regions do not correlate after registration",
-    "detail_affine": "the affine aligns outlines, but no details",
-    "overlap_affine": "after the affine the outlines do not overlap",
-    "overlap": "after registration the outlines differ",
-    "sd_log_jacobian": "the flow is rough (standard deviation of its log Jacobian)",
-    "sd_log_volume": "the flow changes volumes of whole regions (standard deviation of the logarithm)",
-    "folded_share": "the flow folds",
-    "flow_mm": "the flow is long, mean mm beyond the affine",
-    "flow_high_mm": "the flow is long, 95th percentile mm beyond the affine",
-    "volume_factor": "the affine changes the volume",
-    "stretch": "the affine stretches one direction more than another",
-    "unseen_share": "little of the fixed scan is in the moving scan's field of view",
-    "fixed_size": "the fixed scan's body is of an unusual size, thousands of the network's voxels",
-    "moving_size": "the moving scan's body is of an unusual size, thousands of the network's voxels",
-    "fixed_fine": "the fixed scan's fine structure is unusual (noise, smoothing or another body part)",
-    "moving_fine": "the moving scan's fine structure is unusual (noise, smoothing or another body part)",
-    "fixed_saturated": "much of the fixed scan is saturated",
-    "moving_saturated": "much of the moving scan is saturated",
+    "correlation_affine": (BELOW, "after the affine the images hardly correlate inside the brain"),
+    "correlation": (BELOW, "after registration the images hardly correlate inside the brain"),
+    "local_affine": (BELOW, "after the affine the images hardly correlate locally"),
+    "local": (BELOW, "after registration the images hardly correlate locally"),
+    "local_low": (BELOW, "after registration some regions hardly correlate"),
+    "unlike_share": (ABOVE, "many regions do not correlate after registration"),
+    "detail_affine": (BELOW, "the affine aligns outlines, but no details"),
+    "overlap_affine": (BELOW, "after the affine the outlines do not overlap"),
+    "overlap": (BELOW, "after registration the outlines differ"),
+    "sd_log_jacobian": (ABOVE, "the flow is rough (standard deviation of its log Jacobian)"),
+    "sd_log_volume": (ABOVE, "the flow changes the volumes of regions (standard deviation of the logarithm)"),
+    "folded_share": (ABOVE, "the flow folds"),
+    "flow_mm": (ABOVE, "the flow is long, mean mm beyond the affine"),
+    "flow_high_mm": (ABOVE, "the flow is long, 95th percentile mm beyond the affine"),
+    "volume_factor": (BOTH, "the affine changes the volume"),
+    "stretch": (ABOVE, "the affine stretches one direction more than another"),
+    "unseen_share": (ABOVE, "little of the fixed scan is in the moving scan's field of view"),
+    "fixed_size": (BOTH, "the fixed scan's body is of an unusual size, thousands of the network's voxels"),
+    "moving_size": (BOTH, "the moving scan's body is of an unusual size, thousands of the network's voxels"),
+    "fixed_fine": (BOTH, "the fixed scan's fine structure is unusual (noise, smoothing, another body part)"),
+    "moving_fine": (BOTH, "the moving scan's fine structure is unusual (noise, smoothing, another body part)"),
+    "fixed_saturated": (ABOVE, "much of the fixed scan is saturated"),
+    "moving_saturated": (ABOVE, "much of the moving scan is saturated"),
 }
 
 
@@ -51,7 +53,7 @@ class Limit:
         look, failed: values beyond which a result should be looked at, or counts as failed.
 
     Raises:
-        ValueError: unknown figure or side, limits that are not finite, or in the wrong order.
+        ValueError: unknown figure, a side that is never implausible, limits that are not finite or in wrong order.
     """
 
     figure: str
@@ -60,7 +62,7 @@ class Limit:
     failed: float
 
     def __post_init__(self) -> None:
-        if self.figure not in MEANINGS or self.side not in (ABOVE, BELOW):
+        if self.figure not in MEANINGS or self.side not in BOTH or self.side not in MEANINGS[self.figure][0]:
             raise ValueError(f"limit of {self.figure!r} {self.side!r}")
         if not (math.isfinite(self.look) and math.isfinite(self.failed)):
             raise ValueError(f"limits of {self.figure} are not finite")

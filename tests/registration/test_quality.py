@@ -137,7 +137,10 @@ class TestVerdict:
 
     def test_the_worst_reason_is_named_first(self):
         found = judge(plausible(overlap=0.7, sd_log_jacobian=1.0), self.LIMITS)
-        assert [reason.split(":")[0] for reason in found.reasons] == [MEANINGS["overlap"], MEANINGS["sd_log_jacobian"]]
+        assert [reason.split(":")[0] for reason in found.reasons] == [
+            MEANINGS["overlap"][1],
+            MEANINGS["sd_log_jacobian"][1],
+        ]
         assert "0.7, expected at least 0.9" in str(found)
 
     def test_it_has_plain_facts_with_none_for_nan(self):
@@ -163,6 +166,7 @@ class TestManifest:
             {"figure": "beauty", "side": "above", "look": 1, "failed": 2},
             {"figure": "flow_mm", "side": "beside", "look": 1, "failed": 2},
             {"figure": "flow_mm", "side": "above", "look": 2, "failed": 1},
+            {"figure": "flow_mm", "side": "below", "look": 2, "failed": 1},
             {"figure": "flow_mm", "side": "above", "look": math.inf, "failed": math.inf},
         ],
     )

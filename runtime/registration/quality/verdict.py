@@ -64,4 +64,4 @@ def _excess(value: float, limit: Limit) -> float:
 
 def _reason(value: float, limit: Limit) -> str:
     bound = "at most" if limit.side == ABOVE else "at least"
-    return f"{MEANINGS[limit.figure]}: {value:.3g}, expected {bound} {limit.look:.3g}"
+    return f"{MEANINGS[limit.figure][1]}: {value:.3g}, expected {bound} {limit.look:.3g}"
