@@ -146,7 +146,9 @@ def _limit(figure: str, side: str, sound: Sequence[Case], bad: Sequence[Case]) -
     scale = (np.log, np.exp) if figure in LOGARITHMIC else (np.asarray, float)
     sign = 1 if side == ABOVE else -1
     values, failed = (np.array([getattr(case.figures, figure) for case in cases], np.float64) for cases in (sound, bad))
-    values, failed = (sign * scale[0](found[np.isfinite(found)]) for found in (values, failed))
+    with np.errstate(divide="ignore", invalid="ignore"):  # what has no logarithm is left out
+        values, failed = (sign * scale[0](found) for found in (values, failed))
+    values, failed = (found[np.isfinite(found)] for found in (values, failed))
     if len(values) < len(sound) / 2 or not np.any(failed > values.max()):
         return None
     extreme = values.max()

@@ -1,7 +1,6 @@
 """Registration from files to folders: one fixed and one or several moving scans, read and written in parallel."""
 
 import functools
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -205,12 +204,11 @@ def _save(
 ) -> Outcome:
     if isinstance(result, InputError):
         return Outcome(task, error=result)
-    start = time.perf_counter()
+    if locked:  # a single registration: its time is not mixed with that of others
+        seconds = sum(result.seconds.values())
+        remember(result.engine, result.options.schedule, result.working.fixed.size, seconds)
     try:
         result.save(task.folder, overwrite, outputs=outputs, locked=locked)
     except InputError as error:
         return Outcome(task, error=error)
-    if locked:  # a single registration: its time is not mixed with that of others
-        seconds = sum(result.seconds.values()) + time.perf_counter() - start
-        remember(result.engine, result.options.schedule, result.working.fixed.size, seconds)
     return Outcome(task, result.summary(inverse=outputs is None or outputs.both), result.verdict.verdict)

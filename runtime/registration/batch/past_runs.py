@@ -24,7 +24,7 @@ def remember(engine: Mapping[str, Any], schedule: str, voxels: int, seconds: flo
         engine: facts on the engines (`OpenEngines.as_dict`).
         schedule: name of the schedule.
         voxels: number of voxels of the working grid.
-        seconds: time from reading to the end of writing.
+        seconds: time from reading to the result, before it is written.
     """
     runs = [*_runs(), {"key": _key(engine, schedule), "voxels": voxels, "seconds": seconds}]
     keep(_path(), json.dumps(runs[-KEPT:]).encode())

@@ -11,7 +11,11 @@ def text_of(checkup: Checkup) -> str:
     if machine["available_bytes"] is not None:
         memory += f" of {machine['available_bytes'] / 2**30:.1f} GiB available"
     expected = machine["expected_seconds"]
-    time = "not known before the first registration" if expected is None else f"about {expected:.0f} s, as before"
+    time = (
+        "not known before the first registration"
+        if expected is None
+        else f"about {expected:.0f} s before writing, as earlier"
+    )
     lines = [
         _scan_line(checkup.fixed),
         _scan_line(checkup.moving),
