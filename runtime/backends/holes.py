@@ -36,17 +36,25 @@ class Holes:
     def score(self, fixed: Array, moving: Array, similarity: str, flow: Array) -> SupportsFloat:
         """Return the similarity of a fixed and a warped moving image outside the holes; NaN if no voxel is left.
 
-        The windows of the local correlation see 0 in both images wherever either has a hole.
+        The windows of the local correlation see 0 in both images wherever either has a hole; those that see nothing
+        else do not count.
         """
         fields, images = self._fields, (fixed, self._fields.warp(moving, flow), self._everywhere)
         for hole in (self._fixed, self._moved(flow)):
             if hole is not None:
                 images = tuple(fields.without(image, hole) for image in images)
         fixed, warped, known = images
-        if (count := fields.total(known)) == 0:
+        if (count := self._count(known, similarity)) == 0:
             return math.nan
         nowhere = fields.zero(tuple(size // COARSEST for size in fixed.shape))
         return fields.scorer(fixed, similarity, count)(warped, nowhere)
+
+    def _count(self, known: Array, similarity: str) -> float:
+        """Return the number of voxels to average over: known ones; for local correlation, with one in the window."""
+        if similarity != "lncc":
+            return self._fields.total(known)
+        unseen = self._fields.without(self._everywhere, self._fields.near(known))
+        return known.size - self._fields.total(unseen)
 
     def _moved(self, flow: Array) -> Array | None:
         return None if self._moving is None else self._fields.warp(self._moving, flow)

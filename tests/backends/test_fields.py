@@ -238,6 +238,28 @@ def test_local_correlation_sees_nothing_in_a_hole(fields):
     assert float(score) == pytest.approx(SIMILARITIES["lncc"](fixed * (1 - hole), moving * (1 - hole)), rel=1e-5)
 
 
+@pytest.mark.parametrize("depth", [1, 6, 13, 22])
+def test_local_correlation_does_not_fall_with_the_size_of_a_hole(fields, depth):
+    """An image with itself is 1 beside any hole; the average leaves out voxels whose whole window lies in the hole."""
+    shape, u = (24, 16, 8), fields.zero((24, 16, 8))
+    fixed, hole = image(shape, 5), np.zeros(shape, np.float32)
+    hole[:depth] = 1
+    assert float(Holes(fields, hole, None).score(fixed, fixed, "lncc", u)) == pytest.approx(1, abs=1e-3)
+    moving, known = image(shape, 6), 24 - max(depth - 4, 0)  # planes with a known voxel within 4
+    expected = SIMILARITIES["lncc"](fixed * (1 - hole), moving * (1 - hole)) * 24 / known
+    assert float(Holes(fields, hole, None).score(fixed, moving, "lncc", u)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_what_is_near(fields):
+    """A voxel reaches 4 voxels along each axis, also from the border, as the window of local correlation does."""
+    dots = np.zeros((14, 12, 11), np.float32)
+    dots[0, 5, 10] = dots[9, 11, 2] = 1
+    expected = np.zeros(dots.shape, bool)
+    expected[:5, 1:10, 6:] = expected[5:14, 7:, :7] = True
+    np.testing.assert_array_equal(fields.near(dots) > 0, expected)
+    assert not fields.near(np.zeros_like(dots)).any()
+
+
 def test_a_constant_image_has_no_correlation(fields):
     fixed = image((8, 8, 8))
     for constant in (0.0, 0.3):

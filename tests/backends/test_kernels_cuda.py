@@ -182,6 +182,7 @@ def everything(fields, device):
         "halve": fields.halve(fixed),
         "smooth": fields.smoother(fixed, 1.5)(fine),
         "without": fields.without(fixed, moving),
+        "near": fields.near(fixed),
     }
     for dtype in (np.float16, np.float32):
         for channels in (8, 3):

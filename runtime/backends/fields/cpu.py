@@ -86,14 +86,20 @@ class NumbaFields:
         Args:
             fixed: image (I, J, K).
             similarity: name of the similarity.
-            count: number of voxels to average over, if both images are 0 at all others; None: all voxels. Local
-                correlation always averages over all voxels.
+            count: number of voxels to average over, if all others add nothing: both images are 0 there, or for local
+                correlation in their whole windows; None: all voxels.
         """
         return Scorer(fixed, similarity, count)
 
     def without(self, image: Array, hole: Array) -> Array:
         """Return the image with 0 wherever `hole` is above 0; both (I, J, K)."""
         return np.where(hole > 0, np.float32(0), image)
+
+    def near(self, image: Array) -> Array:
+        """Return an image (>= 0) that is above 0 where the window of local correlation holds a voxel above 0."""
+        from scipy.ndimage import maximum_filter
+
+        return maximum_filter(image, LNCC_WINDOW, mode="constant")
 
     def total(self, image: Array) -> float:
         """Return the sum of an image's voxels."""
@@ -166,7 +172,7 @@ class Scorer:
         kernels.warp_image(moving, flow, warped)
         partial = np.empty(-(-len(warped) // cpu_lncc.BLOCK))
         cpu_lncc.lncc_sums(self._fixed, warped, LNCC_WINDOW // 2, LNCC_EPSILON, partial)
-        return math.fsum(partial) / warped.size
+        return math.fsum(partial) / self._count
 
 
 class Smoother:

@@ -18,7 +18,7 @@ from ..cuda.device import THREADS, Device, Slot
 from ..cuda.gpu import on_gpu
 from ..cuda.layout import is_wide, layout_of
 from ..cuda.memory import DeviceArray
-from .cuda_smoothing import Smoother
+from .cuda_smoothing import Smoother, filtered
 
 RUN, SEGMENT = 8, 5 * LNCC_WINDOW - (LNCC_WINDOW - 1)  # as in kernels.cu
 MOST_PARTIALS = 4096  # blocks that write partial sums; their number depends only on the shape, so sums are reproducible
@@ -104,8 +104,8 @@ class CudaFields:
         Args:
             fixed: image (I, J, K).
             similarity: name of the similarity.
-            count: number of voxels to average over, if both images are 0 at all others; None: all voxels. Local
-                correlation always averages over all voxels.
+            count: number of voxels to average over, if all others add nothing: both images are 0 there, or for local
+                correlation in their whole windows; None: all voxels.
         """
         return Scorer(self, fixed, similarity, count)
 
@@ -114,6 +114,10 @@ class CudaFields:
         out = self._device.empty(image.shape)
         self._device.launch("without", image.size, image, hole, out, np.int64(image.size))
         return out
+
+    def near(self, image: DeviceArray) -> DeviceArray:
+        """Return an image (>= 0) that is above 0 where the window of local correlation holds a voxel above 0."""
+        return filtered(self._device, image, self._device.upload(np.ones(LNCC_WINDOW, np.float32)))
 
     def total(self, image: DeviceArray) -> float:
         """Return the sum of an image's voxels; waits for the device."""
@@ -219,13 +223,13 @@ class Scorer:
         return PendingScore(self._device, slot, lambda m, mm, mf, f, ff: finish(size, f, ff, m, mm, mf))
 
     def _lncc(self, moving: DeviceArray, flow: DeviceArray) -> "PendingScore":
-        shape, device = self._fixed.shape, self._device
+        shape, device, count = self._fixed.shape, self._device, self._count
         size_i, size_j, size_k = shape
         planes, warped = device.empty((5, *shape)), self._fields.warp(moving, flow)
         device.launch("lncc_planes", size_i * -(-size_j // SEGMENT) * size_k, self._fixed, warped, planes, *shape)
         work = -(-size_i // SEGMENT) * size_j * size_k
         partial = self._fields._partial("lncc_sums", work, 1, planes, float(LNCC_EPSILON), after=shape)
-        return PendingScore(device, _finish(partial, device.slot()), lambda total, *_: total / warped.size)
+        return PendingScore(device, _finish(partial, device.slot()), lambda total, *_: total / count)
 
 
 class PendingScore:

@@ -160,6 +160,9 @@ class TimedFields:
     def without(self, image: Array, hole: Array) -> Array:
         return self._call("score set-up", image.shape[0], "without", image, hole)
 
+    def near(self, image: Array) -> Array:
+        return self._call("score set-up", image.shape[0], "near", image)
+
     def total(self, image: Array) -> float:
         return self._recorder.call("score set-up", None, self._fields.total, image)
 
