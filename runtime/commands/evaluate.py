@@ -51,8 +51,8 @@ class Times(click.ParamType):
 @PAIRS("--moving", type=PATH, help="Its moving scan.")
 @PAIRS("--fixed-labels", type=PATH, help="Label map in the fixed scan's space.")
 @PAIRS("--moving-labels", type=PATH, help="Label map in the moving scan's space.")
-@PAIRS("--fixed-landmarks", type=PATH, help="CSV of points: r,a,s or l,p,s in mm, or i,j,k.")
-@PAIRS("--moving-landmarks", type=PATH, help="The same points in the moving scan, line by line.")
+@PAIRS("--fixed-landmarks", type=PATH, help="Points: CSV of r,a,s or l,p,s (mm) or i,j,k; .mrk.json; .fcsv.")
+@PAIRS("--moving-landmarks", type=PATH, help="The same points in the moving scan, in the same order.")
 @PAIRS("--points-in", type=click.Choice(["ras", "lps", "voxels"]), help="Frame of landmark columns x,y,z.")
 @PAIRS(
     "--transform",

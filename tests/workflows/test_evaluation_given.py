@@ -1,6 +1,7 @@
 """Other inputs of `evaluate`: transforms of other tools in their conventions, landmarks, numbers."""
 
 import gzip
+import json
 from types import SimpleNamespace
 
 import nibabel as nib
@@ -118,6 +119,22 @@ class TestLandmarks:
         np.savetxt(pair.moving_landmarks, points, delimiter=",", header="x,y,z", comments="")
         run(*of_pair(pair, *SCANS, *POINTS), "-t", pair.shift, "--points-in", "lps", *QUICK)
         assert scores(pair.output)["transform"]["landmark_error_mm"] == PERFECT
+
+    @pytest.mark.parametrize("told", [(), ("--points-in", "voxels")], ids=["", "points-in"])
+    def test_slicers_files_say_their_frame(self, pair, run, told):
+        """Fixed points in LPS in a .mrk.json, moving ones in RAS in a .fcsv; --points-in is for columns x,y,z only."""
+        pair.fixed_landmarks = pair.fixed.parent / "fixed.mrk.json"
+        points = [{"position": list(point)} for point in (LANDMARKS * (-1, -1, 1)).tolist()]
+        markups = {"type": "Fiducial", "coordinateSystem": "LPS", "controlPoints": points}
+        pair.fixed_landmarks.write_text(json.dumps({"markups": [markups]}, indent=4))
+        pair.moving_landmarks = pair.fixed.parent / "moving.fcsv"
+        rows = "".join(f"n,{x},{y},{z},0,0,0,1,1,1,0,F,,\n" for x, y, z in (LANDMARKS + SHIFT).tolist())
+        head = "# Markups fiducial file version = 4.6\n# CoordinateSystem = RAS\n"
+        pair.moving_landmarks.write_text(f"{head}# columns = id,x,y,z,ow,ox,oy,oz,vis,sel,lock,label,desc\n{rows}")
+        run(*of_pair(pair, *SCANS, *POINTS), "-t", pair.shift, *told, *QUICK)
+        found, length = scores(pair.output), float(np.linalg.norm(SHIFT))
+        assert found["transform"]["landmark_error_mm"] == PERFECT
+        assert found["before"]["landmarks_mm"] == pytest.approx([length] * 3)
 
     def test_columns_that_do_not_say_it_need_to_be_told(self, pair, run):
         np.savetxt(pair.moving_landmarks, LANDMARKS, delimiter=",", header="x,y,z", comments="")

@@ -95,7 +95,7 @@ def point_suffixes(path: str | PathLike[str]) -> tuple[str, ...]:
 
 
 def read_points(
-    path: str | PathLike[str], frame: str | None = None, argument: str = "--points"
+    path: str | PathLike[str], frame: str | None = None, argument: str = "--points", default: str | None = None
 ) -> PointsFile | MarkupsFile:
     """Read points of a CSV, or of Slicer's .fcsv or .mrk.json, which state their frame.
 
@@ -108,6 +108,7 @@ def read_points(
         frame: frame of the coordinates, one of `FRAMES`; None: as implied by the columns r,a,s, l,p,s or i,j,k. x,y,z
             imply none.
         argument: the file's name in messages.
+        default: frame of columns x,y,z where `frame` is None; a file that states its own is in that one.
 
     Raises:
         InputError: no such file, no such columns, a frame that is missing or contradicts the columns, no points, or a
@@ -123,12 +124,12 @@ def read_points(
     with path.open(encoding="utf-8-sig") as file:
         divider = divider_in(file.readline())
     columns, stated = _find_columns(header, f"{argument}: {path}")
-    if frame is None and stated is None:
+    if frame is None and stated is None and default is None:
         raise InputError(f"{argument}: {path} has columns x,y,z; name their frame: --points-in ras, lps or voxels")
     if frame is not None and stated not in (None, frame):
         names = ",".join(header[column] for column in columns)
         raise InputError(f"{argument}: {path} has columns {names}, which are {stated}, but --points-in says {frame}")
-    found = PointsFile(tuple(header), (), columns, cast(str, frame or stated), np.empty((0, 3)), divider)
+    found = PointsFile(tuple(header), (), columns, cast(str, frame or stated or default), np.empty((0, 3)), divider)
     return _filled(found, numbered, f"{argument}: {path}")
 
 

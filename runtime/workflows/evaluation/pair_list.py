@@ -26,7 +26,7 @@ class EvaluationPair:
         name: name of the pair and its record.
         fixed, moving: scans.
         fixed_labels, moving_labels: label maps, both or neither.
-        fixed_landmarks, moving_landmarks: CSVs of points that correspond line by line, both or neither.
+        fixed_landmarks, moving_landmarks: files of points in the same order (CSV, .mrk.json or .fcsv), both or neither.
         transform: another tool's transforms to score as well, a chain from the fixed to the moving scan.
         label_ids: labels to score; None: those of the command line, or all that both maps hold.
         convention: convention of those transform files that do not state theirs, one of `KNOWN`.

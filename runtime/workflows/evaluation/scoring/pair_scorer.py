@@ -2,12 +2,10 @@
 
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from ....backends.engines import OpenEngines
 from ....errors import InputError
-from ....host.files.csv_lines import read_csv
 from ....host.machine import available_bytes
 from ....host.progress import Progress, silent
 from ....images.label_position import label_position_warnings
@@ -18,8 +16,7 @@ from ....registration.options import Options
 from ....registration.preprocessing import normalised
 from ....registration.scans import FixedScan, Registration
 from ....transforms.chain import Route, read_route
-from ....transforms.points.markups import MarkupsFile
-from ....transforms.points.tables import COLUMNS, PointsFile, read_points
+from ....transforms.points.tables import read_points
 from ....types import Array
 from ..methods import BEFORE, NO_ITERATION, Method
 from ..pair_list import EvaluationPair
@@ -164,7 +161,7 @@ def _read_landmarks(
         return None
     files = ("--fixed-landmarks", pair.fixed_landmarks), ("--moving-landmarks", pair.moving_landmarks)
     fixed, moving = (
-        _read_points(path, frame, argument).physical(scan.grid)
+        read_points(path, None, argument, default=frame).physical(scan.grid)
         for (argument, path), scan in zip(files, scans, strict=True)
     )
     if len(fixed) != len(moving):
@@ -173,10 +170,3 @@ def _read_landmarks(
             "expected the same points in the same order"
         )
     return fixed, moving
-
-
-def _read_points(path: Path, frame: str | None, argument: str) -> PointsFile | MarkupsFile:
-    """Read points in the frame that the file's columns state; columns x,y,z state none and are in `frame`."""
-    names = {name.strip().casefold() for name in read_csv(path, argument, "x,y,z")[0]}
-    stated = any(names.issuperset(columns) for columns, own in COLUMNS.items() if own)
-    return read_points(path, None if stated else frame, argument)
