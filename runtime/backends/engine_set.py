@@ -217,6 +217,9 @@ def _check_content(engine_set: EngineSet) -> None:
         iterstop_schedule(**engine_set.stop)
         rule_from_dict(engine_set.intensity)
         _ = engine_set.precision, engine_set.convolutions, engine_set.verdict_limits
+    except InputError as error:  # of a stop rule or an intensity rule, which call the field as an option is called
+        found = str(error).replace("--", "")
+        raise InputError(f"--engine-dir: {place} is incomplete or malformed ({found}); {REMEDY}") from None
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InputError(f"--engine-dir: {place} is incomplete or malformed ({error!r}); {REMEDY}") from None
     if levels != set(LEVELS) or not all(0 < fact < math.inf for fact in facts) or facts[1] % 8:

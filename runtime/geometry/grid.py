@@ -52,7 +52,7 @@ class Grid:
         if len(shape) != 3 or min(shape) < 1:
             raise InputError(f"grid: got shape {shape}, expected three sizes of at least 1 voxel")
         affine = np.array(self.affine, dtype=np.float64)
-        check_affine(affine, "grid affine")
+        check_affine(affine, "voxel-to-world affine")
         _check_place(shape, affine)
         affine.flags.writeable = False
         object.__setattr__(self, "shape", shape)
@@ -152,14 +152,14 @@ def _check_place(shape: tuple[int, int, int], affine: Array) -> None:
     if not (lengths.min() >= (1 - ROUNDING) * SPACINGS_MM[0] and lengths.max() <= (1 + ROUNDING) * SPACINGS_MM[1]):
         sizes = " x ".join(f"{length:.3g}" for length in lengths)
         raise InputError(
-            f"grid affine: has voxels of {sizes} mm, expected {SPACINGS_MM[0]:g} to {SPACINGS_MM[1]:g} mm; check the "
-            "voxel size and its unit in the header"
+            f"voxel-to-world affine: has voxels of {sizes} mm, expected {SPACINGS_MM[0]:g} to {SPACINGS_MM[1]:g} mm; "
+            "check the voxel size and its unit in the header"
         )
     reach = np.abs(affine[:3, 3]) + np.abs(affine[:3, :3]) @ (np.array(shape) - 1.0)
     if not reach.max() <= FARTHEST_MM:
         raise InputError(
-            f"grid affine: reaches {reach.max():.3g} mm from the origin, expected {FARTHEST_MM:.0f} mm at most, beyond "
-            "which single precision is coarser than 0.01 mm; check origin and voxel size in the header"
+            f"voxel-to-world affine: reaches {reach.max():.3g} mm from the origin, expected {FARTHEST_MM:.0f} mm at "
+            "most, beyond which single precision is coarser than 0.01 mm; check origin and voxel size in the header"
         )
 
 
@@ -219,6 +219,7 @@ def plan_working_grid(
     multiple: int = 8,
     minimum: int = 16,
     margin_mm: float = 8.0,
+    argument: str = "--fixed",
 ) -> Grid:
     """Compute the working grid of the network: foreground plus margin, isotropic spacing, axes closest to RAS+.
 
@@ -234,6 +235,7 @@ def plan_working_grid(
         multiple: every size is a multiple of this.
         minimum: smallest size, rounded up to a multiple.
         margin_mm: distance kept around the foreground.
+        argument: the image's name in messages.
 
     Raises:
         InputError: if the foreground is empty or its shape is not the grid's.
@@ -250,8 +252,8 @@ def plan_working_grid(
     extent = (last - first + 1) * canonical.spacing
     if extent.max() < FEWEST_VOXELS * spacing:
         raise InputError(
-            f"foreground: spans {extent.max():.2g} mm at most, expected several voxels of {spacing:g} mm, the "
-            "network's spacing; check the voxel size and its unit in the fixed image's header"
+            f"{argument}: its foreground spans {extent.max():.2g} mm at most, expected several voxels of {spacing:g} "
+            "mm, the network's spacing; check the voxel size and its unit in its header"
         )
     border_low, border_high = _box_on(lattice, canonical, np.zeros(3), np.array(canonical.shape) - 1)
     margin = margin_mm / np.array(lattice.spacing)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 
@@ -28,9 +28,11 @@ class PercentileRule:
 
     upper: float = 99.9
 
+    fields: ClassVar[str] = "upper, above 0 and at most 100"
+
     def __post_init__(self) -> None:
         if not 0 < self.upper <= 100:
-            raise InputError(f"intensity rule: got the percentile {self.upper}, expected above 0 and at most 100")
+            raise InputError(f"--percentile: got {self.upper:g}, expected above 0 and at most 100, such as 99.9")
 
     def as_dict(self) -> dict[str, Any]:
         return {"rule": "percentile", **asdict(self)}
@@ -68,9 +70,12 @@ class WindowRule:
     low: float
     high: float
 
+    fields: ClassVar[str] = "low and high, finite, low below high"
+
     def __post_init__(self) -> None:
         if not (np.isfinite([self.low, self.high]).all() and self.low < self.high):
-            raise InputError(f"intensity rule: got the window {self.low} to {self.high}, expected low below high")
+            got = f"{self.low:g},{self.high:g}"
+            raise InputError(f"--window: got {got}, expected two finite numbers, the lower one first, such as -160,240")
 
     def as_dict(self) -> dict[str, Any]:
         return {"rule": "window", **asdict(self)}
@@ -94,19 +99,19 @@ RULES: dict[str, type[Rule]] = {"percentile": PercentileRule, "window": WindowRu
 
 
 def rule_from_dict(fields: Mapping[str, Any]) -> Rule:
-    """Return the rule that `as_dict` wrote.
+    """Return the rule that `as_dict` wrote, the field `intensity` of an engine set's manifest.
 
     Raises:
-        InputError: an unknown rule or field, or a missing field.
+        InputError: an unknown rule or field, a missing field, or a value that the rule refuses.
     """
     fields = dict(fields)
     name = fields.pop("rule", None)
     if name not in RULES:
-        raise InputError(f"intensity rule: got {name!r}, expected one of {', '.join(RULES)}")
+        raise InputError(f"intensity: got rule {name!r}, expected {' or '.join(RULES)}")
     try:
         return RULES[name](**{key: float(value) for key, value in fields.items()})
-    except (TypeError, ValueError) as error:
-        raise InputError(f"intensity rule {name}: got the fields {fields}: {error}") from None
+    except (TypeError, ValueError, OverflowError):
+        raise InputError(f"intensity: got rule {name} with {fields}, expected {RULES[name].fields}") from None
 
 
 def is_standardised(data: Array) -> bool:
@@ -179,6 +184,6 @@ def _clipped(scaled: Array, argument: str) -> Array:
     if normalised.min() == normalised.max():
         raise InputError(
             f"{argument}: every voxel is {normalised.flat[0]:g} after intensity scaling, expected an image with "
-            "contrast; check the file and the intensity rule"
+            "contrast; check the file and --window"
         )
     return normalised

@@ -165,7 +165,7 @@ def grid_of(header: Header, name: str, shape: tuple[int, ...] | None = None) -> 
     try:
         return Grid(cast(Shape, header.shape[:3] if shape is None else shape), header.affine)
     except InputError as error:
-        raise InputError(f"{name}: {str(error).replace('grid affine', 'voxel-to-world affine')}") from None
+        raise InputError(f"{name}: {error}") from None
 
 
 def _read(

@@ -73,7 +73,7 @@ def run(
     similarity = float(similarity)
     if not math.isfinite(similarity):
         raise InputError(
-            f"similarity: got {similarity} after registration, expected a finite number; "
+            f"--fixed, --moving: their similarity is {similarity} after registration, expected a finite number; "
             "one of the images is constant where they overlap, or the engines do not fit these images"
         )
     return Iterations(total, tuple(passes), similarity)

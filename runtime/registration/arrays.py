@@ -162,7 +162,10 @@ def run_loop(engines: OpenEngines, pair: iterstop.Pair, moving: Array, schedule:
 
 def _check_flow(engines: OpenEngines, flow: Array) -> None:
     if not np.isfinite(engines.fields.extremes(flow)).all():
-        raise InputError("flow: the engines gave NaN or Inf for these images; check both scans; nothing was written")
+        raise InputError(
+            "--engine-dir: the engines gave a flow with NaN or Inf for these images, expected finite numbers; check "
+            "both scans, or use --precision fp32; nothing was written"
+        )
 
 
 def _iteration_name(schedule: Schedule, number: int, level: int, iteration: int) -> str:

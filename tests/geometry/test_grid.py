@@ -175,5 +175,5 @@ def test_a_foreground_of_another_grid_is_refused():
 def test_a_foreground_smaller_than_what_the_network_sees_is_refused():
     """Forty voxels of a hundredth of a millimetre: most likely a header in another unit."""
     tiny = Grid((40, 40, 40), np.diag((0.01, 0.01, 0.01, 1.0)))
-    with pytest.raises(InputError, match=r"foreground: spans 0\.4 mm at most, expected several voxels of 1 mm"):
+    with pytest.raises(InputError, match=r"^--fixed: its foreground spans 0\.4 mm at most, expected several voxels "):
         plan_working_grid(tiny, np.ones(tiny.shape, bool), spacing=1.0)

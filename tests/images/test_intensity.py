@@ -51,18 +51,25 @@ def test_a_rule_survives_json(rule):
 @pytest.mark.parametrize(
     ("fields", "fault"),
     [
-        ({"rule": "histogram"}, "expected one of percentile, window"),
-        ({"upper": 99.0}, "expected one of"),
-        ({"rule": "window", "low": 0}, "window"),
-        ({"rule": "percentile", "lower": 1}, "percentile"),
-        ({"rule": "percentile", "upper": "much"}, "much"),
-        ({"rule": "percentile", "upper": 0}, "above 0"),
-        ({"rule": "window", "low": 5, "high": 5}, "low below high"),
+        ({"rule": "histogram"}, "got rule 'histogram', expected percentile or window"),
+        ({"upper": 99.0}, "got rule None, expected percentile or window"),
+        ({"rule": "window", "low": 0}, "got rule window with {'low': 0}, expected low and high, finite"),
+        ({"rule": "percentile", "lower": 1}, "got rule percentile with {'lower': 1}, expected upper"),
+        ({"rule": "percentile", "upper": "much"}, "with {'upper': 'much'}, expected upper, above 0"),
+        ({"rule": "percentile", "upper": 0}, "with {'upper': 0}, expected upper, above 0 and at most 100"),
+        ({"rule": "window", "low": 5, "high": 5}, "expected low and high, finite, low below high"),
     ],
 )
 def test_unknown_rules_are_refused(fields, fault):
-    with pytest.raises(InputError, match=fault):
+    with pytest.raises(InputError, match=f"^intensity: {fault}" if fault.startswith("got") else fault):
         rule_from_dict(fields)
+
+
+def test_a_refused_rule_names_the_option():
+    with pytest.raises(InputError, match=r"^--percentile: got 0, expected above 0 and at most 100, such as 99\.9"):
+        PercentileRule(0)
+    with pytest.raises(InputError, match=r"^--window: got 300,-200, expected two finite numbers, the lower one first"):
+        WindowRule(300.0, -200.0)
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,7 @@ def test_a_known_start_is_not_scored_again():
 
 @pytest.mark.parametrize("on_stop", ON_STOP)
 def test_nothing_but_nan_ends_in_an_error_not_in_a_loop(on_stop):
-    with pytest.raises(InputError, match="similarity: got nan"):
+    with pytest.raises(InputError, match=r"^--fixed, --moving: their similarity is nan after registration"):
         run({level: [NAN] * 3 for level in LEVELS}, on_stop=on_stop)
 
 

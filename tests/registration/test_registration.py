@@ -266,7 +266,8 @@ def test_engines_that_give_nan_are_found_out(engines, monkeypatch):
         (Options(schedule="1,1,1,1", on_stop="keep"), "--on-stop: got keep, but --schedule 1,1,1,1 has no stop rule"),
         (Options(schedule="cascade:2", delta=0.1), "--delta: got 0.1, but --schedule cascade:2 has no stop rule"),
         (Options(schedule="1,1,1,1", max_iterations=3), "--max-iterations: got 3"),
-        (Options(window=(5.0, 5.0)), "intensity rule: got the window"),
+        (Options(window=(5.0, 5.0)), "^--window: got 5,5, expected two finite numbers, the lower one first, such as"),
+        (Options(window=(-5.0, float("inf"))), "^--window: got -5,inf, expected two finite numbers"),
         (Options(affine="/absent/start.txt"), "--affine"),
     ],
 )

@@ -212,7 +212,7 @@ class TestReading:
         path = written("h5")
         with h5py.File(path, "a") as file:
             file["TransformGroup/2/TransformFixedParameters"][6] = 0
-        with pytest.raises(InputError, match=rf"^-t: {path}: grid affine: is singular"):
+        with pytest.raises(InputError, match=rf"^-t: {path}: voxel-to-world affine: is singular"):
             read_transform(path)
 
     def test_numbers_that_are_none(self, written, tmp_path):

@@ -86,7 +86,7 @@ class TestCommand:
             ),
             (("--preset", "mindboggle", "--spacing", "0"), "--spacing: got 0.0, expected mm above 0"),
             (("--preset", "flare", "--window", "3,-3"), "got the window 3.0 to -3.0, expected low below high"),
-            (("--preset", "mindboggle", "--percentile", "0"), "percentile 0.0, expected above 0"),
+            (("--preset", "mindboggle", "--percentile", "0"), "--percentile: got 0, expected above 0"),
             (
                 ("--window", "0,9", "--percentile", "9", "--preset", "flare"),
                 "--percentile: cannot be combined with --window",

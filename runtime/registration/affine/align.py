@@ -189,8 +189,8 @@ class PairPyramid:
         before, after = (self._correlations(candidates[name]) for name in ("headers", best))
         if not after[0] > 0:
             raise InputError(
-                "affine initialisation: fixed and moving do not correlate from any start, expected two images of one "
-                "body part and contrast; give --affine a matrix, or none to use the headers"
+                "--affine: got fixed and moving scans that do not correlate from any start, expected two of one body "
+                "part and contrast; give --affine a transform file, or none to use the headers"
             )
         found = candidates[best]
         return AffineInitialisation(found, before[0], after[0], before[1], after[1], (*stages, *steps), best, note)

@@ -191,7 +191,7 @@ def _padded(image: LevelImage, margin: float) -> LevelImage:
     if padded > max(MOST_PADDED * image.data.size, ALWAYS_PADDED):
         sizes = " x ".join(f"{size:.3g}" for size in image.grid.spacing)
         raise InputError(
-            f"affine: voxels of {sizes} mm are too small beside the fixed foreground, which needs a margin of "
+            f"--affine: voxels of {sizes} mm are too small beside the fixed foreground, which needs a margin of "
             f"{margin:.3g} mm; check the voxel sizes in both headers, or give --affine none"
         )
     data = np.pad(image.data, width)

@@ -78,7 +78,10 @@ def pair_labels(fixed: Volume, moving: Volume, ids: Sequence[int] | None = None)
     chosen = tuple(sorted(wanted)) if ids is None else tuple(label for label in ids if label in wanted)
     if not chosen:
         asked = "above 0 with 50 voxels or more in each" if ids is None else f"of {', '.join(map(str, ids))}"
-        raise InputError(f"labels: {fixed.path} and {moving.path} share no label {asked}; do they use the same labels?")
+        raise InputError(
+            f"--fixed-labels, --moving-labels: {fixed.path} and {moving.path} share no label {asked}; do they use the "
+            "same labels?"
+        )
     return LabelPair(fixed, moving, chosen, () if ids is None else tuple(label for label in ids if label not in wanted))
 
 

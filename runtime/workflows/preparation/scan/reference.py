@@ -75,7 +75,7 @@ def target_grid(grid: Grid, foreground: Array, shape: Shape, spacing: float) -> 
     It is the working grid that registration would choose, without a margin, grown or cropped to `shape`: if the
     reference has this spacing already, its own voxels are used and it is not interpolated.
     """
-    tight = plan_working_grid(grid, foreground, spacing, multiple=1, minimum=1, margin_mm=0)
+    tight = plan_working_grid(grid, foreground, spacing, multiple=1, minimum=1, margin_mm=0, argument="--reference")
     try:
         return tight.crop((np.array(tight.shape) - shape) // 2, shape)
     except InputError as error:
