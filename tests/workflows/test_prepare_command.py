@@ -85,7 +85,10 @@ class TestCommand:
                 "--shape: got (40, 48, 41), expected three multiples of 8",
             ),
             (("--preset", "mindboggle", "--spacing", "0"), "--spacing: got 0.0, expected mm above 0"),
-            (("--preset", "flare", "--window", "3,-3"), "--window: got 3,-3, expected two finite numbers, the lower one first"),
+            (
+                ("--preset", "flare", "--window", "3,-3"),
+                "--window: got 3,-3, expected two finite numbers, the lower one first",
+            ),
             (("--preset", "mindboggle", "--percentile", "0"), "--percentile: got 0, expected above 0"),
             (
                 ("--window", "0,9", "--percentile", "9", "--preset", "flare"),
