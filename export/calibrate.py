@@ -2,7 +2,7 @@
 
 Each case is a registration with its figures (`runtime.registration.quality.figures`) and its Dice as a share of the
 sound pair's. Limits are chosen one figure at a time: the one that finds most of the failed cases that
-no earlier limit finds. They lie beyond all sound cases, part of the way to where failed ones lie.
+fewer than two earlier ones find. They lie beyond all sound cases, part of the way to where failed ones lie.
 """
 
 import json
@@ -25,6 +25,7 @@ SOUND, BAD = 0.95, 0.8  # shares of the sound pair's Dice from which a case is s
 FEWEST = 20  # cases of either kind that a fit needs
 # Limits of look and failed: shares of the way from the sound cases' extreme to the median of the failed ones beyond it.
 BETWEEN = (0.1, 0.3)
+TIMES = 2  # figures that have to find a failed case, so that the verdict does not hang on one
 LOGARITHMIC = ("volume_factor", "stretch", "fixed_size", "moving_size", "flow_mm", "flow_high_mm")  # figures of ratios
 
 
@@ -126,14 +127,15 @@ def fit(cases: Sequence[Case], without: Iterable[str] = ()) -> VerdictLimits:
         if side in sides and (limit := _limit(figure, side, sound, bad)) is not None
     ]
     chosen: list[Limit] = []
-    missed = bad
-    while missed and candidates:
-        best = max(candidates, key=lambda limit: _caught(limit, missed))
-        if _caught(best, missed) == 0:
+    found = dict.fromkeys(bad, 0)  # by how many of the chosen limits
+    while candidates and (missed := [case for case, times in found.items() if times < TIMES]):
+        best = max(candidates, key=lambda limit: sum(_fails(case, limit) for case in missed))
+        caught = [case for case in missed if _fails(case, best)]
+        if not caught:
             break
         chosen.append(best)
         candidates.remove(best)
-        missed = [case for case in missed if _verdict(case, (best,)) != FAILED]
+        found |= {case: found[case] + 1 for case in caught}
     return VerdictLimits(tuple(chosen))
 
 
@@ -158,13 +160,9 @@ def _limit(figure: str, side: str, sound: Sequence[Case], bad: Sequence[Case]) -
     return Limit(figure, side, look, worst) if look != worst else None
 
 
-def _caught(limit: Limit, cases: Iterable[Case]) -> int:
-    return sum(_verdict(case, (limit,)) == FAILED for case in cases)
-
-
-def _verdict(case: Case, limits: tuple[Limit, ...]) -> str:
+def _fails(case: Case, limit: Limit) -> bool:
     assert case.figures is not None  # refused cases are left out
-    return judge(case.figures, VerdictLimits(limits)).verdict
+    return judge(case.figures, VerdictLimits((limit,))).verdict == FAILED
 
 
 def tried(cases: Sequence[Case], limits: VerdictLimits) -> Table:
