@@ -2,8 +2,7 @@
 
     python -m measurements.quality.report --cases runs/cases.csv --figure docs/images/verdict-roc.png
 
-Verdicts follow from the limits of the engine set. "Before": the outcome was wrong and nothing was said, as exit code 0
-and no warning but of the header's orientation tell.
+Verdicts follow from the limits of the engine set.
 """
 
 from collections import defaultdict
@@ -68,10 +67,6 @@ def draw(path: Path, cases: list[Case], limits: VerdictLimits) -> None:
     for name, chosen in (("verdict", limits), *((limit.figure, VerdictLimits((limit,))) for limit in limits.limits)):
         false, true = roc((severity(case, chosen), case.bad) for case in decided)
         axes.plot(false, true, label=name, linewidth=2.4 if name == "verdict" else 1.1, drawstyle="steps-post")
-    signs = {"NCC after registration alone": "correlation"}
-    for label, name in signs.items():
-        false, true = roc((-getattr(case.figures, name), case.bad) for case in decided)
-        axes.plot(false, true, "--", color="grey", label=label, drawstyle="steps-post")
     axes.set(xlim=(0, 0.2), ylim=(0.5, 1.01), xlabel="share of sound results", ylabel="share of wrong results found")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="lower right")
