@@ -251,7 +251,7 @@ def test_engines_that_give_nan_are_found_out(engines, monkeypatch):
         return residual
 
     monkeypatch.setattr(engines.networks, "residual", broken)
-    with pytest.raises(InputError, match="got nan after registration"):
+    with pytest.raises(InputError, match="their similarity is nan after registration"):
         register_arrays(engines, fixed, moving, parse_schedule("1,1,1,1"))
 
 
