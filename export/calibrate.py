@@ -5,14 +5,13 @@ sound pair's. Limits are chosen one figure at a time: the one that finds most of
 fewer than two earlier ones find. They lie beyond all sound cases, part of the way to where failed ones lie.
 """
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from runtime.backends.engine_set import MANIFEST, load_engine_set, sealed
+from runtime.backends.engine_set import MANIFEST, load_engine_set, manifest_text
 from runtime.backends.verdict_limits import ABOVE, BOTH, KEY, MEANINGS, Limit, VerdictLimits
 from runtime.errors import InputError, first_line
 from runtime.host.files.csv_lines import by_column, read_csv
@@ -55,6 +54,10 @@ class Case:
     @property
     def bad(self) -> bool:
         return self.ratio < BAD
+
+    def verdict(self, limits: VerdictLimits) -> str:
+        """Return the verdict that limits give; a refused case counts as failed."""
+        return FAILED if self.figures is None else judge(self.figures, limits).verdict
 
 
 @dataclass(frozen=True)
@@ -129,9 +132,9 @@ def fit(cases: Sequence[Case], without: Iterable[str] = ()) -> VerdictLimits:
     chosen: list[Limit] = []
     found = dict.fromkeys(bad, 0)  # by how many of the chosen limits
     while candidates and (missed := [case for case, times in found.items() if times < TIMES]):
-        best = max(candidates, key=lambda limit: sum(_fails(case, limit) for case in missed))
-        caught = [case for case in missed if _fails(case, best)]
-        if not caught:
+        caught_by = {limit: _caught(limit, missed) for limit in candidates}
+        best = max(candidates, key=lambda limit: len(caught_by[limit]))
+        if not (caught := caught_by[best]):
             break
         chosen.append(best)
         candidates.remove(best)
@@ -160,16 +163,14 @@ def _limit(figure: str, side: str, sound: Sequence[Case], bad: Sequence[Case]) -
     return Limit(figure, side, look, worst) if look != worst else None
 
 
-def _fails(case: Case, limit: Limit) -> bool:
-    assert case.figures is not None  # refused cases are left out
-    return judge(case.figures, VerdictLimits((limit,))).verdict == FAILED
+def _caught(limit: Limit, cases: Iterable[Case]) -> list[Case]:
+    return [case for case in cases if case.verdict(VerdictLimits((limit,))) == FAILED]
 
 
 def tried(cases: Sequence[Case], limits: VerdictLimits) -> Table:
     """Count the verdicts that limits give on cases; a refused case counts as found and failed."""
-    verdicts = [(case, FAILED if case.figures is None else judge(case.figures, limits).verdict) for case in cases]
-    sound = [verdict for case, verdict in verdicts if case.sound]
-    bad = [verdict for case, verdict in verdicts if case.bad]
+    sound = [case.verdict(limits) for case in cases if case.sound]
+    bad = [case.verdict(limits) for case in cases if case.bad]
     return Table(
         len(sound),
         len(bad),
@@ -189,9 +190,9 @@ def calibrated(limits: VerdictLimits, fitted: Table, tested: Table | None) -> Ve
 def store(engine_dir: Path, limits: VerdictLimits) -> None:
     """Write limits into an engine set's manifest, in one atomic step; its graphs stay as they are."""
     engine_set = load_engine_set(engine_dir)
-    manifest = sealed({**engine_set.manifest, KEY: limits.as_dict()})
+    manifest = {**engine_set.manifest, KEY: limits.as_dict()}
     with writing(f"to {engine_dir}"):
-        write_text(engine_set.folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+        write_text(engine_set.folder / MANIFEST, manifest_text(manifest))
 
 
 def calibrate(

@@ -2,7 +2,6 @@
 
 import contextlib
 import datetime
-import json
 import math
 import os
 import shutil
@@ -24,7 +23,7 @@ from runtime.backends.engine_set import (
     VERSION,
     EngineSet,
     load_engine_set,
-    sealed,
+    manifest_text,
 )
 from runtime.backends.parity import example_pair
 from runtime.errors import InputError
@@ -219,7 +218,7 @@ def _write_set(folder: Path, graphs: dict[str, Graphs], manifest: dict[str, Any]
     for precision, found in graphs.items():
         for engine, graph in found.items():
             (folder / _file_name(engine, precision, graph)).write_bytes(graph)
-    (folder / MANIFEST).write_text(json.dumps(sealed(manifest), indent=2) + "\n", encoding="utf-8")
+    (folder / MANIFEST).write_text(manifest_text(manifest), encoding="utf-8")
 
 
 def _publish(stage: Path, engine_dir: Path, manifest: dict[str, Any]) -> None:

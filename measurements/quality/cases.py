@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from scipy.ndimage import binary_dilation, gaussian_filter, uniform_filter1d, zoom
 
+from measurements.validation import degradations
 from runtime.geometry.grid import Grid, bounding_box
 from runtime.images.volume import Volume
 from runtime.registration.affine.rotations import orientations, rotation
@@ -236,19 +237,11 @@ def lesion(radius: float, masked: bool = False) -> Change:
 
 
 def noise(strength: float) -> Change:
-    def function(image: Array, brain: Array, chance: Chance) -> Array:
-        real, imaginary = (strength * chance.standard_normal(image.shape) for _ in range(2))
-        return np.hypot(image + real, imaginary) * brain
-
-    return intensities(function)
+    return intensities(lambda image, brain, chance: degradations.noise(image, chance, strength))
 
 
 def bias(strength: float) -> Change:
-    def function(image: Array, brain: Array, chance: Chance) -> Array:
-        field = gaussian_filter(chance.standard_normal(image.shape), min(image.shape) / 5)
-        return image * np.exp(strength * field / np.abs(field).max())
-
-    return intensities(function)
+    return intensities(lambda image, brain, chance: degradations.bias(image, chance, strength))
 
 
 def saturated(level: float) -> Change:
@@ -272,7 +265,7 @@ def ghost(strength: float) -> Change:
 
 def contrast(image: Array, brain: Array, chance: Chance) -> Array:
     """Bring grey and white matter together."""
-    return np.interp(image, (0, 0.3, 0.6, 0.8, 1, 1.6), (0, 0.45, 0.62, 0.74, 0.8, 1))
+    return degradations.contrast(image, chance)
 
 
 def inverted(image: Array, brain: Array, chance: Chance) -> Array:
@@ -344,11 +337,6 @@ def other_part(volume: Volume) -> Change:
     return change
 
 
-def small(factor: float) -> Change:
-    """Return a change to the size of another species: voxels and all by a factor."""
-    return header(scaled(factor))
-
-
 def rescaled(factor: float) -> Change:
     """Return a change of the size with new voxels of the old size."""
 
@@ -386,7 +374,8 @@ def entries(body: Volume | None = None) -> list[Entry]:
     found += [Entry("no affine", f"{angle} degrees", header(tilted(angle)), options=NO_AFFINE) for angle in (10, 30)]
     found += [Entry("no affine", "90 degrees", header(tilted(90)), options=NO_AFFINE)]
     found += [Entry("size", f"{factor}", rescaled(factor)) for factor in (0.45, 0.6, 0.75, 1.3, 1.6, 2.0)]
-    found += [Entry("species", "a tenth", small(0.1)), Entry("species", "a tenth both", small(0.1), side="both")]
+    mouse = header(scaled(0.1))
+    found += [Entry("species", "a tenth", mouse), Entry("species", "a tenth both", mouse, side="both")]
     for side, name in enumerate(SIDES):
         found += [Entry("partial", f"{name} {share}%", partial(side, share / 100)) for share in (15, 40)]
     found += [Entry("partial", f"{name} 30%", partial(n, 0.3), "fixed") for n, name in enumerate(SIDES)]

@@ -14,23 +14,18 @@ import numpy as np
 
 from export.calibrate import BAD, SOUND, Case, read_cases
 from runtime.backends.engine_set import load_engine_set
-from runtime.backends.verdict_limits import Limit, VerdictLimits
-from runtime.registration.quality.verdict import FAILED, LOOK, OK, judge
+from runtime.backends.verdict_limits import VerdictLimits
+from runtime.registration.quality.verdict import FAILED, LOOK, OK
 
 INVISIBLE = "mirrored"
 COLUMNS = ("cases", "n", "refused", "sound", "ok", "look", "failed", "between", "wrong", "ok", "look", "failed")
-
-
-def verdict(case: Case, limits: VerdictLimits) -> str:
-    """Return a case's verdict; a refused one counts as failed."""
-    return FAILED if case.figures is None else judge(case.figures, limits).verdict
 
 
 def row(name: str, cases: list[Case], limits: VerdictLimits) -> str:
     """Return a line of the table: how many of sound and of wrong results have which verdict."""
     cells = [name, len(cases), sum(case.figures is None for case in cases)]
     for chosen in ([case for case in cases if case.sound], [case for case in cases if case.bad]):
-        verdicts = [verdict(case, limits) for case in chosen]
+        verdicts = [case.verdict(limits) for case in chosen]
         cells += [len(chosen), *(verdicts.count(word) for word in (OK, LOOK, FAILED))]
         if len(cells) == 7:
             cells.append(sum(not case.sound and not case.bad for case in cases))
@@ -41,11 +36,8 @@ def severity(case: Case, limits: VerdictLimits) -> float:
     """Return the largest of a case's figures in units of their limits: 0 at the limit of look, 1 at that of failed."""
     if case.figures is None:
         return np.inf
-    return max((_share(getattr(case.figures, limit.figure), limit) for limit in limits.limits), default=-np.inf)
-
-
-def _share(value: float, limit: Limit) -> float:
-    return -np.inf if np.isnan(value) else (value - limit.look) / (limit.failed - limit.look)
+    values = ((limit, getattr(case.figures, limit.figure)) for limit in limits.limits)
+    return max((limit.excess(value) for limit, value in values if not np.isnan(value)), default=-np.inf)
 
 
 def roc(scores: Iterable[tuple[float, bool]]) -> tuple[np.ndarray, np.ndarray]:
@@ -100,7 +92,7 @@ def main(path: Path, engine_dir: Path, test_half: str, figure: Path | None) -> N
         click.echo(f"| `{limit.figure}` | {limit.side} | {limit.look:.4g} | {limit.failed:.4g} |")
     click.echo("")
     for case in cases:
-        given = verdict(case, limits)
+        given = case.verdict(limits)
         if (case.sound and given != OK) or (case.bad and given == OK):
             click.echo(f"{case.name}: ratio {case.ratio:.2f}, {given}")
     if figure is not None:

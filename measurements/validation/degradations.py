@@ -21,9 +21,9 @@ def thick(image: Array, chance: np.random.Generator) -> Array:
     return uniform_filter1d(image, THICKNESS, axis=2, mode="constant")[:, :, THICKNESS // 2 :: THICKNESS]
 
 
-def noise(image: Array, chance: np.random.Generator) -> Array:
+def noise(image: Array, chance: np.random.Generator, strength: float = NOISE) -> Array:
     """Add Rician noise inside the brain."""
-    real, imaginary = (NOISE * chance.standard_normal(image.shape) for _ in range(2))
+    real, imaginary = (strength * chance.standard_normal(image.shape) for _ in range(2))
     return np.hypot(image + real, imaginary) * (image > 0)
 
 
@@ -32,10 +32,10 @@ def contrast(image: Array, chance: np.random.Generator) -> Array:
     return np.interp(image, *CONTRAST)
 
 
-def bias(image: Array, chance: np.random.Generator) -> Array:
+def bias(image: Array, chance: np.random.Generator, strength: float = BIAS) -> Array:
     """Multiply by a smooth bias field."""
     field = gaussian_filter(chance.standard_normal(image.shape), min(image.shape) / 5)
-    return image * np.exp(BIAS * field / np.abs(field).max())
+    return image * np.exp(strength * field / np.abs(field).max())
 
 
 DEGRADATIONS = {"thick": thick, "noise": noise, "contrast": contrast, "bias": bias}

@@ -158,6 +158,11 @@ def sealed(manifest: Mapping[str, Any]) -> dict[str, Any]:
     return {**rest, SEAL: sha256(text.encode())}
 
 
+def manifest_text(manifest: Mapping[str, Any]) -> str:
+    """Return a manifest, sealed, as it is written to `manifest.json`."""
+    return json.dumps(sealed(manifest), indent=2) + "\n"
+
+
 def load_engine_set(folder: Path | str) -> EngineSet:
     """Read an engine set and check its format, version, completeness and every hash, the manifest's own included.
 

@@ -69,6 +69,11 @@ class Limit:
         if self.failed != self.look and (self.failed > self.look) != (self.side == ABOVE):
             raise ValueError(f"limits of {self.figure} in the wrong order")
 
+    def excess(self, value: float) -> float:
+        """Return how far a value is beyond the limits, in distances between them: 0 at `look`, 1 at `failed`."""
+        between = self.failed - self.look or (1e-9 if self.side == ABOVE else -1e-9)
+        return (value - self.look) / between
+
     def as_dict(self) -> dict[str, Any]:
         return dict(vars(self))
 

@@ -97,6 +97,11 @@ class Grid:
         inverse = np.linalg.inv(self.affine)
         return points @ inverse[:3, :3].T + inverse[:3, 3]
 
+    def inside(self, voxels: Array) -> Array:
+        """Return which voxel coordinates (N, 3) lie in a voxel of this grid, (N,) bool."""
+        inside: Array = np.all((voxels > -0.5) & (voxels < np.array(self.shape) - 0.5), axis=1)
+        return inside
+
     def voxel_map(self, other: "Grid", physical: Array | None = None) -> Array:
         """Return the (4, 4) map: voxel of this grid -> RAS -> `physical` -> voxel of `other`.
 

@@ -174,8 +174,7 @@ class RegistrationData:
         _, foreground = self._foreground
         points = AffineTransform(self.transform.affine).points(self.transform.grid.to_physical(foreground))
         voxels = self.moving.grid.to_voxels(points)
-        inside = (voxels > -0.5) & (voxels < np.array(self.moving.grid.shape) - 0.5)
-        return float(1 - np.mean(inside.all(axis=1))) if len(foreground) else 0.0
+        return float(1 - np.mean(self.moving.grid.inside(voxels))) if len(foreground) else 0.0
 
     @property
     def unseen_share(self) -> float:

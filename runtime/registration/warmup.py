@@ -138,11 +138,14 @@ def _warm_maps() -> None:
     from ..geometry.inverse import invert_displacement
     from ..geometry.jacobian import jacobian_of_displacement
     from ..geometry.transform import from_displacement
+    from .quality.figures import Seen, figures
 
     grid = Grid((16, 16, 16), np.eye(4))
     transform = from_displacement(np.zeros((*grid.shape, 3), np.float32), grid)
     jacobian_of_displacement(transform.displacement(grid), grid)
     transform.points(invert_displacement(transform, grid).displacement.reshape(-1, 3))
+    image = np.zeros(grid.shape, np.float32)
+    figures(Seen(image, image, image, (None, None), np.zeros((3, *grid.shape), np.float32), grid, np.eye(4), {}))
 
 
 def _warm_resampling() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from ...types import Array
 
+ENDS = (("left", "right"), ("posterior", "anterior"), ("inferior", "superior"))  # of the axes R, A, S
 ANGLE = 30.0  # degrees of a tilt about an axis
 
 
@@ -48,6 +49,5 @@ def nearest_orientation(rigid: Array) -> Array:
 
 def describe_orientation(orientation: Array) -> str:
     """Describe an orientation: the moving scan's direction for the fixed scan's right, anterior and superior."""
-    names = (("left", "right"), ("posterior", "anterior"), ("inferior", "superior"))
-    ends = [names[int(np.abs(column).argmax())][int(column.sum() > 0)] for column in orientation.T]
-    return ", ".join(f"{name[1]} is {end}" for name, end in zip(names, ends, strict=True) if name[1] != end)
+    ends = [ENDS[int(np.abs(column).argmax())][int(column.sum() > 0)] for column in orientation.T]
+    return ", ".join(f"{name[1]} is {end}" for name, end in zip(ENDS, ends, strict=True) if name[1] != end)

@@ -107,29 +107,26 @@ def figures(seen: Seen) -> Figures:
     sums = np.empty((*(size // BLOCK for size in known.shape), SUMS))
     block_sums(seen.fixed, seen.moving, seen.warped, known, sums)
     sums = sums.reshape(-1, SUMS)
-    overall = _Moments(sums.sum(axis=0))
-    blocks = _Moments(sums[sums[:, 0] >= FULLEST * BLOCK**3].T)
-    local_affine, local = (_median(blocks.correlation(image, SMOOTHEST)) for image in ("m", "w"))
-    after = blocks.correlation("w", SMOOTHEST)
-    after = after[np.isfinite(after)]
+    full = sums[:, 0] >= FULLEST * BLOCK**3
+    overall, blocks = _Moments(sums.sum(axis=0)), _Moments(sums[full].T)
+    before, after = (_finite(blocks.correlation(image, SMOOTHEST)) for image in ("m", "w"))
     stretches = np.linalg.svd(seen.affine[:3, :3], compute_uv=False)
     volume_factor = float(np.linalg.det(seen.affine[:3, :3]))
     moving_body = seen.moving > FOREGROUND
-    warped_body = seen.warped > FOREGROUND
     lengths = _lengths(seen.flow, known) * float(np.mean(seen.grid.spacing))
     determinant = _determinant(seen.flow)
     return Figures(
         correlation_affine=float(overall.correlation("m")),
         correlation=float(overall.correlation("w")),
-        local_affine=local_affine,
-        local=local,
+        local_affine=float(np.median(before)) if before.size else math.nan,
+        local=float(np.median(after)) if after.size else math.nan,
         local_low=float(np.percentile(after, 10)) if after.size else math.nan,
         unlike_share=float(np.mean(after < ALIKE)) if after.size else math.nan,
         detail_affine=float(seen.affine_facts.get("detail_after", math.nan)),
-        overlap_affine=_overlap(body, moving_body, seen.holes),
-        overlap=_overlap(body, warped_body, seen.holes),
+        overlap_affine=_overlap(known, _outside(moving_body, seen.holes)),
+        overlap=_overlap(known, _outside(seen.warped > FOREGROUND, seen.holes)),
         sd_log_jacobian=sd_log_jacobian(determinant, known) if inside else math.nan,
-        sd_log_volume=_block_spread(determinant, sums[:, 0] >= FULLEST * BLOCK**3),
+        sd_log_volume=_block_spread(determinant, full),
         folded_share=folded_share(determinant, known) if inside else math.nan,
         flow_mm=float(lengths.mean()) if inside else math.nan,
         flow_high_mm=float(np.percentile(lengths, 95)) if inside else math.nan,
@@ -138,8 +135,8 @@ def figures(seen: Seen) -> Figures:
         unseen_share=1 - inside / total if total else math.nan,
         fixed_size=total / 1000,
         moving_size=np.count_nonzero(moving_body) / 1000 * volume_factor,
-        fixed_fine=_fine_share(sums, "f"),
-        moving_fine=_fine_share(sums, "m"),
+        fixed_fine=_fine_share(sums, overall, "f"),
+        moving_fine=_fine_share(sums, overall, "m"),
         fixed_saturated=_saturated(seen.fixed, known),
         moving_saturated=_saturated(seen.moving, known),
     )
@@ -163,23 +160,22 @@ class _Moments:
         return found
 
 
-def _median(values: Array) -> float:
-    values = values[np.isfinite(values)]
-    return float(np.median(values)) if values.size else math.nan
+def _finite(values: Array) -> Array:
+    found: Array = values[np.isfinite(values)]
+    return found
 
 
-def _fine_share(sums: Array, image: str) -> float:
+def _fine_share(sums: Array, overall: _Moments, image: str) -> float:
     """Return the share of an image's variance that is within blocks."""
-    total = float(_Moments(sums.sum(axis=0)).variance[image])
+    total = float(overall.variance[image])
     counts = sums[:, 0]
     if not (total > 0 and counts.sum() > 0):
         return math.nan
     return float(np.average(_Moments(sums.T).variance[image], weights=counts) / total)
 
 
-def _overlap(body: Array, other: Array, holes: tuple[Array | None, Array | None]) -> float:
-    """Return the Dice of two masks outside the holes; NaN if both are empty."""
-    body, other = _outside(body, holes), _outside(other, holes)
+def _overlap(body: Array, other: Array) -> float:
+    """Return the Dice of two masks; NaN if both are empty."""
     size = np.count_nonzero(body) + np.count_nonzero(other)
     return float(2 * np.count_nonzero(body & other) / size) if size else math.nan
 

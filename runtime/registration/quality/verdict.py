@@ -8,7 +8,6 @@ from ...backends.verdict_limits import ABOVE, MEANINGS, Limit, VerdictLimits
 from .figures import Figures
 
 OK, LOOK, FAILED = "ok", "look", "failed"
-VERDICTS = (OK, LOOK, FAILED)  # from best to worst
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ def judge(figures: Figures, limits: VerdictLimits) -> Verdict:
         value = getattr(figures, limit.figure)
         if beyond(value, limit.side, limit.look):
             failed = beyond(value, limit.side, limit.failed)
-            found.append((not failed, -_excess(value, limit), FAILED if failed else LOOK, _reason(value, limit)))
+            found.append((not failed, -limit.excess(value), FAILED if failed else LOOK, _reason(value, limit)))
     if not math.isfinite(figures.correlation):
         found.append((False, -math.inf, FAILED, "the scans show nothing in common"))
     found.sort()
@@ -55,11 +54,6 @@ def judge(figures: Figures, limits: VerdictLimits) -> Verdict:
 def beyond(value: float, side: str, limit: float) -> bool:
     """Return whether a figure is beyond a limit; False for NaN."""
     return value > limit if side == ABOVE else value < limit
-
-
-def _excess(value: float, limit: Limit) -> float:
-    """Return how far a figure is beyond its limits, in distances between them."""
-    return abs(value - limit.look) / max(abs(limit.failed - limit.look), 1e-9)
 
 
 def _reason(value: float, limit: Limit) -> str:

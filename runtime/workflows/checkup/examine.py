@@ -20,6 +20,7 @@ from ...registration.reading import Reading, Scan, check_scans_fit
 from ...types import Array
 from .scan import ExaminedScan, Finding, examine_scan
 
+NAMES = ("fixed", "moving")
 SIMILAR = 1.7  # ratio of the volumes of both foregrounds up to which two brains of adults differ
 FAR_MM = 40.0  # distance of the centres by the headers that is worth a word
 
@@ -93,14 +94,11 @@ def examine(
     return Checkup(one, other, pair, machine, tuple(found))
 
 
-NAMES = ("fixed", "moving")
-
-
 def _pair(fixed: ExaminedScan, moving: ExaminedScan, options: Options) -> dict[str, Any]:
     body = np.argwhere(fixed.read.normalised.foreground)[::97]
     points = fixed.grid.to_physical(body)
     voxels = moving.grid.to_voxels(points)
-    inside = np.all((voxels > -0.5) & (voxels < np.array(moving.grid.shape) - 0.5), axis=1)
+    inside = moving.grid.inside(voxels)
     centres = [_centre(scan) for scan in (fixed, moving)]
     volumes = fixed.millilitres, moving.millilitres
     return {

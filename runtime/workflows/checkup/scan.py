@@ -9,16 +9,16 @@ import numpy as np
 
 from ...geometry.grid import Grid, bounding_box
 from ...images.intensity import FOREGROUND, PercentileRule, Rule, is_standardised
+from ...registration.affine.rotations import ENDS
 from ...registration.reading import ReadScan
+from ...registration.result import DARK_SHARE, USUAL
 from ...types import Array
 
-NEGATIVE = 0.05  # share of voxels below 0 from which a scan is no usual MRI
 AIR = -500.0  # Hounsfield units below which only air lies, so that the scan is CT
 FULL = 0.9  # share of foreground above which a scan has no background
 SATURATED = 0.05  # share of the foreground at the largest value from which a scan is saturated
 LARGE_ML = 2300.0  # more than any brain; heads have 3000 and more
 COARSE_MM = 3.0  # voxel size from which details are lost
-ENDS = (("left", "right"), ("posterior", "anterior"), ("inferior", "superior"))
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def _intensities(data: Array) -> dict[str, float]:
 
 def _intensity_findings(name: str, read: ReadScan, rule: Rule, facts: dict[str, Any]) -> Iterator[Finding]:
     seen = facts["intensities"]
-    if isinstance(rule, PercentileRule) and seen["negative"] > NEGATIVE and not is_standardised(read.volume.data):
+    if isinstance(rule, PercentileRule) and seen["negative"] > DARK_SHARE and not is_standardised(read.volume.data):
         share = f"{seen['negative']:.0%} of the voxels are below 0 and count as 0"
         if seen["min"] < AIR:
             yield Finding(name, f"{share}; it looks like CT", "give --window, such as -200,300, and engines for CT")
@@ -152,8 +152,8 @@ def _extent_findings(name: str, facts: dict[str, Any], spacing: float) -> Iterat
     if 0 < longest < 60:
         yield Finding(
             name,
-            f"its foreground spans {longest:.0f} voxels of the network's {spacing:g} mm grid, a head about 160",
-            f"multiply the voxel sizes of both headers by {max(round(160 / longest), 2)}, or export engines with a "
+            f"its foreground spans {longest:.0f} voxels of the network's {spacing:g} mm grid, a head about {USUAL}",
+            f"multiply the voxel sizes of both headers by {max(round(USUAL / longest), 2)}, or export engines with a "
             "smaller --spacing",
         )
     if max(facts["spacing_mm"]) > COARSE_MM * spacing:

@@ -35,7 +35,7 @@ def cropped_share(foreground: Array, grid: Grid, target: Grid, matrix: Array) ->
         return 0.0
     to_target = grid.voxel_map(target, np.linalg.inv(matrix))
     positions = some @ to_target[:3, :3].T + to_target[:3, 3]
-    inside = np.all((positions > -0.5) & (positions < np.array(target.shape) - 0.5), axis=1)
+    inside = target.inside(positions)
     return round(1 - float(inside.mean()), 6)
 
 
