@@ -18,7 +18,7 @@ from runtime.workflows.benchmark.contenders.contender import EngineContender, Ru
 from runtime.workflows.benchmark.contenders.process import Worker, call_once
 from runtime.workflows.benchmark.contenders.session import Session
 from runtime.workflows.benchmark.pairs import GeneratedPair, Shape
-from runtime.workflows.benchmark.report.cells import counts, markdown
+from runtime.workflows.benchmark.report.cells import Table, counts
 
 REFERENCE = ("onnxruntime", "fp32")
 LARGEST_DICE_DIFFERENCE = 0.002
@@ -206,5 +206,5 @@ def _lines(record: dict, reference: str) -> list[str]:
         for row in record["rows"]
     ]
     lines = [f"Flows against {reference} on the CPU: length of the difference.", ""] if table else []
-    lines += [*markdown(head, table), ""] if table else []
+    lines += [*Table(head, table).lines(), ""] if table else []
     return lines + [f"- not opened: {entry['name']}: {entry['reason']}" for entry in record["not opened"]]

@@ -16,7 +16,7 @@ from runtime.backends.fields.cuda import CudaFields
 from runtime.backends.fields.cuda_traffic import traffic
 from runtime.workflows.benchmark.contenders.process import call_once
 from runtime.workflows.benchmark.measuring.statistics import summary
-from runtime.workflows.benchmark.report.cells import by, markdown, ms
+from runtime.workflows.benchmark.report.cells import Table, by, ms
 
 Shape = tuple[int, int, int]
 CHANNELS = {1: 8, 2: 16, 3: 32, 4: 32}
@@ -213,7 +213,9 @@ def report(found: dict[str, Any]) -> Part:
         f"Caches are flushed before each call. Consecutive events are {ms(found['nothing'])} ms apart.",
         "Floor: the time to read and write each voxel once at that bandwidth.",
     ]
-    return Part("Kernels and the memory's bandwidth", [*words, "", *markdown(head, table)], found, notes=_misses(found))
+    return Part(
+        "Kernels and the memory's bandwidth", [*words, "", *Table(head, table).lines()], found, notes=_misses(found)
+    )
 
 
 def _misses(found: dict[str, Any]) -> list[str]:

@@ -12,7 +12,7 @@ from measurements.gpu.agreement import Scans
 from measurements.gpu.part import Part
 from runtime.workflows.benchmark.contenders.contender import EngineContender
 from runtime.workflows.benchmark.pairs import Shape
-from runtime.workflows.benchmark.report.cells import markdown, ms
+from runtime.workflows.benchmark.report.cells import Table, ms
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SECONDS = 3600
@@ -103,7 +103,7 @@ def stages(record: dict[str, Any]) -> Part:
     ]
     words = "Idle is the time in no stage: the GPU waits for the host, at decisions or for the next kernel."
     words += " PyTorch's waits are in its scores. Images per hour: one after another, to the same fixed image."
-    return Part("Where time goes on the GPU", [words, "", *markdown(head, table)], rows)
+    return Part("Where time goes on the GPU", [words, "", *Table(head, table).lines()], rows)
 
 
 def share_of(row: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from runtime.errors import InputError
 from runtime.workflows.benchmark.contenders.contender import EngineContender
 from runtime.workflows.benchmark.contenders.process import call_once
 from runtime.workflows.benchmark.pairs import GeneratedPair, Shape
-from runtime.workflows.benchmark.report.cells import markdown, ms, number
+from runtime.workflows.benchmark.report.cells import Table, ms, number
 
 IN_FLIGHT = (1, 2, 4)
 ROUNDS, FILLING = 8, 2  # timed results per lane, and untimed ones before them, while lanes open and fill
@@ -71,4 +71,4 @@ def table(record: Sequence[dict[str, Any]]) -> list[str]:
     ]
     words = "From arrays on the host to a flow there: checked, uploaded, registered, downloaded. With several in flight"
     words += " no CUDA graphs are captured."
-    return [words, "", *markdown(("", "in flight", "ms per pair", "pairs per hour", "times one"), rows)]
+    return [words, "", *Table(("", "in flight", "ms per pair", "pairs per hour", "times one"), rows).lines()]

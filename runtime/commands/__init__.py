@@ -7,12 +7,14 @@ from .doctor import doctor
 from .evaluate import evaluate
 from .prepare import prepare
 from .register import register
+from .report import report
 from .transforms import apply, compose, convert, invert, jacobian
 from .warm_up import warm_up
 
 COMMANDS = (
     register,
     doctor,
+    report,
     apply,
     compose,
     invert,

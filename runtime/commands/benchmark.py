@@ -27,10 +27,19 @@ INSTALLED = (sys.executable, "-m", __package__.partition(".")[0])  # command tha
 @click.option("--no-start-up", is_flag=True, help="Skip the start with an empty cache (half a minute of compilation).")
 @click.option("--json", type=PATH, help="Write everything printed and all raw samples to this file.")
 @click.option("--plot", type=PATH, help="Plot the results: .png, .svg or .pdf (needs matplotlib).")
+@click.option("--html", type=PATH, help="Write a page for a browser: stages, floors, percentiles (needs matplotlib).")
+@click.option(
+    "--compare",
+    type=PATH,
+    multiple=True,
+    help="Measure nothing; show these records of --json side by side in --html. May be repeated.",
+)
 @QUIET
 @click.pass_obj
 @one_line_errors
-def benchmark(tools, against, shapes, backends, precisions, no_files, no_start_up, quiet, threads, **options) -> None:
+def benchmark(
+    tools, against, shapes, backends, precisions, no_files, no_start_up, compare, quiet, threads, **options
+) -> None:
     """Check that the engines are correct, then measure latency and memory on this machine.
 
     Nothing is timed before each contender's flow agrees with that of the PyTorch reference (ONNX Runtime's if torch is
@@ -40,6 +49,15 @@ def benchmark(tools, against, shapes, backends, precisions, no_files, no_start_u
     With an engine on a GPU, --against torch is PyTorch on that GPU: in fp32 without TF32, and with autocast to fp16
     and channels-last memory; this requires PyTorch with CUDA. GPU times are measured with CUDA events.
     """
+    from ..workflows.benchmark.report.page import check_page, read_record_of_benchmark, write_benchmark_page
+
+    if options["html"]:
+        check_page(options["html"])
+    if compare:
+        if not options["html"]:
+            raise click.UsageError("--compare needs --html, the page to write")
+        write_benchmark_page(options["html"], [read_record_of_benchmark(path) for path in compare])
+        return
     from ..workflows.benchmark import BenchmarkOptions, parse_names, parse_shapes, run_benchmark
 
     options = BenchmarkOptions(

@@ -113,9 +113,10 @@ def evaluate(tools, pairs, output, links, label_ids, engine_dirs, checkpoints, q
     """Score registrations by labels, landmarks, folds and similarity, before and after.
 
     Every pair is read, aligned and encoded once for all schedules, and iterations that schedules share are computed
-    once; the reported seconds are those of each schedule alone. Writes scores.json, scores.csv, labels.csv, table.md,
-    boxes.png, curves.png, deltas.png and pairs/ (a record each). Earlier results are kept if files, options and engines
-    have not changed; failures are reported, and the other pairs are still scored.
+    once; the reported seconds are those of each schedule alone. Writes index.html (everything, for a browser),
+    scores.json, scores.csv, labels.csv, table.md, boxes.png, curves.png, deltas.png and pairs/ (a record each).
+    Earlier results are kept if files, options and engines have not changed; failures are reported, and the other pairs
+    are still scored.
     """
     from ..backends.engines import SHIPPED
     from ..workflows.evaluation.methods import Choices

@@ -110,6 +110,10 @@ from .terminal import (
     help="Conventions of the transform files: itk (ANTs, SimpleITK), freesurfer, fsl, learn2reg, h5 (ITK composite).",
 )
 @click.option("--forward-only", is_flag=True, help="Skip the inverse transform and the fixed scan warped by it.")
+@click.option(
+    "--report/--no-report", default=True, show_default=True, help="Write report.html, to look at in a browser."
+)
+@click.option("--report-full", is_flag=True, help="Keep the volumes in report.html at the network's resolution: 8 MB.")
 @click.option("--check", is_flag=True, help="Only examine the scans and this machine, as `doctor` does; write nothing.")
 @click.option("--strict", is_flag=True, help="Exit code 3 if the verdict on a registration is `failed`.")
 @QUIET
@@ -128,6 +132,8 @@ def register(
     threads,
     write,
     forward_only,
+    report,
+    report_full,
     check,
     strict,
     quiet,
@@ -138,19 +144,23 @@ def register(
 
     Writes warped.nii.gz (moving on the fixed grid), warped_fixed.nii.gz (fixed on the moving grid), warp.nii.gz and
     inverse_warp.nii.gz (the whole displacements, for ANTs and ITK; see --write), affine.txt, jacobian.nii.gz,
-    warped_labels.nii.gz if labels are given, report.json and preview.png. Transforms are read back and compared.
-    The first line printed is the verdict: ok, look (at preview.png) or failed, and why; see --strict.
+    warped_labels.nii.gz if labels are given, report.json, report.html (everything at a glance, for a browser) and
+    preview.png. Transforms are read back and compared.
+    The first line printed is the verdict: ok, look (at report.html) or failed, and why; see --strict.
     Options that are not given follow the engine set. Several moving scans share the work on the fixed one; an error in
-    one is reported, and the others are still registered.
+    one is reported, and the others are still registered; index.html lists them all, the worst first.
     """
-    from ..errors import InputError, is_scarcity
-    from ..registration.batch.files import EngineChoice, plan_tasks, register_files
+    from ..errors import is_scarcity
+    from ..pages.page import check_ours
+    from ..registration.batch.files import EngineChoice, Outcome, plan_tasks, register_files
     from ..registration.options import Options
     from ..registration.output.folder import Outputs
+    from ..registration.output.index import INDEX, results_in, write_index
     from ..registration.quality.verdict import FAILED
 
     tasks = plan_tasks(output, moving, moving_labels, moving_mask)
-    outputs = Outputs(tuple(name.strip() for name in write.split(",")), both=not forward_only)
+    conventions = tuple(name.strip() for name in write.split(","))
+    outputs = Outputs(conventions, not forward_only, report or report_full, report_full)
     engines = EngineChoice(engine_dir, backend, threads, precision)
     if check:
         from .doctor import print_checkup
@@ -160,21 +170,26 @@ def register(
                 click.echo()
             print_checkup((fixed, task.moving), engines, Options(**options), (fixed_mask, task.mask))
         return
-    errors: list[InputError] = []
-    verdicts: list[str | None] = []
+    if outputs.page and len(tasks) > 1:
+        check_ours(output / INDEX)
+    outcomes: list[Outcome] = []
     with StageLine(quiet).shown() as stages:
         how = (engines, Options(**options), overwrite, stages, outputs, fixed_mask)
         for outcome in register_files(fixed, tasks, *how):
-            errors += filter(None, [outcome.error])
-            verdicts.append(outcome.verdict)
-            _print_outcome(outcome, stages, quiet, alone=len(tasks) == 1)
-    if errors:
+            outcomes.append(outcome)
+            _print_outcome(outcome, stages, quiet, "report.html" if outputs.page else "preview.png", len(tasks) == 1)
+    if outputs.page and len(tasks) > 1:
+        failures = {one.task.folder.name: str(one.error) for one in outcomes if one.error is not None}
+        path = write_index(output, results_in(output), failures)
+        if not quiet:
+            click.echo(f"wrote {path}: all of them, the worst first")
+    if errors := [outcome.error for outcome in outcomes if outcome.error is not None]:
         raise click.exceptions.Exit(exit_code_of_failures(all(map(is_scarcity, errors))))
-    if strict and FAILED in verdicts:
+    if strict and any(outcome.verdict == FAILED for outcome in outcomes):
         raise click.exceptions.Exit(IMPLAUSIBLE)
 
 
-def _print_outcome(outcome, stages: StageLine, quiet: bool, alone: bool) -> None:
+def _print_outcome(outcome, stages: StageLine, quiet: bool, first: str, alone: bool) -> None:
     """Print a registration's summary or its error; the error of a single registration is raised as the command's."""
     if outcome.error and alone:
         raise outcome.error
@@ -182,5 +197,5 @@ def _print_outcome(outcome, stages: StageLine, quiet: bool, alone: bool) -> None
         stages.print(f"Error: {outcome.task.moving}: {outcome.error}", error=True)
     elif not quiet:
         name = "" if alone else f"moving      {outcome.task.moving}\n"
-        text = f"{name}{outcome.summary}\nwrote {outcome.task.folder}/: look at preview.png first"
+        text = f"{name}{outcome.summary}\nwrote {outcome.task.folder}/: look at {first} first"
         stages.print(text if alone else f"{text}\n")

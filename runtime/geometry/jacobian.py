@@ -36,6 +36,20 @@ def jacobian_of_displacement(displacement: Array, grid: Grid) -> Array:
     return result.T
 
 
+def jacobian_of_flow(flow: Array) -> Array:
+    """Compute the Jacobian determinant of a flow (3, I, J, K) in voxels of its own grid, (I, J, K) float32, compiled.
+
+    `runtime.geometry.flow.jacobian_determinant` is the reference.
+    """
+    from .kernels.jacobian import determinants
+
+    result = np.empty(flow.shape[1:], np.float32)
+    # The kernel wants the axes reversed; this matrix of steps reverses the components with them.
+    reversal = np.ascontiguousarray(np.eye(3, dtype=np.float32)[::-1])
+    determinants(np.ascontiguousarray(flow, np.float32), reversal, np.float32(np.linalg.det(reversal)), result)
+    return result
+
+
 def folded_share(determinant: Array, mask: Array | None = None) -> float:
     """Return the share of voxels, or of those in a mask, whose determinant is <= 0, in [0, 1]."""
     return float(np.mean(_within(determinant, mask) <= 0))

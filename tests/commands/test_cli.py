@@ -19,7 +19,7 @@ from runtime.registration.output.folder import Outputs
 from tests import scans
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ("register", "doctor", "apply", "compose", "invert", "convert", "jacobian", "evaluate")
+COMMANDS = ("register", "doctor", "report", "apply", "compose", "invert", "convert", "jacobian", "evaluate")
 COMMANDS += ("export", "build", "prepare", "train", "demo", "benchmark", "warm-up", "calibrate")
 
 
@@ -82,7 +82,7 @@ def test_register_writes_every_file_and_a_summary(register, tmp_path):
     result = register("--moving-labels", labels, "--schedule", "1,1,1,1")
     assert result.exit_code == 0, result.stderr
     assert {path.name for path in (tmp_path / "out").iterdir()} == set(Outputs().names("f", "m", labels=True))
-    for word in ("engine", "iterations  (1, 1, 1, 1)", "similarity  ncc", "field", "time", "preview.png"):
+    for word in ("engine", "iterations  (1, 1, 1, 1)", "similarity  ncc", "field", "time", "report.html"):
         assert word in result.stdout
     for stage in ("open engines", "read", "affine", "encode", "iterate", "apply", "write"):
         assert f"{stage} ..." in result.stderr
@@ -205,7 +205,7 @@ def test_one_scan_that_fails_does_not_lose_the_others(register, tmp_path, quiet)
     assert result.exit_code == 1
     lines = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
     assert lines == [f"Error: {tmp_path}/gone.nii: --moving: {tmp_path}/gone.nii does not exist"]
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"m", "later"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"m", "later", "index.html"}
     assert all((tmp_path / "out" / name / "report.json").is_file() for name in ("m", "later"))
     assert bool(result.stdout) != bool(quiet)
 

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from runtime.geometry.flow import identity, warp
-from runtime.images import preview
+from runtime.images.pictures import panels, planes, preview
 
 SHAPE = (40, 48, 32)
 
@@ -34,7 +34,7 @@ class TestOrientation:
 
     @pytest.fixture
     def cuts(self):
-        return {plane.name: (plane, plane.cut(identity(SHAPE))) for plane in preview._planes(SHAPE)}
+        return {plane.name: (plane, plane.cut(identity(SHAPE))) for plane in planes.middle_planes(SHAPE)}
 
     @pytest.mark.parametrize("name, rows, columns", [("sagittal", 2, 1), ("coronal", 2, 0), ("axial", 1, 0)])
     def test_coordinates_fall_downwards_and_to_the_right(self, cuts, name, rows, columns):
@@ -53,15 +53,15 @@ class TestOrientation:
 class TestGrid:
     def test_lines_lie_where_the_moving_image_has_them(self):
         """A sheet at voxel 16 of the moving image, warped, must lie under the line of voxel 16."""
-        coronal = preview._planes(SHAPE)[1]
+        coronal = planes.middle_planes(SHAPE)[1]
         i, _, k = identity(SHAPE)
         flow = np.zeros((3, *SHAPE), np.float32)
         flow[0] = 2.5 * np.sin(i / 9) + 0.1 * (k - 16)
         sheet = warp(np.exp(-((i - 16) ** 2) / 2).astype(np.float32), flow)
         zeros = np.zeros(SHAPE, np.float32)
         folded = np.zeros(coronal.cut(zeros).shape, bool)
-        lines = preview._warped_grid(coronal, zeros, flow, folded, scale=6)[..., 1]
-        ridge = preview._enlarge(coronal.cut(sheet), 6)[90]
+        lines = panels.warped_grid(coronal, zeros, flow, folded, scale=6)[..., 1]
+        ridge = panels.enlarged(coronal.cut(sheet), 6)[90]
         columns = np.flatnonzero(lines[90] > 0.6 * lines.max())
         assert np.abs(columns - ridge.argmax()).min() <= 3  # half a voxel
 
@@ -69,46 +69,46 @@ class TestGrid:
         for stretch in (0.5, 1.0, 2.0):
             position = np.tile(4 + stretch * np.arange(1024) / 8, (8, 1))
             lines_crossed = position.max() // 8
-            assert preview._lines(position)[4].sum() == pytest.approx(preview.LINE_WIDTH * lines_crossed, rel=0.02)
+            assert panels.line_coverage(position)[4].sum() == pytest.approx(panels.LINE_WIDTH * lines_crossed, rel=0.02)
 
     def test_without_a_flow_the_lines_are_straight_and_8_voxels_apart(self):
-        plane = preview._planes(SHAPE)[2]
+        plane = planes.middle_planes(SHAPE)[2]
         zeros = np.zeros(SHAPE, np.float32)
         folded = np.zeros(plane.cut(zeros).shape, bool)
-        picture = preview._warped_grid(plane, zeros, np.zeros((3, *SHAPE), np.float32), folded, scale=4)[..., 1]
+        picture = panels.warped_grid(plane, zeros, np.zeros((3, *SHAPE), np.float32), folded, scale=4)[..., 1]
         along = picture[np.argmin(picture.mean(axis=1))]
         centres = np.flatnonzero((along > 100) & (along >= np.roll(along, 1)) & (along > np.roll(along, -1)))
         assert len(centres) >= 4 and np.all(np.abs(np.diff(centres) - 8 * 4) <= 1)
 
     def test_folds_are_red_and_only_folds(self, images):
         fixed, moving, warped, flow = images
-        assert share_of(preview.draw_preview(fixed, moving, warped, flow), preview.FOLD) == 0
+        assert share_of(preview.draw_preview(fixed, moving, warped, flow), panels.FOLD) == 0
         i, j, k = identity(SHAPE)
         flow[0] -= 3 * (i - 20) * (np.maximum(abs(i - 20), np.maximum(abs(j - 24), abs(k - 16))) < 4)
-        assert share_of(preview.draw_preview(fixed, moving, warped, flow), preview.FOLD) > 0
+        assert share_of(preview.draw_preview(fixed, moving, warped, flow), panels.FOLD) > 0
 
     def test_folds_in_a_plane_are_those_of_the_volume(self):
         flow = np.random.default_rng(0).normal(0, 1, (3, *SHAPE)).astype(np.float32)
-        folds = preview.jacobian_determinant(flow) <= 0
+        folds = planes.jacobian_determinant(flow) <= 0
         assert 0.02 < folds.mean() < 0.9
-        for plane in preview._planes(SHAPE):
+        for plane in planes.middle_planes(SHAPE):
             np.testing.assert_array_equal(plane.folded(flow), plane.cut(folds))
 
 
 class TestDifferences:
     def test_colours_tell_the_sign(self):
-        colours = preview._signed(np.array([[-1.0, 0.0, 1.0]]))[0]
-        np.testing.assert_allclose(colours, [preview.BELOW, preview.PANEL, preview.ABOVE])
+        colours = panels.signed(np.array([[-1.0, 0.0, 1.0]]))[0]
+        np.testing.assert_allclose(colours, [panels.BELOW, panels.PANEL, panels.ABOVE])
 
     def test_contrast_alone_makes_no_difference(self, images):
         fixed = images[0]
-        before, after = preview._differences(fixed, fixed**2, fixed**2, fixed > 0.1)
+        before, after = panels.matched_differences(fixed, fixed**2, fixed**2, fixed > 0.1)
         assert np.abs(after).max() < 0.05 < np.abs(fixed - fixed**2).max()
         np.testing.assert_array_equal(before, after)
 
     def test_alignment_does(self, images):
         fixed, moving, warped, _ = images
-        before, after = preview._differences(fixed, moving, warped, (fixed > 0.1) & (warped > 0.1))
+        before, after = panels.matched_differences(fixed, moving, warped, (fixed > 0.1) & (warped > 0.1))
         assert np.abs(after).mean() < 0.05 * np.abs(before).mean()
         assert before[33, 24, 16] > 0 > before[8, 24, 16]  # the moving ball lies further to the right
 

@@ -18,7 +18,7 @@ OURS = ("runtime", "train", "export", "cli", "tests", "measurements")
 # The rooms of `runtime`, in order: a room imports from itself and from those named before it.
 ROOMS = (
     *("types", "errors", "host", "loop", "geometry", "images", "transforms", "backends"),
-    *("registration", "workflows", "commands"),
+    *("pages", "registration", "workflows", "commands"),
 )
 APART = ({"transforms", "backends"}, {"host", "loop"})  # rooms of one level, which do not import each other
 FOR_TRAINING = (*(f"runtime.{room}" for room in ROOMS[: ROOMS.index("transforms")]), "runtime.backends.fields")
@@ -28,7 +28,7 @@ ENGINE_LIBRARIES = ("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx")
 DEVICE_LIBRARIES = ("cuda", "pycuda", "cupy")  # what drives a GPU, apart from the engines
 # Loaded when they are needed, never by `import runtime` or `python cli.py --help`.
 LATE = ("torch", "numba", "onnx", *ENGINE_LIBRARIES, *DEVICE_LIBRARIES, "matplotlib", "nilearn", "SimpleITK", "PIL")
-LATE += ("scipy", "h5py", "pandas", "ants", "nitransforms")
+LATE += ("scipy", "h5py", "pandas", "ants", "nitransforms", "jinja2", "contourpy")
 OPTIONAL = (*DEVICE_LIBRARIES, "tensorrt", "tensorrt_rtx")  # drivers of these need not be importable everywhere
 NO_ROOM_FOR = ("utils.py", "util.py", "common.py", "helpers.py", "helper.py", "misc.py", "config.py")
 
@@ -152,7 +152,7 @@ def test_every_room_is_on_the_list():
     entries = {
         path.stem for path in (ROOT / "runtime").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
     }
-    assert entries == {*ROOMS, "__init__", "__main__", "warmup"}, "warmup forwards to its successor"
+    assert entries == {*ROOMS, "__init__", "__main__"}
 
 
 def test_no_folder_is_crowded():

@@ -81,6 +81,9 @@ def test_it_holds_the_runtime_and_the_engines_that_ship(wheel):
     graphs = {name for name in json.dumps(manifest).split('"') if name.endswith(".onnx")}
     assert graphs and {f"rpnet/shipped/{name}" for name in (*graphs, "manifest.json", "MODEL_CARD.md")} <= {*names}
     assert {"rpnet/py.typed", "rpnet/backends/fields/kernels.cu"} <= {*names}
+    pages = ROOT / "runtime" / "pages"
+    parts = [path for folder in ("assets", "templates") for path in (pages / folder).iterdir()]
+    assert parts and {f"rpnet/pages/{path.relative_to(pages).as_posix()}" for path in parts} <= {*names}
     assert not [name for name in names if name.endswith((".pt", ".pyc"))]
     assert {name.partition("/")[0].partition("-")[0] for name in names} == {"rpnet"}
 

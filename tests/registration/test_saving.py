@@ -123,7 +123,8 @@ def test_forward_only_leaves_the_way_back_out(result, pair, engines, tmp_path):
     fresh = runtime.register(*pair, engines, QUICK)
     fresh.save(tmp_path / "out", outputs=Outputs(("fsl",), both=False))
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"warped.nii.gz", "warp_fsl.nii.gz", "affine.txt", "jacobian.nii.gz", "preview.png", "report.json"}
+    fields, shown = {"warp_fsl.nii.gz", "affine.txt", "jacobian.nii.gz"}, {"preview.png", "report.html", "report.json"}
+    assert names == {"warped.nii.gz", *fields, *shown}
     assert "inversion" not in vars(fresh) and report(tmp_path / "out")["inverse"] is None
     assert "inverse" not in fresh.summary()
 

@@ -126,7 +126,7 @@ class TestWhatIsWritten:
         for name in ("boxes.png", "curves.png"):
             assert Image.open(pair.output / name).size[0] > 400
         assert not (pair.output / "deltas.png").exists()
-        assert done.stdout.endswith("/: table.md, boxes.png, curves.png first\n")
+        assert done.stdout.endswith("/: index.html, table.md, boxes.png, curves.png first\n")
 
     def test_thresholds_have_a_picture_and_a_table(self, pair, run):
         deltas = ("--schedule", "iterstop", "--delta", "0.1,0.001", "--on-stop", "keep", "--on-stop", "revert")
@@ -136,7 +136,7 @@ class TestWhatIsWritten:
 
     def test_without_labels_there_is_still_something_to_say(self, pair, run):
         done = run(*of_pair(pair, *SCANS), *QUICK)
-        assert done.stdout.endswith("/: table.md first\n")
+        assert done.stdout.endswith("/: index.html, table.md first\n")
         assert "dice" not in scores(pair.output)["1,1,1,1"] and "Dice" not in (pair.output / "table.md").read_text()
         assert not (pair.output / "boxes.png").exists()
 

@@ -12,7 +12,7 @@ from PIL import Image
 import cli
 from runtime.errors import ScarceError
 from runtime.images.intensity import PercentileRule
-from runtime.images.preview import FOLD
+from runtime.images.pictures.panels import FOLD
 from runtime.workflows.preparation import PRESETS, prepare_options, prepare_scans
 from runtime.workflows.preparation.output.contact_sheet import MOST, Tile, draw_contact_sheet, worst_first
 from runtime.workflows.preparation.scan.alignment import Aligner

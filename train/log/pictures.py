@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from runtime.host.files.whole_files import atomic_path
-from runtime.images.preview import draw_preview
+from runtime.images.pictures.preview import draw_preview
 from train.data.image_pair import ImagePair
 from train.model.fields import warp
 

@@ -92,7 +92,7 @@ class _Normal:
         if ff <= 0:
             return None
         below = fm - b_fixed @ x_moving
-        gain = (mm - b_moving @ x_moving) / below if below > 0 else np.sqrt(mm / ff)
+        gain = (mm - b_moving @ x_moving) / below if below > 0 else np.sqrt(max(mm, 0.0) / ff)
         step = gain * x_fixed - x_moving
         return step if np.isfinite(step).all() else None
 

@@ -14,7 +14,7 @@ from ...transforms import CONVENTIONS, file_name
 
 WARPED, WARPED_FIXED, LABELS = "warped.nii.gz", "warped_fixed.nii.gz", "warped_labels.nii.gz"
 AFFINE, JACOBIAN = "affine.txt", "jacobian.nii.gz"
-PREVIEW, REPORT = "preview.png", "report.json"
+PREVIEW, PAGE, REPORT = "preview.png", "report.html", "report.json"
 REPORT_FORMAT = "rpnet-registration"
 
 
@@ -26,6 +26,8 @@ class Outputs:
         conventions: conventions of the transforms, names in `runtime.transforms.CONVENTIONS`; one file per direction.
         both: True to write the direction from the moving to the fixed scan too: the inverse transform and the fixed
             scan on the moving grid.
+        page: True to write the page, report.html.
+        full_page: True to keep the volumes in its viewer at the working grid's resolution, else at half of it.
 
     Raises:
         InputError: an unknown convention, or none.
@@ -33,6 +35,8 @@ class Outputs:
 
     conventions: tuple[str, ...] = ("itk",)
     both: bool = True
+    page: bool = True
+    full_page: bool = False
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.conventions if name not in CONVENTIONS]
@@ -56,7 +60,15 @@ class Outputs:
     def names(self, fixed: str, moving: str, labels: bool) -> tuple[str, ...]:
         """Return the names of a result's files, the report last: it is written after all others."""
         images = (WARPED, *((LABELS,) if labels else ()), *((WARPED_FIXED,) if self.both else ()))
-        return (*images, *self.transforms(fixed, moving), AFFINE, JACOBIAN, PREVIEW, REPORT)
+        return (
+            *images,
+            *self.transforms(fixed, moving),
+            AFFINE,
+            JACOBIAN,
+            PREVIEW,
+            *([PAGE] if self.page else []),
+            REPORT,
+        )
 
 
 EVERYTHING = Outputs(CONVENTIONS)

@@ -67,13 +67,7 @@ def report(
         "engine": result.engine,
         "affine": {"convention": "RAS mm, fixed to moving", **result.affine_initialisation},
         "working_grid": {"shape": result.transform.grid.shape, "affine": result.transform.grid.affine},
-        "iterations": {
-            "counts": result.iterations.counts,
-            "similarity": result.options.similarity,
-            "similarity_after_affine": result.similarity_before,
-            "similarity_after": result.iterations.similarity,
-            "passes": [[trace.as_dict() for trace in traces] for traces in result.iterations.passes],
-        },
+        "iterations": iterations_of(result),
         "verdict": result.verdict.as_dict(),
         "folded_share": result.folded_share,
         "jacobian": result.volume_change,
@@ -85,6 +79,17 @@ def report(
         "peak_memory_bytes": peak_bytes(),
         "outputs": tuple(files),
         "versions": versions(),
+    }
+
+
+def iterations_of(result: RegistrationData) -> dict[str, Any]:
+    """Return the part of the report on the loop: its counts, similarities and every decision."""
+    return {
+        "counts": result.iterations.counts,
+        "similarity": result.options.similarity,
+        "similarity_after_affine": result.similarity_before,
+        "similarity_after": result.iterations.similarity,
+        "passes": [[trace.as_dict() for trace in traces] for traces in result.iterations.passes],
     }
 
 

@@ -1,5 +1,6 @@
-"""Writing of a registration into its folder: images, transforms, report and preview, all of them or none."""
+"""Writing of a registration into its folder: images, transforms, report, page and preview, all of them or none."""
 
+import json
 import time
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -17,6 +18,7 @@ from ...host.files.whole_folder import whole_result
 from ...host.progress import Progress, silent
 from ...images.formats.nifti_writer import write_volume
 from ...images.volume import Source, scan_name
+from ...pages.registration.page import Drawn, write_report_page
 from ...transforms import Space, write_verified
 from ...types import Array
 from ..result import RegistrationData
@@ -24,6 +26,7 @@ from .folder import (
     AFFINE,
     JACOBIAN,
     LABELS,
+    PAGE,
     PREVIEW,
     REPORT,
     WARPED,
@@ -32,6 +35,7 @@ from .folder import (
     check_output,
     earlier_names,
 )
+from .page import draw_page
 from .report import WrittenTransform, report
 
 
@@ -67,19 +71,24 @@ def save(
         start = time.perf_counter()
         names = outputs.names(scan_name(paths[0]), scan_name(paths[1]), labels=result.labels is not None)
         with writing(f"to {folder}"), whole_result(folder, earlier_names(folder, *paths), last=REPORT) as stage:
-            written = _write_in_parallel(result, stage, outputs)
+            written, drawn = _write_in_parallel(result, stage, outputs)
             seconds = {**result.seconds, "write": time.perf_counter() - start}
-            write_text(stage / REPORT, as_json(report(result, seconds, names, written, outputs.both)))
+            text = as_json(report(result, seconds, names, written, outputs.both))
+            if drawn is not None:
+                write_report_page(stage / PAGE, drawn, json.loads(text))
+            write_text(stage / REPORT, text)
 
 
-def _write_in_parallel(result: RegistrationData, folder: Path, outputs: Outputs) -> list[WrittenTransform]:
-    """Write every file but the report, in background threads.
+def _write_in_parallel(
+    result: RegistrationData, folder: Path, outputs: Outputs
+) -> tuple[list[WrittenTransform], Drawn | None]:
+    """Write every file but report and page, in background threads, and draw what the page will show.
 
     Threads of `files` and `fields` check, hash and wait; those of `pool` compress and draw. Files on the fixed grid are
     written while the inverse is computed.
     """
     from ...host.kernels import on_threads
-    from ...images.preview import write_preview
+    from ...images.pictures.preview import write_preview
 
     threads, images = result.engine["threads"], result.working
     ncc = (result.similarity_before, result.iterations.similarity) if result.options.similarity == "ncc" else None
@@ -104,11 +113,13 @@ def _write_in_parallel(result: RegistrationData, folder: Path, outputs: Outputs)
         if result.warped_labels is not None:
             jobs.append(writer.volume(LABELS, result.warped_labels, result.fixed))
         jobs.append(writer.volume(JACOBIAN, result.jacobian, result.fixed))
+        page = pool.submit(draw_page, result, outputs.full_page) if outputs.page else None
         if outputs.both:
             jobs += writer.transforms(inverse=True)
             jobs.append(writer.volume(WARPED_FIXED, result.warped_fixed, result.moving))
         done = [job.result() for job in jobs]
-    return [value for value in done if isinstance(value, WrittenTransform)]
+        drawn = None if page is None else page.result()
+    return [value for value in done if isinstance(value, WrittenTransform)], drawn
 
 
 @contextmanager

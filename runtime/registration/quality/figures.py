@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ...geometry.grid import Grid
-from ...geometry.jacobian import folded_share, sd_log_jacobian
+from ...geometry.jacobian import folded_share, jacobian_of_flow, sd_log_jacobian
 from ...images.intensity import FOREGROUND
 from ...types import Array
 
@@ -114,7 +114,7 @@ def figures(seen: Seen) -> Figures:
     volume_factor = float(np.linalg.det(seen.affine[:3, :3]))
     moving_body = seen.moving > FOREGROUND
     lengths = _lengths(seen.flow, known) * float(np.mean(seen.grid.spacing))
-    determinant = _determinant(seen.flow)
+    determinant = jacobian_of_flow(seen.flow)
     return Figures(
         correlation_affine=float(overall.correlation("m")),
         correlation=float(overall.correlation("w")),
@@ -204,14 +204,3 @@ def _block_spread(determinant: Array, chosen: Array) -> float:
     means = determinant.reshape(i, BLOCK, j, BLOCK, k, BLOCK).mean(axis=(1, 3, 5)).ravel()[chosen]
     means = means[means > 0]
     return float(np.std(np.log(means))) if means.size else math.nan
-
-
-def _determinant(flow: Array) -> Array:
-    """Return the Jacobian determinant of a flow (3, I, J, K) in voxels, (I, J, K) float32."""
-    from ...geometry.kernels.jacobian import determinants
-
-    result = np.empty(flow.shape[1:], np.float32)
-    # The kernel wants the axes reversed; this matrix of steps reverses the components with them.
-    reversal = np.ascontiguousarray(np.eye(3, dtype=np.float32)[::-1])
-    determinants(np.ascontiguousarray(flow, np.float32), reversal, np.float32(np.linalg.det(reversal)), result)
-    return result

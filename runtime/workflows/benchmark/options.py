@@ -39,7 +39,7 @@ class BenchmarkOptions:
         shapes: shapes of a sweep, measured instead of one pair.
         files: whether to measure whole registrations from file to file too.
         start_up: whether to measure the start-up too, with an empty and a filled cache.
-        json, plot: files of the record and its picture.
+        json, plot, html: files of the record, its picture and its page.
     """
 
     engine_dir: Path = SHIPPED
@@ -58,6 +58,7 @@ class BenchmarkOptions:
     start_up: bool = True
     json: Path | None = None
     plot: Path | None = None
+    html: Path | None = None
 
     def __post_init__(self) -> None:
         self._check_pair()
@@ -69,7 +70,7 @@ class BenchmarkOptions:
                 raise InputError(f"{name}: got {count}, expected at least {least}")
         _check_names("--backend", self.backends, BACKENDS)
         _check_names("--precision", self.precisions, PRECISIONS)
-        for name, path in (("--json", self.json), ("--plot", self.plot)):
+        for name, path in (("--json", self.json), ("--plot", self.plot), ("--html", self.html)):
             _check_place(name, path)
         _check_plot(self.plot)
 

@@ -69,7 +69,7 @@ def run_benchmark(
 
 
 def _save(record: Record, options: BenchmarkOptions) -> None:
-    """Write the record and its picture, once there are times in it."""
+    """Write the record, its picture and its page, once there are times in it."""
     if not {"against", "fits"} & record.keys():
         return
     if options.json:
@@ -78,6 +78,10 @@ def _save(record: Record, options: BenchmarkOptions) -> None:
         from .report.plot import draw
 
         draw(record, options.plot)
+    if options.html:
+        from .report.page import write_benchmark_page
+
+        write_benchmark_page(options.html, [record])
 
 
 class Bench:

@@ -236,6 +236,7 @@ def _table(outcomes: Mapping[str, StageOutcome]) -> list[str]:
 def _what_to_open(folder: Path) -> list[str]:
     aligned = folder / "aligned"
     notes = {
+        aligned / "report.html": "the result in a browser: flicker, maps, viewer, every figure",
         aligned / "preview.png": "the result in one picture",
         aligned / "warped.nii.gz": f"the moving scan on the fixed grid; lay it over {folder / 'fixed.nii.gz'}",
         aligned / "warp.nii.gz": "the displacement field, as ANTs and ITK read it",

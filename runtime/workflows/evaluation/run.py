@@ -21,12 +21,13 @@ from .pair_list import EvaluationPair, label_ids_of
 from .results.evaluation import Evaluation
 from .results.figures import write_pictures
 from .results.folder import PAIRS, Record, ScoresFolder
+from .results.page import write_evaluation_page
 from .results.tables import write_tables
 from .scoring.pair_scorer import PairScorer
 
 
 def evaluate(options: EvaluateOptions, progress: Progress = silent, export: Export | None = None) -> Evaluation:
-    """Score every pair by every method, and write records, tables and pictures into ``options.output``.
+    """Score every pair by every method, and write records, tables, pictures and a page into ``options.output``.
 
     Scores of an earlier run with the same files, options and engines are kept. A failure of a pair or a method is
     recorded, the others continue, and the next run tries it again. Needs a process of its own (see `start_kernels`).
@@ -68,6 +69,7 @@ def _evaluate(options: EvaluateOptions, progress: Progress, export: Export | Non
     progress("draw")
     write_tables(evaluation, options)
     write_pictures(evaluation)
+    write_evaluation_page(evaluation)
     return evaluation
 
 

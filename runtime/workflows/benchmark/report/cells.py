@@ -1,27 +1,54 @@
-"""Markdown tables and the numbers in them."""
+"""Tables of a record, and the numbers in them."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 PERCENTILES = ("min", "p10", "median", "mean", "p90", "p95", "p99")
 GIB = 2**30
 
 
-def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Return the lines of a Markdown table with padded columns: text to the left, columns of numbers to the right."""
-    rows = [list(map(str, row)) for row in rows]
-    widths = [max(3, *(len(row[n]) for row in (head, *rows))) for n in range(len(head))]
-    numeric = [
-        n > 0 and all(row[n].lstrip("-(")[:1].isdigit() or row[n] in ("", "-") for row in rows)
-        for n in range(len(head))
-    ]
+@dataclass(frozen=True)
+class Table:
+    """A table of formatted cells."""
 
-    def line(cells: Sequence[str]) -> str:
-        padded = [c.rjust(w) if right else c.ljust(w) for c, w, right in zip(cells, widths, numeric, strict=True)]
-        return f"| {' | '.join(padded)} |"
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
 
-    rule = [f"{'-' * (w - 1)}{':' if right else '-'}" for w, right in zip(widths, numeric, strict=True)]
-    return [line(head), line(rule), *map(line, rows)]
+    @property
+    def numeric(self) -> list[bool]:
+        """Which columns hold numbers: all but the first whose cells begin with a digit or are empty."""
+        return [
+            n > 0 and all(row[n].lstrip("-(")[:1].isdigit() or row[n] in ("", "-") for row in self.rows)
+            for n in range(len(self.head))
+        ]
+
+    def lines(self) -> list[str]:
+        """Return the lines of a Markdown table, padded: text to the left, columns of numbers to the right."""
+        widths = [max(3, *(len(row[n]) for row in (self.head, *self.rows))) for n in range(len(self.head))]
+        numeric = self.numeric
+
+        def line(cells: Sequence[str]) -> str:
+            padded = [c.rjust(w) if right else c.ljust(w) for c, w, right in zip(cells, widths, numeric, strict=True)]
+            return f"| {' | '.join(padded)} |"
+
+        rule = [f"{'-' * (w - 1)}{':' if right else '-'}" for w, right in zip(widths, numeric, strict=True)]
+        return [line(self.head), line(rule), *map(line, self.rows)]
+
+
+@dataclass(frozen=True)
+class Section:
+    """One part of a record as it is shown: a title, what is to be known before its tables, the tables, and notes."""
+
+    title: str
+    words: Sequence[str] = ()
+    tables: Sequence[Table] = ()
+    notes: Sequence[str] = ()
+
+    def markdown(self) -> str:
+        return "\n\n".join(
+            [f"## {self.title}", *self.words, *("\n".join(table.lines()) for table in self.tables), *self.notes]
+        )
 
 
 def percentiles(found: dict[str, Any]) -> list[str]:

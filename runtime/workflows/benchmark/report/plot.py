@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from ....host.files.whole_files import atomic_path
+from ....pages.plots import new_figure
 from ....types import Record
-from ...figures import new_figure
 
 SIZE = (8, 4.5)  # inches
 # Finest level first; the rest of a run's time is "other".
@@ -33,7 +33,7 @@ def draw(record: Record, path: Path) -> None:
         ModuleNotFoundError: matplotlib is not installed.
     """
     figure = new_figure(*SIZE)
-    (_volumes if "shapes" in record else _stages)(record, figure.subplots())
+    (draw_volumes if "shapes" in record else draw_stages)(record, figure.subplots())
     figure.suptitle(_place(record), fontsize=9, color="0.3")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format=Path(path).suffix.lstrip(".").lower(), dpi=150)
@@ -45,7 +45,7 @@ def _place(record: Record) -> str:
     return "; ".join(dict.fromkeys(host if row["device"] == "cpu" else row["device"] for row in record["contenders"]))
 
 
-def _volumes(record: Record, axes: Any) -> None:
+def draw_volumes(record: Record, axes: Any) -> None:
     """Draw the median loop with its range, and the line fitted to the medians."""
     volumes = np.array([row["megavoxels"] for row in record["shapes"]])
     for number, (name, fit) in enumerate(record["fits"].items()):
@@ -61,7 +61,7 @@ def _volumes(record: Record, axes: Any) -> None:
     axes.grid(alpha=0.3)
 
 
-def _stages(record: Record, axes: Any) -> None:
+def draw_stages(record: Record, axes: Any) -> None:
     """Draw one bar per contender: mean seconds of a run by stage."""
     rows = [row for row in record["contenders"] if "stages" in row]
     parts = [parts_of(row) for row in rows]

@@ -1,18 +1,19 @@
-"""The record as text: Markdown tables, readable in a terminal. Everything shown is in the record."""
+"""The parts of a record in words and tables, and as Markdown, readable in a terminal. All shown is in the record."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from ....types import Record
 from ..machine.gpu import gpu_words
 from .cells import (
     PERCENTILES,
+    Section,
+    Table,
     by,
     counts,
     extent,
     gibibytes,
     gigabytes,
     in_seconds,
-    markdown,
     ms,
     number,
     percentiles,
@@ -23,15 +24,26 @@ LEAST_SHARE = 0.0005  # share of a run's time below which a stage has no row
 
 def render(record: Record) -> str:
     """Render all parts of a record, in order; the record may come from its JSON file."""
-    return "\n\n".join(filter(None, (section(part, record) for part in SECTIONS)))
+    return "\n\n".join(filter(None, (section(part, record) for part in (HEAD, *SECTIONS, WARNINGS))))
 
 
 def section(part: str, record: Record) -> str:
     """Render one part of a record; empty if it was not measured."""
-    return SECTIONS[part](record)
+    if part == HEAD:
+        return "\n".join(["# Benchmark", "", *(f"- {name}: {value}" for name, value in head_facts(record).items())])
+    if part == WARNINGS:
+        return "\n".join(f"warning: {line}" for line in record.get("doubts", ()))
+    found = SECTIONS[part](record)
+    return found.markdown() if found else ""
 
 
-def _head(record: Record) -> str:
+def sections(record: Record) -> list[Section]:
+    """Return the parts that were measured, in order."""
+    return [found for make in SECTIONS.values() if (found := make(record))]
+
+
+def head_facts(record: Record) -> dict[str, str]:
+    """Return what was measured, where and how, in words."""
     machine, stop = record["machine"], record["stop"]
     rule = f" ({stop['similarity']}, delta {stop['delta']}, at most {stop['limit']}, {stop['on_stop']})" if stop else ""
     facts = {
@@ -50,7 +62,7 @@ def _head(record: Record) -> str:
         "schedule": record["schedule"]["name"] + rule,
         "runs": f"{record['runs']} after {record['warmup']} to warm up; contenders take turns",
     }
-    return "\n".join(["# Benchmark", "", *(f"- {name}: {value}" for name, value in facts.items() if value)])
+    return {name: value for name, value in facts.items() if value}
 
 
 def _pair(record: Record) -> str:
@@ -70,12 +82,12 @@ def _hashes(graphs: dict[str, dict[str, str]]) -> str:
     return "; ".join(f"{precision}: {hashes}" for precision, hashes in zip(graphs, lists, strict=True))
 
 
-def _gate(record: Record) -> str:
+def _gate(record: Record) -> Section | None:
     if "gate" not in record:
-        return ""
+        return None
     head = ("voxel", "max", "mean", "p95", "p99", "max mm", "mean mm", "iterations", "similarity", "folded %")
-    lines = ["## Accuracy", "", f"Flow against {record['gate']['reference']}: length of the difference.", ""]
-    return "\n".join(lines + markdown(head, [_gate_row(row) for row in record["gate"]["rows"]]))
+    words = f"Flow against {record['gate']['reference']}: length of the difference."
+    return Section("Accuracy", [words], [Table(head, [_gate_row(row) for row in record["gate"]["rows"]])])
 
 
 def _gate_row(row: Record) -> list[str]:
@@ -87,13 +99,13 @@ def _gate_row(row: Record) -> list[str]:
     return [name, *difference, counts(row["counts"]), similarity, folded]
 
 
-def _speed(record: Record) -> str:
+def _speed(record: Record) -> Section | None:
     rows = [row for row in record["contenders"] if "loop" in row]
     if not rows:
-        return ""
+        return None
     words = "ms per run. Loop: both images encoded and all iterations. Finish: image warped, folds counted."
     words += " On a GPU, the GPU's own time." * any(row.get("card_memory") for row in rows)
-    table, lines = [], ["## Speed", "", words, ""]
+    table = []
     on_gpu = any(row.get("card_memory") for row in rows)
     for row in rows:
         loop, finish = ([*percentiles(row[part]), str(row[part]["n"])] for part in ("loop", "finish"))
@@ -101,14 +113,14 @@ def _speed(record: Record) -> str:
         memory += [gigabytes((row.get("card_memory") or {}).get("peak"))] if on_gpu else []
         table += [[row["name"], "loop", *loop, *memory], ["", "finish", *finish, *([""] * len(memory))]]
     head = ("", "", *PERCENTILES, "runs", "peak memory GB", *(["arrays on the GPU GB"] if on_gpu else []))
-    return "\n".join(lines + markdown(head, table) + _rank_note(record["runs"]) + _gpu_note(rows))
+    return Section("Speed", [words], [Table(head, table)], [*_rank_note(record["runs"]), *_gpu_note(rows)])
 
 
 def _rank_note(runs: int) -> list[str]:
     """Explain the percentiles of few values."""
     if runs >= 100:
         return []
-    return ["", f"Percentiles are nearest ranks: of {runs} values p99 is the largest. Memory is of the whole process."]
+    return [f"Percentiles are nearest ranks: of {runs} values p99 is the largest. Memory is of the whole process."]
 
 
 def _gpu_note(rows: list[Record]) -> list[str]:
@@ -117,12 +129,12 @@ def _gpu_note(rows: list[Record]) -> list[str]:
     return [f"In use on the GPU, by all contenders and others: {gigabytes(max(used))} GB."] if used else []
 
 
-def _stages(record: Record) -> str:
+def _stages(record: Record) -> Section | None:
     parts = [_stages_of(row) for row in record["contenders"] if "stages" in row]
-    return "\n\n".join(["## Stages", *parts]) if parts else ""
+    return Section("Stages", tables=parts) if parts else None
 
 
-def _stages_of(row: Record) -> str:
+def _stages_of(row: Record) -> Table:
     head = (f"{row['name']}: ms per call", "level", "calls per run", *PERCENTILES, "share %")
     table = [
         [
@@ -135,13 +147,13 @@ def _stages_of(row: Record) -> str:
         for stage in row["stages"]
         if stage["share"] >= LEAST_SHARE
     ]
-    return "\n".join(markdown(head, table))
+    return Table(head, table)
 
 
-def _account(record: Record) -> str:
+def _account(record: Record) -> Section | None:
     rows = [row for row in record["contenders"] if "account" in row]
     if not rows:
-        return ""
+        return None
     head: tuple[str, ...] = (
         "mean ms per run",
         "loop",
@@ -152,14 +164,12 @@ def _account(record: Record) -> str:
         "overhead",
     )
     head += ("GFLOP", "GFLOP/s", "peak", "share of peak %", "fastest run %", "in estimators %")
-    lines = [
-        "## Where the time goes",
-        "",
-        "Floor: the convolutions' work at the peak, the best matrix product measured here at this precision.",
-        "Overhead: time in no stage; on a GPU, its idle time.",
-        "",
-    ]
-    return "\n".join(lines + markdown(head, [[row["name"], *_account_row(row["account"])] for row in rows]))
+    words = (
+        "Floor: the convolutions' work at the peak, the best matrix product measured here at this precision. "
+        "Overhead: time in no stage; on a GPU, its idle time."
+    )
+    table = Table(head, [[row["name"], *_account_row(row["account"])] for row in rows])
+    return Section("Where the time goes", [words], [table])
 
 
 def _account_row(found: Record) -> list[str]:
@@ -172,31 +182,31 @@ def _account_row(found: Record) -> list[str]:
     return [*map(ms, times), *(number(rate, 1) for rate in rates)]
 
 
-def _against(record: Record) -> str:
+def _against(record: Record) -> Section | None:
     rows = [
         [name, rival, f"{ratio['median']:.2f}", f"{ratio['min']:.2f} to {ratio['max']:.2f}", str(ratio["n"])]
         for rival, found in record.get("against", {}).items()
         for name, ratio in found.items()
     ]
-    if not rows:
-        return ""
-    return "\n".join(["## Times faster", "", *markdown(("loop", "than", "median of rounds", "range", "rounds"), rows)])
+    head = ("loop", "than", "median of rounds", "range", "rounds")
+    return Section("Times faster", tables=[Table(head, rows)]) if rows else None
 
 
-def _throughput(record: Record) -> str:
+def _throughput(record: Record) -> Section | None:
     if "throughput" not in record:
-        return ""
-    lines = ["## One fixed image, many moving ones", "", "The fixed image is encoded once; loop and finish.", ""]
+        return None
     table = [
         [name, *(ms(found["seconds"][part]) for part in ("median", "min", "max")), f"{found['per_hour']:.0f}"]
         for name, found in record["throughput"].items()
     ]
-    return "\n".join(lines + markdown(("", "ms per image", "min", "max", "images per hour"), table))
+    head = ("", "ms per image", "min", "max", "images per hour")
+    words = "The fixed image is encoded once; loop and finish."
+    return Section("One fixed image, many moving ones", [words], [Table(head, table)])
 
 
-def _whole(record: Record) -> str:
+def _whole(record: Record) -> Section | None:
     if "whole" not in record:
-        return ""
+        return None
     words = {"api": "Python, scans read before", "command": "command, files in and out"}
     table = [
         [
@@ -213,12 +223,11 @@ def _whole(record: Record) -> str:
         for way, found in ways.items()
     ]
     head = ("", "register", "s", "range", "of it loop", "times the loop", "peak memory GB", "grid")
-    lines = ["## Whole registrations", "", *markdown(head, table), "", *markdown(*_whole_stages(record["whole"]))]
-    return "\n".join(lines)
+    return Section("Whole registrations", tables=[Table(head, table), _whole_stages(record["whole"])])
 
 
-def _whole_stages(whole: Record) -> tuple[Sequence[str], list[list[str]]]:
-    """Return head and rows of a table of mean seconds by stage."""
+def _whole_stages(whole: Record) -> Table:
+    """Return the table of mean seconds by stage."""
     found = {(name, way): ways[way] for name, ways in whole.items() for way in ways}
     stages = list(dict.fromkeys(stage for entry in found.values() for stage in entry["stages"]))
     rows = [
@@ -230,12 +239,12 @@ def _whole_stages(whole: Record) -> tuple[Sequence[str], list[list[str]]]:
         ]
         for (name, way), entry in found.items()
     ]
-    return ("", "mean s", *stages, "start-up and rest"), rows
+    return Table(("", "mean s", *stages, "start-up and rest"), rows)
 
 
-def _start_up(record: Record) -> str:
+def _start_up(record: Record) -> Section | None:
     if "start_up" not in record:
-        return ""
+        return None
     found = record["start_up"]
     names = ("start", "open", "first", "steady")
     table = [
@@ -244,13 +253,14 @@ def _start_up(record: Record) -> str:
         for state, times in states.items()
     ]
     head = ("", "cache", "process", "open", "first loop", "steady loop", "first / steady")
-    lines = ["## Start-up", "", f"Kernels, once per machine: {found['kernels']:.1f} s. Then, in s:", ""]
-    return "\n".join(lines + markdown(head, table))
+    return Section(
+        "Start-up", [f"Kernels, once per machine: {found['kernels']:.1f} s. Then, in s:"], [Table(head, table)]
+    )
 
 
-def _shapes(record: Record) -> str:
+def _shapes(record: Record) -> Section | None:
     if "shapes" not in record:
-        return ""
+        return None
     names = list(record["fits"])
     rows = [
         [
@@ -261,13 +271,14 @@ def _shapes(record: Record) -> str:
         + [_worst(row["gate"]["rows"])]
         for row in record["shapes"]
     ]
-    lines = ["## Time against volume", "", f"Median loop, ms; accuracy against {_references(record)}", ""]
-    lines += markdown(("grid", "megavoxels", *names, "largest difference, voxel"), rows)
+    medians = Table(("grid", "megavoxels", *names, "largest difference, voxel"), rows)
     fits = [
         [name, ms(fit["slope"]), ms(fit["intercept"]), f"{100 * fit['deviation']:.1f}"]
         for name, fit in record["fits"].items()
     ]
-    return "\n".join([*lines, "", *markdown(("line", "ms per megavoxel", "ms at 0", "largest deviation %"), fits)])
+    lines = Table(("line", "ms per megavoxel", "ms at 0", "largest deviation %"), fits)
+    words = f"Median loop, ms; accuracy against {_references(record)}"
+    return Section("Time against volume", [words], [medians, lines])
 
 
 def _worst(rows: list[Record]) -> str:
@@ -279,12 +290,8 @@ def _references(record: Record) -> str:
     return ", ".join(dict.fromkeys(row["gate"]["reference"] for row in record["shapes"]))
 
 
-def _warnings(record: Record) -> str:
-    return "\n".join(f"warning: {line}" for line in record.get("doubts", ()))
-
-
-SECTIONS: dict[str, Callable[[Record], str]] = {
-    "head": _head,
+HEAD, WARNINGS = "head", "doubts"
+SECTIONS: dict[str, Callable[[Record], Section | None]] = {
     "gate": _gate,
     "speed": _speed,
     "stages": _stages,
@@ -294,5 +301,4 @@ SECTIONS: dict[str, Callable[[Record], str]] = {
     "whole": _whole,
     "start_up": _start_up,
     "shapes": _shapes,
-    "doubts": _warnings,
 }

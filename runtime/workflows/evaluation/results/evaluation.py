@@ -9,7 +9,7 @@ from typing import Any
 
 from ....types import Record
 from ..methods import Method
-from .folder import BOXES, CURVES, DELTAS, MARKDOWN
+from .folder import BOXES, CURVES, DELTAS, MARKDOWN, PAGE
 
 # Scores of a method, in the order of tables; `iterations` come in addition.
 FIGURES = (
@@ -111,8 +111,8 @@ class Evaluation:
 
     @property
     def to_read(self) -> list[str]:
-        """Names of the written files meant for readers, the table first."""
-        return [name for name in (MARKDOWN, BOXES, CURVES, DELTAS) if (self.folder / name).is_file()]
+        """Names of the written files meant for readers, the page first."""
+        return [name for name in (PAGE, MARKDOWN, BOXES, CURVES, DELTAS) if (self.folder / name).is_file()]
 
 
 def spread(values: Sequence[float]) -> Spread | None:

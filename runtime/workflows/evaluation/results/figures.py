@@ -8,7 +8,7 @@ import numpy as np
 
 from ....host.files.whole_files import atomic_path
 from ....loop.schedules import LEVELS
-from ...figures import new_figure
+from ....pages.plots import new_figure
 from ..methods import BEFORE, Method
 from .evaluation import Evaluation, Spread, so_many_pairs
 from .folder import BOXES, CURVES, DELTAS

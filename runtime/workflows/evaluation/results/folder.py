@@ -15,7 +15,7 @@ from ..pair_list import EvaluationPair
 FORMAT, VERSION = "rpnet-evaluated-pair", 2
 PAIRS = "pairs"
 SCORES, TABLE, LABELS = "scores.json", "scores.csv", "labels.csv"
-MARKDOWN, BOXES, CURVES, DELTAS = "table.md", "boxes.png", "curves.png", "deltas.png"
+MARKDOWN, PAGE, BOXES, CURVES, DELTAS = "table.md", "index.html", "boxes.png", "curves.png", "deltas.png"
 KEPT = ("engine_sets", "versions", "methods")  # kept from an earlier record of the same inputs and options
 
 
@@ -33,7 +33,7 @@ class ScoresFolder:
         self.path, self._options = options.output, options
         with explained("--output"):
             (self.path / PAIRS).mkdir(parents=True, exist_ok=True)
-        names = (PAIRS, EXPORTED, SCORES, TABLE, LABELS, MARKDOWN, BOXES, CURVES, DELTAS)
+        names = (PAIRS, EXPORTED, SCORES, TABLE, LABELS, MARKDOWN, PAGE, BOXES, CURVES, DELTAS)
         taken = [(self.path / name).resolve() for name in names]
         for file in (file for pair in options.pairs for file in pair.files().values()):
             if any(file.resolve().is_relative_to(place) for place in taken):

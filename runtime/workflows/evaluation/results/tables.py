@@ -56,23 +56,27 @@ def markdown(evaluation: Evaluation) -> str:
         "Mean ± standard deviation over pairs. docs/guide/evaluate.md defines every column.",
         table(evaluation),
     ]
-    for title, lines in (
-        ("RP-Net and IIRP-Net (the paper's Table 1)", _main_rows(evaluation)),
-        ("Thresholds (the paper's Table 3)", _threshold_rows(evaluation)),
-        ("Residual blocks (the paper's Table 2)", _ablation_rows(evaluation)),
-    ):
-        rows = list(lines)
-        if rows:
-            parts += [f"## {title}", _aligned(rows)]
+    for title, rows in paper_tables(evaluation):
+        parts += [f"## {title}", _aligned(rows)]
     return "\n\n".join(parts) + "\n"
+
+
+def paper_tables(evaluation: Evaluation) -> list[tuple[str, list[Cells]]]:
+    """Return title and rows, the head first, of the paper's tables as far as their methods were run."""
+    tables = (
+        ("RP-Net and IIRP-Net (the paper's Table 1)", list(_main_rows(evaluation))),
+        ("Thresholds (the paper's Table 3)", list(_threshold_rows(evaluation))),
+        ("Residual blocks (the paper's Table 2)", list(_ablation_rows(evaluation))),
+    )
+    return [(title, rows) for title, rows in tables if rows]
 
 
 def table(evaluation: Evaluation) -> str:
     """Return a table with one line per method, without empty columns."""
-    return _aligned(list(_rows(evaluation, evaluation.methods)))
+    return _aligned(list(rows_of(evaluation, evaluation.methods)))
 
 
-def _rows(
+def rows_of(
     evaluation: Evaluation, chosen: Iterable[Method], known_as: Mapping[str, str] | None = None
 ) -> Iterator[Cells]:
     """Yield head and lines of some methods; `known_as` maps schedules to their names in the paper."""
@@ -95,7 +99,7 @@ def _main_rows(evaluation: Evaluation) -> Iterator[Cells]:
     ]
     shown = [*evaluation.methods[:1], *chosen]
     if {method.schedule for method in chosen} == {RP_NET, ITERSTOP} and len(shown) < len(evaluation.methods):
-        yield from _rows(evaluation, shown, PAPER_NAMES)
+        yield from rows_of(evaluation, shown, PAPER_NAMES)
 
 
 def _is_default(method: Method) -> bool:
@@ -108,7 +112,7 @@ def _threshold_rows(evaluation: Evaluation) -> Iterator[Cells]:
     """Yield the thresholds of IterStop, if there are several."""
     swept = [method for method in evaluation.methods if method.schedule == ITERSTOP]
     if len({method.settings.delta for method in swept}) > 1:
-        yield from _rows(evaluation, sorted(swept, key=_by_threshold))
+        yield from rows_of(evaluation, sorted(swept, key=_by_threshold))
 
 
 def _by_threshold(method: Method) -> tuple:

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ....host.files.whole_files import atomic_path
-from ....images.preview import FAINT, FOLD, INK, LINE, PANEL, PAPER, PNG_LEVEL, Plane
+from ....images.pictures.panels import FAINT, FOLD, INK, LINE, PANEL, PAPER
+from ....images.pictures.planes import Plane
+from ....images.pictures.preview import PNG_LEVEL
 from ....types import Array
 
 if TYPE_CHECKING:

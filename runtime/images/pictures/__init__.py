@@ -1,0 +1,1 @@
+"""Pictures of volumes: planes, panels, and the preview of a registration."""

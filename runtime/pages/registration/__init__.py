@@ -1,0 +1,1 @@
+"""The page of one registration: slices to flicker, maps, the loop's trace, a viewer, and every figure of its report."""
