@@ -87,14 +87,14 @@ def export(checkpoint, engine_dir, gate_shape, gate_fixed, gate_moving, spacing,
     "--cases", type=PATH, required=True, help="Folder of records that `python -m measurements.quality` wrote."
 )
 @ENGINE_DIR
-@click.option("--test-half", help="Half of the subjects to test on; the limits are fitted on the other.")
+@click.option("--test-half", help="Half of the subjects to test on; the score is fitted on the other.")
 @click.option("--leave-out", multiple=True, help='Cases that no image shows: "mirrored left-right".')
-@click.option("--without", multiple=True, help="Figure that gets no limits.")
+@click.option("--without", multiple=True, help="Figure that is left out of the score.")
 @one_line_errors
 def calibrate(cases, engine_dir, test_half, leave_out, without) -> None:
-    """Fit the verdict's limits to an engine set, on registrations whose outcome is known.
+    """Fit the verdict's score to an engine set, on registrations whose outcome is known.
 
-    The limits and the counts they were fitted and tested on are stored in the set's manifest. `register` then judges
+    The score and the counts it was fitted and tested on are stored in the set's manifest. `register` then judges
     every registration by them.
     """
     from export.calibrate import calibrate, text_of

@@ -1,8 +1,9 @@
-"""Fit the limits of plausible registrations to an engine set, from cases whose outcome is known.
+"""Fit the score that judges registrations to an engine set, from cases whose outcome is known.
 
 Each case is a registration with its figures (`runtime.registration.quality.figures`) and its Dice as a share of the
-sound pair's. Limits are chosen one figure at a time: the one that finds most of the failed cases that
-fewer than two earlier ones find. They lie beyond all sound cases, part of the way to where failed ones lie.
+sound pair's. The score is a logistic model. Which figures count is chosen with a penalty on the sum of their weights'
+sizes (L1), which leaves a handful; their weights are then fitted with one on the sum of their squares. Sound and failed
+cases count as much as each other, whatever their numbers.
 """
 
 from collections.abc import Iterable, Sequence
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from runtime.backends.engine_set import MANIFEST, load_engine_set, manifest_text
-from runtime.backends.verdict_limits import ABOVE, BOTH, KEY, MEANINGS, Limit, VerdictLimits
+from runtime.backends.verdict_limits import CONSERVATIVE, KEY, MEANINGS, SMALLEST, Score, Term, VerdictLimits
 from runtime.errors import InputError, first_line
 from runtime.host.files.csv_lines import by_column, read_csv
 from runtime.host.files.output_path import writing
@@ -22,10 +23,15 @@ from runtime.registration.quality.verdict import FAILED, LOOK, OK, judge
 
 SOUND, BAD = 0.95, 0.8  # shares of the sound pair's Dice from which a case is sound, and below which it failed
 FEWEST = 20  # cases of either kind that a fit needs
-# Limits of look and failed: shares of the way from the sound cases' extreme to the median of the failed ones beyond it.
-BETWEEN = (0.1, 0.3)
-TIMES = 2  # figures that have to find a failed case, so that the verdict does not hang on one
-LOGARITHMIC = ("volume_factor", "stretch", "fixed_size", "moving_size", "flow_mm", "flow_high_mm")  # figures of ratios
+FEWER, SMALLER = 0.2, 1.0  # inverse strengths of the two penalties; larger values keep more figures, larger weights
+LOOK_FROM, FAILED_FROM = 0.0, 1.0  # scores: as likely failed as sound, and e times likelier
+# Figures whose ratios count, not their differences.
+LOGARITHMIC = (
+    *("sd_log_jacobian", "sd_log_volume", "folded_share", "flow_mm", "flow_high_mm", "unlike_share"),
+    *("fixed_size", "moving_size", "fixed_fine", "moving_fine", "volume_factor", "stretch"),
+)
+# Unusual on either side, so that no weight fits: left to the limits of single figures.
+TWO_SIDED = ("volume_factor", "unseen_share", "fixed_saturated", "moving_saturated")
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,64 +113,65 @@ def read_cases(path: Path) -> list[Case]:
 
 
 def fit(cases: Sequence[Case], without: Iterable[str] = ()) -> VerdictLimits:
-    """Fit limits to cases.
+    """Fit the score to cases.
 
     Args:
-        cases: those to fit on; refused ones do not count.
-        without: figures that get no limits.
+        cases: those to fit on; refused ones do not count, nor those between sound and failed.
+        without: figures that are left out.
 
     Raises:
         InputError: too few sound or failed cases.
     """
-    run = [case for case in cases if case.figures is not None]
-    sound, bad = [case for case in run if case.sound], [case for case in run if case.bad]
-    if min(len(sound), len(bad)) < FEWEST:
+    run = [case for case in cases if case.figures is not None and (case.sound or case.bad)]
+    failed = np.array([case.bad for case in run], bool)
+    if min(failed.sum(), (~failed).sum()) < FEWEST:
         raise InputError(
-            f"--cases: got {len(sound)} sound and {len(bad)} failed cases, expected {FEWEST} of each at least"
+            f"--cases: got {(~failed).sum()} sound and {failed.sum()} failed cases, expected {FEWEST} of each at least"
         )
-    candidates = [
-        limit
-        for figure, (sides, _) in MEANINGS.items()
-        if figure not in set(without)
-        for side in BOTH
-        if side in sides and (limit := _limit(figure, side, sound, bad)) is not None
+    figures = [figure for figure in MEANINGS if figure not in {*without, *TWO_SIDED}]
+    columns = {figure: _column(figure, run) for figure in figures}
+    # A figure that most cases lack, or that is the same in all, tells nothing.
+    figures = [
+        figure
+        for figure, (values, known) in columns.items()
+        if known[~failed].mean() > 0.5 and np.ptp(values[known]) > 0
     ]
-    chosen: list[Limit] = []
-    found = dict.fromkeys(bad, 0)  # by how many of the chosen limits
-    while candidates and (missed := [case for case, times in found.items() if times < TIMES]):
-        caught_by = {limit: _caught(limit, missed) for limit in candidates}
-        best = max(candidates, key=lambda limit: len(caught_by[limit]))
-        if not (caught := caught_by[best]):
-            break
-        chosen.append(best)
-        candidates.remove(best)
-        found |= {case: found[case] + 1 for case in caught}
-    return VerdictLimits(tuple(chosen))
+    centres = {figure: float(np.mean(columns[figure][0])) for figure in figures}
+    scales = {figure: float(np.std(columns[figure][0])) for figure in figures}
+    design = np.stack([(columns[figure][0] - centres[figure]) / scales[figure] for figure in figures], axis=1)
+    weights, _ = _logistic(design, failed, FEWER, l1=True)
+    chosen = np.flatnonzero(weights)
+    weights, bias = _logistic(design[:, chosen], failed, SMALLER)
+    terms = []
+    for place, weight in zip(chosen, weights, strict=True):
+        figure = figures[place]
+        sound = [value for case in run if case.sound and np.isfinite(value := getattr(case.figures, figure))]
+        numbers = (centres[figure], scales[figure], float(weight), float(np.median(sound)))
+        terms.append(Term(figure, figure in LOGARITHMIC, *(float(f"{number:.5g}") for number in numbers)))
+    terms.sort(key=lambda term: -abs(term.weight))
+    return VerdictLimits(CONSERVATIVE.limits, Score(float(f"{bias:.5g}"), tuple(terms), LOOK_FROM, FAILED_FROM))
 
 
-def _limit(figure: str, side: str, sound: Sequence[Case], bad: Sequence[Case]) -> Limit | None:
-    """Return the limits of a figure between what sound cases reach and where failed ones lie.
-
-    Returns:
-        None if the figure is missing in most sound cases, or no failed case lies beyond all of them.
-    """
-    scale = (np.log, np.exp) if figure in LOGARITHMIC else (np.asarray, float)
-    sign = 1 if side == ABOVE else -1
-    values, failed = (np.array([getattr(case.figures, figure) for case in cases], np.float64) for cases in (sound, bad))
-    with np.errstate(divide="ignore", invalid="ignore"):  # what has no logarithm is left out
-        values, failed = (sign * scale[0](found) for found in (values, failed))
-    values, failed = (found[np.isfinite(found)] for found in (values, failed))
-    if len(values) < len(sound) / 2 or not np.any(failed > values.max()):
-        return None
-    extreme = values.max()
-    distance = np.median(failed[failed > extreme]) - extreme
-    ends = (scale[1](sign * (extreme + share * distance)) for share in BETWEEN)
-    look, worst = (float(f"{end:.4g}") for end in ends)
-    return Limit(figure, side, look, worst) if look != worst else None
+def _column(figure: str, cases: Sequence[Case]) -> tuple[np.ndarray, np.ndarray]:
+    """Return a figure of all cases, its logarithm if its ratios count, and where it is known; elsewhere the median."""
+    values = np.array([getattr(case.figures, figure) for case in cases], np.float64)
+    known = np.isfinite(values)
+    if figure in LOGARITHMIC:
+        values = np.log(np.maximum(values, SMALLEST))
+    return np.where(known, values, np.median(values[known]) if known.any() else 0.0), known
 
 
-def _caught(limit: Limit, cases: Iterable[Case]) -> list[Case]:
-    return [case for case in cases if case.verdict(VerdictLimits((limit,))) == FAILED]
+def _logistic(design: np.ndarray, failed: np.ndarray, strength: float, l1: bool = False) -> tuple[np.ndarray, float]:
+    """Fit a logistic model with equal weight of both outcomes; return its weights and its bias."""
+    from sklearn.linear_model import LogisticRegression
+
+    solver = "liblinear" if l1 else "lbfgs"
+    ratio = {"l1_ratio": 1.0 if l1 else 0.0}
+    model = LogisticRegression(
+        C=strength, solver=solver, class_weight="balanced", max_iter=10_000, random_state=0, **ratio
+    )
+    model.fit(design, failed)
+    return model.coef_[0], float(model.intercept_[0])
 
 
 def tried(cases: Sequence[Case], limits: VerdictLimits) -> Table:
@@ -182,13 +189,13 @@ def tried(cases: Sequence[Case], limits: VerdictLimits) -> Table:
 
 
 def calibrated(limits: VerdictLimits, fitted: Table, tested: Table | None) -> VerdictLimits:
-    """Return limits with the facts on the cases they were fitted and tested on."""
+    """Return a rule with the facts on the cases it was fitted and tested on."""
     facts = {"fitted": fitted.as_dict(), "tested": None if tested is None else tested.as_dict()}
     return replace(limits, calibration={"sound_from": SOUND, "failed_below": BAD, **facts})
 
 
 def store(engine_dir: Path, limits: VerdictLimits) -> None:
-    """Write limits into an engine set's manifest, in one atomic step; its graphs stay as they are."""
+    """Write a rule into an engine set's manifest, in one atomic step; its graphs stay as they are."""
     engine_set = load_engine_set(engine_dir)
     manifest = {**engine_set.manifest, KEY: limits.as_dict()}
     with writing(f"to {engine_dir}"):
@@ -198,14 +205,14 @@ def store(engine_dir: Path, limits: VerdictLimits) -> None:
 def calibrate(
     path: Path, engine_dir: Path, tested_half: str | None, invisible: Iterable[str] = (), without: Iterable[str] = ()
 ) -> VerdictLimits:
-    """Fit limits to an engine set on the cases of all halves but one, test them on that one, and store them.
+    """Fit the score to an engine set on the cases of all halves but one, test them on that one, and store them.
 
     Args:
         path: records of registrations with this set.
         engine_dir: folder of the set.
         tested_half: the half to test on; None: fit on all cases and test on none.
         invisible: kinds, or kinds and levels, that no image shows and are left out, such as "mirrored left-right".
-        without: figures that get no limits.
+        without: figures that are left out.
 
     Raises:
         InputError: records or an engine set that cannot be used, or too few cases.
@@ -226,9 +233,11 @@ def calibrate(
 
 
 def text_of(limits: VerdictLimits) -> str:
-    """Return the limits and the counts of their calibration as a few lines."""
-    lines = [f"{'figure':20} {'':6} {'look':>8} {'failed':>8}"]
-    lines += [f"{limit.figure:20} {limit.side:6} {limit.look:8.4g} {limit.failed:8.4g}" for limit in limits.limits]
+    """Return the terms of the score and the counts of its calibration as a few lines."""
+    assert limits.score is not None  # they were fitted
+    score = limits.score
+    lines = [f"{'figure':20} {'weight':>8} {'usual':>9}   (look from {score.look:g}, failed from {score.failed:g})"]
+    lines += [f"{term.figure:20} {term.weight:8.2f} {term.usual:9.4g}" for term in score.terms]
     for name in ("fitted", "tested"):
         if counts := limits.calibration.get(name):
             lines.append(

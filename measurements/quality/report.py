@@ -2,7 +2,7 @@
 
     python -m measurements.quality.report --cases runs/cases.csv --figure docs/images/verdict-roc.png
 
-Verdicts follow from the limits of the engine set.
+Verdicts follow from the rule of the engine set.
 """
 
 from collections import defaultdict
@@ -14,7 +14,7 @@ import numpy as np
 
 from export.calibrate import BAD, SOUND, Case, read_cases
 from runtime.backends.engine_set import load_engine_set
-from runtime.backends.verdict_limits import VerdictLimits
+from runtime.backends.verdict_limits import ABOVE, MEANINGS, VerdictLimits
 from runtime.registration.quality.verdict import FAILED, LOOK, OK
 
 INVISIBLE = "mirrored"
@@ -33,11 +33,21 @@ def row(name: str, cases: list[Case], limits: VerdictLimits) -> str:
 
 
 def severity(case: Case, limits: VerdictLimits) -> float:
-    """Return the largest of a case's figures in units of their limits: 0 at the limit of look, 1 at that of failed."""
+    """Return how much speaks against a case: its score, or the excess over a limit, whichever is larger."""
     if case.figures is None:
         return np.inf
     values = ((limit, getattr(case.figures, limit.figure)) for limit in limits.limits)
-    return max((limit.excess(value) for limit, value in values if not np.isnan(value)), default=-np.inf)
+    found = [limit.excess(value) for limit, value in values if not np.isnan(value)]
+    if limits.score is not None:
+        return max([0.0, *found]) + limits.score.bias + sum(limits.score.parts(case.figures.as_dict()).values())
+    return max(found, default=-np.inf)
+
+
+def alone(figure: str, cases: list[Case]) -> list[tuple[float, bool]]:
+    """Return the cases' values of one figure, larger where it speaks against them, and whether they are wrong."""
+    sign = 1 if MEANINGS[figure][0] == ABOVE else -1
+    values = ((sign * getattr(case.figures, figure), case.bad) for case in cases)
+    return [(value if np.isfinite(value) else -np.inf, wrong) for value, wrong in values]
 
 
 def roc(scores: Iterable[tuple[float, bool]]) -> tuple[np.ndarray, np.ndarray]:
@@ -56,8 +66,11 @@ def draw(path: Path, cases: list[Case], limits: VerdictLimits) -> None:
 
     decided = [case for case in cases if (case.sound or case.bad) and case.figures is not None]
     figure, axes = plt.subplots(figsize=(7, 5.2), dpi=110)
-    for name, chosen in (("verdict", limits), *((limit.figure, VerdictLimits((limit,))) for limit in limits.limits)):
-        false, true = roc((severity(case, chosen), case.bad) for case in decided)
+    curves = {"verdict": [(severity(case, limits), case.bad) for case in decided]}
+    if limits.score is not None:
+        curves |= {term.figure: alone(term.figure, decided) for term in limits.score.terms}
+    for name, scores in curves.items():
+        false, true = roc(scores)
         axes.plot(false, true, label=name, linewidth=2.4 if name == "verdict" else 1.1, drawstyle="steps-post")
     axes.set(xlim=(0, 0.2), ylim=(0.5, 1.01), xlabel="share of sound results", ylabel="share of wrong results found")
     axes.grid(alpha=0.3)
@@ -87,9 +100,12 @@ def main(path: Path, engine_dir: Path, test_half: str, figure: Path | None) -> N
     for kind, members in sorted(kinds.items()):
         click.echo(row(kind, members, limits))
     click.echo(row(f"{INVISIBLE} (not counted above)", [case for case in every if case.kind == INVISIBLE], limits))
-    click.echo("\n| figure | side | look | failed |\n| --- | --- | --- | --- |")
-    for limit in limits.limits:
-        click.echo(f"| `{limit.figure}` | {limit.side} | {limit.look:.4g} | {limit.failed:.4g} |")
+    if limits.score is not None:
+        click.echo("\n| figure | weight | centre | scale | usually |\n| --- | --- | --- | --- | --- |")
+        for term in limits.score.terms:
+            name = f"log `{term.figure}`" if term.logarithm else f"`{term.figure}`"
+            click.echo(f"| {name} | {term.weight:+.2f} | {term.centre:.4g} | {term.scale:.4g} | {term.usual:.4g} |")
+        click.echo(f"| bias | {limits.score.bias:+.2f} | | | |")
     click.echo("")
     for case in cases:
         given = case.verdict(limits)

@@ -1,8 +1,9 @@
-"""Limits of plausible registrations, which belong to an engine set: figures beyond them are reasons for a verdict.
+"""The rule by which a registration is judged, which belongs to an engine set: a score of several figures, and limits.
 
-How rough a sound flow is and how similar it makes two images depends on the network. The limits are therefore fitted to
-an engine set on cases with a known outcome (`python cli.py calibrate`) and stated in its manifest. A set without limits
-is judged by conservative ones, which only find the worst.
+How rough a sound flow is and how similar it makes two images depends on the network. The score, a logistic model of a
+few figures, is therefore fitted to an engine set on cases with a known outcome (`python cli.py calibrate`) and stated
+in its manifest. Besides, every set has limits of single figures, which only find the worst; a set without a score has
+nothing else.
 """
 
 import math
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 KEY = "verdict"  # of the manifest
+SMALLEST = 1e-4  # value below which a logarithm is not taken
 ABOVE, BELOW = "above", "below"
 BOTH = (ABOVE, BELOW)
 
@@ -79,24 +81,96 @@ class Limit:
 
 
 @dataclass(frozen=True)
-class VerdictLimits:
-    """The limits by which registrations are judged.
+class Term:
+    """A figure's part in the score: weight times its distance from the centre, in scales.
 
     Attributes:
-        limits: at most one for each side of a figure.
-        calibration: facts on the cases they were fitted on; empty for the conservative ones.
+        figure: key of `MEANINGS`.
+        logarithm: True to take the figure's logarithm first; below `SMALLEST` the logarithm of `SMALLEST`.
+        centre, scale: of the (logarithm of the) figure, over the cases of the fit.
+        weight: positive where larger values speak against a result.
+        usual: median of the figure over sound results, for the reasons.
+
+    Raises:
+        ValueError: unknown figure, or numbers that are not finite.
+    """
+
+    figure: str
+    logarithm: bool
+    centre: float
+    scale: float
+    weight: float
+    usual: float
+
+    def __post_init__(self) -> None:
+        numbers = self.centre, self.scale, self.weight, self.usual
+        if self.figure not in MEANINGS or not all(map(math.isfinite, numbers)) or not self.scale > 0:
+            raise ValueError(f"term of {self.figure!r}")
+
+    def part(self, value: float) -> float:
+        """Return the figure's part in the score; 0 if it could not be computed, as if it were at the centre."""
+        if not math.isfinite(value):
+            return 0.0
+        found = math.log(max(value, SMALLEST)) if self.logarithm else value
+        return self.weight * (found - self.centre) / self.scale
+
+    def as_dict(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+
+@dataclass(frozen=True)
+class Score:
+    """A logistic model: the score is the logarithm of the odds that a result failed, if half of all results did.
+
+    Attributes:
+        bias: the score of a result whose figures are all at their centres.
+        terms: figures that count.
+        look, failed: scores from which on a result should be looked at, or counts as failed.
+
+    Raises:
+        ValueError: numbers that are not finite, or in the wrong order.
+    """
+
+    bias: float
+    terms: tuple[Term, ...]
+    look: float = 0.0
+    failed: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not all(map(math.isfinite, (self.bias, self.look, self.failed))) or self.failed < self.look:
+            raise ValueError("score: numbers that are not finite, or in the wrong order")
+
+    def parts(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Return the part of each figure, given all figures by name."""
+        return {term.figure: term.part(values[term.figure]) for term in self.terms}
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**vars(self), "terms": [term.as_dict() for term in self.terms]}
+
+
+@dataclass(frozen=True)
+class VerdictLimits:
+    """The rule by which registrations are judged.
+
+    Attributes:
+        limits: of single figures, at most one for each side of a figure.
+        score: of several figures; None for a set without one.
+        calibration: facts on the cases the score was fitted on; empty without one.
     """
 
     limits: tuple[Limit, ...]
+    score: Score | None = None
     calibration: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def calibrated(self) -> bool:
-        """True if the limits were fitted to the engine set."""
+        """True if the rule was fitted to the engine set."""
         return bool(self.calibration)
 
     def as_dict(self) -> dict[str, Any]:
-        return {"limits": [limit.as_dict() for limit in self.limits], "calibration": dict(self.calibration)}
+        limits = [limit.as_dict() for limit in self.limits]
+        score = None if self.score is None else self.score.as_dict()
+        return {"limits": limits, "score": score, "calibration": dict(self.calibration)}
 
 
 CONSERVATIVE = VerdictLimits(
@@ -112,10 +186,10 @@ CONSERVATIVE = VerdictLimits(
 
 
 def limits_of(manifest: Mapping[str, Any]) -> VerdictLimits:
-    """Return the limits that an engine set's manifest states, else the conservative ones.
+    """Return the rule that an engine set's manifest states, else the conservative limits alone.
 
     Raises:
-        KeyError, TypeError, ValueError: the manifest's limits cannot be read.
+        KeyError, TypeError, ValueError: the manifest's rule cannot be read.
     """
     if KEY not in manifest:
         return CONSERVATIVE
@@ -124,4 +198,12 @@ def limits_of(manifest: Mapping[str, Any]) -> VerdictLimits:
         Limit(entry["figure"], entry["side"], float(entry["look"]), float(entry["failed"]))
         for entry in stated["limits"]
     )
-    return VerdictLimits(limits, dict(stated["calibration"]))
+    score = None
+    if (found := stated.get("score")) is not None:
+        numbers = ("centre", "scale", "weight", "usual")
+        terms = tuple(
+            Term(entry["figure"], bool(entry["logarithm"]), *(float(entry[name]) for name in numbers))
+            for entry in found["terms"]
+        )
+        score = Score(float(found["bias"]), terms, float(found["look"]), float(found["failed"]))
+    return VerdictLimits(limits, score, dict(stated["calibration"]))

@@ -8,7 +8,7 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from runtime.backends.parity import example_pair
-from runtime.backends.verdict_limits import CONSERVATIVE, MEANINGS, Limit, VerdictLimits, limits_of
+from runtime.backends.verdict_limits import CONSERVATIVE, MEANINGS, Limit, Score, Term, VerdictLimits, limits_of
 from runtime.geometry.grid import Grid
 from runtime.registration.quality.figures import Figures, Seen, figures
 from runtime.registration.quality.verdict import FAILED, LOOK, OK, judge
@@ -36,7 +36,7 @@ def seen(**changes) -> Seen:
 def plausible(**changes) -> Figures:
     """Figures of a sound registration, with changes."""
     values = dict.fromkeys((field.name for field in dataclasses.fields(Figures)), 0.0)
-    values |= {"correlation": 0.95, "overlap": 0.97, "sd_log_jacobian": 0.6}
+    values |= {"correlation": 0.95, "overlap": 0.97, "sd_log_jacobian": 0.6, "fixed_size": 1000.0}
     return Figures(**{**values, **changes})
 
 
@@ -143,6 +143,39 @@ class TestVerdict:
         ]
         assert "0.7, expected at least 0.9" in str(found)
 
+    SCORE = Score(
+        -1.0,
+        (
+            Term("sd_log_jacobian", True, math.log(0.7), 0.2, 1.0, 0.7),
+            Term("local", False, 0.9, 0.05, -1.0, 0.9),
+        ),
+    )
+
+    @pytest.mark.parametrize(
+        ("changes", "score", "verdict"),
+        [
+            ({"sd_log_jacobian": 0.7, "local": 0.9}, -1.0, OK),
+            ({"sd_log_jacobian": 0.7, "local": 0.85}, 0.0, LOOK),
+            ({"sd_log_jacobian": 0.7, "local": 0.8}, 1.0, FAILED),
+            ({"sd_log_jacobian": 0.7 * math.exp(0.2), "local": 0.85}, 1.0, FAILED),
+            ({"sd_log_jacobian": math.nan, "local": 0.85}, 0.0, LOOK),  # what is not known speaks neither way
+        ],
+    )
+    def test_a_score_adds_up_several_figures(self, changes, score, verdict):
+        # 1e-9: the bounds are met exactly.
+        rule = VerdictLimits((), dataclasses.replace(self.SCORE, look=-1e-9, failed=1 - 1e-9))
+        found = judge(plausible(**changes), rule)
+        assert found.verdict == verdict
+        assert found.as_dict()["score"]["value"] == pytest.approx(score)
+
+    def test_the_largest_parts_of_a_score_are_its_reasons(self):
+        found = judge(plausible(sd_log_jacobian=0.7 * math.exp(0.08), local=0.7), VerdictLimits((), self.SCORE))
+        assert found.reasons == (f"{MEANINGS['local'][1]}: 0.7, usually 0.9",)  # the other part is a tenth of it
+
+    def test_a_figure_is_a_reason_once(self):
+        rule = VerdictLimits((Limit("local", "below", 0.85, 0.75),), self.SCORE)
+        assert len(judge(plausible(sd_log_jacobian=0.7, local=0.7), rule).reasons) == 1
+
     def test_it_has_plain_facts_with_none_for_nan(self):
         facts = judge(plausible(detail_affine=math.nan), self.LIMITS).as_dict()
         assert facts["verdict"] == "ok" and facts["figures"]["detail_affine"] is None
@@ -157,7 +190,7 @@ class TestManifest:
         assert limits_of({}) == CONSERVATIVE and not CONSERVATIVE.calibrated
 
     def test_its_own_limits_are_read_as_they_were_written(self):
-        own = VerdictLimits((Limit("flow_mm", "above", 9.0, 12.0),), {"fitted": {"sound": 100}})
+        own = VerdictLimits((Limit("flow_mm", "above", 9.0, 12.0),), TestVerdict.SCORE, {"fitted": {"sound": 100}})
         assert limits_of({"verdict": own.as_dict()}) == own and own.calibrated
 
     @pytest.mark.parametrize(
@@ -173,3 +206,10 @@ class TestManifest:
     def test_limits_that_mean_nothing_are_refused(self, entry):
         with pytest.raises(ValueError, match="limit"):
             limits_of({"verdict": {"limits": [entry], "calibration": {}}})
+
+    @pytest.mark.parametrize("change", [{"scale": 0.0}, {"weight": math.nan}, {"figure": "beauty"}])
+    def test_terms_that_mean_nothing_are_refused(self, change):
+        stated = TestVerdict.SCORE.as_dict()
+        stated["terms"][0] |= change
+        with pytest.raises(ValueError, match="term"):
+            limits_of({"verdict": {"limits": [], "score": stated, "calibration": {}}})
