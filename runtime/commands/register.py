@@ -109,6 +109,18 @@ from .terminal import (
     metavar="NAME[,NAME...]",
     help="Conventions of the transform files: itk (ANTs, SimpleITK), freesurfer, fsl, learn2reg, h5 (ITK composite).",
 )
+@click.option(
+    "--outputs",
+    metavar="NAME[,NAME...]",
+    help="Files to write: warped, labels, warped_fixed, warp, inverse, affine, jacobian, preview, report (the page). "
+    "report.json is always written; what no file needs is not computed.  [default: all]",
+)
+@click.option(
+    "--compact",
+    is_flag=True,
+    help="Store transforms and Jacobian rounded, as float32 that any tool reads, in about a quarter of the space: "
+    "every point within 0.03 mm (else 0.01), every determinant within 0.2 %.",
+)
 @click.option("--forward-only", is_flag=True, help="Skip the inverse transform and the fixed scan warped by it.")
 @click.option(
     "--report/--no-report", default=True, show_default=True, help="Write report.html, to look at in a browser."
@@ -131,6 +143,8 @@ def register(
     precision,
     threads,
     write,
+    outputs,
+    compact,
     forward_only,
     report,
     report_full,
@@ -145,7 +159,7 @@ def register(
     Writes warped.nii.gz (moving on the fixed grid), warped_fixed.nii.gz (fixed on the moving grid), warp.nii.gz and
     inverse_warp.nii.gz (the whole displacements, for ANTs and ITK; see --write), affine.txt, jacobian.nii.gz,
     warped_labels.nii.gz if labels are given, report.json, report.html (everything at a glance, for a browser) and
-    preview.png. Transforms are read back and compared.
+    preview.png; --outputs selects among them, and --compact makes them small. Transforms are read back and compared.
     The first line printed is the verdict: ok, look (at report.html) or failed, and why; see --strict.
     Options that are not given follow the engine set. Several moving scans share the work on the fixed one; an error in
     one is reported, and the others are still registered; index.html lists them all, the worst first.
@@ -154,13 +168,14 @@ def register(
     from ..pages.page import check_ours
     from ..registration.batch.files import EngineChoice, Outcome, plan_tasks, register_files
     from ..registration.options import Options
-    from ..registration.output.folder import Outputs
+    from ..registration.output.folder import PAGE, PREVIEW, REPORT, Outputs
     from ..registration.output.index import INDEX, results_in, write_index
     from ..registration.quality.verdict import FAILED
 
     tasks = plan_tasks(output, moving, moving_labels, moving_mask)
-    conventions = tuple(name.strip() for name in write.split(","))
-    outputs = Outputs(conventions, not forward_only, report or report_full, report_full)
+    conventions = _names(write)
+    kinds = None if outputs is None else _names(outputs)
+    outputs = Outputs(conventions, not forward_only, report or report_full, report_full, kinds, compact)
     engines = EngineChoice(engine_dir, backend, threads, precision)
     if check:
         from .doctor import print_checkup
@@ -170,15 +185,17 @@ def register(
                 click.echo()
             print_checkup((fixed, task.moving), engines, Options(**options), (fixed_mask, task.mask))
         return
-    if outputs.page and len(tasks) > 1:
+    if outputs.wants("report") and len(tasks) > 1:
         check_ours(output / INDEX)
+    shown = {"report": PAGE, "preview": PREVIEW}
+    first = next((name for kind, name in shown.items() if outputs.wants(kind)), REPORT)
     outcomes: list[Outcome] = []
     with StageLine(quiet).shown() as stages:
         how = (engines, Options(**options), overwrite, stages, outputs, fixed_mask)
         for outcome in register_files(fixed, tasks, *how):
             outcomes.append(outcome)
-            _print_outcome(outcome, stages, quiet, "report.html" if outputs.page else "preview.png", len(tasks) == 1)
-    if outputs.page and len(tasks) > 1:
+            _print_outcome(outcome, stages, quiet, first, len(tasks) == 1)
+    if outputs.wants("report") and len(tasks) > 1:
         failures = {one.task.folder.name: str(one.error) for one in outcomes if one.error is not None}
         path = write_index(output, results_in(output), failures)
         if not quiet:
@@ -187,6 +204,11 @@ def register(
         raise click.exceptions.Exit(exit_code_of_failures(all(map(is_scarcity, errors))))
     if strict and any(outcome.verdict == FAILED for outcome in outcomes):
         raise click.exceptions.Exit(IMPLAUSIBLE)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """Return the names in a list separated by commas."""
+    return tuple(name.strip() for name in text.split(","))
 
 
 def _print_outcome(outcome, stages: StageLine, quiet: bool, first: str, alone: bool) -> None:

@@ -7,7 +7,7 @@
 
 from .conventions.fsl import check_zooms
 from .direction import DirectionError, check_direction
-from .files import file_name, read_transform, verify_transform, write_transform, write_verified
+from .files import file_name, read_transform, tolerance_mm, verify_transform, write_transform, write_verified
 from .formats import CONVENTIONS, needs_start
 from .link import Link, ReadLink
 from .spaces import ConventionError, ImagesNeededError, Space, TransformFile
@@ -26,6 +26,7 @@ __all__ = [
     "file_name",
     "needs_start",
     "read_transform",
+    "tolerance_mm",
     "verify_transform",
     "write_transform",
     "write_verified",

@@ -61,6 +61,7 @@ class WriteRequest:
         codes: NIfTI (sform, qform) codes of the start's image.
         pool: threads that compress; None: the writer starts its own.
         known: ``T(x) - x`` on the start's grid if already computed, else None.
+        compact: True to store displacements rounded and compressed; see `runtime.transforms.files.tolerance_mm`.
     """
 
     path: Path
@@ -69,6 +70,7 @@ class WriteRequest:
     codes: tuple[int, int]
     pool: Executor | None
     known: Array | None
+    compact: bool = False
 
     @property
     def displacement(self) -> Array:
@@ -187,12 +189,15 @@ def format_of(path: Path, beginning: bytes) -> Format:
 
 
 def _write_field(writing: WriteRequest) -> None:
-    nifti_field.write_field(writing.path, writing.displacement, writing.sides, writing.codes, writing.pool)
+    nifti_field.write_field(
+        writing.path, writing.displacement, writing.sides, writing.codes, writing.pool, writing.compact
+    )
 
 
 def _write_composite(writing: WriteRequest) -> None:
     affine = writing.known is None and writing.transform.matrix is not None
-    itk_h5.write_composite(writing.path, writing.transform, None if affine else writing.displacement, writing.sides)
+    displacement = None if affine else writing.displacement
+    itk_h5.write_composite(writing.path, writing.transform, displacement, writing.sides, writing.compact)
 
 
 def _write_matrix(writing: WriteRequest) -> None:

@@ -88,6 +88,27 @@ def test_register_writes_every_file_and_a_summary(register, tmp_path):
         assert f"{stage} ..." in result.stderr
 
 
+def test_outputs_selects_files(register, tmp_path):
+    result = register("--schedule", "1,1,1,1", "--outputs", "warped, warp", "--compact")
+    assert result.exit_code == 0, result.stderr
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"warped.nii.gz", "warp.nii.gz", "report.json"}
+    assert "look at report.json first" in result.stdout and "inverse(forward" not in result.stdout
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["compact"] is True
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--outputs", "warped,flow"), "--outputs: got 'flow', expected one or several of warped, labels, "),
+        (("--outputs", "warp,inverse", "--forward-only"), "--outputs: got inverse, which --forward-only leaves out"),
+        (("--outputs", "warp", "--report-full"), "--report-full: got it with --outputs that lack report"),
+    ],
+)
+def test_outputs_that_cannot_be_meant(register, tmp_path, arguments, message):
+    assert message in failure(register(*arguments))
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_verdict_comes_first_and_strict_makes_it_the_exit_code(register, tmp_path):
     """Noise that is not moved at all correlates with nothing: conservative limits suffice to say so."""
     noise = np.random.default_rng(0).random((30, 36, 28)).astype(np.float32)

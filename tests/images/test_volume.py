@@ -12,8 +12,9 @@ import SimpleITK as sitk
 from runtime.errors import InputError, explained
 from runtime.geometry.grid import Grid
 from runtime.host.files.whole_files import atomic_path, write_bytes, write_text
-from runtime.images.formats.gzip_stream import AHEAD, write_gzip
-from runtime.images.formats.nifti_writer import write_volume
+from runtime.images.formats.gzip_stream import AHEAD, DENSE, FAST, write_gzip
+from runtime.images.formats.nifti_writer import COMPACT_ERROR, write_compact_volume, write_volume
+from runtime.images.formats.rounding import rounded_to_bits, rounded_to_steps
 from runtime.images.volume import read_labels, read_volume
 
 OBLIQUE = np.array([[-1.9, 0.3, 0.1, 50], [0.3, 1.2, 0.6, -20], [0.1, -0.4, 2.3, 5], [0, 0, 0, 1.0]])
@@ -307,16 +308,52 @@ def test_equal_data_give_equal_files(tmp_path):
     assert (tmp_path / "a.nii.gz").read_bytes() == (tmp_path / "b.nii.gz").read_bytes()
 
 
+@pytest.mark.parametrize("compression", [FAST, DENSE])
 @pytest.mark.parametrize("sizes", [[], [0], [1], [5, 0, 100_000], [50_000] * (AHEAD + 3)])
-def test_the_gzip_stream_is_one_valid_member(tmp_path, sizes):
+def test_the_gzip_stream_is_one_valid_member(tmp_path, sizes, compression):
     """Compressed and stored pieces may alternate in any way."""
     rng = np.random.default_rng(len(sizes))
     pieces = [rng.integers(0, (4, 256)[n % 2], size, np.uint8).tobytes() for n, size in enumerate(sizes)]
     with open(tmp_path / "a.gz", "wb") as stream:
-        write_gzip(stream, [lambda piece=piece: piece for piece in pieces])
+        write_gzip(stream, [lambda piece=piece: piece for piece in pieces], compression=compression)
     content = (tmp_path / "a.gz").read_bytes()
     assert gzip.decompress(content) == b"".join(pieces)
     assert content.count(b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x04\xff") == 1
+
+
+class TestRounding:
+    """Values that keep few bits, and so compress."""
+
+    def test_to_bits_is_relative_and_keeps_signs(self):
+        rng = np.random.default_rng(0)
+        values = (rng.choice((-1, 1), 5000) * 10 ** rng.uniform(-6, 6, 5000)).astype(np.float32)
+        found = rounded_to_bits(values, 8).astype(np.float64)
+        mantissa, exponent = np.frexp(np.abs(values.astype(np.float64)))
+        expected = np.ldexp(np.floor(mantissa * 2**9 + 0.5), exponent - 9)
+        np.testing.assert_array_equal(found, np.copysign(expected, values))
+        assert 0.95 * 2**-9 < np.abs(found / values - 1).max() <= 2**-9
+        assert rounded_to_bits(np.zeros(3, np.float32), 8).tolist() == [0, 0, 0]
+
+    def test_to_steps_is_absolute(self):
+        values = np.random.default_rng(0).normal(0, 20, 5000).astype(np.float32)
+        found = rounded_to_steps(values, 2.0**-5)
+        assert found.dtype == np.float32 and np.all(found * 32 == np.rint(found * 32))
+        assert 0.99 * 2**-6 < np.abs(found - values).max() <= 2**-6
+
+    def test_a_compact_volume_is_small_and_close(self, tmp_path):
+        """Folds, values of 0 and below, remain folds, and nothing becomes one."""
+        rng = np.random.default_rng(0)
+        data = np.asfortranarray(1 + rng.normal(0, 1, (32, 36, 20)).cumsum(axis=0) / 8).astype(np.float32)
+        where = Grid(data.shape, np.diag((1, 2, 3, 1.0)))
+        write_compact_volume(tmp_path / "compact.nii.gz", data, where, (2, 1))
+        write_volume(tmp_path / "plain.nii.gz", data, where, (2, 1))
+        image = nib.load(tmp_path / "compact.nii.gz")
+        found = image.get_fdata()
+        assert image.get_data_dtype() == np.float32 and np.array_equal(image.affine, where.affine)
+        assert 0.9 * COMPACT_ERROR < np.abs(found / data - 1).max() <= COMPACT_ERROR
+        assert np.array_equal(found <= 0, data <= 0) and 0.01 < (found <= 0).mean() < 0.5
+        sizes = [(tmp_path / f"{name}.nii.gz").stat().st_size for name in ("compact", "plain")]
+        assert sizes[0] < 0.5 * sizes[1]
 
 
 def test_what_hardly_shrinks_is_stored_and_the_rest_compressed(tmp_path):

@@ -58,7 +58,7 @@ def reports(engines, tmp_path_factory) -> list[dict]:
     whole = engines.register(fixed, moving, labels=labels, fixed_mask=fixed, moving_mask=moving)
     whole.save(folder / "whole")
     short = engines.register(fixed, moving, Options(affine="none", schedule="cascade:2"))
-    short.save(folder / "short", outputs=Outputs(both=False))
+    short.save(folder / "short", outputs=Outputs(both=False, compact=True))
     return [json.loads((folder / name / "report.json").read_text(encoding="utf-8")) for name in ("whole", "short")]
 
 

@@ -11,7 +11,7 @@ import runtime
 from runtime.errors import InputError
 from runtime.geometry.jacobian import folded_share
 from runtime.registration.options import Options
-from runtime.registration.output.folder import Outputs, check_output
+from runtime.registration.output.folder import KINDS, Outputs, check_output
 from runtime.transforms import CONVENTIONS, read_transform
 from tests import scans
 
@@ -29,6 +29,12 @@ def pair(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def result(pair, engines):
+    return runtime.register(*pair, engines, QUICK)
+
+
+@pytest.fixture
+def fresh(pair, engines):
+    """A result of which nothing was computed on demand yet."""
     return runtime.register(*pair, engines, QUICK)
 
 
@@ -119,14 +125,94 @@ def test_the_jacobian_is_the_written_fields(result, written):
     assert report(written)["jacobian"]["folded_share"] == pytest.approx(folded_share(result.jacobian))
 
 
-def test_forward_only_leaves_the_way_back_out(result, pair, engines, tmp_path):
-    fresh = runtime.register(*pair, engines, QUICK)
+def test_forward_only_leaves_the_way_back_out(fresh, tmp_path):
     fresh.save(tmp_path / "out", outputs=Outputs(("fsl",), both=False))
     names = {path.name for path in (tmp_path / "out").iterdir()}
     fields, shown = {"warp_fsl.nii.gz", "affine.txt", "jacobian.nii.gz"}, {"preview.png", "report.html", "report.json"}
     assert names == {"warped.nii.gz", *fields, *shown}
     assert "inversion" not in vars(fresh) and report(tmp_path / "out")["inverse"] is None
     assert "inverse" not in fresh.summary()
+
+
+class TestSelectedOutputs:
+    """`kinds`: what is not asked for is neither written nor computed."""
+
+    def save(self, result, folder, **how):
+        result.save(folder, outputs=Outputs(**how))
+        assert report(folder)["outputs"] == list(Outputs(**how).names("f", "m", labels=False))
+        return {path.name for path in folder.iterdir()}
+
+    def test_the_warped_image_alone(self, fresh, result, tmp_path):
+        assert self.save(fresh, tmp_path / "out", kinds=("warped",)) == {"warped.nii.gz", "report.json"}
+        assert "inversion" not in vars(fresh) and "warped_fixed" not in vars(fresh)
+        found = report(tmp_path / "out")
+        assert found["inverse"] is None and found["transforms"] == {}
+        assert found["jacobian"] == pytest.approx(result.volume_change), "figures without the file"
+        assert found["verdict"]["verdict"] == result.verdict.verdict and found["displacement_mm_affine_included"]
+
+    @pytest.mark.parametrize(
+        ("kind", "files"),
+        [
+            ("warped_fixed", {"warped_fixed.nii.gz"}),
+            ("inverse", {"inverse_warp.nii.gz", "inverse_warp_fsl.nii.gz"}),
+            ("warp", {"warp.nii.gz", "warp_fsl.nii.gz"}),
+            ("affine", {"affine.txt"}),
+            ("jacobian", {"jacobian.nii.gz"}),
+            ("preview", {"preview.png"}),
+            ("report", {"report.html"}),
+            ("labels", set()),  # there are none
+        ],
+    )
+    def test_each_alone_in_two_conventions(self, fresh, tmp_path, kind, files):
+        found = self.save(fresh, tmp_path / "out", conventions=("itk", "fsl"), kinds=(kind,))
+        assert found == {*files, "report.json"}
+        needed = kind in ("warped_fixed", "inverse")
+        assert ("inversion" in vars(fresh)) == needed == (report(tmp_path / "out")["inverse"] is not None)
+
+    def test_files_are_those_of_a_whole_result(self, result, written, tmp_path):
+        self.save(result, tmp_path / "out", kinds=("warp", "warped_fixed"))
+        for name in ("warp.nii.gz", "warped_fixed.nii.gz"):
+            assert (tmp_path / "out" / name).read_bytes() == (written / name).read_bytes()
+
+    def test_all_kinds_are_the_default(self):
+        assert Outputs(kinds=KINDS).names("f", "m", True) == Outputs().names("f", "m", True)
+        assert len(Outputs().names("f", "m", True)) == len(KINDS) + 1
+
+    @pytest.mark.parametrize(
+        ("how", "message"),
+        [
+            (
+                {"kinds": ("warped", "flow")},
+                "--outputs: got 'flow', expected one or several of warped, labels, warped_f",
+            ),
+            ({"kinds": ()}, "--outputs: got nothing, expected one or several of warped"),
+            ({"kinds": ("warp", "inverse"), "both": False}, "--outputs: got inverse, which --forward-only leaves out"),
+            ({"kinds": ("warped_fixed",), "both": False}, "--outputs: got warped_fixed, which --forward-only leaves o"),
+            ({"kinds": ("report",), "page": False}, "--outputs: got report, which --no-report leaves out"),
+            ({"kinds": ("warp",), "full_page": True}, "--report-full: .* --outputs that lack report; add report"),
+        ],
+    )
+    def test_what_cannot_be_meant_is_refused(self, how, message):
+        with pytest.raises(InputError, match=message):
+            Outputs(**how)
+
+
+def test_a_compact_result_is_close_and_says_so(result, written, tmp_path):
+    """Both directions and the Jacobian, against the exact files, at every voxel."""
+    result.save(tmp_path / "out", outputs=Outputs(CONVENTIONS, compact=True))
+    exact, found = report(written), report(tmp_path / "out")
+    assert found["compact"] is True and exact["compact"] is False
+    for name, entry in found["transforms"].items():
+        assert entry["tolerance_mm"] == (0.01 if name == "affine.txt" else 0.03)
+        assert 0 <= entry["error_mm"] < 0.0272 and exact["transforms"][name]["tolerance_mm"] == 0.01
+    for name in ("warp.nii.gz", "inverse_warp.nii.gz"):
+        fields = [sitk.GetArrayFromImage(sitk.ReadImage(str(where / name))) for where in (tmp_path / "out", written)]
+        assert 0.01 < np.linalg.norm(np.subtract(*fields), axis=-1).max() < 0.0272
+    compact, plain = (nib.load(where / "jacobian.nii.gz").get_fdata() for where in (tmp_path / "out", written))
+    assert 0 < np.abs(compact / plain - 1).max() <= 2**-9
+    assert found["jacobian"] == exact["jacobian"], "of the exact transform"
+    for name in ("warped.nii.gz", "warped_fixed.nii.gz"):
+        assert (tmp_path / "out" / name).read_bytes() == (written / name).read_bytes()
 
 
 def test_overwriting_removes_what_the_new_result_has_not(result, tmp_path):

@@ -24,6 +24,7 @@ CENTRE = np.array([12.0, -23.0, 34.0])  # RAS mm; not 0, so that a wrong origin 
 COLUMNS = {"R": (1, 0, 0), "L": (-1, 0, 0), "A": (0, 1, 0), "P": (0, -1, 0), "S": (0, 0, 1), "I": (0, 0, -1)}
 TURNED = Rotation.from_euler("xyz", (12, -20, 25), degrees=True).as_matrix()
 POINTS_MM, IMAGE_SHARE = 0.1, 1e-3  # the bounds: mm, and share of the intensity range
+COMPACT_MM, COMPACT_SHARE = 0.03, 4e-3  # of compact files: `bumps` changes by up to 0.12 of its range per mm
 EDGE = 0.02  # voxels from the moving image's border, where tools differ about what is inside
 PLACES = 200  # voxels whose places are compared
 

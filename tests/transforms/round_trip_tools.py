@@ -247,10 +247,10 @@ def holds(suffix: str, case: Case) -> bool:
     return suffix not in AFFINE_FILES or case.affine is not None
 
 
-def written(folder: Path, key: Key, case: Case) -> Path:
+def written(folder: Path, key: Key, case: Case, compact: bool = False) -> Path:
     """The case's map in a file of ours."""
     path = folder / f"ours{key[1]}"
-    write_transform(path, case.transform, key[0], case.start, case.end)
+    write_transform(path, case.transform, key[0], case.start, case.end, compact=compact)
     return path
 
 

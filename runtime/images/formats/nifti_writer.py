@@ -4,13 +4,19 @@ from concurrent.futures import Executor
 from os import PathLike
 from pathlib import Path
 
+import numpy as np
+
 from ...errors import InputError
 from ...geometry.grid import Grid
 from ...host.files.whole_files import atomic_path
 from ...types import Array
-from .gzip_stream import write_gzip
+from .gzip_stream import DENSE, FAST, Compression, write_gzip
 from .nifti_bytes import CODES_NOT_KNOWN, Planes, nifti_header, pieces, storable
 from .remarks import Remarks
+from .rounding import rounded_to_bits
+
+COMPACT_BITS = 8  # bits of mantissa in a compact volume
+COMPACT_ERROR = 2.0 ** -(COMPACT_BITS + 1)  # largest relative error of its values
 
 
 def write_volume(
@@ -46,6 +52,29 @@ def write_volume(
     write_nifti(path, data, grid, codes, dtype, pool=pool, slope=slope, step=step, remarks=remarks)
 
 
+def write_compact_volume(
+    path: str | PathLike[str],
+    data: Array,
+    grid: Grid,
+    codes: tuple[int, int] = CODES_NOT_KNOWN,
+    pool: Executor | None = None,
+) -> None:
+    """Write a float32 volume small: its values, (I, J, K), rounded to `COMPACT_ERROR` of their size, signs kept.
+
+    Arguments and errors are those of `write_volume`.
+    """
+    write_nifti(
+        path,
+        data,
+        grid,
+        codes,
+        np.float32,
+        planes=lambda span, _: rounded_to_bits(data[:, :, span], COMPACT_BITS),
+        pool=pool,
+        compression=DENSE,
+    )
+
+
 def write_nifti(
     path: str | PathLike[str],
     data: Array,
@@ -59,10 +88,12 @@ def write_nifti(
     comment: str = "",
     step: tuple[float, str] | None = None,
     remarks: Remarks | None = None,
+    compression: Compression = FAST,
 ) -> None:
     """Write a volume as `write_volume` does, with a NIfTI intent (name or code), such as "vector" for (I, J, K, 1, 3).
 
-    `planes`, see `pieces`, transforms the data as they are written; `comment` is stored in a header extension.
+    `planes`, see `pieces`, transforms the data as they are written; `comment` is stored in a header extension;
+    `compression` is used for .nii.gz.
     """
     path = Path(path)
     if not path.name.lower().endswith((".nii", ".nii.gz")):
@@ -73,6 +104,6 @@ def write_nifti(
     content = pieces(nifti_header(data, grid, codes, intent, slope, comment, step, remarks), data, planes)
     with atomic_path(path) as temporary, open(temporary, "wb") as stream:
         if path.name.lower().endswith(".gz"):
-            write_gzip(stream, content, pool)
+            write_gzip(stream, content, pool, compression)
         else:
             stream.writelines(piece() for piece in content)

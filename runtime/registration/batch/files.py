@@ -150,7 +150,7 @@ def _register_files(
     engines.check(engine_set)
     options = options.resolved(engine_set)
     options.build_schedule(), options.start
-    if outputs and "fsl" in outputs.conventions:
+    if outputs and "fsl" in outputs.conventions and outputs.wants("warp", "inverse"):
         for path, argument in ((fixed, "--fixed"), *((task.moving, "--moving") for task in tasks)):
             check_zooms(Space.of(read_source(path, argument)))
     with Jobs(engines.threads or cores()) as jobs:
@@ -211,4 +211,4 @@ def _save(
         result.save(task.folder, overwrite, outputs=outputs, locked=locked)
     except InputError as error:
         return Outcome(task, error=error)
-    return Outcome(task, result.summary(inverse=outputs is None or outputs.both), result.verdict.verdict)
+    return Outcome(task, result.summary(inverse=outputs is None or outputs.needs_inverse), result.verdict.verdict)

@@ -16,11 +16,13 @@ WARPED, WARPED_FIXED, LABELS = "warped.nii.gz", "warped_fixed.nii.gz", "warped_l
 AFFINE, JACOBIAN = "affine.txt", "jacobian.nii.gz"
 PREVIEW, PAGE, REPORT = "preview.png", "report.html", "report.json"
 REPORT_FORMAT = "rpnet-registration"
+KINDS = ("warped", "labels", "warped_fixed", "warp", "inverse", "affine", "jacobian", "preview", "report")
+INVERSE_KINDS = ("warped_fixed", "inverse")  # which need the inverse
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """The files to write.
+    """The files to write; report.json is always among them.
 
     Attributes:
         conventions: conventions of the transforms, names in `runtime.transforms.CONVENTIONS`; one file per direction.
@@ -28,15 +30,22 @@ class Outputs:
             scan on the moving grid.
         page: True to write the page, report.html.
         full_page: True to keep the volumes in its viewer at the working grid's resolution, else at half of it.
+        kinds: the files by kind, names in `KINDS`; None: all that `both` and `page` allow. "labels" is written only if
+            the registration has labels; "report" is the page.
+        compact: True to store displacements and Jacobian rounded and compressed: every point within 0.03 mm
+            (`runtime.transforms.tolerance_mm`), every determinant within 0.2 % (`COMPACT_ERROR` in
+            `runtime.images.formats.nifti_writer`).
 
     Raises:
-        InputError: an unknown convention, or none.
+        InputError: an unknown convention or kind, or none; kinds that `both`, `page` and `full_page` contradict.
     """
 
     conventions: tuple[str, ...] = ("itk",)
     both: bool = True
     page: bool = True
     full_page: bool = False
+    kinds: tuple[str, ...] | None = None
+    compact: bool = False
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.conventions if name not in CONVENTIONS]
@@ -45,12 +54,38 @@ class Outputs:
             raise InputError(
                 f"--write: got {got}, expected one or several of {', '.join(CONVENTIONS)}, separated by commas"
             )
+        if self.kinds is not None:
+            self._check_kinds(self.kinds)
+
+    def _check_kinds(self, kinds: tuple[str, ...]) -> None:
+        unknown = [name for name in kinds if name not in KINDS]
+        if unknown or not kinds:
+            got = repr(unknown[0]) if unknown else "nothing"
+            raise InputError(
+                f"--outputs: got {got}, expected one or several of {', '.join(KINDS)}, separated by commas"
+            )
+        if not self.both and (needing := [name for name in INVERSE_KINDS if name in kinds]):
+            raise InputError(f"--outputs: got {needing[0]}, which --forward-only leaves out; give one of the two")
+        if not self.page and "report" in kinds:
+            raise InputError("--outputs: got report, which --no-report leaves out; give one of the two")
+        if self.full_page and "report" not in kinds:
+            raise InputError("--report-full: got it with --outputs that lack report; add report to them")
+
+    def wants(self, *kinds: str) -> bool:
+        """Return True if files of one of these kinds, names in `KINDS`, are to be written."""
+        left_out = {*(() if self.both else INVERSE_KINDS), *(() if self.page else ("report",))}
+        return any(name in (KINDS if self.kinds is None else self.kinds) and name not in left_out for name in kinds)
+
+    @property
+    def needs_inverse(self) -> bool:
+        """True if a file to write needs the inverse."""
+        return self.wants(*INVERSE_KINDS)
 
     def transforms(self, fixed: str, moving: str) -> dict[str, tuple[str, bool]]:
         """Return file name -> (convention, True for the inverse), for scans of these names."""
         if fixed.casefold() == moving.casefold():
             fixed, moving = "fixed", "moving"
-        directions = (False, True) if self.both else (False,)
+        directions = [inverse for inverse, kind in ((False, "warp"), (True, "inverse")) if self.wants(kind)]
         return {
             file_name(convention, inverse, fixed, moving): (convention, inverse)
             for inverse in directions
@@ -59,16 +94,11 @@ class Outputs:
 
     def names(self, fixed: str, moving: str, labels: bool) -> tuple[str, ...]:
         """Return the names of a result's files, the report last: it is written after all others."""
-        images = (WARPED, *((LABELS,) if labels else ()), *((WARPED_FIXED,) if self.both else ()))
-        return (
-            *images,
-            *self.transforms(fixed, moving),
-            AFFINE,
-            JACOBIAN,
-            PREVIEW,
-            *([PAGE] if self.page else []),
-            REPORT,
-        )
+        transforms = tuple(self.transforms(fixed, moving))  # of the kinds "warp" and "inverse"
+        single = {"affine": AFFINE, "jacobian": JACOBIAN, "preview": PREVIEW, "report": PAGE}
+        images = {"warped": WARPED, **({"labels": LABELS} if labels else {}), "warped_fixed": WARPED_FIXED}
+        before, after = ([name for kind, name in part.items() if self.wants(kind)] for part in (images, single))
+        return (*before, *transforms, *after, REPORT)
 
 
 EVERYTHING = Outputs(CONVENTIONS)

@@ -129,7 +129,10 @@ def _transform_of(folder: Path, report: Mapping[str, Any]) -> Transform:
     for name, facts in report["transforms"].items():
         if name != AFFINE and facts["start"] == Path(report["inputs"]["fixed"]["path"]).name:
             return read_transform(folder / name, "DIR", facts["convention"], start, end).transform
-    raise InputError(f"DIR: {folder} has no transform from the fixed to the moving scan")
+    raise InputError(
+        f"DIR: {folder} has no transform from the fixed to the moving scan; register the pair again with warp among "
+        "the --outputs"
+    )
 
 
 def _both(report: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:

@@ -28,6 +28,7 @@ class WrittenTransform:
         start, end: names of the scans, None for those without a file; the transform maps points of the first to the
             second.
         error_mm: largest distance, over random voxels, between the transform and the file, read back.
+        tolerance_mm: largest such distance accepted.
     """
 
     name: str
@@ -35,6 +36,7 @@ class WrittenTransform:
     start: str | None
     end: str | None
     error_mm: float
+    tolerance_mm: float
 
     def as_dict(self) -> dict[str, Any]:
         return {key: value for key, value in vars(self).items() if key != "name"}
@@ -46,6 +48,7 @@ def report(
     files: Iterable[str],
     written: Iterable[WrittenTransform],
     inverse: bool,
+    compact: bool = False,
 ) -> dict[str, Any]:
     """Return all facts needed to trust or repeat the result, for `runtime.host.files.plain_json.as_json`.
 
@@ -54,7 +57,8 @@ def report(
         seconds: seconds by stage, including writing.
         files: names of the result's files.
         written: its transforms, as written and read back.
-        inverse: True if the inverse transform is among them.
+        inverse: True if a file was written that needs the inverse.
+        compact: True if displacements and Jacobian are stored rounded.
     """
     return {
         "format": REPORT_FORMAT,
@@ -72,6 +76,7 @@ def report(
         "folded_share": result.folded_share,
         "jacobian": result.volume_change,
         "inverse": result.inverse_quality if inverse else None,
+        "compact": compact,
         "transforms": {transform.name: transform.as_dict() for transform in written},
         "warnings": result.warnings,
         "displacement_mm_affine_included": result.displacement_mm,

@@ -16,10 +16,10 @@ from ...host.files.plain_json import as_json
 from ...host.files.whole_files import write_text
 from ...host.files.whole_folder import whole_result
 from ...host.progress import Progress, silent
-from ...images.formats.nifti_writer import write_volume
+from ...images.formats.nifti_writer import write_compact_volume, write_volume
 from ...images.volume import Source, scan_name
 from ...pages.registration.page import Drawn, write_report_page
-from ...transforms import Space, write_verified
+from ...transforms import Space, tolerance_mm, write_verified
 from ...types import Array
 from ..result import RegistrationData
 from .folder import (
@@ -73,7 +73,7 @@ def save(
         with writing(f"to {folder}"), whole_result(folder, earlier_names(folder, *paths), last=REPORT) as stage:
             written, drawn = _write_in_parallel(result, stage, outputs)
             seconds = {**result.seconds, "write": time.perf_counter() - start}
-            text = as_json(report(result, seconds, names, written, outputs.both))
+            text = as_json(report(result, seconds, names, written, outputs.needs_inverse, outputs.compact))
             if drawn is not None:
                 write_report_page(stage / PAGE, drawn, json.loads(text))
             write_text(stage / REPORT, text)
@@ -82,10 +82,10 @@ def save(
 def _write_in_parallel(
     result: RegistrationData, folder: Path, outputs: Outputs
 ) -> tuple[list[WrittenTransform], Drawn | None]:
-    """Write every file but report and page, in background threads, and draw what the page will show.
+    """Write the chosen files but report and page, in background threads, and draw what the page will show.
 
-    Threads of `files` and `fields` check, hash and wait; those of `pool` compress and draw. Files on the fixed grid are
-    written while the inverse is computed.
+    What no chosen file needs is not computed, but for the figures of the report. Threads of `files` and `fields` check,
+    hash and wait; those of `pool` compress and draw. Files on the fixed grid are written while the inverse is computed.
     """
     from ...host.kernels import on_threads
     from ...images.pictures.preview import write_preview
@@ -96,26 +96,29 @@ def _write_in_parallel(
         pool, files, fields = (stack.enter_context(_cancelling(ThreadPoolExecutor(count))) for count in (threads, 3, 1))
         stack.enter_context(on_threads(threads))
         writer = _Writer(result, folder, outputs, pool, files, fields)
-        judged = result.verdict
-        line = str(judged) if judged.reasons else f"{judged}: no figure is implausible"
-        jobs: list[Future[Any]] = [
-            pool.submit(
-                write_preview,
-                folder / PREVIEW,
-                *(images.fixed, images.moving, images.warped),
-                *(result.iterations.flow, ncc, (judged.verdict, line)),
-            ),
-            *writer.transforms(inverse=False),
-            writer.volume(WARPED, result.warped, result.fixed),
-            writer.affine(),
-            pool.submit(lambda: result.displacement_mm),  # computed here, cached for the report
-        ]
-        if result.warped_labels is not None:
+        jobs: list[Future[Any]] = []
+        judged = result.verdict  # which the report has as well
+        if outputs.wants("preview"):
+            line = str(judged) if judged.reasons else f"{judged}: no figure is implausible"
+            pictures = images.fixed, images.moving, images.warped
+            facts = result.iterations.flow, ncc, (judged.verdict, line)
+            jobs.append(pool.submit(write_preview, folder / PREVIEW, *pictures, *facts))
+        if outputs.wants("warp"):
+            jobs += writer.transforms(inverse=False)
+        if outputs.wants("warped"):
+            jobs.append(writer.volume(WARPED, result.warped, result.fixed))
+        if outputs.wants("affine"):
+            jobs.append(writer.affine())
+        jobs.append(pool.submit(lambda: result.displacement_mm))  # computed here, cached for the report
+        if outputs.wants("labels") and result.warped_labels is not None:
             jobs.append(writer.volume(LABELS, result.warped_labels, result.fixed))
-        jobs.append(writer.volume(JACOBIAN, result.jacobian, result.fixed))
-        page = pool.submit(draw_page, result, outputs.full_page) if outputs.page else None
-        if outputs.both:
+        determinants = result.jacobian  # computed here, cached for the report's figures
+        if outputs.wants("jacobian"):
+            jobs.append(writer.jacobian(determinants))
+        page = pool.submit(draw_page, result, outputs.full_page) if outputs.wants("report") else None
+        if outputs.wants("inverse"):
             jobs += writer.transforms(inverse=True)
+        if outputs.wants("warped_fixed"):
             jobs.append(writer.volume(WARPED_FIXED, result.warped_fixed, result.moving))
         done = [job.result() for job in jobs]
         drawn = None if page is None else page.result()
@@ -147,10 +150,20 @@ class _Writer:
     def volume(self, name: str, data: Array, where: Source) -> Future[None]:
         return self.files.submit(write_volume, self.folder / name, data, where.grid, where.codes, pool=self.pool)
 
+    def jacobian(self, data: Array) -> Future[None]:
+        """Write the determinants, rounded in a compact result."""
+        if not self.outputs.compact:
+            return self.volume(JACOBIAN, data, self.result.fixed)
+        where = self.result.fixed
+        return self.files.submit(
+            write_compact_volume, self.folder / JACOBIAN, data, where.grid, where.codes, pool=self.pool
+        )
+
     def affine(self) -> Future[WrittenTransform]:
         """Write the affine alone, as our own text."""
         transform = AffineTransform(self.result.transform.affine)
-        return self.files.submit(self._transform, AFFINE, "ras", transform, None, self.result.fixed, self.result.moving)
+        sides = self.result.fixed, self.result.moving
+        return self.files.submit(self._transform, AFFINE, "ras", False, transform, None, *sides)
 
     def transforms(self, inverse: bool) -> list[Future[WrittenTransform]]:
         """Write the transforms of one direction, each read back and compared."""
@@ -163,11 +176,20 @@ class _Writer:
             what = forward.inverse(), self.result.inversion.displacement, moving, fixed
         else:
             what = forward, self.result.displacement, fixed, moving
-        return [self.fields.submit(self._transform, *one, *what) for one in chosen]
+        compact = self.outputs.compact
+        return [self.fields.submit(self._transform, *one, compact, *what) for one in chosen]
 
     def _transform(
-        self, name: str, convention: str, transform: Transform, displacement: Array | None, start: Source, end: Source
+        self,
+        name: str,
+        convention: str,
+        compact: bool,
+        transform: Transform,
+        displacement: Array | None,
+        start: Source,
+        end: Source,
     ) -> WrittenTransform:
         sides = Space.of(start), Space.of(end)
-        error = write_verified(self.folder / name, transform, convention, *sides, start.codes, self.pool, displacement)
-        return WrittenTransform(name, convention, sides[0].name, sides[1].name, error)
+        path, codes = self.folder / name, start.codes
+        error = write_verified(path, transform, convention, *sides, codes, self.pool, displacement, compact)
+        return WrittenTransform(name, convention, sides[0].name, sides[1].name, error, tolerance_mm(compact))

@@ -9,6 +9,7 @@ number, in `affine`, which is the identity except for FSL and ITK's composites, 
 file.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,11 +17,13 @@ import numpy as np
 
 from ...geometry.grid import Grid
 from ...geometry.transform import SpatialTransform
+from ...images.formats.rounding import rounded_to_steps
 from ...types import Array
 
 ComponentPlanes = Callable[[int, slice], Array]  # (component, span of K) -> (I, J, k)
 LPS = np.array([-1.0, -1.0, 1.0])  # factor from RAS mm to the LPS mm of DICOM and ITK, and back
 TO_LPS = np.diag([*LPS, 1.0])  # the same for (4, 4)
+COMPACT_STEP_MM = 2.0**-5  # to which the components of displacements are rounded in compact files
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,13 +51,23 @@ class Frame:
         moved = self.grid.to_physical(voxels) + numbers.astype(np.float64) @ self.units.T
         return moved @ self.affine[:3, :3].T + self.affine[:3, 3]
 
-    def numbers(self, displacement: Array) -> ComponentPlanes:
+    @property
+    def compact_step(self) -> float:
+        """Step of the numbers in a compact file: the largest power of two worth `COMPACT_STEP_MM` at most.
+
+        Every number is off by half a step at most, so every end by ``sqrt(3) / 2 * COMPACT_STEP_MM``, 0.0271 mm.
+        """
+        mm = float(np.linalg.norm(self.affine[:3, :3] @ self.units, 2))  # largest effect of a number, mm
+        return 2.0 ** math.floor(math.log2(COMPACT_STEP_MM / mm) + 1e-6)  # a norm of 1 may come out as 1 + 1e-16
+
+    def numbers(self, displacement: Array, compact: bool = False) -> ComponentPlanes:
         """Return a function that computes the numbers to store for a displacement, plane by plane.
 
         Solved for s(v), the formula is ``linear u + ramp [v, 1]``; `ramp` is 0 where `affine` is the identity.
 
         Args:
             displacement: u = ``T(x) - x``, (I, J, K, 3) RAS mm.
+            compact: True to round the numbers to multiples of `compact_step`.
 
         Returns:
             (component, span of K) -> (I, J, k) float32.
@@ -62,12 +75,13 @@ class Frame:
         to_numbers, back = np.linalg.inv(self.units), np.linalg.inv(self.affine)
         linear = to_numbers @ back[:3, :3]
         ramp = to_numbers @ ((back - np.eye(4)) @ self.grid.affine)[:3]
+        step = self.compact_step if compact else 0.0
 
         def planes(component: int, span: slice) -> Array:
             moved = _mix(linear[component], displacement[:, :, span])
             if ramp[component].any():
                 moved += _ramp(ramp[component], self.grid.shape, span)
-            return moved
+            return rounded_to_steps(moved, step) if step else moved
 
         return planes
 

@@ -10,6 +10,7 @@ import numpy as np
 from ...errors import InputError
 from ...geometry.grid import FARTHEST_MM, Grid
 from ...geometry.transform import SpatialTransform
+from ...images.formats.gzip_stream import DENSE, FAST
 from ...images.formats.headers import MGH_VERSION, Header
 from ...images.formats.image_file import OpenImage, open_image
 from ...images.formats.nifti_bytes import CODES_NOT_KNOWN
@@ -82,6 +83,7 @@ def write_field(
     metadata: TransformMetadata,
     codes: tuple[int, int] = CODES_NOT_KNOWN,
     pool: Executor | None = None,
+    compact: bool = False,
 ) -> None:
     """Write ``T(x) - x`` on the start's grid in the metadata's convention, float32.
 
@@ -91,11 +93,12 @@ def write_field(
         metadata: convention and both sides, stored in the header's extension.
         codes: NIfTI (sform, qform) codes of the start's image.
         pool: threads that compress; None: the writer starts its own.
+        compact: True to round the numbers, see `Frame.compact_step`, and to compress harder.
     """
     layout, grid = LAYOUTS[metadata.convention], metadata.start.grid
     if metadata.convention == "fsl":
         fsl.check_zooms(metadata.start, metadata.end)
-    numbers = layout.frame(grid, metadata.end.grid if metadata.end else None).numbers(displacement)
+    numbers = layout.frame(grid, metadata.end.grid if metadata.end else None).numbers(displacement, compact)
     values = displacement if layout.axes == 4 else displacement[:, :, :, None]
     write_nifti(
         path,
@@ -107,6 +110,7 @@ def write_field(
         planes=lambda span, index: numbers(index[-1], span),
         pool=pool,
         comment=metadata.line(),
+        compression=DENSE if compact else FAST,
     )
 
 

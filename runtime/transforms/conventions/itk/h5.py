@@ -24,9 +24,10 @@ from ....geometry.grid import LARGEST_ENTRY, Grid
 from ....geometry.transform import AffineTransform, Chain, SpatialTransform, Transform
 from ....host.files.reading_process import UnreadableError, read_elsewhere
 from ....host.files.whole_files import atomic_path
+from ....images.formats.gzip_stream import DENSE
 from ....types import Array
 from ...spaces import TransformFile, TransformMetadata, metadata_in, sides
-from ..frames import LPS, TO_LPS, Frame
+from ..frames import LPS, TO_LPS, ComponentPlanes, Frame
 from ..nifti_field import StoredField, check_field
 from .affine import matrix_of, parameters_of
 
@@ -41,7 +42,9 @@ READER = Path(__file__).with_name("h5_reader.py")
 PLANES = 16  # planes of K written at a time
 
 
-def write_composite(path: Path, transform: Transform, displacement: Array | None, metadata: TransformMetadata) -> None:
+def write_composite(
+    path: Path, transform: Transform, displacement: Array | None, metadata: TransformMetadata, compact: bool = False
+) -> None:
     """Write an affine and the displacement field applied before it, float32.
 
     Args:
@@ -50,6 +53,7 @@ def write_composite(path: Path, transform: Transform, displacement: Array | None
         displacement: ``T(x) - x``, (I, J, K, 3) RAS mm on the start's grid; None: the transform is an affine, and the
             file holds it alone.
         metadata: convention and both sides.
+        compact: True to round the field's numbers, see `Frame.compact_step`, and to compress them.
     """
     import h5py
 
@@ -66,7 +70,10 @@ def write_composite(path: Path, transform: Transform, displacement: Array | None
         if displacement is not None:
             frame = _frame(metadata.start.grid, affine)
             part = _add(group, f"{FIELD}_double_3_3", _grid_parameters(frame.grid))
-            _fill(part.create_dataset("TransformParameters", (displacement.size,), np.float32), frame, displacement)
+            plane = 3 * math.prod(frame.grid.shape[:2])
+            packed = {"chunks": (plane,), "shuffle": True, "compression": DENSE.level} if compact else {}
+            parameters = part.create_dataset("TransformParameters", (displacement.size,), np.float32, **packed)
+            _fill(parameters, frame, frame.numbers(displacement, compact))
 
 
 def read_composite(path: Path, argument: str) -> StoredField | TransformFile:
@@ -162,9 +169,9 @@ def _grid_parameters(grid: Grid) -> Array:
     return np.concatenate([grid.shape, LPS * grid.affine[:3, 3], grid.spacing, direction.ravel()])
 
 
-def _fill(parameters: "h5py.Dataset", frame: Frame, displacement: Array) -> None:
+def _fill(parameters: "h5py.Dataset", frame: Frame, numbers: ComponentPlanes) -> None:
     """Write the numbers of a displacement, some planes at a time, since the file's memory order differs."""
-    numbers, (width, height, depth) = frame.numbers(displacement), frame.grid.shape
+    width, height, depth = frame.grid.shape
     for k in range(0, depth, PLANES):
         span = slice(k, min(k + PLANES, depth))
         vectors = np.stack([numbers(component, span).T for component in range(3)], -1)
