@@ -18,7 +18,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 ROOT = Path(__file__).resolve().parent.parent
 # Left out of `make quick`: files whose set-up exports, trains, compiles or starts many processes.
 SLOW = (
-    *("export/", "fuzz/", "commands/", "measurements/", "workflows/", "train/"),
+    *("export/", "fuzz/", "commands/", "measurements/", "pages/", "workflows/", "train/"),
     *("backends/test_build", "backends/test_device", "backends/test_engine_set", "backends/test_kernels_cuda"),
     *("backends/test_loop_on_a_gpu", "backends/test_networks", "backends/test_fields"),
     *("host/test_cache_folder", "host/test_whole_results", "registration/test_warmup", "transforms/test_round_trips"),
@@ -35,6 +35,7 @@ GPU = (
 # first one exports the engine set, which the second one does not need.
 LONG = (
     *("commands/test_cli", "project/test_packaging", "export/test_export", "commands/test_as_a_program"),
+    *("workflows/test_cohort", "pages/"),
     *("workflows/test_benchmark.py", "train/test_fit", "train/test_distributed", "registration/test_warmup"),
     *("train/test_synthetic", "train/test_recipe.py", "registration/test_affine", "fuzz/test_inputs"),
     *("backends/test_build", "backends/test_fields.py", "backends/test_networks.py", "backends/test_loop_on_a_gpu"),

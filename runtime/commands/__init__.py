@@ -1,18 +1,20 @@
 """Commands that need only `runtime`: each parses its options, calls one function, and prints."""
 
 from .benchmark import benchmark
-from .build import build
+from .cohort import cohort, pairs
 from .demo import demo
 from .doctor import doctor
 from .evaluate import evaluate
+from .machine import build, warm_up
 from .prepare import prepare
 from .register import register
 from .report import report
 from .transforms import apply, compose, convert, invert, jacobian
-from .warm_up import warm_up
 
 COMMANDS = (
     register,
+    cohort,
+    pairs,
     doctor,
     report,
     apply,

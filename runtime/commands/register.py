@@ -2,14 +2,13 @@
 
 import click
 
+from .registration_options import ENGINES, OUTPUTS, REGISTRATION, outputs_of, with_options
 from .terminal import (
     ENGINE_DIR,
     IMPLAUSIBLE,
-    NAN,
     OVERWRITE,
     PATH,
     QUIET,
-    Numbers,
     StageLine,
     exit_code_of_failures,
     one_line_errors,
@@ -31,101 +30,8 @@ from .terminal import (
 @click.option(
     "--moving-mask", type=PATH, multiple=True, help="Mask of the moving scan; with several, one for each, in order."
 )
-@click.option(
-    "--affine",
-    default="auto",
-    show_default=True,
-    metavar="auto|affine|rigid|none|FILE[,inverse]",
-    help="auto: the best of headers, centres of mass, rigid and affine. affine, rigid: the result of these steps. "
-    "none: trust the headers. Or a transform, fixed to moving, that `apply` reads (for a field, its best affine fit).",
-)
-@click.option(
-    "--convention", default="auto", show_default=True, help="Convention of a FILE that states none, such as fsl."
-)
-@click.option(
-    "--volume-factor",
-    type=Numbers(float, 2),
-    default=(0.3, 3.0),
-    metavar="LOW,HIGH",
-    help="Limits of a plausible affine; wider for children and animals.  [default: 0.3,3]",
-)
-@click.option(
-    "--backend",
-    type=click.Choice(["auto", "tensorrt-rtx", "tensorrt", "cuda", "native", "openvino", "onnxruntime"]),
-    default="auto",
-    show_default=True,
-    help="Library that runs the engines; the first three need an NVIDIA GPU and requirements-gpu.txt.",
-)
-@click.option(
-    "--precision",
-    type=click.Choice(["auto", "fp32", "fp16", "bf16"]),
-    default="auto",
-    show_default=True,
-    help="Precision of the engines. auto: fp16 for TensorRT, fp32 otherwise.",
-)
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads of engines and kernels.  [default: all cores]")
-@click.option(
-    "--schedule",
-    default="iterstop",
-    show_default=True,
-    help="Stop rules iterstop, tci, thrift; fixed iterations a,b,c,d at levels 4,3,2,1 (1,1,1,1 is RP-Net); cascade:t "
-    "is RP-Net t times.",
-)
-@click.option(
-    "--delta",
-    type=Numbers(float, 1, 4),
-    metavar="D[,D,D,D]",
-    help="Smallest improvement, one value or four (levels 4,3,2,1).  [default: the engine set's, 0.005 for ncc]",
-)
-@click.option(
-    "--stability",
-    type=Numbers(float, 1, 4),
-    metavar="S[,S,S,S]",
-    help="For tci: largest change of the similarity that counts as stable.  [default: 0.02 for ncc]",
-)
-@click.option(
-    "--on-stop",
-    type=click.Choice(["keep", "revert"]),
-    help="For iterstop: keep a candidate that fails the test (released code), or undo it.  [default: keep]",
-)
-@click.option("--similarity", type=click.Choice(["ncc", "lncc", "mse"]), help="Watched by stop rules.  [default: ncc]")
-@click.option("--max-iterations", type=Numbers(int, 1, 4), metavar="N[,N,N,N]", help="Limit per level.  [default: 10]")
-@click.option(
-    "--smooth",
-    type=float,
-    default=0.0,
-    metavar="SIGMA",
-    help="Smooth every residual flow, SIGMA in voxels, where the fixed image has no edges: fewer folds; 1.5 is "
-    "recommended.  [default: 0, none]",
-)
-@click.option(
-    "--window", type=Numbers(float, 2), metavar="LOW,HIGH", help="Intensities mapped to 0..1, for CT, e.g. -200,300."
-)
-@NAN
-@click.option(
-    "--write",
-    default="itk",
-    show_default=True,
-    metavar="NAME[,NAME...]",
-    help="Conventions of the transform files: itk (ANTs, SimpleITK), freesurfer, fsl, learn2reg, h5 (ITK composite).",
-)
-@click.option(
-    "--outputs",
-    metavar="NAME[,NAME...]",
-    help="Files to write: warped, labels, warped_fixed, warp, inverse, affine, jacobian, preview, report (the page). "
-    "report.json is always written; what no file needs is not computed.  [default: all]",
-)
-@click.option(
-    "--compact",
-    is_flag=True,
-    help="Store transforms and Jacobian rounded, as float32 that any tool reads, in about a quarter of the space: "
-    "every point within 0.03 mm (else 0.01), every determinant within 0.2 %.",
-)
-@click.option("--forward-only", is_flag=True, help="Skip the inverse transform and the fixed scan warped by it.")
-@click.option(
-    "--report/--no-report", default=True, show_default=True, help="Write report.html, to look at in a browser."
-)
-@click.option("--report-full", is_flag=True, help="Keep the volumes in report.html at the network's resolution: 8 MB.")
+@with_options(REGISTRATION, ENGINES)
+@with_options(OUTPUTS)
 @click.option("--check", is_flag=True, help="Only examine the scans and this machine, as `doctor` does; write nothing.")
 @click.option("--strict", is_flag=True, help="Exit code 3 if the verdict on a registration is `failed`.")
 @QUIET
@@ -168,14 +74,12 @@ def register(
     from ..pages.page import check_ours
     from ..registration.batch.files import EngineChoice, Outcome, plan_tasks, register_files
     from ..registration.options import Options
-    from ..registration.output.folder import PAGE, PREVIEW, REPORT, Outputs
+    from ..registration.output.folder import PAGE, PREVIEW, REPORT
     from ..registration.output.index import INDEX, results_in, write_index
     from ..registration.quality.verdict import FAILED
 
     tasks = plan_tasks(output, moving, moving_labels, moving_mask)
-    conventions = _names(write)
-    kinds = None if outputs is None else _names(outputs)
-    outputs = Outputs(conventions, not forward_only, report or report_full, report_full, kinds, compact)
+    outputs = outputs_of(write, outputs, compact, forward_only, report, report_full)
     engines = EngineChoice(engine_dir, backend, threads, precision)
     if check:
         from .doctor import print_checkup
@@ -204,11 +108,6 @@ def register(
         raise click.exceptions.Exit(exit_code_of_failures(all(map(is_scarcity, errors))))
     if strict and any(outcome.verdict == FAILED for outcome in outcomes):
         raise click.exceptions.Exit(IMPLAUSIBLE)
-
-
-def _names(text: str) -> tuple[str, ...]:
-    """Return the names in a list separated by commas."""
-    return tuple(name.strip() for name in text.split(","))
 
 
 def _print_outcome(outcome, stages: StageLine, quiet: bool, first: str, alone: bool) -> None:

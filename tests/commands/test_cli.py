@@ -20,7 +20,7 @@ from tests import scans
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = ("register", "doctor", "report", "apply", "compose", "invert", "convert", "jacobian", "evaluate")
-COMMANDS += ("export", "build", "prepare", "train", "demo", "benchmark", "warm-up", "calibrate")
+COMMANDS += ("export", "build", "prepare", "train", "demo", "benchmark", "warm-up", "calibrate", "cohort", "pairs")
 
 
 def run(*arguments):

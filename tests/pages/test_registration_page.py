@@ -14,8 +14,8 @@ import runtime
 from runtime.geometry.grid import Grid
 from runtime.pages.registration.images import PageImages
 from runtime.pages.registration.maps import draw_maps
-from runtime.pages.registration.page import figure_rows
-from runtime.pages.registration.volumes import halved, halved_grid
+from runtime.pages.registration.page import draw, figure_rows
+from runtime.pages.registration.volumes import reduced, reduced_grid
 from runtime.registration.output.page import images_of
 from tests.pages.conftest import run
 
@@ -52,6 +52,16 @@ class TestContent:
         inside = json.loads(re.search(r'id="report">(.*?)</script>', text, re.S)[1])
         assert inside == report
         assert len(text.encode()) < MOST_BYTES
+
+    def test_a_page_of_noise_stays_small(self, tmp_path):
+        rng = np.random.default_rng(0)
+        grid = Grid((120, 150, 120), np.eye(4))
+        fixed, moving, warped = rng.uniform(0.1, 1, (3, *grid.shape)).astype(np.float32)
+        flow = rng.normal(0, 1, (3, *grid.shape)).astype(np.float32)
+        labels = rng.integers(0, 90, grid.shape)
+        drawn = draw(PageImages(fixed, moving, warped, flow, grid, labels), {})
+        volumes = sum(len(volume.content) for volume in drawn.volumes)
+        assert volumes < 400_000 and len(drawn.volumes) == 3  # at half the resolution they take 700,000 characters
 
     def test_every_picture_has_words(self, page):
         images = re.findall(r"<img [^>]*>", page.read_text(encoding="utf-8"))
@@ -251,11 +261,12 @@ class TestMaps:
         red, _, blue = picture[14, 5:8].mean(axis=0)
         assert red > blue + 50
 
-    def test_half_the_resolution_is_the_mean_in_the_same_place(self):
+    @pytest.mark.parametrize("factor", [1, 2, 3])
+    def test_a_reduced_resolution_is_the_mean_in_the_same_place(self, factor):
         grid = Grid((6, 5, 4), np.diag([2.0, 2.0, 2.0, 1.0]))
         places = grid.to_physical(np.moveaxis(np.indices(grid.shape), 0, -1).reshape(-1, 3)).reshape(*grid.shape, 3)
-        half = halved_grid(grid)
-        found = np.stack([halved(places[..., axis]) for axis in range(3)], axis=-1)
+        half = reduced_grid(grid, factor)
+        found = np.stack([reduced(places[..., axis], factor) for axis in range(3)], axis=-1)
         expected = half.to_physical(np.moveaxis(np.indices(half.shape), 0, -1).reshape(-1, 3)).reshape(*half.shape, 3)
         np.testing.assert_allclose(found, expected, atol=1e-5)
 

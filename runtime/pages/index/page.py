@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ...backends.verdict_limits import MEANINGS
 from ..page import write_page
 from ..plots import RULE, SERIES, as_svg, new_figure
@@ -13,6 +15,7 @@ from .entries import CLEAR, COMPARED, Entry, compared
 from .ratings import DECISIONS, Rating
 
 BINS = 40
+FARTHEST = 8  # robust standard deviations from the median; pairs farther out are counted at the ends
 DIGITS = 5  # significant digits of the figures on the page
 
 
@@ -76,16 +79,26 @@ def _distribution(figure: str, entries: Sequence[Entry]) -> Distribution | None:
     values = [value for entry in entries if (value := entry.figures.get(figure)) is not None]
     if len(values) < 2:
         return None
-    low, high = min(values), max(values)
-    if low == high:
-        low, high = low - abs(low) / 100 - 1e-6, high + abs(high) / 100 + 1e-6
+    low, high = _ends(values)
     picture = new_figure(3, 0.9)
     picture.set_layout_engine("none")
     axes = picture.add_axes((0, 0.02, 1, 0.96))  # the full width, so that the page's script can place its marks
-    axes.hist(values, bins=min(BINS, max(len(values), 4)), range=(low, high), color=SERIES[0])
+    axes.hist(np.clip(values, low, high), bins=min(BINS, max(len(values), 4)), range=(low, high), color=SERIES[0])
     axes.set_xlim(low, high)
     axes.set_axis_off()
     axes.axhline(0, color=RULE, linewidth=1)
     title = COMPARED[figure]
     svg = as_svg(picture, f"Histogram of {title} over {len(values)} pairs, from {low:.3g} to {high:.3g}")
     return Distribution(figure, title, MEANINGS[figure][1], low, high, svg)
+
+
+def _ends(values: Sequence[float]) -> tuple[float, float]:
+    """Return the ends of a histogram: the extremes, or less if single pairs would squeeze all others together."""
+    middle = float(np.median(values))
+    spread = 1.4826 * float(np.median(np.abs(np.array(values) - middle)))
+    low, high = min(values), max(values)
+    if spread > 0:
+        low, high = max(low, middle - FARTHEST * spread), min(high, middle + FARTHEST * spread)
+    if low == high:
+        low, high = low - abs(low) / 100 - 1e-6, high + abs(high) / 100 + 1e-6
+    return low, high

@@ -28,7 +28,7 @@ from .images import PageImages
 from .slices import shown_planes
 
 EVERY = 2  # of the positions of the slices
-SCALE = 1.5  # of the warped grid, whose lines are thinner than a voxel
+SCALE = 1.0  # of the warped grid
 DIM = 0.45  # of a grey image below a map
 DOUBLED = 1.0  # log2 of the Jacobian determinant at the ends of its scale
 FOLD_WHITE = (255, 255, 255)

@@ -15,6 +15,7 @@ from .slices import PlaneSlices, draw_slices
 from .trace import draw_trace, steps_of
 from .volumes import PageVolume, pack_volumes
 
+ROOM = 1_820_000  # characters for pictures and volumes, so that a page stays below 3 MB with everything else
 VIEWER = "niivue-0.69.0.umd.js.gz"
 LINE_OF_VERDICT = "no figure is implausible"
 
@@ -58,7 +59,16 @@ def draw(images: PageImages, iterations: Mapping[str, Any], full: bool = False) 
         full: True to keep the viewer's volumes at the working grid's resolution; otherwise at half of it.
     """
     shown = images.cropped()
-    return Drawn(draw_slices(shown), draw_maps(shown), pack_volumes(shown, full), draw_trace(iterations), full)
+    slices, maps = draw_slices(shown), draw_maps(shown)
+    room = None if full else ROOM - _characters(slices, maps)
+    return Drawn(slices, maps, pack_volumes(shown, room), draw_trace(iterations), full)
+
+
+def _characters(slices: list[PlaneSlices], maps: list[Map]) -> int:
+    """Return the number of characters that pictures and contours take."""
+    stacks = [one for plane in slices for one in plane.slices]
+    count = sum(len(one.fixed) + len(one.moving) + len(one.warped) + sum(map(len, one.contours)) for one in stacks)
+    return count + sum(len(uri) for one in maps for panels in one.planes.values() for uri, _ in panels)
 
 
 def write_report_page(path: Path, drawn: Drawn, report: Mapping[str, Any]) -> None:

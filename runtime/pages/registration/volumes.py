@@ -11,7 +11,8 @@ from ...types import Array
 from .images import PageImages
 
 LEVEL = 6  # of compression
-STEP = 2  # of intensities at half the resolution, of 256: files a tenth smaller
+STEP = 2  # of intensities at a reduced resolution, of 256: files a tenth smaller
+FACTORS = (2, 3, 4, 6)  # by which the resolution is reduced
 MOST_LABELS = 255  # that the viewer's 8 bits can tell apart; further ones share the last colour
 
 
@@ -24,27 +25,34 @@ class PageVolume:
     content: str
 
 
-def pack_volumes(images: PageImages, full: bool) -> list[PageVolume]:
-    """Return fixed, moving and warped image, and the labels if there are any, as 8-bit NIfTI files.
+def pack_volumes(images: PageImages, room: int | None) -> list[PageVolume]:
+    """Return fixed and warped image, and the labels if there are any, as 8-bit NIfTI files.
 
     Args:
         images: those of the page.
-        full: True for the working grid's own resolution; otherwise means over 2 x 2 x 2 voxels.
+        room: characters that they may take together: they are means over 2 x 2 x 2 voxels, or over more if that does
+            not fit. None: the working grid's own resolution, with the moving image as well.
     """
-    named = (
-        ("fixed", "Fixed", images.fixed),
-        ("warped", "Warped", images.warped),
-        ("moving", "Moving, affine only", images.moving),
-    )
-    grid = images.grid if full else halved_grid(images.grid)
+    if room is None:
+        return _packed(images, 1)
+    for factor in FACTORS:
+        found = _packed(images, factor)
+        if sum(len(volume.content) for volume in found) <= room:
+            break
+    return found
+
+
+def _packed(images: PageImages, factor: int) -> list[PageVolume]:
+    named = [("fixed", "Fixed", images.fixed), ("warped", "Warped", images.warped)]
+    if factor == 1:
+        named.append(("moving", "Moving, affine only", images.moving))
+    grid = reduced_grid(images.grid, factor)
     found = []
     for key, title, image in named:
-        if key == "moving" and not full:
-            continue  # the pictures show it
-        levels = np.rint(255 * np.clip(image if full else halved(image), 0, 1)).astype(np.uint8)
-        found.append(PageVolume(key, title, _nifti(levels if full else levels // STEP * STEP, grid)))
+        levels = np.rint(255 * np.clip(reduced(image, factor), 0, 1)).astype(np.uint8)
+        found.append(PageVolume(key, title, _nifti(levels if factor == 1 else levels // STEP * STEP, grid)))
     if images.labels is not None:
-        labels = images.labels if full else every_second(images.labels)
+        labels = _every(images.labels, factor)
         found.append(PageVolume("labels", "Labels", _nifti(_ranked(labels), grid)))
     return found
 
@@ -57,24 +65,25 @@ def _ranked(labels: Array) -> Array:
     return np.where(labels == 0, 0, ranks.clip(1, MOST_LABELS)).astype(np.uint8)
 
 
-def every_second(labels: Array) -> Array:
-    """Return one of each 2 x 2 x 2 voxels of a label map, on the grid of `halved`."""
-    i, j, k = (size // 2 for size in labels.shape)
-    return labels[: 2 * i : 2, : 2 * j : 2, : 2 * k : 2]
+def _every(labels: Array, factor: int) -> Array:
+    """Return one of each factor^3 voxels of a label map, on the grid of `reduced`."""
+    i, j, k = (size // factor * factor for size in labels.shape)
+    return labels[:i:factor, :j:factor, :k:factor]
 
 
-def halved(image: Array) -> Array:
-    """Return the means over 2 x 2 x 2 voxels; an odd last voxel is left out."""
-    i, j, k = (size // 2 for size in image.shape)
-    blocks: Array = image[: 2 * i, : 2 * j, : 2 * k].reshape(i, 2, j, 2, k, 2).mean(axis=(1, 3, 5), dtype=np.float32)
-    return blocks
+def reduced(image: Array, factor: int) -> Array:
+    """Return the means over factor^3 voxels; voxels that do not fill a cube are left out."""
+    i, j, k = (size // factor for size in image.shape)
+    cubes = image[: factor * i, : factor * j, : factor * k].reshape(i, factor, j, factor, k, factor)
+    means: Array = cubes.mean(axis=(1, 3, 5), dtype=np.float32)
+    return means
 
 
-def halved_grid(grid: Grid) -> Grid:
-    """Return the grid of `halved`."""
-    affine = grid.affine @ np.diag([2.0, 2.0, 2.0, 1.0])
-    affine[:3, 3] = grid.to_physical(np.full((1, 3), 0.5))[0]
-    i, j, k = (size // 2 for size in grid.shape)
+def reduced_grid(grid: Grid, factor: int) -> Grid:
+    """Return the grid of `reduced`."""
+    affine = grid.affine @ np.diag([factor, factor, factor, 1.0])
+    affine[:3, 3] = grid.to_physical(np.full((1, 3), (factor - 1) / 2))[0]
+    i, j, k = (size // factor for size in grid.shape)
     return Grid((i, j, k), affine)
 
 

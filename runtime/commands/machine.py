@@ -1,4 +1,4 @@
-"""`build`: an engine set's plans for NVIDIA GPUs."""
+"""`build` and `warm-up`: what is compiled for a machine, ahead of time."""
 
 import click
 
@@ -38,3 +38,16 @@ def build(engine_dir, target, sms, precisions, shape, shapes, quiet) -> None:
 
     options = BuildOptions(target, parse_sms(sms), parse_precisions(precisions), parse_profile(shape or shapes))
     build_plans(engine_dir, options, (lambda line: None) if quiet else click.echo)
+
+
+@click.command("warm-up")
+@one_line_errors
+def warm_up() -> None:
+    """Compile the CPU kernels for this machine, once (half a minute).
+
+    Otherwise the first command that needs the kernels compiles them. They are kept in the cache folder, which
+    RPNET_CACHE sets, for example to /opt/cache in a container image.
+    """
+    from ..registration.warmup import main
+
+    main([])
