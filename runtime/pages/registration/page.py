@@ -17,7 +17,6 @@ from .volumes import PageVolume, pack_volumes
 
 ROOM = 1_820_000  # characters for pictures and volumes, so that a page stays below 3 MB with everything else
 VIEWER = "niivue-0.69.0.umd.js.gz"
-LINE_OF_VERDICT = "no figure is implausible"
 
 
 @dataclass(frozen=True)

@@ -157,11 +157,6 @@ def without(rows: Sequence[CohortRow], excluded: Iterable[str]) -> list[CohortRo
     return [row for row in rows if row.id not in gone]
 
 
-def with_affine(row: CohortRow, affine: str) -> str:
-    """Return the affine of a row: its own, or that of the command line."""
-    return row.affine or affine
-
-
 def relative_to(rows: Sequence[CohortRow], folder: Path) -> list[CohortRow]:
     """Return rows whose files are named relative to a folder where they lie below it, else absolutely."""
 

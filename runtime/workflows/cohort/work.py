@@ -20,7 +20,7 @@ from ...registration.output.folder import Outputs
 from ...registration.scans import Registration
 from ...registration.warmup import start_kernels
 from .records import DONE, FAILED, Claim, CohortFolder
-from .table import CohortRow, with_affine
+from .table import CohortRow
 from .time_limit import TimeLimit
 
 BUSY = "busy"  # another process is at work on the pair
@@ -57,7 +57,7 @@ class CohortChoices:
     def options_of(self, row: CohortRow) -> Options:
         """Return the options of a pair."""
         options = self.special[row.id].options if row.id in self.special else self.options
-        return replace(options, affine=with_affine(row, options.affine))
+        return replace(options, affine=row.affine or options.affine)
 
     def facts(self) -> dict[str, Any]:
         """Return what all results depend on besides their inputs and their options."""
