@@ -1,12 +1,8 @@
 """`benchmark`: the accuracy gate, then latency and memory."""
 
-import sys
-
 import click
 
-from .terminal import ENGINE_DIR, PATH, QUIET, Numbers, StageLine, one_line_errors
-
-INSTALLED = (sys.executable, "-m", __package__.partition(".")[0])  # command that starts the installed program
+from .terminal import ENGINE_DIR, INSTALLED, PATH, QUIET, Numbers, StageLine, one_line_errors
 
 
 @click.command()

@@ -1,14 +1,11 @@
 """`cohort`: every pair of a table, on a laptop or a cluster; and `pairs`, which writes such a table."""
 
 import shlex
-import sys
 
 import click
 
 from .registration_options import ENGINES, OUTPUTS, REGISTRATION, outputs_of, registration_options, with_options
-from .terminal import ENGINE_DIR, PATH, QUIET, TRY_LATER, one_line_errors
-
-INSTALLED = (sys.executable, "-m", __package__.partition(".")[0])
+from .terminal import ENGINE_DIR, INSTALLED, PATH, QUIET, TRY_LATER, one_line_errors
 
 
 @click.command()

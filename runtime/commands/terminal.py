@@ -20,6 +20,7 @@ from ..host.standard_streams import keep_streams_usable
 from ..host.stopping import Stopped, asked, exit_code, ignore_signals, raise_on_signals
 
 TRY_LATER = 75  # exit code EX_TEMPFAIL of sysexits.h: a temporary failure
+INSTALLED = (sys.executable, "-m", __package__.partition(".")[0])  # command that starts the installed program
 IMPLAUSIBLE = 3  # with --strict: the verdict on a registration is "failed"
 MEMORY_REMEDY = "close other programs, raise the limit (ulimit -v, the batch system's) or use another computer"
 

@@ -1,11 +1,15 @@
 """Pictures inside pages: arrays as JPEG, and contours as the paths of an SVG."""
 
 import io
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..types import Array
 from .page import data_uri
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 QUALITY = 78  # of JPEG
 FEWEST_POINTS = 10  # of a contour that is drawn
@@ -14,11 +18,15 @@ TENTHS = 10  # contours are stated in tenths of a pixel
 
 def picture(panel: Array) -> str:
     """Return a picture (rows, columns) or (rows, columns, 3) with values in [0, 255] as a URI that holds it."""
-    from PIL import Image
+    from PIL.Image import fromarray
 
-    image = Image.fromarray(np.clip(np.rint(panel), 0, 255).astype(np.uint8))
+    return jpeg_uri(fromarray(np.clip(np.rint(panel), 0, 255).astype(np.uint8)), QUALITY)
+
+
+def jpeg_uri(image: "Image", quality: int) -> str:
+    """Return an image as a URI that holds it as JPEG of a quality from 1 to 95."""
     file = io.BytesIO()
-    image.save(file, format="JPEG", quality=QUALITY)
+    image.save(file, format="JPEG", quality=quality)
     return data_uri(file.getvalue(), "image/jpeg")
 
 

@@ -1,16 +1,15 @@
 """Entries of the page of many registrations: verdict, figures, their place among all, and pictures."""
 
-import io
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...backends.verdict_limits import ABOVE, BELOW, MEANINGS
 from ...images.pictures.preview import read_panels
-from ..page import data_uri
+from ..pictures import jpeg_uri
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -93,8 +92,6 @@ def compared(entries: Sequence[Entry]) -> list[Entry]:
     A robust z is the distance from the median in standard deviations, estimated from the median absolute deviation;
     it is stated for figures that at least five pairs have.
     """
-    from dataclasses import replace
-
     spreads = {figure: _spread([entry.figures.get(figure) for entry in entries]) for figure in COMPARED}
     found = [replace(entry, z=_z(entry, spreads)) for entry in entries]
     return sorted(found, key=lambda entry: (ORDER.get(entry.verdict, 3), -entry.worst, entry.name))
@@ -105,9 +102,14 @@ def _spread(values: Sequence[float | None]) -> tuple[float, float] | None:
     known = [value for value in values if value is not None]
     if len(known) < FEWEST:
         return None
-    median = statistics.median(known)
-    deviation = TO_SIGMA * statistics.median(abs(value - median) for value in known)
+    median, deviation = robust_spread(known)
     return (median, deviation) if deviation > 0 else None
+
+
+def robust_spread(values: Sequence[float]) -> tuple[float, float]:
+    """Return the median of values and their standard deviation as the median absolute deviation estimates it."""
+    median = statistics.median(values)
+    return median, TO_SIGMA * statistics.median(abs(value - median) for value in values)
 
 
 def _z(entry: Entry, spreads: Mapping[str, tuple[float, float] | None]) -> dict[str, float]:
@@ -134,9 +136,7 @@ def _thumbnails(preview: Path) -> dict[str, Any]:
         planes = [panels[name] for plane in PLANES if (name := f"{plane} {kind}") in panels]
         if planes:
             strip = _strip(planes)
-            file = io.BytesIO()
-            strip.save(file, format="JPEG", quality=QUALITY)
-            found[kind] = data_uri(file.getvalue(), "image/jpeg")
+            found[kind] = jpeg_uri(strip, QUALITY)
             found["size"] = strip.size
     return found if "fixed" in found and "warped" in found else {}
 

@@ -1,7 +1,6 @@
 """The page of many registrations, index.html."""
 
 import dataclasses
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from ...backends.verdict_limits import MEANINGS
+from ...host.files.hashes import sha256
 from ..page import write_page
 from ..plots import RULE, SERIES, as_svg, new_figure
-from .entries import CLEAR, COMPARED, Entry, compared
+from .entries import CLEAR, COMPARED, Entry, compared, robust_spread
 from .ratings import DECISIONS, Rating
 
 BINS = 40
@@ -56,7 +56,7 @@ def write_index_page(
         figures=COMPARED,
         clear=CLEAR,
         decisions=DECISIONS,
-        identity=hashlib.sha256("\n".join(sorted(entry.name for entry in entries)).encode()).hexdigest()[:16],
+        identity=sha256("\n".join(sorted(entry.name for entry in entries)).encode())[:16],
         ratings={name: dataclasses.asdict(rating) for name, rating in (ratings or {}).items()},
     )
 
@@ -94,8 +94,7 @@ def _distribution(figure: str, entries: Sequence[Entry]) -> Distribution | None:
 
 def _ends(values: Sequence[float]) -> tuple[float, float]:
     """Return the ends of a histogram: the extremes, or less if single pairs would squeeze all others together."""
-    middle = float(np.median(values))
-    spread = 1.4826 * float(np.median(np.abs(np.array(values) - middle)))
+    middle, spread = robust_spread(values)
     low, high = min(values), max(values)
     if spread > 0:
         low, high = max(low, middle - FARTHEST * spread), min(high, middle + FARTHEST * spread)

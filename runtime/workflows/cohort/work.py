@@ -113,10 +113,11 @@ def work(
                     _take_all(outcomes, queue, folder, choices, opened, counts, tell)
                 except Exception as error:  # one that no input should cause: the pair's record has all of it
                     claim = queue.take()
+                    failure = recorded(error)
                     with claim.held:
-                        folder.finish(claim, {"state": FAILED, **recorded(error)})
+                        folder.finish(claim, {"state": FAILED, **failure})
                     counts[FAILED] += 1
-                    tell(f"{claim.row.id}: failed: {recorded(error)['error']}")
+                    tell(f"{claim.row.id}: failed: {failure['error']}")
                     pairs = queue.pairs(itertools.chain(queue.release(), left))
                 if stop():
                     break
@@ -211,23 +212,25 @@ def _take_all(
         writing: Job[tuple[str, str]] | None = None
 
         def written() -> None:
+            nonlocal writing
             if writing is not None:
-                state, line = writing.take()
+                (state, line), writing = writing.take(), None
                 counts[state] += 1
                 tell(line)
 
-        for outcome in outcomes:
-            claim, seconds = queue.take(), time.perf_counter() - queue.started
-            written()
-            result = outcome.result if outcome.error is None else outcome.error
-            writing = jobs.start(_finish, folder, claim, result, choices.outputs, seconds)
-            del outcome, result
-            if not jobs.beside or queue.stop():
+        try:
+            for outcome in outcomes:
+                claim, seconds = queue.take(), time.perf_counter() - queue.started
                 written()
-                writing = None
-            if queue.stop():
-                break
-        written()
+                result = outcome.result if outcome.error is None else outcome.error
+                writing = jobs.start(_finish, folder, claim, result, choices.outputs, seconds)
+                del outcome, result
+                if not jobs.beside:
+                    written()
+                if queue.stop():
+                    break
+        finally:
+            written()
 
 
 def _finish(
@@ -239,7 +242,7 @@ def _finish(
             if isinstance(result, InputError):
                 raise result
             result.save(folder.result(claim.row), overwrite=True, outputs=outputs, locked=True)
-        except (InputError, OSError, MemoryError) as error:
+        except Exception as error:
             outcome = {"state": FAILED, **recorded(error), "seconds": seconds}
             folder.finish(claim, outcome)
             later = " (may succeed later)" if is_scarcity(error) else ""

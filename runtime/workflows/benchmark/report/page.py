@@ -11,7 +11,7 @@ from ....pages.page import check_ours, write_page
 from ....pages.plots import INK, SERIES, as_svg, new_figure, style_axes
 from ....types import Record
 from .cells import Section, Table, ms, number
-from .plot import draw_stages, draw_volumes
+from .plot import draw_stages, draw_volumes, place_of
 from .text import head_facts, sections
 
 FORMAT = "rpnet-benchmark"
@@ -76,18 +76,11 @@ def check_page(path: Path) -> None:
 
 def _names(records: Sequence[Record]) -> list[str]:
     """Return the names of the machines, told apart by their dates where they are equal."""
-    names = [_place(record) for record in records]
+    names = [place_of(record) for record in records]
     return [
         f"{name}, {record.get('created', '')[:16].replace('T', ' ')}" if names.count(name) > 1 else name
         for name, record in zip(names, records, strict=True)
     ]
-
-
-def _place(record: Record) -> str:
-    """Return the devices of the contenders, in words."""
-    host = f"{record['machine']['cpu']}, {record['threads']} threads"
-    devices = dict.fromkeys(host if row["device"] == "cpu" else row["device"] for row in record["contenders"])
-    return "; ".join(devices) or host
 
 
 def _timed(record: Record) -> list[Record]:

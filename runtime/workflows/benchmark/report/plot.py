@@ -34,12 +34,12 @@ def draw(record: Record, path: Path) -> None:
     """
     figure = new_figure(*SIZE)
     (draw_volumes if "shapes" in record else draw_stages)(record, figure.subplots())
-    figure.suptitle(_place(record), fontsize=9, color="0.3")
+    figure.suptitle(place_of(record), fontsize=9, color="0.3")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format=Path(path).suffix.lstrip(".").lower(), dpi=150)
 
 
-def _place(record: Record) -> str:
+def place_of(record: Record) -> str:
     """Return the devices of the contenders, in words."""
     host = f"{record['machine']['cpu']}, {record['threads']} threads"
     return "; ".join(dict.fromkeys(host if row["device"] == "cpu" else row["device"] for row in record["contenders"]))
